@@ -1,0 +1,1 @@
+"""Accelerated kernels, one package per array library; see CONTRIBUTING.md for how to add one."""

@@ -1,0 +1,1 @@
+"""The suite that holds every backend to the numerics contract; see README.md, "Conformance"."""

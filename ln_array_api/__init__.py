@@ -1,0 +1,37 @@
+"""Normalise arrays, forward and backward, on whichever array library they come from.
+
+Every function takes arrays of NumPy, CuPy, torch, JAX, Dask or any other library that follows the
+Python array API standard, and gives arrays of the same library, on the same device.
+
+>>> import numpy as np
+>>> import ln_array_api as ln
+>>> ln.layer_norm(np.asarray([[1.0, 2.0, 3.0]])).round(4)
+array([[-1.2247,  0.    ,  1.2247]])
+"""
+
+from ._explain import backends, explain
+from .backend import use_backend
+from .errors import BackendError, BackendWarning, DeviceMismatchError
+from .layer_norm import Forward, Gradients, layer_norm, layer_norm_backward, layer_norm_forward
+from .rms_norm import RMSForward, RMSGradients, rms_norm, rms_norm_backward, rms_norm_forward
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "BackendWarning",
+    "DeviceMismatchError",
+    "Forward",
+    "Gradients",
+    "RMSForward",
+    "RMSGradients",
+    "backends",
+    "explain",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "use_backend",
+]

@@ -1,0 +1,228 @@
+"""What the library has to know of array libraries: namespaces, dtypes, devices, views.
+
+This is the only module that imports array_api_compat. Whatever differs between array libraries
+and is not settled by the array API standard is decided here, once per array type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+Array: TypeAlias = Any  # any array of any library: the standard offers no static type for it yet
+
+#: Supported dtypes, each with the dtype in which its rows are accumulated and stored as statistics.
+ACCUMULATION = {
+    "float16": "float32",
+    "bfloat16": "float32",
+    "float32": "float32",
+    "float64": "float64",
+}
+
+#: For each dtype of x, the dtypes that its parameters may have: its own or a wider one.
+AT_LEAST = {
+    "float16": ("float16", "float32", "float64"),
+    "bfloat16": ("bfloat16", "float32", "float64"),
+    "float32": ("float32", "float64"),
+    "float64": ("float64",),
+}
+
+
+class Library(NamedTuple):
+    """What is known of an array library from the type of one of its arrays."""
+
+    name: str
+    xp: Any
+    writable: bool
+    """Whether its arrays can be written in place, so that `out` makes sense."""
+    lazy: bool
+    """Whether its arrays are chunked graphs, whose axes had better be left alone."""
+    signature: Callable[[Array], Hashable]
+    """All of an array that a plan may depend on: dtype, shape, device, layout."""
+    in_order: Callable[[Array], bool]
+    """Whether an array is aligned, in C order and in native byte order, as far as can be told."""
+    put_in_order: Callable[[Array], Array]
+    """The array itself or a copy, for which `in_order` holds; of no subclass."""
+
+
+_libraries: dict[type, Library] = {}
+
+
+def library_of(x: Array) -> Library:
+    """The library that x comes from, found once per type.
+
+    Raises
+    ------
+    TypeError
+        If x is no array, or of a subclass of numpy.ndarray that changes what operators mean.
+    """
+    library = _libraries.get(type(x))
+    if library is None:
+        library = _libraries.setdefault(type(x), _recognise(x))
+    return library
+
+
+def _recognise(x: Array) -> Library:
+    if isinstance(x, np.ma.MaskedArray | np.matrix):
+        raise TypeError(
+            f"{type(x).__name__} is not supported, because its operators do not mean what those of "
+            "an array mean; pass numpy.asarray(x), or x.filled(...) for a masked array"
+        )
+    try:
+        xp = array_api_compat.array_namespace(x)
+    except TypeError:
+        raise TypeError(
+            f"{type(x).__name__} is not an array of a library that follows the Python array API "
+            "standard; convert it first, for example with numpy.asarray"
+        ) from None
+    name = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+    signature, in_order, put_in_order = _LAYOUT.get(name, _STANDARD_LAYOUT)
+    return Library(
+        name,
+        xp,
+        writable=name not in ("jax", "dask"),
+        lazy=name == "dask",
+        signature=signature,
+        in_order=in_order,
+        put_in_order=put_in_order,
+    )
+
+
+_C_CONTIGUOUS_AND_ALIGNED = 0x101  # bits of ndarray.flags.num
+
+
+def _numpy_signature(x: Array) -> Hashable:
+    return type(x), x.dtype, x.shape, x.flags.num & _C_CONTIGUOUS_AND_ALIGNED
+
+
+def _numpy_in_order(x: Array) -> bool:
+    in_c_order = x.flags.num & _C_CONTIGUOUS_AND_ALIGNED == _C_CONTIGUOUS_AND_ALIGNED
+    return type(x) is np.ndarray and in_c_order and x.dtype.isnative
+
+
+def _numpy_put_in_order(x: Array) -> Array:
+    return np.require(x, x.dtype.newbyteorder("="), ("C", "A", "E"))
+
+
+def _torch_signature(x: Array) -> Hashable:
+    return type(x), x.dtype, x.shape, x.device, x.is_contiguous()
+
+
+def _cupy_signature(x: Array) -> Hashable:
+    return type(x), x.dtype, x.shape, x.device.id, x.flags.c_contiguous
+
+
+def _standard_signature(x: Array) -> Hashable:
+    return type(x), x.dtype, x.shape, device_of(x)
+
+
+_LAYOUT: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
+    "numpy": (_numpy_signature, _numpy_in_order, _numpy_put_in_order),
+    "torch": (_torch_signature, lambda x: x.is_contiguous(), lambda x: x.contiguous()),
+    "cupy": (
+        _cupy_signature,
+        lambda x: x.flags.c_contiguous,
+        lambda x: library_of(x).xp.ascontiguousarray(x),
+    ),
+    "jax": (_standard_signature, lambda x: True, lambda x: x),
+}
+# The standard has no layout. An array that may be strided is flattened and unflattened, which
+# copies it wherever its elements are not evenly spaced in C order.
+_STANDARD_LAYOUT = (_standard_signature, lambda x: False, lambda x: x)
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype, the same in every library: ``float32``, ``bfloat16``."""
+    name = getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
+    return str(name)
+
+
+def device_of(x: Array) -> Hashable:
+    """The device of x, or None where it is not known yet (a traced JAX array)."""
+    if array_api_compat.is_jax_array(x):
+        try:
+            return frozenset(x.devices())
+        except Exception:  # what a tracer raises is private to JAX and has changed before
+            return None
+    return array_api_compat.device(x)  # type: ignore[no-any-return]
+
+
+def accumulate(xp: Any, x: Array) -> Array:
+    """X in its accumulation dtype; x itself where it has that dtype already."""
+    return xp.astype(x, getattr(xp, ACCUMULATION[dtype_name(x.dtype)]), copy=False)
+
+
+def is_unknown(length: Any) -> bool:
+    """Whether a dimension's length is not known before computing (NaN in Dask, None elsewhere)."""
+    return length is None or math.isnan(length)
+
+
+def in_shape(x: Array, shape: tuple[int, ...], permutation: tuple[int, ...] = ()) -> Array:
+    """X with its axes permuted, then seen as `shape`, in C order; a copy only where it must be."""
+    library = library_of(x)
+    if permutation:
+        x = library.xp.permute_dims(x, permutation)
+    if not library.in_order(x):
+        x = library.xp.reshape(library.put_in_order(x), (-1,))
+    return library.xp.reshape(x, shape)
+
+
+def is_writable(x: Array) -> bool:
+    """Whether x, of a library that can write, can be written itself."""
+    flags = getattr(x, "flags", None)
+    return bool(getattr(flags, "writeable", True))
+
+
+def is_same_view(a: Array, b: Array) -> bool:
+    """Whether a and b are the same elements of the same memory in the same order."""
+    if a is b:
+        return True
+    first, second = _memory(a), _memory(b)
+    return (
+        first is not None
+        and second is not None
+        and first.__array_interface__["data"] == second.__array_interface__["data"]
+        and (first.shape, first.strides) == (second.shape, second.strides)
+    )
+
+
+def share_memory(a: Array, b: Array) -> bool:
+    """Whether any element of a is an element of b, where the library lets that be known."""
+    first, second = _memory(a), _memory(b)
+    return first is not None and second is not None and np.shares_memory(first, second)
+
+
+def overlaps_itself(x: Array) -> bool:
+    """Whether elements of x share memory because x is broadcast."""
+    memory = _memory(x)
+    return memory is not None and any(
+        step == 0 and length > 1 for step, length in zip(memory.strides, memory.shape, strict=True)
+    )
+
+
+def _memory(x: Array) -> np.ndarray | None:
+    """A NumPy array with the address, shape and strides of x, to be looked at but never read."""
+    if isinstance(x, np.ndarray):
+        return x
+    if array_api_compat.is_torch_array(x):
+        if x.device.type == "meta":
+            return None
+        address, itemsize, steps = x.data_ptr(), x.element_size(), x.stride()
+        strides = tuple(step * itemsize for step in steps)
+    elif hasattr(x, "__cuda_array_interface__"):
+        address, itemsize, strides = x.data.ptr, x.itemsize, x.strides
+    else:
+        return np.asarray(x) if hasattr(x, "__array__") or hasattr(x, "__buffer__") else None
+    view = {
+        "data": (address, False),
+        "shape": tuple(x.shape),
+        "strides": strides,
+        "typestr": f"|V{itemsize}",
+        "version": 3,
+    }
+    return np.asarray(SimpleNamespace(__array_interface__=view))

@@ -1,0 +1,192 @@
+"""What is wrong with a call, found from shapes, dtypes, libraries and devices before any work.
+
+Each check returns what it resolved, or raises with the function's name, the argument, what was
+given and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+from ._arrays import (
+    ACCUMULATION,
+    AT_LEAST,
+    Array,
+    Library,
+    device_of,
+    dtype_name,
+    is_same_view,
+    is_unknown,
+    is_writable,
+    library_of,
+    overlaps_itself,
+    share_memory,
+)
+from .errors import DeviceMismatchError
+
+
+def array(function: str, name: str, x: Any) -> Library:
+    """The library of x, an array of a supported floating dtype."""
+    try:
+        library = library_of(x)
+    except TypeError as error:
+        raise TypeError(f"{function}: {name}: {error}") from None
+    dtype = dtype_name(x.dtype)
+    if dtype not in ACCUMULATION:
+        remedy = (
+            "take its real and imaginary parts apart"
+            if dtype.startswith("complex")
+            else "cast it, to float64 for example"
+            if dtype.startswith(("float", "longdouble"))
+            else "cast it, to float32 for example"
+        )
+        raise TypeError(
+            f"{function}: {name} has dtype {dtype}, but only {', '.join(ACCUMULATION)} are "
+            f"supported; {remedy}"
+        )
+    return library
+
+
+def companion(
+    function: str,
+    name: str,
+    given: Any,
+    x: Array,
+    shape: tuple[int, ...],
+    what: str,
+    dtype: str | None = None,
+) -> None:
+    """An array beside x: of its library and device, a known shape, its dtype or a wider one."""
+    library, expected = array(function, name, given), library_of(x)
+    if library.name != expected.name:
+        raise TypeError(
+            f"{function}: {name} is an array of {library.name}, but x is one of {expected.name}; "
+            "convert one of them, since nothing is converted behind your back"
+        )
+    allowed = AT_LEAST[dtype or dtype_name(x.dtype)]
+    if dtype_name(given.dtype) not in allowed:
+        raise TypeError(
+            f"{function}: {name} has dtype {dtype_name(given.dtype)}, but beside x of dtype "
+            f"{dtype_name(x.dtype)} it must be {' or '.join(allowed)}; cast it"
+        )
+    same_shape(function, name, given, shape, what)
+    same_device(function, name, given, x)
+
+
+def same_shape(function: str, name: str, given: Array, shape: tuple[int, ...], what: str) -> None:
+    """The shape of an array, dimensions of unknown length (in Dask) aside."""
+    lengths = tuple(given.shape)
+    if len(lengths) != len(shape) or any(
+        a != b and not is_unknown(a) and not is_unknown(b)
+        for a, b in zip(lengths, shape, strict=True)
+    ):
+        raise ValueError(f"{function}: {name} has shape {lengths}, but must have {shape}, {what}")
+
+
+def same_device(function: str, name: str, given: Array, x: Array) -> None:
+    """The device of x, where both are known."""
+    here, there = device_of(x), device_of(given)
+    if here is not None and there is not None and here != there:
+        raise DeviceMismatchError(
+            f"{function}: {name} is on {_device(there)}, but x is on {_device(here)}; move one of "
+            "them, since nothing is moved behind your back"
+        )
+
+
+def _device(device: Any) -> str:
+    if isinstance(device, frozenset):
+        return ", ".join(sorted(map(str, device)))
+    return str(device)
+
+
+def axes(function: str, axis: int | tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The normalised axes, not negative, in ascending order."""
+    given = axis if isinstance(axis, tuple) else (axis,)
+    ndim = len(shape)
+    if not given:
+        raise ValueError(f"{function}: axis=() leaves nothing to normalise over; name an axis")
+    for each in given:
+        if not -ndim <= each < ndim:
+            raise ValueError(
+                f"{function}: axis {each} is out of range for x of {ndim} dimensions"
+                + (f" (allowed: {-ndim} to {ndim - 1})" if ndim else "; it needs one at least")
+            )
+    resolved = tuple(sorted(each % ndim for each in given))
+    if len(set(resolved)) < len(resolved):
+        raise ValueError(f"{function}: axis={axis} names an axis twice")
+    for each in resolved:
+        if is_unknown(shape[each]):
+            raise ValueError(
+                f"{function}: the length of axis {each} is not known yet; compute it first, in "
+                "Dask with x.compute_chunk_sizes()"
+            )
+    return resolved
+
+
+def canonical_axis(function: str, axis: Any) -> int | tuple[int, ...]:
+    """An int or a tuple of ints from what may be a list, or hold NumPy integers."""
+    try:
+        if isinstance(axis, Iterable):
+            return tuple(operator.index(each) for each in axis)
+        return operator.index(axis)
+    except TypeError:
+        raise TypeError(
+            f"{function}: axis must be an int or a tuple of ints, not {axis!r}"
+        ) from None
+
+
+def epsilon(function: str, value: Any, dtype: Any) -> float:
+    """A finite number, at least 0."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{function}: epsilon must be a real number, not {value!r}")
+    largest = 3.4e38 if ACCUMULATION[dtype_name(dtype)] == "float32" else math.inf
+    if not 0 <= value < largest:
+        raise ValueError(f"{function}: epsilon must be finite and at least 0, not {value!r}")
+    return float(value)
+
+
+def need(function: str, value: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the gradients that are wanted."""
+    names = value if isinstance(value, tuple) else None if isinstance(value, str) else tuple(value)
+    if names is None or not set(names) <= set(allowed):
+        raise ValueError(
+            f"{function}: need must be a tuple of names out of {allowed}, not {value!r}"
+        )
+    return names
+
+
+def out(function: str, given: Any, x: Array, others: dict[str, Array | None]) -> None:
+    """An array that y can be written to: it may be x, but not overlap an input otherwise."""
+    library = library_of(x)
+    if not library.writable:
+        raise TypeError(
+            f"{function}: arrays of {library.name} cannot be written, so out must be None"
+        )
+    try:
+        name = library_of(given).name
+    except TypeError as error:
+        raise TypeError(f"{function}: out: {error}") from None
+    if name != library.name:
+        raise TypeError(f"{function}: out is an array of {name}, but x is one of {library.name}")
+    same_shape(function, "out", given, tuple(x.shape), "the shape of x")
+    if dtype_name(given.dtype) != dtype_name(x.dtype):
+        raise ValueError(
+            f"{function}: out has dtype {dtype_name(given.dtype)}, but must have that of x, "
+            f"{dtype_name(x.dtype)}"
+        )
+    same_device(function, "out", given, x)
+    if not is_writable(given):
+        raise ValueError(f"{function}: out is read-only; pass a copy, or None")
+    if overlaps_itself(given):
+        raise ValueError(f"{function}: out is broadcast, so its elements overlap; pass a copy")
+    others = others if is_same_view(given, x) else {"x": x, **others}
+    for name, other in others.items():
+        if other is not None and share_memory(given, other):
+            raise ValueError(
+                f"{function}: out overlaps {name} in memory; it may be x itself, but must not "
+                "share memory with an input otherwise"
+            )

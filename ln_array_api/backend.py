@@ -1,0 +1,236 @@
+"""Backends: what one is, where they are found, and which takes a call.
+
+A backend accelerates some of the primitives for the arrays of one library. Built-in backends
+stand in a static table; others are found by the entry-point group ``ln_array_api.backends``, under
+the name ``<library>.<backend>``, so that nothing need be imported to know whom they are for. What
+no backend takes runs on the generic kernels, in the arrays' own library and on their own device.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import threading
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple, Protocol
+
+from .errors import BackendError, BackendWarning
+from .kernels import rows
+
+ENTRY_POINT_GROUP = "ln_array_api.backends"
+
+#: A primitive's name, which is the name of the backend's method and of the generic kernel.
+Primitive = Literal["rows_forward", "rows_backward"]
+GENERIC: dict[str, Callable[..., Any]] = {
+    "rows_forward": rows.rows_forward,
+    "rows_backward": rows.rows_backward,
+}
+
+
+class RowsSpec(NamedTuple):
+    """A call of a rows primitive, but for the values: what `Backend.can_run` decides by."""
+
+    library: str
+    """Whose arrays: ``numpy``, ``torch``, ``jax``, ``cupy``."""
+    device: str
+    shape: tuple[int, int]
+    """(M, N). Results of a row may not depend on M."""
+    dtype: str
+    gamma: str | None
+    """Dtype of gamma, None where it is absent; likewise beta."""
+    beta: str | None
+    center: bool
+    """True for layer norm, False for RMS norm."""
+    epsilon: float = 0.0
+    """Of a forward call."""
+    groups: int = 1
+    repeat: int = 1
+    dy: str | None = None
+    """Dtype of dy in a backward call; mean and rstd have the accumulation dtype."""
+    need: tuple[bool, bool, bool] = (True, True, True)
+    """Of a backward call: whether dx, dgamma, dbeta are wanted."""
+
+
+class Backend(Protocol):
+    """Accelerated primitives for the arrays of one library.
+
+    Besides this method, a backend has one for each primitive that it accelerates: ``rows_forward``
+    and ``rows_backward``, with the parameters, results and meaning of the functions of those names
+    in ``ln_array_api.kernels.rows``. Arrays come checked, x as (M, N) and everything in C order.
+    `out` may be x. A backend may add ``describe(primitive, spec)``, a line for `explain`.
+    """
+
+    def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
+        """Whether this backend takes such a call. It must not depend on more than the spec."""
+        ...
+
+
+class Entry:
+    """A backend that is known by name, loaded when an array of its library first needs it."""
+
+    def __init__(
+        self,
+        name: str,
+        library: str,
+        load: Callable[[], Backend],
+        *,
+        requires: tuple[str, ...] = (),
+        extra: str = "",
+    ) -> None:
+        self.name, self.library, self.extra = name, library, extra
+        self._load, self._requires = load, requires
+        self._backend: Backend | None = None
+        self._failure = ""
+        self._lock = threading.RLock()
+
+    def missing(self) -> str:
+        """What has to be installed before this backend can be loaded, with the command."""
+        absent = [each for each in self._requires if importlib.util.find_spec(each) is None]
+        if not absent:
+            return ""
+        return f"needs {', '.join(absent)}: pip install 'ln-array-api[{self.extra}]'"
+
+    def unavailable(self) -> str:
+        """Why this backend cannot be had, or nothing."""
+        return self.missing() or self._failure
+
+    def backend(self) -> Backend | None:
+        """The backend, or None where it cannot be had. One that breaks is reported once."""
+        with self._lock:
+            if self._backend is None and not self.unavailable():
+                try:
+                    self._backend = self._load()
+                except Exception as error:  # whatever it is, the call can run without it
+                    self._failure = f"broke while loading: {type(error).__name__}: {error}"
+                    warnings.warn(
+                        f"backend {self.name!r} for {self.library} {self._failure}; calls run on "
+                        "the generic kernels instead",
+                        BackendWarning,
+                        stacklevel=2,
+                    )
+            return self._backend
+
+
+def _built_in(
+    name: str, library: str, module: str, *, requires: tuple[str, ...], extra: str
+) -> Entry:
+    def load() -> Backend:
+        return importlib.import_module(module).backend  # type: ignore[no-any-return]
+
+    return Entry(name, library, load, requires=requires, extra=extra)
+
+
+BUILT_IN = (_built_in("jax", "jax", "ln_array_api_backends.jax", requires=("jax",), extra="jax"),)
+
+_entries: dict[str, Entry] = {}
+_entries_lock = threading.Lock()
+
+
+def entries() -> dict[str, Entry]:
+    """All known backends by name: first those of other packages, then the built-in ones."""
+    if not _entries:
+        with _entries_lock:
+            _entries.update({entry.name: entry for entry in (*_installed(), *BUILT_IN)})
+    return _entries
+
+
+def _installed() -> Iterator[Entry]:
+    from importlib.metadata import entry_points  # takes its time, so not at import
+
+    for point in sorted(entry_points(group=ENTRY_POINT_GROUP)):
+        library, _, name = point.name.partition(".")
+        yield Entry(name or library, library, point.load)
+
+
+class Choice(NamedTuple):
+    """Who runs a call, and why."""
+
+    kernel: Callable[..., Any]
+    backend: str
+    reason: str
+
+
+def choose(primitive: Primitive, spec: RowsSpec) -> Choice:
+    """The kernel for a call: that of the first backend that takes it, else the generic one."""
+    wanted = _wanted.get()
+    if wanted == "generic":
+        return Choice(GENERIC[primitive], "generic", "asked for by use_backend('generic')")
+    candidates = [entry for entry in entries().values() if entry.library == spec.library]
+    if any(entry.name == wanted for entry in candidates):
+        candidates = [entry for entry in candidates if entry.name == wanted]
+    refusals = []
+    for entry in candidates:
+        backend = entry.backend()
+        kernel = getattr(backend, primitive, None)
+        if backend is None:
+            refusals.append(f"{entry.name}: {entry.unavailable()}")
+        elif kernel is None:
+            refusals.append(f"{entry.name}: does not accelerate {primitive}")
+        elif not backend.can_run(primitive, spec):
+            refusals.append(f"{entry.name}: does not take such a call")
+        else:
+            describe = getattr(backend, "describe", None)
+            return Choice(kernel, entry.name, describe(primitive, spec) if describe else "")
+    nobody = f"no backend is known for {spec.library}"
+    return Choice(GENERIC[primitive], "generic", "; ".join(refusals) or nobody)
+
+
+_wanted: ContextVar[str | None] = ContextVar("ln_array_api_backend", default=None)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Ask for a backend by name within a ``with`` block, in this thread or task.
+
+    Parameters
+    ----------
+    name : str
+        ``"generic"``, or the name of a backend that `backends` shows as available. Arrays of
+        another library than the backend's, and calls that it does not take, run as without it.
+
+    Raises
+    ------
+    BackendError
+        On entry, if there is no such backend or it cannot be had, with the reason and the command
+        that installs it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> with ln.use_backend("generic"):
+    ...     y = ln.layer_norm(np.asarray([1.0, 3.0]), epsilon=0)
+    >>> y
+    array([-1.,  1.])
+    """
+    if name != "generic":
+        entry = entries().get(name)
+        if entry is None:
+            known = ", ".join(["generic", *entries()])
+            raise BackendError(f"there is no backend {name!r}; known are: {known}")
+        if entry.backend() is None:
+            raise BackendError(f"backend {name!r} cannot be had: {entry.unavailable()}")
+    token = _wanted.set(name)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+_PLANS_AT_MOST = 4096
+_plans: dict[Hashable, Any] = {}
+
+
+def cached_plan(key: Hashable) -> Any:
+    """The plan made for an equal key under the same choice of backend, or None."""
+    return _plans.get((key, _wanted.get()))
+
+
+def cache_plan(key: Hashable, plan: Any) -> None:
+    """Keep a plan. Programs with ever new shapes start afresh now and then."""
+    if len(_plans) >= _PLANS_AT_MOST:
+        _plans.clear()
+    _plans[key, _wanted.get()] = plan

@@ -1,0 +1,1 @@
+"""Pure array-API maths: the reference that every backend is held to."""

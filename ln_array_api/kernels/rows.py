@@ -1,0 +1,295 @@
+"""Statistics over rows: layer norm and its relatives, forward and backward.
+
+With x̂ = (x - mean) * rstd and rstd = 1 / sqrt(var + epsilon), the forward pass is
+y = x̂ * gamma + beta. With g = dy * gamma, the backward pass is
+
+    dx = rstd * (g - mean(g) - x̂ * mean(g * x̂)),  dgamma = Σ dy * x̂,  dbeta = Σ dy
+
+(Ba, Kiros and Hinton, "Layer Normalization", arXiv:1607.06450, with the gradient of its equation
+(4) written out). RMS norm is the same without the mean, in x̂ and in dx (Zhang and Sennrich,
+"Root Mean Square Layer Normalization", arXiv:1910.07467).
+
+Three things keep the error from growing with mean, length or magnitude:
+
+* The rounded mean is never trusted. Subtracting it is exact enough, so the mean of what remains
+  is what the rounding missed, and is subtracted too (Chan, Golub and LeVeque, "Algorithms for
+  computing the sample variance", 1983, equation (1.7), applied to the mean).
+* The first sweep sums x - x[0], so the mean of a constant row is exact.
+* Rows whose squares would leave the range of the dtype are scaled by a power of two first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._arrays import Array, accumulate, dtype_name, library_of
+from .sums import sum_over
+
+
+class Band(NamedTuple):
+    """Rows whose magnitude is on the far side of `threshold` are multiplied by `factor`."""
+
+    threshold: float
+    factor: float
+
+
+#: A row's magnitude after scaling is such that neither the sum of 2³¹ squares overflows nor the
+#: square of a difference of one ulp underflows. From 1 outwards; the outermost that applies wins.
+_LARGE = {
+    "float32": (Band(2.0**46, 2.0**-62), Band(2.0**108, 2.0**-124)),
+    "float64": (Band(2.0**480, 2.0**-700),),
+}
+_SMALL = {
+    "float32": (Band(2.0**-16, 2.0**62), Band(2.0**-78, 2.0**124)),
+    "float64": (Band(2.0**-420, 2.0**700),),
+}
+_SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
+
+
+def rows_forward(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    epsilon: float,
+    center: bool,
+    groups: int = 1,
+    repeat: int = 1,
+    out: Array | None = None,
+) -> tuple[Array, Array | None, Array]:
+    """Normalise each row of x.
+
+    Parameters
+    ----------
+    x
+        Shape (M, N), in C order where the library has an order.
+    gamma, beta
+        Shape (groups * N // repeat,) or None. Element (r, c) of x takes its parameters from index
+        (r mod groups) * (N // repeat) + c // repeat.
+    epsilon
+        Added to the variance, inside the root.
+    center
+        Whether to subtract the mean. Without it this is RMS norm.
+    groups, repeat
+        See gamma. Layer norm and RMS norm have 1 and 1.
+    out
+        Where to put y, or None.
+
+    Returns
+    -------
+    y : array of shape (M, N), in the dtype of x
+    mean : array of shape (M,) in the accumulation dtype, or None where `center` is False
+    rstd : array of shape (M,), likewise
+    """
+    xp = library_of(x).xp
+    split = _Split(x.shape, groups, repeat)
+    y, mean, rstd = normalise(
+        split.rows(xp, x),
+        split.parameter(xp, gamma),
+        split.parameter(xp, beta),
+        axes=split.axes,
+        epsilon=epsilon,
+        center=center,
+    )
+    if y.shape != x.shape:
+        y = xp.reshape(y, x.shape)
+    if out is not None:
+        out[...] = y
+        y = out
+    return y, None if mean is None else xp.reshape(mean, (-1,)), xp.reshape(rstd, (-1,))
+
+
+def rows_backward(
+    dy: Array,
+    x: Array,
+    mean: Array | None,
+    rstd: Array,
+    gamma: Array | None,
+    *,
+    center: bool,
+    groups: int = 1,
+    repeat: int = 1,
+    need: tuple[bool, bool, bool] = (True, True, True),
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Gradients of `rows_forward`.
+
+    Parameters
+    ----------
+    dy, x
+        Shape (M, N); the gradient of y, and what y was computed from.
+    mean, rstd
+        Shape (M,), from `rows_forward`; mean is None where `center` is False.
+    gamma, center, groups, repeat
+        As in `rows_forward`.
+    need
+        Which of dx, dgamma and dbeta to compute. The others are None and cost nothing.
+
+    Returns
+    -------
+    dx : array of shape (M, N), in the dtype of x
+    dgamma, dbeta : arrays of shape (groups * N // repeat,), in the accumulation dtype
+    """
+    xp = library_of(x).xp
+    split = _Split(x.shape, groups, repeat)
+    dx, dgamma, dbeta = differentiate(
+        split.rows(xp, dy),
+        split.rows(xp, x),
+        split.statistic(xp, mean),
+        split.statistic(xp, rstd),
+        split.parameter(xp, gamma),
+        axes=split.axes,
+        parameter_axes=split.parameter_axes,
+        center=center,
+        need=need,
+    )
+    return (
+        None if dx is None else xp.reshape(dx, x.shape),
+        None if dgamma is None else xp.reshape(dgamma, (split.parameters,)),
+        None if dbeta is None else xp.reshape(dbeta, (split.parameters,)),
+    )
+
+
+class _Split:
+    """Rows of shape (M, N), seen so that parameters broadcast.
+
+    That is as (M / groups, groups, N / repeat, repeat), or as they are where both are 1.
+    """
+
+    def __init__(self, shape: tuple[int, int], groups: int, repeat: int) -> None:
+        m, n = shape
+        self.parameters = groups * n // repeat
+        self.axes: tuple[int, ...]
+        self.parameter_axes: tuple[int, ...]
+        if groups == repeat == 1:
+            self.shape: tuple[int, ...] = (m, n)
+            self.axes, self.parameter_axes = (1,), (1,)
+        else:
+            self.shape = (m // groups, groups, n // repeat, repeat)
+            self.axes, self.parameter_axes = (2, 3), (1, 2)
+
+    def rows(self, xp: Any, x: Array) -> Array:
+        return x if len(self.shape) == 2 else xp.reshape(x, self.shape)
+
+    def statistic(self, xp: Any, values: Array | None) -> Array | None:
+        ones = (1,) * len(self.axes)
+        return None if values is None else xp.reshape(values, self.shape[: -len(ones)] + ones)
+
+    def parameter(self, xp: Any, values: Array | None) -> Array | None:
+        if values is None or len(self.shape) == 2:
+            return values
+        return xp.reshape(values, (1, *self.shape[1:3], 1))
+
+
+def normalise(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    axes: tuple[int, ...],
+    epsilon: float,
+    center: bool,
+) -> tuple[Array, Array | None, Array]:
+    """Normalise x over `axes`, ascending; gamma and beta broadcast, statistics keep the rank."""
+    xp = library_of(x).xp
+    n = math.prod(x.shape[axis] for axis in axes)
+    d = accumulate(xp, x)
+    if n == 0:
+        nan = xp.sum(d, axis=axes, keepdims=True) + math.nan
+        return xp.empty_like(x), nan if center else None, nan
+    with np.errstate(all="ignore"):  # a NaN, an infinity or a zero variance is no news here
+        scale, scaled_epsilon = _scaling(xp, x.dtype, d, axes, epsilon)
+        if scale is not None:
+            d = d * scale
+        if center:
+            first = d[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))]
+            rough_mean = first + sum_over(xp, d - first, axes) / n
+            d = d - rough_mean
+            missed = sum_over(xp, d, axes) / n
+            d -= missed
+        rstd = 1 / xp.sqrt(sum_over(xp, d * d, axes) / n + scaled_epsilon)
+        y = d * rstd
+        if gamma is not None:
+            y = y * accumulate_as(xp, gamma, d)
+        if beta is not None:
+            y = y + accumulate_as(xp, beta, d)
+        mean = rough_mean + missed if center else None
+        if scale is not None:
+            rstd = rstd * scale
+            mean = None if mean is None else mean / scale
+        return xp.astype(y, x.dtype, copy=False), mean, rstd
+
+
+def differentiate(
+    dy: Array,
+    x: Array,
+    mean: Array | None,
+    rstd: Array,
+    gamma: Array | None,
+    *,
+    axes: tuple[int, ...],
+    parameter_axes: tuple[int, ...],
+    center: bool,
+    need: tuple[bool, bool, bool],
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Gradients of `normalise`; those of gamma and beta keep the rank, and `parameter_axes`."""
+    xp = library_of(x).xp
+    need_dx, need_dgamma, need_dbeta = need
+    n = math.prod(x.shape[axis] for axis in axes)
+    shared = tuple(axis for axis in range(x.ndim) if axis not in parameter_axes)
+    dx = dgamma = dbeta = None
+    with np.errstate(all="ignore"):
+        dy = accumulate_as(xp, dy, rstd)
+        if need_dbeta:
+            dbeta = sum_over(xp, dy, shared)
+        if not (need_dx or need_dgamma):
+            return dx, dgamma, dbeta
+        x_hat = accumulate(xp, x)
+        if center:
+            # Scaled before the second subtraction, so that the sum cannot overflow.
+            x_hat = (x_hat - mean) * rstd
+            x_hat -= sum_over(xp, x_hat, axes) / max(n, 1)
+        else:
+            x_hat = x_hat * rstd
+        if need_dgamma:
+            dgamma = sum_over(xp, dy * x_hat, shared)
+        if need_dx:
+            g = dy if gamma is None else dy * accumulate_as(xp, gamma, dy)
+            dx = g - x_hat * (sum_over(xp, g * x_hat, axes) / max(n, 1))
+            if center:
+                dx -= sum_over(xp, g, axes) / max(n, 1)
+            dx = xp.astype(dx * rstd, x.dtype, copy=False)
+    return dx, dgamma, dbeta
+
+
+def accumulate_as(xp: Any, values: Array, like: Array) -> Array:
+    """Values in the dtype of `like`, an array in the accumulation dtype."""
+    return xp.astype(values, like.dtype, copy=False)
+
+
+def _scaling(
+    xp: Any, dtype: Any, x: Array, axes: tuple[int, ...], epsilon: float
+) -> tuple[Array | None, Array | float]:
+    """A power of two for each row, or None where none is needed, and epsilon times its square.
+
+    `x` is in the accumulation dtype, `dtype` is the one it came in.
+    """
+    accumulation = dtype_name(x.dtype)
+    # An epsilon that underflows is far below the variance, unless the row is constant: then it
+    # is what keeps 0 / 0 away.
+    floor = _SMALLEST_NORMAL[accumulation] if epsilon > 0 else 0.0
+    if dtype_name(dtype) == "float16":  # whose squares are well inside the range of float32
+        return None, max(epsilon, floor)
+    peak = xp.maximum(xp.max(x, axis=axes, keepdims=True), -xp.min(x, axis=axes, keepdims=True))
+    scale, scaled_epsilon = xp.ones_like(peak), xp.full_like(peak, max(epsilon, floor))
+    # Where epsilon alone puts the variance in range, small rows need no scaling.
+    small = [band for band in _SMALL[accumulation] if math.sqrt(epsilon) < band.threshold]
+    for beyond, factor in (
+        *((peak >= threshold, factor) for threshold, factor in _LARGE[accumulation]),
+        *((peak < threshold, factor) for threshold, factor in small),
+    ):
+        scale = xp.where(beyond, factor, scale)
+        scaled_epsilon = xp.where(beyond, max(epsilon * factor * factor, floor), scaled_epsilon)
+    return scale, scaled_epsilon

@@ -1,0 +1,213 @@
+"""RMS normalisation: layer norm without the mean."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from . import _check, _rows
+from ._arrays import Array
+from ._explain import explained_by
+
+EPSILON = 1e-6
+
+
+class RMSForward(NamedTuple):
+    """What `rms_norm_forward` gives."""
+
+    y: Array
+    rstd: Array
+
+
+class RMSGradients(NamedTuple):
+    """What `rms_norm_backward` gives; None stands for what was not asked for."""
+
+    dx: Array | None
+    dgamma: Array | None
+
+
+def _plan(
+    function: str,
+    x: Array,
+    gamma: Array | None,
+    axis: int | tuple[int, ...],
+    epsilon: float,
+    out: Array | None,
+) -> _rows.RowsPlan | _rows.ChunkedPlan:
+    plan = _rows.forward_plan(function, x, gamma, None, axis=axis, epsilon=epsilon, center=False)
+    if out is not None:
+        _check.out(function, out, x, {"gamma": gamma})
+    return plan
+
+
+@explained_by(_plan)
+def rms_norm(
+    x: Array,
+    gamma: Array | None = None,
+    /,
+    *,
+    axis: int | tuple[int, ...] = -1,
+    epsilon: float = EPSILON,
+    out: Array | None = None,
+) -> Array:
+    """Divide x by its root mean square over some of its axes.
+
+    Computes ``x / sqrt(mean(x²) + epsilon) * gamma``.
+
+    Parameters
+    ----------
+    x : array
+        Of any array library that follows the Python array API standard, of any layout, with dtype
+        float16, bfloat16, float32 or float64.
+    gamma : array, optional
+        Scale, of the shape of the normalised axes in ascending order, in x's dtype or a wider one.
+    axis : int or tuple of ints, default: -1
+        The axes to normalise over, in any place and order; an int for one.
+    epsilon : float, default: 1e-6
+        Added to the mean square, inside the root. Finite and at least 0; with 0 a row of zeros
+        gives NaN.
+    out : array, optional
+        Where to put the result, as for `layer_norm`.
+
+    Returns
+    -------
+    y : array
+        Of x's shape, dtype, library and device; `out` itself where that is given.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceMismatchError
+        As for `layer_norm`.
+
+    Notes
+    -----
+    From Zhang and Sennrich, "Root Mean Square Layer Normalization" [1]_. 16-bit inputs are
+    computed in float32, with one rounding at the end. There is no beta in the paper, nor here.
+
+    References
+    ----------
+    .. [1] https://arxiv.org/abs/1910.07467
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> ln.rms_norm(np.asarray([[3.0, 3.0, 3.0], [1.0, 2.0, 2.0]])).round(4)
+    array([[1.    , 1.    , 1.    ],
+           [0.5774, 1.1547, 1.1547]])
+    """
+    plan = _plan("rms_norm", x, gamma, axis, epsilon, out)
+    return plan.run(x, gamma, None, out)[0]
+
+
+@explained_by(_plan)
+def rms_norm_forward(
+    x: Array,
+    gamma: Array | None = None,
+    /,
+    *,
+    axis: int | tuple[int, ...] = -1,
+    epsilon: float = EPSILON,
+    out: Array | None = None,
+) -> RMSForward:
+    """RMS norm, with the statistic that its gradient needs.
+
+    Parameters
+    ----------
+    x, gamma, axis, epsilon, out
+        As for `rms_norm`, as are the errors.
+
+    Returns
+    -------
+    y : array
+        Of x's shape and dtype.
+    rstd : array
+        1 / sqrt(mean(x²) + epsilon), of x's rank with length 1 in place of each normalised axis;
+        in float32 for 16-bit x, else in x's dtype. NaN where the normalised axes are empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> y, rstd = ln.rms_norm_forward(np.asarray([[2.0, 2.0], [4.0, -4.0]]), epsilon=0)
+    >>> y
+    array([[ 1.,  1.],
+           [ 1., -1.]])
+    >>> rstd
+    array([[0.5 ],
+           [0.25]])
+    """
+    plan = _plan("rms_norm_forward", x, gamma, axis, epsilon, out)
+    y, _, rstd = plan.forward(x, gamma, None, out)
+    return RMSForward(y, rstd)
+
+
+def _backward_plan(
+    function: str,
+    dy: Array,
+    x: Array,
+    rstd: Array,
+    gamma: Array | None,
+    axis: int | tuple[int, ...],
+    need: tuple[str, ...],
+) -> _rows.RowsPlan | _rows.ChunkedPlan:
+    return _rows.backward_plan(
+        function, dy, x, None, rstd, gamma, axis=axis, need=need, center=False
+    )
+
+
+@explained_by(_backward_plan)
+def rms_norm_backward(
+    dy: Array,
+    x: Array,
+    rstd: Array,
+    gamma: Array | None = None,
+    /,
+    *,
+    axis: int | tuple[int, ...] = -1,
+    need: tuple[str, ...] = ("dx", "dgamma"),
+) -> RMSGradients:
+    """Gradients of RMS norm with respect to x and gamma.
+
+    Parameters
+    ----------
+    dy : array
+        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
+    x : array
+        What y was computed from.
+    rstd : array
+        From `rms_norm_forward`.
+    gamma : array, optional
+        The scale, if there was one.
+    axis : int or tuple of ints, default: -1
+        The normalised axes.
+    need : tuple of str, default: both
+        Which gradients to compute, out of "dx" and "dgamma". The others are None and cost nothing.
+
+    Returns
+    -------
+    dx : array or None
+        Of x's shape and dtype.
+    dgamma : array or None
+        Of gamma's shape and dtype; None where gamma is absent.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceMismatchError
+        As for `layer_norm_backward`.
+
+    Notes
+    -----
+    With x̂ = x * rstd and g = dy * gamma, the gradients are
+    ``dx = rstd * (g - x̂ * mean(g * x̂))`` and ``dgamma = sum(dy * x̂)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([[3.0, 4.0]])
+    >>> y, rstd = ln.rms_norm_forward(x)
+    >>> ln.rms_norm_backward(np.asarray([[1.0, 0.0]]), x, rstd).dx.round(4)
+    array([[ 0.181 , -0.1358]])
+    """
+    plan = _backward_plan("rms_norm_backward", dy, x, rstd, gamma, axis, need)
+    return RMSGradients._make(plan.backward(dy, x, None, rstd, gamma)[:2])
