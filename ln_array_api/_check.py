@@ -144,7 +144,7 @@ def epsilon(function: str, value: Any, dtype: Any) -> float:
     if not isinstance(value, Real):
         raise TypeError(f"{function}: epsilon must be a real number, not {value!r}")
     largest = 3.4e38 if ACCUMULATION[dtype_name(dtype)] == "float32" else math.inf
-    if not 0 <= value < largest:
+    if not 0 <= float(value) < largest:
         raise ValueError(f"{function}: epsilon must be finite and at least 0, not {value!r}")
     return float(value)
 

@@ -78,7 +78,7 @@ class RowsPlan(Plan):
     ) -> None:
         super().__init__(primitive, spec, view, choose(primitive, spec))
         in_order = library_of(x).in_order
-        self.direct = in_order(x) and view.rows == view.shape
+        self.direct = in_order(x) and not view.permutation and view.rows == view.shape
         self.flat = (spec.shape[1],)
         self.direct_parameters = len(view.axes) == 1 and all(
             each is None or in_order(each) for each in parameters
@@ -152,11 +152,11 @@ class ChunkedPlan(Plan):
 
     def __init__(self, primitive: Primitive, spec: RowsSpec, view: View) -> None:
         reason = "chunked arrays keep their axes, and compute nothing until asked"
-        kernel: Callable[..., Any] = {
+        kernels: dict[Primitive, Callable[..., Any]] = {
             "rows_forward": rows.normalise,
             "rows_backward": rows.differentiate,
-        }[primitive]
-        super().__init__(primitive, spec, view, Choice(kernel, "generic", reason))
+        }
+        super().__init__(primitive, spec, view, Choice(kernels[primitive], "generic", reason))
 
     def _parameter(self, values: Array | None) -> Array | None:
         if values is None:
@@ -166,7 +166,7 @@ class ChunkedPlan(Plan):
     def run(
         self, x: Array, gamma: Array | None, beta: Array | None, out: None
     ) -> tuple[Array, Array | None, Array]:
-        return rows.normalise(
+        return self.choice.kernel(  # type: ignore[no-any-return]
             x,
             self._parameter(gamma),
             self._parameter(beta),
@@ -175,13 +175,16 @@ class ChunkedPlan(Plan):
             center=self.spec.center,
         )
 
-    forward = run
+    def forward(
+        self, x: Array, gamma: Array | None, beta: Array | None, out: None
+    ) -> tuple[Array, Array | None, Array]:
+        return self.run(x, gamma, beta, out)
 
     def backward(
         self, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
     ) -> tuple[Array | None, Array | None, Array | None]:
         xp = library_of(x).xp
-        dx, dgamma, dbeta = rows.differentiate(
+        dx, dgamma, dbeta = self.choice.kernel(
             dy,
             x,
             None if mean is None else _statistic(xp, mean, self.spec),
