@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._arrays import Array, accumulate, dtype_name, library_of
-from .sums import sum_over
+from .reductions import largest_magnitude, sum_over
 
 
 class Band(NamedTuple):
@@ -282,7 +282,7 @@ def _scaling(
     floor = _SMALLEST_NORMAL[accumulation] if epsilon > 0 else 0.0
     if dtype_name(dtype) == "float16":  # whose squares are well inside the range of float32
         return None, max(epsilon, floor)
-    peak = xp.maximum(xp.max(x, axis=axes, keepdims=True), -xp.min(x, axis=axes, keepdims=True))
+    peak = largest_magnitude(xp, x, axes)
     scale, scaled_epsilon = xp.ones_like(peak), xp.full_like(peak, max(epsilon, floor))
     # Where epsilon alone puts the variance in range, small rows need no scaling.
     small = [band for band in _SMALL[accumulation] if math.sqrt(epsilon) < band.threshold]

@@ -1,8 +1,9 @@
-"""Sums whose rounding error does not grow with their length, in every library."""
+"""Reductions over some axes: sums whose rounding error does not grow with their length."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from .._arrays import Array, library_of
@@ -20,10 +21,10 @@ def sum_over(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
     """
     if not axes:
         return x
+    if library_of(x).lazy:
+        return _by_chunks(sum_over, x, axes)
     if 0 in x.shape:
         return xp.sum(x, axis=axes, keepdims=True)
-    if library_of(x).lazy:
-        return _sum_chunks(xp, x, axes)
     kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
     if axes[0] == len(kept):
         return xp.sum(x, axis=axes, keepdims=True)
@@ -45,12 +46,30 @@ def _sum_rows(xp: Any, x: Array) -> Array:
     return xp.sum(x, axis=0)
 
 
-def _sum_chunks(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
-    def sum_chunk(chunk: Array) -> Array:
-        return sum_over(library_of(chunk).xp, chunk, axes)
+def largest_magnitude(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
+    """The largest absolute value of x over some of its axes, which stay with length one."""
+    if library_of(x).lazy:
+        return _by_chunks(largest_magnitude, x, axes)
+    largest, smallest = xp.max(x, axis=axes, keepdims=True), xp.min(x, axis=axes, keepdims=True)
+    return xp.maximum(largest, -smallest)
 
-    chunks = tuple(
-        (1,) * len(sizes) if axis in axes else sizes for axis, sizes in enumerate(x.chunks)
-    )
-    sums = x.map_blocks(sum_chunk, dtype=x.dtype, chunks=chunks, meta=x._meta)
-    return xp.sum(sums, axis=axes, keepdims=True)
+
+def _by_chunks(
+    reduction: Callable[[Any, Array, tuple[int, ...]], Array], x: Array, axes: tuple[int, ...]
+) -> Array:
+    """Reduce each chunk of x, then the results of the chunks along `axes`, in order."""
+
+    def reduce(chunk: Array) -> Array:
+        return reduction(library_of(chunk).xp, chunk, axes)
+
+    def of_length_one(x: Array) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            (1,) * len(sizes) if axis in axes else sizes for axis, sizes in enumerate(x.chunks)
+        )
+
+    options = {"dtype": x.dtype, "meta": x._meta}
+    reduced = x.map_blocks(reduce, chunks=of_length_one(x), **options)
+    if reduced.numblocks != tuple(1 if axis in axes else n for axis, n in enumerate(x.numblocks)):
+        reduced = reduced.rechunk(dict.fromkeys(axes, -1))
+        reduced = reduced.map_blocks(reduce, chunks=of_length_one(reduced), **options)
+    return reduced

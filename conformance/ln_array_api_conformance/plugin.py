@@ -1,0 +1,151 @@
+"""Options, fixtures and expected failures of the suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from typing import Any
+
+import pytest
+
+import ln_array_api as ln
+
+from .inputs import BEYOND, VALUES
+from .libraries import LIBRARIES, Library
+from .operations import OPERATIONS
+
+_PACKAGE = __name__.rpartition(".")[0]
+
+
+def pytest_addoption(parser: Any) -> None:
+    group = parser.getgroup("ln_array_api conformance")
+    group.addoption(
+        "--library",
+        choices=tuple(LIBRARIES),
+        default="numpy",
+        help="the array library whose arrays are normalised (default: numpy)",
+    )
+    group.addoption(
+        "--backend",
+        metavar="NAME",
+        default=None,
+        help="a registered backend, or generic (default: whatever the library chooses)",
+    )
+
+
+_library = pytest.StashKey[Library]()
+
+
+def pytest_configure(config: Any) -> None:
+    config.addinivalue_line("filterwarnings", "error")
+    kind = LIBRARIES[config.getoption("library")]
+    try:
+        config.stash[_library] = kind()
+    except ImportError as error:
+        raise pytest.UsageError(
+            f"--library {kind.name}: {error}; pip install 'ln-array-api[{kind.extra}]'"
+        ) from error
+    config.addinivalue_line("markers", "needs(what): only for libraries that have it")
+    backend = config.getoption("backend")
+    if backend is not None:
+        try:
+            with ln.use_backend(backend):
+                pass
+        except ln.BackendError as error:
+            raise pytest.UsageError(f"--backend {backend}: {error}") from error
+
+
+def pytest_report_header(config: Any) -> str:
+    library, backend = config.getoption("library"), config.getoption("backend")
+    return f"conformance: library {library}, backend {backend or 'as the library chooses'}"
+
+
+def pytest_generate_tests(metafunc: Any) -> None:
+    """Give each test the operations, dtypes and values that the library under test has."""
+    library = library_under_test(metafunc.config)
+    names = set(metafunc.fixturenames)
+    if "operation" in names:
+        metafunc.parametrize("operation", OPERATIONS, ids=[each.name for each in OPERATIONS])
+    if {"dtype", "values"} <= names:
+        pairs = [
+            (dtype, values)
+            for dtype in library.dtypes
+            for values in VALUES
+            if values not in BEYOND[dtype]
+        ]
+        metafunc.parametrize(("dtype", "values"), pairs)
+    elif "dtype" in names:
+        metafunc.parametrize("dtype", library.dtypes)
+    if "layout" in names:
+        metafunc.parametrize("layout", library.layouts())
+    if "transform" in names:
+        metafunc.parametrize("transform", library.transforms())
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """Leave out what the library has no use for; mark what is known to fail, with the reason."""
+    library = config.stash[_library]
+    wanted = [
+        item
+        for item in items
+        if has_all(library, (mark.args[0] for mark in item.iter_markers("needs")))
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+    items[:] = wanted
+    known = _expected_failures(library.name, config.getoption("backend"))
+    for item in items:
+        name = item.nodeid.rpartition("/")[2]
+        if name in known:
+            item.add_marker(pytest.mark.xfail(reason=known.pop(name), strict=True))
+
+
+def has_all(library: Library, needs: Iterable[str]) -> bool:
+    """Whether a library has what a test needs."""
+    has = {
+        "writing": library.writable,
+        "no writing": not library.writable,
+        "memory": library.has_identity,
+        "16 bits": "float16" in library.dtypes,
+        "a second device": type(library).elsewhere is not Library.elsewhere,
+        "gradients": type(library).vjp is not Library.vjp,
+        "transforms": bool(library.transforms()),
+    }
+    return all(has[need] for need in needs)
+
+
+def _expected_failures(library: str, backend: str | None) -> dict[str, str]:
+    """Names of tests and reasons, from lines ``name # reason`` or ``[backend] name # reason``."""
+    known = {}
+    file = files(_PACKAGE) / "expected_failures" / f"{library}.txt"
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        name, _, reason = line.partition(" # ")
+        only, bracket, rest = name.partition("] ")
+        if bracket:
+            if only.removeprefix("[") != (backend or "default"):
+                continue
+            name = rest
+        known[name.strip()] = reason.strip()
+    return known
+
+
+def library_under_test(config: Any) -> Library:
+    """The library that was asked for on the command line."""
+    return config.stash[_library]  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def library(request: Any) -> Library:
+    """The array library under test."""
+    return library_under_test(request.config)
+
+
+@pytest.fixture(autouse=True)
+def _backend(request: Any) -> Iterator[None]:
+    backend = request.config.getoption("backend")
+    if backend is None:
+        yield
+        return
+    with ln.use_backend(backend):
+        yield

@@ -1,0 +1,186 @@
+"""Forward and backward against the reference, on every kind of values and every length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from . import calls, reference, tolerances
+from .inputs import LENGTHS, LONG, generator, parameters, rows
+from .libraries import DTYPES, Library
+from .operations import Operation
+
+
+def check_forward(
+    operation: Operation,
+    library: Library,
+    dtype: str,
+    x: np.ndarray,
+    *,
+    epsilon: float,
+    which: str = "all",
+) -> None:
+    plain, given = calls.arguments(operation, library, dtype, x.shape[-1], which)
+    actual = calls.forward(operation, library, library.array(x), given, epsilon=epsilon)
+    expected = reference.forward(operation.reference, x, *plain, epsilon)
+    tolerances.assert_close("y", actual["y"], expected.y, tolerances.Y, expected.scale, dtype)
+    accumulation = tolerances.ACCUMULATION[dtype]
+    relative = tolerances.RSTD * float(np.finfo(DTYPES[accumulation]).eps)
+    rstd = np.asarray(expected.rstd, dtype=np.float64)
+    np.testing.assert_allclose(actual["rstd"].astype(np.float64), rstd, rtol=relative)
+    if "mean" in operation.statistics:
+        peak = np.max(abs(x.astype(np.float64)), axis=-1, keepdims=True)
+        tolerances.assert_close(
+            "mean", actual["mean"], expected.mean, tolerances.MEAN, peak, accumulation
+        )
+
+
+def check_backward(
+    operation: Operation,
+    library: Library,
+    dtype: str,
+    dy: np.ndarray,
+    x: np.ndarray,
+    *,
+    epsilon: float,
+    which: str = "all",
+    sample: int = 64,
+) -> None:
+    n = x.shape[-1]
+    plain, given = calls.arguments(operation, library, dtype, n, which)
+    _, actual = calls.both(
+        operation, library, library.array(dy), library.array(x), given, epsilon=epsilon
+    )
+    columns = np.arange(n)
+    if n > sample:  # a complex step computes the whole row for each column
+        columns = np.sort(generator("columns", n).choice(n, size=sample, replace=False))
+        columns = np.union1d(columns, [0, n - 1, *np.argmax(abs(x), axis=-1)])
+    expected = reference.gradients(operation.reference, dy, x, plain[0], epsilon, columns)
+    dx = library.numpy(actual.dx)
+    assert np.isfinite(dx.astype(np.float64)).all()
+    tolerances.assert_close(
+        "dx", dx[:, columns], expected.dx, tolerances.DX, expected.dx_scale, dtype
+    )
+    for name, sums, magnitude in (
+        ("dgamma", expected.dgamma, expected.dgamma_scale),
+        ("dbeta", expected.dbeta, expected.dbeta_scale),
+    ):
+        if name in operation.gradients and getattr(actual, name) is not None:
+            gradient = library.numpy(getattr(actual, name))
+            tolerances.assert_close(
+                name, gradient, sums, tolerances.PARAMETER_GRADIENT, magnitude, dtype
+            )
+
+
+def rows_for(dtype: str, values: str, n: int) -> np.ndarray:
+    # mpmath computes float64's reference, a thousand times slower than NumPy the others'
+    return rows(values, dtype, 2 if dtype == "float64" else 5, n)
+
+
+@pytest.mark.parametrize("epsilon", [None, 0.0])
+def test_forward_values(
+    operation: Operation, library: Library, dtype: str, values: str, epsilon: float | None
+) -> None:
+    """Large means, outliers, large and small magnitudes, with epsilon and without."""
+    x = rows_for(dtype, values, 384)
+    wide = x.astype(np.float64)
+    if epsilon == 0 and np.any(wide.max(-1) == wide.min(-1)):
+        epsilon = None  # rounding has made a row constant, which has no y without an epsilon
+    check_forward(
+        operation,
+        library,
+        dtype,
+        x,
+        epsilon=operation.epsilon if epsilon is None else epsilon,
+    )
+
+
+def test_backward_values(operation: Operation, library: Library, dtype: str, values: str) -> None:
+    x = rows_for(dtype, values, 384)
+    dy = generator("dy", values).standard_normal(x.shape).astype(DTYPES[dtype])
+    sample = 4 if dtype == "float64" else 64
+    check_backward(operation, library, dtype, dy, x, epsilon=operation.epsilon, sample=sample)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_forward_lengths(operation: Operation, library: Library, dtype: str, n: int) -> None:
+    x = rows_for(dtype, "mean 100 sigma", n)
+    check_forward(operation, library, dtype, x, epsilon=operation.epsilon)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_backward_lengths(operation: Operation, library: Library, dtype: str, n: int) -> None:
+    x = rows_for(dtype, "mean 100 sigma", n)
+    dy = generator("dy", n).standard_normal(x.shape).astype(DTYPES[dtype])
+    sample = 4 if dtype == "float64" else 64
+    check_backward(operation, library, dtype, dy, x, epsilon=operation.epsilon, sample=sample)
+
+
+@pytest.mark.parametrize("n", LONG)
+@pytest.mark.parametrize("values", ["mean 1e4 sigma", "lognormal", "last an outlier"])
+def test_long_rows(operation: Operation, library: Library, n: int, values: str) -> None:
+    """Rows of up to a million elements, in float32."""
+    x = rows(values, "float32", 2, n)
+    dy = generator("dy", n).random(x.shape).astype(np.float32)
+    check_forward(operation, library, "float32", x, epsilon=operation.epsilon)
+    check_backward(operation, library, "float32", dy, x, epsilon=operation.epsilon, sample=1)
+
+
+@pytest.mark.parametrize("m", [1, 63, 64, 65, 1000, 1 << 17])
+def test_many_rows(operation: Operation, library: Library, m: int) -> None:
+    """The gradients of gamma and beta are sums over all rows, however many and however alike."""
+    x = rows("lognormal", "float32", m, 6)
+    dy = generator("dy", m).random(x.shape).astype(np.float32)
+    check_backward(operation, library, "float32", dy, x, epsilon=operation.epsilon)
+
+
+@pytest.mark.parametrize("which", ["none", "gamma", "beta"])
+def test_parameters_are_optional(
+    operation: Operation, library: Library, dtype: str, which: str
+) -> None:
+    """Each parameter alone, and none."""
+    x = rows_for(dtype, "normal", 48)
+    dy = generator("dy", 48).standard_normal(x.shape).astype(DTYPES[dtype])
+    epsilon = operation.epsilon
+    check_forward(operation, library, dtype, x, epsilon=epsilon, which=which)
+    check_backward(operation, library, dtype, dy, x, epsilon=epsilon, which=which, sample=4)
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-7, 0.3])
+def test_epsilon_is_inside_the_root_and_not_rounded(
+    operation: Operation, library: Library, dtype: str, epsilon: float
+) -> None:
+    """An epsilon that 16 bits cannot hold, or as large as the variance, counts in full."""
+    x = (rows_for(dtype, "normal", 48).astype(np.float64) * max(epsilon, 1e-6) ** 0.5).astype(
+        DTYPES[dtype]
+    )
+    check_forward(operation, library, dtype, x, epsilon=epsilon)
+
+
+def test_wider_parameters(operation: Operation, library: Library, dtype: str) -> None:
+    """Gamma and beta in a wider dtype than x, and dgamma and dbeta in theirs."""
+    wider = tolerances.ACCUMULATION[dtype]
+    if wider == dtype:
+        wider = "float64"
+    x = rows_for(dtype, "normal", 48)
+    dy = generator("dy", "wider").standard_normal(x.shape).astype(DTYPES[dtype])
+    plain = parameters(wider, 48)[: len(operation.parameters)]
+    given = [library.array(each) for each in plain]
+    beta = plain[1] if len(plain) > 1 else None
+    result, gradients = calls.both(operation, library, library.array(dy), library.array(x), given)
+    # The library computes with the parameters in the accumulation dtype.
+    accumulation = DTYPES[tolerances.ACCUMULATION[dtype]]
+    gamma, beta = (None if p is None else p.astype(accumulation) for p in (plain[0], beta))
+    expected = reference.forward(operation.reference, x, gamma, beta, operation.epsilon)
+    y = library.numpy(result.y)
+    tolerances.assert_close("y", y, expected.y, tolerances.Y, expected.scale, dtype)
+    exact = reference.gradients(operation.reference, dy, x, gamma, operation.epsilon, np.arange(4))
+    assert library.numpy(gradients.dgamma).dtype == plain[0].dtype
+    tolerances.assert_close(
+        "dgamma",
+        library.numpy(gradients.dgamma),
+        exact.dgamma,
+        tolerances.PARAMETER_GRADIENT,
+        exact.dgamma_scale,
+        tolerances.ACCUMULATION[dtype],
+    )

@@ -1,0 +1,196 @@
+"""What results are made of: names, libraries, dtypes, `need`, `out`, laziness and derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ln_array_api as ln
+
+from . import calls, reference, tolerances
+from .inputs import generator, rows
+from .libraries import DTYPES, Library
+from .operations import Operation
+
+
+def test_the_backend_asked_for_is_the_one_that_runs(
+    operation: Operation, library: Library, request: pytest.FixtureRequest
+) -> None:
+    """A suite that runs on the generic kernels by mistake would prove nothing."""
+    wanted = request.config.getoption("backend")
+    x = library.array(rows("normal", "float32", 4, 64))
+    result = operation.forward(x)
+    choices = {
+        ln.explain(operation.forward, x).backend,
+        ln.explain(operation.backward, x, x, *result[1:]).backend,
+    }
+    assert wanted is None or wanted in choices
+
+
+def test_results_are_of_the_library_and_dtype_of_x(
+    operation: Operation, library: Library, dtype: str
+) -> None:
+    x = library.array(rows("normal", dtype, 4, 16))
+    _, given = calls.arguments(operation, library, dtype, 16)
+    result, gradients = calls.both(operation, library, x, x, given)
+    statistic = tolerances.ACCUMULATION[dtype]
+    assert result._fields == ("y", *operation.statistics)
+    assert gradients._fields == operation.gradients
+    for each in (*result, *gradients):
+        assert library.is_array(each)
+    assert result.y.dtype == gradients.dx.dtype == gradients.dgamma.dtype == x.dtype
+    for each in result[1:]:
+        assert library.numpy(each).dtype == DTYPES[statistic]
+    with library.lazily():
+        y = operation.function(x, *given)
+    assert calls.bits(library.numpy(y)) == calls.bits(library.numpy(result.y))
+
+
+def test_gradients_of_absent_parameters(operation: Operation, library: Library) -> None:
+    """Dgamma is None without gamma; dbeta depends on neither, and is always given."""
+    x = library.array(rows("normal", "float32", 4, 16))
+    result, gradients = calls.both(
+        operation, library, x, x, [None, None][: len(operation.parameters)]
+    )
+    assert gradients.dgamma is None
+    if "beta" in operation.parameters:
+        assert gradients.dbeta.dtype == x.dtype
+        assert tuple(gradients.dbeta.shape) == (16,)
+    assert result.y.dtype == x.dtype
+
+
+def test_need(operation: Operation, library: Library) -> None:
+    """Each gradient alone has the bits that it has among all, and the others are None."""
+    x = library.array(rows("normal", "float32", 9, 33))
+    dy = library.array(rows("lognormal", "float32", 9, 33))
+    _, given = calls.arguments(operation, library, "float32", 33)
+    _, everything = calls.both(operation, library, dy, x, given)
+    _, nothing = calls.both(operation, library, dy, x, given, need=())
+    assert set(nothing) == {None}
+    for name in operation.gradients:
+        _, alone = calls.both(operation, library, dy, x, given, need=(name,))
+        for other in operation.gradients:
+            gradient = getattr(alone, other)
+            if other != name:
+                assert gradient is None
+            else:
+                expected = library.numpy(getattr(everything, name))
+                np.testing.assert_allclose(library.numpy(gradient), expected, rtol=1e-6)
+
+
+@pytest.mark.needs("writing")
+def test_out(operation: Operation, library: Library, dtype: str) -> None:
+    plain = rows("normal", dtype, 6, 20)
+    x = library.array(plain)
+    _, given = calls.arguments(operation, library, dtype, 20)
+    expected = calls.bits(library.numpy(operation.function(x, *given)))
+    out = library.array(np.zeros_like(plain))
+    assert operation.function(x, *given, out=out) is out
+    assert calls.bits(library.numpy(out)) == expected
+    result = operation.forward(x, *given, out=out)
+    assert result.y is out
+
+
+@pytest.mark.needs("writing")
+def test_out_may_be_x(operation: Operation, library: Library, dtype: str) -> None:
+    x = library.array(rows("normal", dtype, 6, 20))
+    _, given = calls.arguments(operation, library, dtype, 20)
+    expected = calls.bits(library.numpy(operation.function(x, *given)))
+    assert operation.function(x, *given, out=x) is x
+    assert calls.bits(library.numpy(x)) == expected
+
+
+@pytest.mark.needs("writing")
+@pytest.mark.parametrize("axis", [0, 1, (0, 2)], ids=str)
+def test_out_of_any_layout(operation: Operation, library: Library, axis: int) -> None:
+    plain = generator("out").standard_normal((3, 4, 5)).astype(np.float32)
+    x = library.array(plain)
+    expected = calls.bits(library.numpy(operation.function(x, axis=axis)))
+    wide = library.array(np.full((3, 4, 10), 7.0, np.float32))
+    out = wide[..., ::2]
+    assert operation.function(x, axis=axis, out=out) is out
+    assert calls.bits(library.numpy(out)) == expected
+    np.testing.assert_array_equal(library.numpy(wide)[..., 1::2], 7.0)
+
+
+@pytest.mark.needs("transforms")
+def test_traced(operation: Operation, library: Library, dtype: str, transform: str) -> None:
+    """Inside a compiled function, results are as right as outside."""
+    trace = library.transforms()[transform]
+    x = rows("mean 1e4 sigma", dtype, 5, 64)
+    dy = rows("normal", dtype, 5, 64)
+    plain, given = calls.arguments(operation, library, dtype, 64)
+
+    @trace
+    def step(dy, x, *given):  # type: ignore[no-untyped-def]
+        result = operation.forward(x, *given)
+        return result, operation.backward(dy, x, *result[1:], given[0])
+
+    result, gradients = step(library.array(dy), library.array(x), *given)
+    epsilon = operation.epsilon
+    expected = reference.forward(operation.reference, x, *plain, epsilon)
+    y = library.numpy(result.y)
+    tolerances.assert_close("y", y, expected.y, tolerances.Y, expected.scale, dtype)
+    exact = reference.gradients(operation.reference, dy, x, plain[0], epsilon, np.arange(4))
+    dx = library.numpy(gradients.dx)[:, :4]
+    tolerances.assert_close("dx", dx, exact.dx, tolerances.DX, exact.dx_scale, dtype)
+
+
+@pytest.mark.needs("gradients")
+@pytest.mark.parametrize("kind", ["normal", "mean 1e4 sigma", "two values", "lognormal"])
+def test_differentiated_by_the_library_itself(
+    operation: Operation, library: Library, dtype: str, kind: str
+) -> None:
+    """The plain function goes through the library's own differentiation, as right as ours."""
+    x, dy = rows(kind, dtype, 4, 48), rows("normal", dtype, 4, 48)
+    plain, given = calls.arguments(operation, library, dtype, 48)
+    inputs = (library.array(x), *given)
+    dx, dgamma, *dbeta = library.vjp(operation.function, inputs, library.array(dy))
+    exact = reference.gradients(
+        operation.reference,
+        dy,
+        x,
+        plain[0],
+        operation.epsilon,
+        np.arange(48 if dtype != "float64" else 4),
+    )
+    columns = exact.dx.shape[1]
+    # A framework adds up more terms than the closed form has.
+    steps = 2 * tolerances.DX
+    tolerances.assert_close(
+        "dx", library.numpy(dx)[:, :columns], exact.dx, steps, exact.dx_scale, dtype
+    )
+    steps = 2 * tolerances.PARAMETER_GRADIENT
+    tolerances.assert_close(
+        "dgamma", library.numpy(dgamma), exact.dgamma, steps, exact.dgamma_scale, dtype
+    )
+    for each in dbeta:
+        tolerances.assert_close(
+            "dbeta", library.numpy(each), exact.dbeta, steps, exact.dbeta_scale, dtype
+        )
+
+
+@pytest.mark.needs("gradients")
+def test_second_derivatives(operation: Operation, library: Library) -> None:
+    """The derivative of dx along v, against the difference of dx on either side, in float64."""
+    plain = rows("normal", "float64", 3, 12)
+    dy, v = (library.array(rows(kind, "float64", 3, 12)) for kind in ("lognormal", "ramp"))
+    _, given = calls.arguments(operation, library, "float64", 12)
+
+    def dx(x: Any) -> Any:
+        return library.vjp(operation.function, (x, *given), dy)[0]
+
+    (second,) = library.vjp(dx, (library.array(plain),), v)
+    h = 1e-5
+    direction = library.numpy(v)
+
+    def numeric(sign: int) -> np.ndarray:
+        x = library.array(plain + sign * h * direction)
+        _, gradients = calls.both(operation, library, dy, x, given)
+        return library.numpy(gradients.dx)
+
+    expected = (numeric(1) - numeric(-1)) / (2 * h)
+    # The Hessian is symmetric, so its product with v is the derivative along v.
+    np.testing.assert_allclose(library.numpy(second), expected, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,138 @@
+"""Any axes in any order, any strides, and inputs that stay as they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from . import calls, reference, tolerances
+from .inputs import generator, parameters
+from .libraries import DTYPES, Library
+from .operations import Operation
+
+SHAPE = (3, 4, 2, 5)
+AXES = (0, -1, 3, -4, (2, 3), (3, 2), (0, 1), (1, 3), (-3, 0), (0, 2), (1, 2), (0, 1, 2, 3))
+
+
+def _rows(x: np.ndarray, axis: Any) -> np.ndarray:
+    """X as rows over the normalised axes, made by NumPy's own means."""
+    axes = np.atleast_1d(axis) % x.ndim
+    axes.sort()
+    moved = np.moveaxis(x, axes, range(-len(axes), 0))
+    return moved.reshape(-1, int(np.prod([x.shape[a] for a in axes])))
+
+
+def _check(
+    operation: Operation, library: Library, dtype: str, plain: np.ndarray, x: Any, axis: Any
+) -> None:
+    axes = tuple(sorted(int(a) % plain.ndim for a in np.atleast_1d(axis)))
+    shape = tuple(plain.shape[a] for a in axes)
+    n = int(np.prod(shape))
+    flat = parameters(dtype, n)[: len(operation.parameters)]
+    given = [library.array(each.reshape(shape)) for each in flat]
+    beta = flat[1] if len(flat) > 1 else None
+    plain_dy = generator("dy", axis).standard_normal(plain.shape).astype(DTYPES[dtype])
+    dy = library.array(plain_dy)
+    result, gradients = calls.both(operation, library, dy, x, given, axis=axis)
+
+    statistic = tuple(1 if a in axes else length for a, length in enumerate(plain.shape))
+    assert tuple(result.rstd.shape) == statistic
+    assert tuple(result.y.shape) == tuple(gradients.dx.shape) == plain.shape
+    rows = _rows(plain, axis)
+    expected = reference.forward(operation.reference, rows, flat[0], beta, operation.epsilon)
+    y = _rows(library.numpy(result.y), axis)
+    tolerances.assert_close("y", y, expected.y, tolerances.Y, expected.scale, dtype)
+    exact = reference.gradients(
+        operation.reference,
+        _rows(plain_dy, axis),
+        rows,
+        flat[0],
+        operation.epsilon,
+        np.arange(n),
+    )
+    dx = _rows(library.numpy(gradients.dx), axis)
+    tolerances.assert_close("dx", dx, exact.dx, tolerances.DX, exact.dx_scale, dtype)
+    for name, sums, magnitude in (
+        ("dgamma", exact.dgamma, exact.dgamma_scale),
+        ("dbeta", exact.dbeta, exact.dbeta_scale),
+    ):
+        if name in operation.gradients:
+            gradient = library.numpy(getattr(gradients, name))
+            assert gradient.shape == shape
+            tolerances.assert_close(
+                name,
+                gradient.reshape(-1),
+                sums,
+                tolerances.PARAMETER_GRADIENT,
+                magnitude,
+                dtype,
+            )
+
+
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_axes(operation: Operation, library: Library, axis: Any) -> None:
+    """Gamma has the shape of the normalised axes in ascending order, however they are named."""
+    x = generator("axes").standard_normal(SHAPE).astype(np.float32)
+    _check(operation, library, "float32", x, library.array(x), axis)
+
+
+def test_one_dimension(operation: Operation, library: Library, dtype: str) -> None:
+    x = generator("vector").standard_normal(12).astype(DTYPES[dtype])
+    _check(operation, library, dtype, x, library.array(x), -1)
+
+
+def test_a_square_over_its_first_axis(operation: Operation, library: Library) -> None:
+    """Rows and columns have the same shape here, and are not the same."""
+    x = generator("square").standard_normal((6, 6)).astype(np.float32)
+    _check(operation, library, "float32", x, library.array(x), 0)
+
+
+@pytest.mark.parametrize("axis", [-1, 0, (0, 2)], ids=str)
+def test_layouts(
+    operation: Operation, library: Library, dtype: str, layout: str, axis: Any
+) -> None:
+    x = generator("layout").standard_normal((4, 6, 10)).astype(DTYPES[dtype])
+    _check(operation, library, dtype, x, library.layouts()[layout](x), axis)
+
+
+def test_broadcast_input(operation: Operation, library: Library, dtype: str) -> None:
+    """A row that stands for many, without their memory."""
+    row = generator("row").standard_normal(10).astype(DTYPES[dtype])
+    x = np.broadcast_to(row, (7, 10))
+    _check(operation, library, dtype, x, library.broadcast(row, 7), -1)
+    _check(operation, library, dtype, x, library.broadcast(row, 7), (0, 1))
+
+
+def test_strided_columns_are_as_right_as_rows(operation: Operation, library: Library) -> None:
+    """A long sum over an axis that is not the last in memory is no less right for that."""
+    from .test_accuracy import check_forward
+
+    n = 1 << 15
+    x = generator("long").lognormal(0, 1, (n, 3)).astype(np.float32)
+    epsilon = operation.epsilon
+    check_forward(operation, library, "float32", x.T.copy(), epsilon=epsilon)
+    with library.lazily():
+        y = operation.function(library.array(x), axis=0)
+    expected = reference.forward(operation.reference, x.T, None, None, epsilon)
+    tolerances.assert_close(
+        "y", library.numpy(y).T, expected.y, tolerances.Y, expected.scale, "float32"
+    )
+
+
+def test_inputs_are_never_written(operation: Operation, library: Library, dtype: str) -> None:
+    x = generator("inputs").standard_normal((4, 32)).astype(DTYPES[dtype])
+    dy = generator("outputs").standard_normal((4, 32)).astype(DTYPES[dtype])
+    plain, given = calls.arguments(operation, library, dtype, 32)
+    here, there = library.array(x), library.array(dy)
+    result, _ = calls.both(operation, library, there, here, given)
+    calls.both(operation, library, there, here, given)
+    assert calls.bits(library.numpy(here)) == calls.bits(x)
+    assert calls.bits(library.numpy(there)) == calls.bits(dy)
+    for array, before in zip(given, plain, strict=False):
+        assert before is not None
+        assert calls.bits(library.numpy(array)) == calls.bits(before)
+    again = operation.forward(here, *given)
+    for old, new in zip(result, again, strict=True):
+        assert calls.bits(library.numpy(old)) == calls.bits(library.numpy(new))

@@ -1,0 +1,122 @@
+"""NaN, infinities, constant rows, empty arrays and rows of one element."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from . import calls
+from .inputs import generator, rows
+from .libraries import DTYPES, Library
+from .operations import LAYER_NORM, RMS_NORM, Operation
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 7, 63])
+def test_a_bad_row_spoils_itself_alone(
+    operation: Operation, library: Library, dtype: str, poison: float, place: int
+) -> None:
+    x = rows("normal", dtype, 5, 64)
+    dy = generator("dy").standard_normal(x.shape).astype(DTYPES[dtype])
+    _, given = calls.arguments(operation, library, dtype, 64)
+    clean = calls.both(operation, library, library.array(dy), library.array(x), given)
+    x[2, place] = poison
+    spoiled = calls.both(operation, library, library.array(dy), library.array(x), given)
+    for before, after in ((clean[0].y, spoiled[0].y), (clean[1].dx, spoiled[1].dx)):
+        before, after = library.numpy(before), library.numpy(after)
+        others = [0, 1, 3, 4]
+        assert calls.bits(before[others]) == calls.bits(after[others])
+        if not (operation is RMS_NORM and np.isinf(poison)):
+            assert np.isnan(after[2].astype(np.float64)).all()
+        else:  # x / inf is 0, but for the infinity itself
+            assert np.isnan(after[2].astype(np.float64)[place])
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 333.3, 6e4, 1e-6])
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-12, 1e-60])
+def test_constant_rows_give_beta(
+    library: Library, dtype: str, value: float, epsilon: float
+) -> None:
+    """X_hat is exactly 0, however small epsilon is, and gradients are finite."""
+    x = np.full((3, 100), value).astype(DTYPES[dtype])
+    dy = rows("normal", dtype, 3, 100)
+    plain, given = calls.arguments(LAYER_NORM, library, dtype, 100)
+    result, gradients = calls.both(
+        LAYER_NORM, library, library.array(dy), library.array(x), given, epsilon=epsilon
+    )
+    assert plain[1] is not None
+    np.testing.assert_array_equal(library.numpy(result.y), np.broadcast_to(plain[1], x.shape))
+    np.testing.assert_array_equal(library.numpy(result.mean), x[:, :1])
+    if epsilon > (1e-6 if dtype == "float16" else 1e-38):  # else dx is beyond the dtype itself
+        for each in gradients:
+            assert np.isfinite(library.numpy(each).astype(np.float64)).all()
+
+
+@pytest.mark.parametrize("value", [1e30, 3e38, 1e-30])
+def test_constant_rows_far_from_one(library: Library, value: float) -> None:
+    x = np.full((2, 50), value, np.float32)
+    plain, given = calls.arguments(LAYER_NORM, library, "float32", 50)
+    y = calls.forward(LAYER_NORM, library, library.array(x), given)["y"]
+    assert plain[1] is not None
+    np.testing.assert_array_equal(y, np.broadcast_to(plain[1], x.shape))
+
+
+def test_without_epsilon_a_constant_row_is_nan(library: Library, dtype: str) -> None:
+    """As the maths says: 0 / 0."""
+    x = np.stack([np.full(8, 3.0), np.arange(8.0)]).astype(DTYPES[dtype])
+    y = calls.forward(LAYER_NORM, library, library.array(x), [None, None], epsilon=0.0)["y"]
+    assert np.isnan(y[0].astype(np.float64)).all()
+    assert np.isfinite(y[1].astype(np.float64)).all()
+
+
+def test_magnitudes_up_to_the_largest(library: Library) -> None:
+    """The sums would overflow, and the results do not."""
+    x = np.asarray([[3e38, -3e38, 1e38, 0.0], [3e38, 3e38, 3e38, 2.9e38]], np.float32)
+    y = calls.forward(LAYER_NORM, library, library.array(x), [None, None])["y"]
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+def test_one_element(library: Library, dtype: str) -> None:
+    """The mean is the element, so y is beta and dx is 0."""
+    x = rows("mean 100 sigma", dtype, 6, 1)
+    plain, given = calls.arguments(LAYER_NORM, library, dtype, 1)
+    dy = library.array(np.ones_like(x))
+    result, gradients = calls.both(LAYER_NORM, library, dy, library.array(x), given)
+    assert plain[1] is not None
+    np.testing.assert_array_equal(library.numpy(result.y), np.broadcast_to(plain[1], x.shape))
+    np.testing.assert_array_equal(library.numpy(gradients.dx).astype(np.float64), 0.0)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (0, 3, 5)])
+def test_no_rows(
+    operation: Operation, library: Library, dtype: str, shape: tuple[int, ...]
+) -> None:
+    """Results are empty; gradients of parameters are sums of nothing."""
+    x = library.array(np.zeros(shape, DTYPES[dtype]))
+    _, given = calls.arguments(operation, library, dtype, 5)
+    result, gradients = calls.both(operation, library, x, x, given)
+    assert library.numpy(result.y).shape == shape
+    assert library.numpy(result.rstd).shape == (*shape[:-1], 1)
+    assert library.numpy(gradients.dx).shape == shape
+    for name in operation.gradients[1:]:
+        gradient = library.numpy(getattr(gradients, name))
+        np.testing.assert_array_equal(gradient.astype(np.float64), np.zeros(5))
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 0), (2, 3, 0)])
+def test_no_elements(
+    operation: Operation, library: Library, dtype: str, shape: tuple[int, ...]
+) -> None:
+    """Y is empty, the statistics of nothing are NaN, and there is no warning."""
+    x = library.array(np.zeros(shape, DTYPES[dtype]))
+    _, given = calls.arguments(operation, library, dtype, 0)
+    result, gradients = calls.both(operation, library, x, x, given)
+    assert library.numpy(result.y).shape == shape
+    for each in result[1:]:
+        statistic = library.numpy(each)
+        assert statistic.shape == (*shape[:-1], 1)
+        assert np.isnan(statistic).all()
+    assert library.numpy(gradients.dx).shape == shape
+    assert library.numpy(gradients.dgamma).shape == (0,)
