@@ -44,6 +44,8 @@ class Library(NamedTuple):
     """Whether its arrays are chunked graphs, whose axes had better be left alone."""
     signature: Callable[[Array], Hashable]
     """All of an array that a plan may depend on: dtype, shape, device, layout."""
+    reshape: Callable[[Array, tuple[int, ...]], Array]
+    """As in the standard, by the shortest way that the library has."""
     in_order: Callable[[Array], bool]
     """Whether an array is aligned, in C order and in native byte order, as far as can be told."""
     put_in_order: Callable[[Array], Array]
@@ -51,6 +53,10 @@ class Library(NamedTuple):
 
 
 _libraries: dict[type, Library] = {}
+
+#: All of an array that a plan may depend on, by the array's type; and None for an absent one.
+#: Looked up at every call, so without a function in between; see `signature`.
+signatures: dict[type, Callable[[Array], Hashable]] = {type(None): lambda absent: None}
 
 
 def library_of(x: Array) -> Library:
@@ -64,6 +70,7 @@ def library_of(x: Array) -> Library:
     library = _libraries.get(type(x))
     if library is None:
         library = _libraries.setdefault(type(x), _recognise(x))
+        signatures[type(x)] = library.signature
     return library
 
 
@@ -82,15 +89,21 @@ def _recognise(x: Array) -> Library:
         ) from None
     name = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
     signature, in_order, put_in_order = _LAYOUT.get(name, _STANDARD_LAYOUT)
+    has_method = hasattr(x, "reshape")  # which the standard does not ask for
     return Library(
         name,
         xp,
         writable=name not in ("jax", "dask"),
         lazy=name == "dask",
         signature=signature,
+        reshape=_reshape_method if has_method else xp.reshape,
         in_order=in_order,
         put_in_order=put_in_order,
     )
+
+
+def _reshape_method(x: Array, shape: tuple[int, ...]) -> Array:
+    return x.reshape(shape)
 
 
 _C_CONTIGUOUS_AND_ALIGNED = 0x101  # bits of ndarray.flags.num
@@ -168,8 +181,8 @@ def in_shape(x: Array, shape: tuple[int, ...], permutation: tuple[int, ...] = ()
     if permutation:
         x = library.xp.permute_dims(x, permutation)
     if not library.in_order(x):
-        x = library.xp.reshape(library.put_in_order(x), (-1,))
-    return library.xp.reshape(x, shape)
+        x = library.reshape(library.put_in_order(x), (-1,))
+    return library.reshape(x, shape)
 
 
 def is_writable(x: Array) -> bool:

@@ -151,12 +151,11 @@ def epsilon(function: str, value: Any, dtype: Any) -> float:
 
 def need(function: str, value: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the gradients that are wanted."""
-    names = value if isinstance(value, tuple) else None if isinstance(value, str) else tuple(value)
-    if names is None or not set(names) <= set(allowed):
+    if isinstance(value, str) or not set(value) <= set(allowed):
         raise ValueError(
             f"{function}: need must be a tuple of names out of {allowed}, not {value!r}"
         )
-    return names
+    return tuple(value)
 
 
 def out(function: str, given: Any, x: Array, others: dict[str, Array | None]) -> None:

@@ -15,7 +15,7 @@ _planners: dict[Any, Callable[..., Any]] = {}
 
 
 def explained_by(planner: Callable[..., Any]) -> Callable[[F], F]:
-    """Mark a public function as one whose plan is ``planner(name, *its arguments in order)``."""
+    """Mark a public function as one whose plan is ``planner(name, **its arguments)``."""
 
     def mark(function: F) -> F:
         _planners[function] = planner
@@ -75,7 +75,7 @@ def explain(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
         raise ValueError(f"explain: {function!r} is not one of {known}")
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
-    plan = planner(function.__name__, *bound.arguments.values())
+    plan = planner(function.__name__, **bound.arguments)
     spec, choice = plan.spec, plan.choice
     return Explanation(
         function.__name__,

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 from . import _check
-from ._arrays import ACCUMULATION, Array, device_of, dtype_name, in_shape, library_of
-from .backend import Choice, Primitive, RowsSpec, cache_plan, cached_plan, choose
+from ._arrays import (
+    ACCUMULATION,
+    Array,
+    device_of,
+    dtype_name,
+    in_shape,
+    library_of,
+    signatures,
+)
+from .backend import Choice, Primitive, RowsSpec, cache_plan, choose, plans, wanted_backend
 from .kernels import rows
 
 GRADIENTS = ("dx", "dgamma", "dbeta")
@@ -51,16 +60,21 @@ class View(NamedTuple):
         """The shape of mean and rstd."""
         return tuple(1 if axis in self.axes else n for axis, n in enumerate(self.shape))
 
+    @property
+    def is_rows(self) -> bool:
+        """Whether x itself is rows."""
+        return len(self.shape) == 2 and self.axes == (1,)
+
     def to_rows(self, x: Array) -> Array:
         return in_shape(x, self.rows, self.permutation)
 
     def from_rows(self, x: Array) -> Array:
-        xp = library_of(x).xp
+        library = library_of(x)
         if not self.permutation:
-            return xp.reshape(x, self.shape)
-        x = xp.reshape(x, tuple(self.shape[axis] for axis in self.permutation))
+            return library.reshape(x, self.shape)
+        x = library.reshape(x, tuple(self.shape[axis] for axis in self.permutation))
         inverse = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)
-        return xp.permute_dims(x, tuple(inverse))
+        return library.xp.permute_dims(x, tuple(inverse))
 
 
 class Plan:
@@ -74,74 +88,74 @@ class RowsPlan(Plan):
     """X goes to the kernel as (M, N) in C order: as it is, as a view, or as a copy."""
 
     def __init__(
-        self, primitive: Primitive, spec: RowsSpec, view: View, x: Array, *parameters: Array | None
+        self,
+        primitive: Primitive,
+        spec: RowsSpec,
+        view: View,
+        *arrays: Array | None,
+        accumulated: tuple[Array | None, ...] = (),
     ) -> None:
-        super().__init__(primitive, spec, view, choose(primitive, spec))
-        in_order = library_of(x).in_order
-        self.direct = in_order(x) and not view.permutation and view.rows == view.shape
-        self.flat = (spec.shape[1],)
-        self.direct_parameters = len(view.axes) == 1 and all(
-            each is None or in_order(each) for each in parameters
-        )
+        """Plan for calls with such arrays.
 
-    def _parameter(self, values: Array | None) -> Array | None:
-        if values is None or self.direct_parameters:
-            return values
-        return in_shape(values, self.flat)
+        `accumulated` are those whose like the kernel takes or gives in the accumulation dtype.
+        """
+        super().__init__(primitive, spec, view, choose(primitive, spec))
+        self.kernel: Callable[..., tuple[Any, Any, Any]]
+        self.kernel = partial(self.choice.kernel, **spec.options(primitive))
+        # Whether arrays go to the kernel, and its results to the caller, as they are.
+        self.direct = (
+            view.is_rows
+            and all(each is None or library_of(each).in_order(each) for each in arrays)
+            and {_dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
+        )
 
     def run(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, Array | None, Array]:
-        """Y as the caller wants it, mean and rstd one to a row."""
-        spec, view, kernel = self.spec, self.view, self.choice.kernel
-        library = library_of(x)
+        """Y as the caller wants it, mean and rstd as the kernel gives them."""
+        if self.direct and out is None:
+            return self.kernel(x, gamma, beta, out=None)
+        view, library = self.view, library_of(x)
         target = None
         if out is not None and not view.permutation and library.in_order(out):
-            target = library.xp.reshape(out, view.rows)
-        y, mean, rstd = kernel(
-            x if self.direct else view.to_rows(x),
-            self._parameter(gamma),
-            self._parameter(beta),
-            epsilon=spec.epsilon,
-            center=spec.center,
-            groups=1,
-            repeat=1,
-            out=target,
-        )
-        if out is not None:
-            if target is None:
-                out[...] = view.from_rows(y)
-            y = out
-        elif not self.direct:
-            y = view.from_rows(y)
-        return y, mean, rstd
+            target = library.reshape(out, view.rows)
+        parameters = map(self._parameter, (gamma, beta))
+        y, mean, rstd = self.kernel(view.to_rows(x), *parameters, out=target)
+        if out is None:
+            return view.from_rows(y), mean, rstd
+        if target is None:
+            out[...] = view.from_rows(y)
+        return out, mean, rstd
+
+    def _parameter(self, values: Array | None) -> Array | None:
+        return None if values is None else in_shape(values, self.spec.shape[1:])
 
     def forward(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, Array | None, Array]:
         """Y, mean and rstd, the latter of x's rank."""
         y, mean, rstd = self.run(x, gamma, beta, out)
-        reshape, shape = library_of(x).xp.reshape, self.view.statistic
+        if self.direct:
+            return y, mean, rstd
+        reshape, shape = library_of(x).reshape, self.view.statistic
         return y, None if mean is None else reshape(mean, shape), reshape(rstd, shape)
 
     def backward(
         self, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
     ) -> tuple[Array | None, Array | None, Array | None]:
-        spec, view = self.spec, self.view
+        if self.direct:
+            return self.kernel(dy, x, mean, rstd, gamma)
+        view, m = self.view, self.spec.shape[0]
         xp = library_of(x).xp
-        dx, dgamma, dbeta = self.choice.kernel(
+        dx, dgamma, dbeta = self.kernel(
             view.to_rows(dy),
-            x if self.direct else view.to_rows(x),
-            None if mean is None else _statistic(xp, in_shape(mean, (spec.shape[0],)), spec),
-            _statistic(xp, in_shape(rstd, (spec.shape[0],)), spec),
+            view.to_rows(x),
+            None if mean is None else in_shape(_statistic(xp, mean, self.spec), (m, 1)),
+            in_shape(_statistic(xp, rstd, self.spec), (m, 1)),
             self._parameter(gamma),
-            center=spec.center,
-            groups=1,
-            repeat=1,
-            need=spec.need,
         )
         return (
-            dx if dx is None or self.direct else view.from_rows(dx),
+            None if dx is None else view.from_rows(dx),
             _gradient(xp, dgamma, view.parameter, x, gamma),
             _gradient(xp, dbeta, view.parameter, x, gamma),
         )
@@ -221,19 +235,29 @@ def forward_plan(
     x: Array,
     gamma: Array | None,
     beta: Array | None,
-    *,
     axis: int | tuple[int, ...],
     epsilon: float,
+    out: Array | None,
     center: bool,
 ) -> RowsPlan | ChunkedPlan:
     """The plan of a forward call, made if there is none; a wrong call raises here."""
     if type(axis) is not int:
         axis = _check.canonical_axis(function, axis)
+    key: Hashable
+    find = signatures
     try:
-        key = (_signature(x), _signature(gamma), _signature(beta), axis, epsilon, center)
-        plan = cached_plan(key)
-    except TypeError:  # no array, or nothing to look up by: the checks below say what is wrong
-        plan = None
+        key = (
+            find[type(x)](x),
+            find[type(gamma)](gamma),
+            find[type(beta)](beta),
+            axis,
+            epsilon,
+            center,
+            wanted_backend(),
+        )
+        plan = plans.get(key)
+    except (KeyError, TypeError):  # a type not seen before, or what the checks below refuse
+        key = plan = None
     if plan is None:
         view, spec = _checked(function, x, gamma, axis, center)
         epsilon = _check.epsilon(function, epsilon, x.dtype)
@@ -246,7 +270,9 @@ def forward_plan(
             else RowsPlan("rows_forward", spec, view, x, gamma, beta)
         )
         cache_plan(key, plan)
-    return plan  # type: ignore[no-any-return]
+    if out is not None:
+        _check.out(function, out, x, {"gamma": gamma, "beta": beta})
+    return plan
 
 
 def backward_plan(
@@ -256,7 +282,6 @@ def backward_plan(
     mean: Array | None,
     rstd: Array,
     gamma: Array | None,
-    *,
     axis: int | tuple[int, ...],
     need: tuple[str, ...],
     center: bool,
@@ -264,14 +289,27 @@ def backward_plan(
     """The plan of a backward call, made if there is none; a wrong call raises here."""
     if type(axis) is not int:
         axis = _check.canonical_axis(function, axis)
-    need = _check.need(function, need, GRADIENTS if center else GRADIENTS[:2])
+    if type(need) is not tuple:
+        need = _check.need(function, need, GRADIENTS[: 2 + center])
+    key: Hashable
+    find = signatures
     try:
-        arrays = tuple(map(_signature, (dy, x, mean, rstd, gamma)))
-        key = (arrays, axis, need, center)
-        plan = cached_plan(key)
-    except TypeError:  # no array: the checks below say which
-        plan = None
+        key = (
+            find[type(dy)](dy),
+            find[type(x)](x),
+            find[type(mean)](mean),
+            find[type(rstd)](rstd),
+            find[type(gamma)](gamma),
+            axis,
+            need,
+            center,
+            wanted_backend(),
+        )
+        plan = plans.get(key)
+    except (KeyError, TypeError):
+        key = plan = None
     if plan is None:
+        _check.need(function, need, GRADIENTS[: 2 + center])
         view, spec = _checked(function, x, gamma, axis, center)
         _check.companion(function, "dy", dy, x, view.shape, "the shape of x")
         statistics = {"mean": mean, "rstd": rstd} if center else {"rstd": rstd}
@@ -287,14 +325,16 @@ def backward_plan(
         plan = (
             ChunkedPlan("rows_backward", spec, view)
             if library_of(x).lazy
-            else RowsPlan("rows_backward", spec, view, x, gamma)
+            else RowsPlan(
+                "rows_backward",
+                spec,
+                view,
+                *(dy, x, mean, rstd, gamma),
+                accumulated=(mean, rstd, x if gamma is None else gamma),
+            )
         )
         cache_plan(key, plan)
-    return plan  # type: ignore[no-any-return]
-
-
-def _signature(x: Array | None) -> Hashable:
-    return None if x is None else library_of(x).signature(x)
+    return plan
 
 
 def _dtype_of(x: Array | None) -> str | None:

@@ -53,6 +53,13 @@ class RowsSpec(NamedTuple):
     need: tuple[bool, bool, bool] = (True, True, True)
     """Of a backward call: whether dx, dgamma, dbeta are wanted."""
 
+    def options(self, primitive: Primitive) -> dict[str, Any]:
+        """The keyword arguments of the primitive, but for `out`."""
+        particular = (
+            {"epsilon": self.epsilon} if primitive == "rows_forward" else {"need": self.need}
+        )
+        return {"center": self.center, "groups": self.groups, "repeat": self.repeat, **particular}
+
 
 class Backend(Protocol):
     """Accelerated primitives for the arrays of one library.
@@ -220,17 +227,16 @@ def use_backend(name: str) -> Iterator[None]:
         _wanted.reset(token)
 
 
+#: The backend asked for in this thread or task, or None: a part of each plan's key.
+wanted_backend = _wanted.get
+
 _PLANS_AT_MOST = 4096
-_plans: dict[Hashable, Any] = {}
-
-
-def cached_plan(key: Hashable) -> Any:
-    """The plan made for an equal key under the same choice of backend, or None."""
-    return _plans.get((key, _wanted.get()))
+plans: dict[Hashable, Any] = {}
 
 
 def cache_plan(key: Hashable, plan: Any) -> None:
-    """Keep a plan. Programs with ever new shapes start afresh now and then."""
-    if len(_plans) >= _PLANS_AT_MOST:
-        _plans.clear()
-    _plans[key, _wanted.get()] = plan
+    """Keep a plan, unless its key is None. Programs with ever new shapes start afresh at times."""
+    if len(plans) >= _PLANS_AT_MOST:
+        plans.clear()
+    if key is not None:
+        plans[key] = plan

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
-from . import _check, _rows
+from . import _rows
 from ._arrays import Array
 from ._explain import explained_by
 
@@ -27,22 +28,11 @@ class Gradients(NamedTuple):
     dbeta: Array | None
 
 
-def _plan(
-    function: str,
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: int | tuple[int, ...],
-    epsilon: float,
-    out: Array | None,
-) -> _rows.RowsPlan | _rows.ChunkedPlan:
-    plan = _rows.forward_plan(function, x, gamma, beta, axis=axis, epsilon=epsilon, center=True)
-    if out is not None:
-        _check.out(function, out, x, {"gamma": gamma, "beta": beta})
-    return plan
+_explained = explained_by(partial(_rows.forward_plan, center=True))
+_backward_explained = explained_by(partial(_rows.backward_plan, center=True))
 
 
-@explained_by(_plan)
+@_explained
 def layer_norm(
     x: Array,
     gamma: Array | None = None,
@@ -123,11 +113,11 @@ def layer_norm(
     array([[-1., -1., -1.],
            [ 2.,  2.,  2.]])
     """
-    plan = _plan("layer_norm", x, gamma, beta, axis, epsilon, out)
+    plan = _rows.forward_plan("layer_norm", x, gamma, beta, axis, epsilon, out, center=True)
     return plan.run(x, gamma, beta, out)[0]
 
 
-@explained_by(_plan)
+@_explained
 def layer_norm_forward(
     x: Array,
     gamma: Array | None = None,
@@ -166,26 +156,11 @@ def layer_norm_forward(
            [7.]]), array([[1. ],
            [0.5]]))
     """
-    plan = _plan("layer_norm_forward", x, gamma, beta, axis, epsilon, out)
-    return Forward._make(plan.forward(x, gamma, beta, out))
+    plan = _rows.forward_plan("layer_norm_forward", x, gamma, beta, axis, epsilon, out, center=True)
+    return Forward(*plan.forward(x, gamma, beta, out))
 
 
-def _backward_plan(
-    function: str,
-    dy: Array,
-    x: Array,
-    mean: Array,
-    rstd: Array,
-    gamma: Array | None,
-    axis: int | tuple[int, ...],
-    need: tuple[str, ...],
-) -> _rows.RowsPlan | _rows.ChunkedPlan:
-    return _rows.backward_plan(
-        function, dy, x, mean, rstd, gamma, axis=axis, need=need, center=True
-    )
-
-
-@explained_by(_backward_plan)
+@_backward_explained
 def layer_norm_backward(
     dy: Array,
     x: Array,
@@ -249,5 +224,7 @@ def layer_norm_backward(
     >>> dgamma.round(4), dbeta
     (array([-0.9258,  0.    ,  0.    ]), array([1., 0., 0.]))
     """
-    plan = _backward_plan("layer_norm_backward", dy, x, mean, rstd, gamma, axis, need)
-    return Gradients._make(plan.backward(dy, x, mean, rstd, gamma))
+    plan = _rows.backward_plan(
+        "layer_norm_backward", dy, x, mean, rstd, gamma, axis, need, center=True
+    )
+    return Gradients(*plan.backward(dy, x, mean, rstd, gamma))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
-from . import _check, _rows
+from . import _rows
 from ._arrays import Array
 from ._explain import explained_by
 
@@ -25,21 +26,11 @@ class RMSGradients(NamedTuple):
     dgamma: Array | None
 
 
-def _plan(
-    function: str,
-    x: Array,
-    gamma: Array | None,
-    axis: int | tuple[int, ...],
-    epsilon: float,
-    out: Array | None,
-) -> _rows.RowsPlan | _rows.ChunkedPlan:
-    plan = _rows.forward_plan(function, x, gamma, None, axis=axis, epsilon=epsilon, center=False)
-    if out is not None:
-        _check.out(function, out, x, {"gamma": gamma})
-    return plan
+_explained = explained_by(partial(_rows.forward_plan, beta=None, center=False))
+_backward_explained = explained_by(partial(_rows.backward_plan, mean=None, center=False))
 
 
-@explained_by(_plan)
+@_explained
 def rms_norm(
     x: Array,
     gamma: Array | None = None,
@@ -95,11 +86,11 @@ def rms_norm(
     array([[1.    , 1.    , 1.    ],
            [0.5774, 1.1547, 1.1547]])
     """
-    plan = _plan("rms_norm", x, gamma, axis, epsilon, out)
+    plan = _rows.forward_plan("rms_norm", x, gamma, None, axis, epsilon, out, center=False)
     return plan.run(x, gamma, None, out)[0]
 
 
-@explained_by(_plan)
+@_explained
 def rms_norm_forward(
     x: Array,
     gamma: Array | None = None,
@@ -136,26 +127,12 @@ def rms_norm_forward(
     array([[0.5 ],
            [0.25]])
     """
-    plan = _plan("rms_norm_forward", x, gamma, axis, epsilon, out)
+    plan = _rows.forward_plan("rms_norm_forward", x, gamma, None, axis, epsilon, out, center=False)
     y, _, rstd = plan.forward(x, gamma, None, out)
     return RMSForward(y, rstd)
 
 
-def _backward_plan(
-    function: str,
-    dy: Array,
-    x: Array,
-    rstd: Array,
-    gamma: Array | None,
-    axis: int | tuple[int, ...],
-    need: tuple[str, ...],
-) -> _rows.RowsPlan | _rows.ChunkedPlan:
-    return _rows.backward_plan(
-        function, dy, x, None, rstd, gamma, axis=axis, need=need, center=False
-    )
-
-
-@explained_by(_backward_plan)
+@_backward_explained
 def rms_norm_backward(
     dy: Array,
     x: Array,
@@ -209,5 +186,8 @@ def rms_norm_backward(
     >>> ln.rms_norm_backward(np.asarray([[1.0, 0.0]]), x, rstd).dx.round(4)
     array([[ 0.181 , -0.1358]])
     """
-    plan = _backward_plan("rms_norm_backward", dy, x, rstd, gamma, axis, need)
-    return RMSGradients._make(plan.backward(dy, x, None, rstd, gamma)[:2])
+    plan = _rows.backward_plan(
+        "rms_norm_backward", dy, x, None, rstd, gamma, axis, need, center=False
+    )
+    dx, dgamma, _ = plan.backward(dy, x, None, rstd, gamma)
+    return RMSGradients(dx, dgamma)

@@ -81,8 +81,8 @@ def rows_forward(
     Returns
     -------
     y : array of shape (M, N), in the dtype of x
-    mean : array of shape (M,) in the accumulation dtype, or None where `center` is False
-    rstd : array of shape (M,), likewise
+    mean : array of shape (M, 1) in the accumulation dtype, or None where `center` is False
+    rstd : array of shape (M, 1), likewise
     """
     xp = library_of(x).xp
     split = _Split(x.shape, groups, repeat)
@@ -94,12 +94,14 @@ def rows_forward(
         epsilon=epsilon,
         center=center,
     )
-    if y.shape != x.shape:
-        y = xp.reshape(y, x.shape)
+    if len(split.shape) > 2:
+        column = (x.shape[0], 1)
+        y, rstd = xp.reshape(y, x.shape), xp.reshape(rstd, column)
+        mean = None if mean is None else xp.reshape(mean, column)
     if out is not None:
         out[...] = y
         y = out
-    return y, None if mean is None else xp.reshape(mean, (-1,)), xp.reshape(rstd, (-1,))
+    return y, mean, rstd
 
 
 def rows_backward(
@@ -121,7 +123,7 @@ def rows_backward(
     dy, x
         Shape (M, N); the gradient of y, and what y was computed from.
     mean, rstd
-        Shape (M,), from `rows_forward`; mean is None where `center` is False.
+        Shape (M, 1), from `rows_forward`; mean is None where `center` is False.
     gamma, center, groups, repeat
         As in `rows_forward`.
     need
@@ -174,8 +176,9 @@ class _Split:
         return x if len(self.shape) == 2 else xp.reshape(x, self.shape)
 
     def statistic(self, xp: Any, values: Array | None) -> Array | None:
-        ones = (1,) * len(self.axes)
-        return None if values is None else xp.reshape(values, self.shape[: -len(ones)] + ones)
+        if values is None or len(self.shape) == 2:
+            return values
+        return xp.reshape(values, (*self.shape[:2], 1, 1))
 
     def parameter(self, xp: Any, values: Array | None) -> Array | None:
         if values is None or len(self.shape) == 2:
