@@ -1,0 +1,45 @@
+# Each target installs what it needs into .venv first; all it takes is Python and make.
+PYTHON ?= python3
+BIN := .venv/bin
+LIBRARY ?= numpy
+BACKEND ?=
+WORKERS ?= auto
+
+.PHONY: help demo test unit conformance conformance-all lint clean
+.DEFAULT_GOAL := help
+
+help: ## tell what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+demo: .venv/installed ## run a real sentence encoder on every installed array library
+	$(BIN)/python examples/minilm.py
+
+test: unit conformance-all ## run every test: the library's own, then the conformance suite
+
+unit: .venv/installed ## run the library's own tests and its doctests
+	$(BIN)/pytest -n $(WORKERS) --doctest-modules --cov --cov-fail-under=95
+
+conformance: .venv/installed ## hold LIBRARY=numpy and BACKEND= (whatever it chooses) to the contract
+	$(BIN)/pytest -n $(WORKERS) --pyargs ln_array_api_conformance --library $(LIBRARY) \
+		$(if $(BACKEND),--backend $(BACKEND))
+
+conformance-all: .venv/installed
+	for library in numpy torch jax strict dask; do \
+		$(MAKE) --no-print-directory conformance LIBRARY=$$library || exit; done
+
+lint: .venv/installed ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean: ## remove .venv and whatever the tools have left
+	rm -rf .venv .benchmarks .asv .coverage* .hypothesis .*_cache build dist
+
+.venv/installed: requirements.txt pyproject.toml
+	@echo "Installing the exact versions of requirements.txt into .venv: a minute or two, 2 GB."
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
+		$$(sed -n 's/^# no-deps: //p' requirements.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
