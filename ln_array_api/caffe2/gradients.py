@@ -1,0 +1,275 @@
+"""Differentiate operators and nets: which operators compute the gradients of which blobs."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import count as count_up
+
+from .definitions import checked
+from .registry import gradient_maker, register_gradient
+from .schema import OperatorDef, count
+
+_PART = "_autosplit_"  # as Caffe2 calls gradients that are parts of a sum
+
+
+def gradient_name(blob: str) -> str:
+    """What the gradient of a blob is called."""
+    return f"{blob}_grad"
+
+
+@register_gradient("LayerNorm")
+def _layer_norm_gradient(
+    op_def: OperatorDef, grad_outputs: list[str | None]
+) -> tuple[list[OperatorDef], list[str | None]]:
+    grad_y, *grad_statistics = grad_outputs
+    for what, blob, grad in zip(
+        ("mean", "stddev"), op_def.outputs[1:], grad_statistics, strict=True
+    ):
+        if grad is not None:
+            raise ValueError(
+                f"{op_def.label}: {grad!r} is given as the gradient of its output {what} "
+                f"({blob}), but LayerNormGradient differentiates its first output alone, so this "
+                "must be None"
+            )
+    arguments = checked(op_def)
+    affine = arguments["elementwise_affine"]
+    data, *parameters = op_def.inputs
+    assert grad_y is not None  # one of the gradients is given
+    backward = OperatorDef(
+        "LayerNormGradient",
+        (grad_y, *op_def.outputs, data, *parameters[:1]),
+        tuple(map(gradient_name, op_def.inputs)),
+        {"axis": arguments["axis"], "elementwise_affine": affine},
+        op_def.device_option,
+    )
+    return [backward], list(backward.outputs)
+
+
+@register_gradient("Sum")
+def _sum_gradient(
+    op_def: OperatorDef, grad_outputs: list[str | None]
+) -> tuple[list[OperatorDef], list[str | None]]:
+    # Each input's gradient is that of the sum: nothing is to be computed.
+    return [], grad_outputs * len(op_def.inputs)
+
+
+def get_gradient_defs(
+    op_def: OperatorDef, grad_outputs: Sequence[str | None]
+) -> tuple[list[OperatorDef], list[str | None]]:
+    """Define the operators that compute the gradients of an operator's inputs.
+
+    Parameters
+    ----------
+    op_def : OperatorDef
+    grad_outputs : sequence of str or None
+        For each output the name of its gradient, None where it has none.
+
+    Returns
+    -------
+    op_defs : list of OperatorDef
+        To be run in order. For LayerNorm this is one LayerNormGradient.
+    grad_inputs : list of str or None
+        For each input the name of its gradient, ``<blob>_grad``, or None where it has none. It may
+        be the name of an output's gradient, where that is the input's as well, as in Sum. Where a
+        blob is several inputs at once, the parts of its gradient are called
+        ``<blob>_grad_autosplit_<number>``.
+
+    Raises
+    ------
+    ValueError
+        For a wrong number of gradients, an operator without gradient, a definition that its
+        schema does not allow, or a gradient of LayerNorm's mean or stddev: in the gradient
+        operator that Caffe2 defined, only the first output counts.
+
+    Notes
+    -----
+    Where no output has a gradient, no input has one, and there is nothing to run.
+
+    Examples
+    --------
+    >>> from ln_array_api import caffe2
+    >>> op_def = caffe2.create_operator("LayerNorm", ["X"], ["Y", "mean", "stddev"])
+    >>> (backward,), grad_inputs = caffe2.get_gradient_defs(op_def, ["Y_grad", None, None])
+    >>> backward.type, backward.inputs
+    ('LayerNormGradient', ('Y_grad', 'Y', 'mean', 'stddev', 'X'))
+    >>> grad_inputs
+    ['X_grad']
+    """
+    checked(op_def)
+    if len(grad_outputs) != len(op_def.outputs):
+        raise ValueError(
+            f"{op_def.label}: {count(len(grad_outputs), 'gradient')} given, but it has "
+            f"{count(len(op_def.outputs), 'output')} ({', '.join(op_def.outputs)}); give None for "
+            "an output without gradient"
+        )
+    if all(each is None for each in grad_outputs):
+        return [], [None] * len(op_def.inputs)
+    make = gradient_maker(op_def)
+    # The parts of a gradient must not be written to one blob, so whoever makes the gradient gets
+    # to see a name of its own for each time that a blob is used.
+    uses = _Uses(op_def.inputs)
+    op_defs, grad_inputs = make(replace(op_def, inputs=uses.aliases), list(grad_outputs))
+    if len(grad_inputs) != len(op_def.inputs):
+        raise ValueError(
+            f"{op_def.label}: its gradient names {count(len(grad_inputs), 'gradient')}, but it "
+            f"has {count(len(op_def.inputs), 'input')}"
+        )
+    return (
+        [_renamed(each, uses.names, uses.names) for each in op_defs],
+        [None if each is None else uses.names.get(each, each) for each in grad_inputs],
+    )
+
+
+class _Uses:
+    """A name for each use of a blob that is several inputs at once, and what these stand for."""
+
+    def __init__(self, inputs: Sequence[str]) -> None:
+        aliases = []
+        self.names: dict[str, str] = {}
+        for place, blob in enumerate(inputs):
+            alias = blob
+            if inputs.count(blob) > 1:
+                part = inputs[:place].count(blob)
+                alias = f"{blob}/use {part}"
+                self.names[alias] = blob
+                self.names[gradient_name(alias)] = f"{gradient_name(blob)}{_PART}{part}"
+            aliases.append(alias)
+        self.aliases = tuple(aliases)
+
+
+def _renamed(
+    op_def: OperatorDef, inputs: Mapping[str, str], outputs: Mapping[str, str]
+) -> OperatorDef:
+    return replace(
+        op_def,
+        inputs=tuple(inputs.get(each, each) for each in op_def.inputs),
+        outputs=tuple(outputs.get(each, each) for each in op_def.outputs),
+    )
+
+
+def backward_net(net: Sequence[OperatorDef], grad_outputs: Mapping[str, str]) -> list[OperatorDef]:
+    """The net that computes the gradients; see `Workspace.add_gradient_operators`."""
+    for op_def in net:
+        checked(op_def)
+    _check_written_once(net)
+    _check_seeds(net, grad_outputs)
+    contributing = _contributing(net, grad_outputs)
+    backward = _Backward(net, contributing, grad_outputs)
+    for op_def in reversed(contributing):
+        backward.differentiate(op_def)
+    return backward.finish()
+
+
+def _check_written_once(net: Sequence[OperatorDef]) -> None:
+    """Whether every blob still has at the end the values that it was used with."""
+    known: set[str] = set()
+    for op_def in net:
+        known.update(op_def.inputs)
+        for blob in op_def.outputs:
+            if blob in known:
+                raise ValueError(
+                    f"add_gradient_operators: {op_def.label} overwrites {blob}, so the values "
+                    "that its gradient needs would be lost; give the output a name of its own"
+                )
+            known.add(blob)
+
+
+def _check_seeds(net: Sequence[OperatorDef], grad_outputs: Mapping[str, str]) -> None:
+    outputs = [blob for op_def in net for blob in op_def.outputs]
+    for blob, name in grad_outputs.items():
+        if blob not in outputs:
+            raise ValueError(
+                f"add_gradient_operators: a gradient is given for {blob!r}, which no operator of "
+                f"the net puts out; its outputs are: {', '.join(outputs)}"
+            )
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                f"add_gradient_operators: the gradient of {blob} is {name!r}, but must be the "
+                "name of a blob"
+            )
+
+
+def _contributing(net: Sequence[OperatorDef], grad_outputs: Mapping[str, str]) -> list[OperatorDef]:
+    """The operators on whose outputs the given gradients depend."""
+    reached, contributing = set(grad_outputs), []
+    for op_def in reversed(net):
+        if reached.intersection(op_def.outputs):
+            reached.update(op_def.inputs)
+            contributing.append(op_def)
+    return contributing[::-1]
+
+
+class _Backward:
+    """A backward net in the making."""
+
+    def __init__(
+        self,
+        net: Sequence[OperatorDef],
+        contributing: Sequence[OperatorDef],
+        seeds: Mapping[str, str],
+    ) -> None:
+        self.op_defs: list[OperatorDef] = []
+        self.seeds = seeds
+        # For each blob, the names of the gradients that add up to its own.
+        self.parts: defaultdict[str, list[str]] = defaultdict(list)
+        for blob, name in seeds.items():
+            self.parts[blob].append(name)
+        # How many parts there can be: with more than one, none may take the name of the sum.
+        self.uses = Counter(blob for op_def in contributing for blob in op_def.inputs)
+        self.taken = {blob for op_def in net for blob in (*op_def.inputs, *op_def.outputs)}
+        self.taken.update(seeds.values())
+        for blob in self.uses:
+            name = gradient_name(blob)
+            if name in self.taken:
+                raise ValueError(
+                    f"add_gradient_operators: the gradient of {blob} would overwrite {name}, "
+                    "which is a blob of the net or the name of a given gradient; call that "
+                    "something else"
+                )
+        self.taken.update(map(gradient_name, self.uses))
+        self.uses.update(seeds.keys())
+
+    def differentiate(self, op_def: OperatorDef) -> None:
+        """Add what computes the gradients of an operator's inputs from those of its outputs."""
+        grad_outputs = [self.gradient(blob) for blob in op_def.outputs]
+        op_defs, grad_inputs = get_gradient_defs(op_def, grad_outputs)
+        whole = {
+            grad: gradient_name(blob)
+            for blob, grad in zip(op_def.inputs, grad_inputs, strict=True)
+            if grad is not None and self.uses[blob] == 1
+        }
+        # What these operators write gets names that nothing else in the net has.
+        written: dict[str, str] = {}
+        for each in op_defs:
+            outputs = {name: whole.get(name) or self._free(name) for name in each.outputs}
+            self.op_defs.append(_renamed(each, written, outputs))
+            written.update(outputs)
+        for blob, grad in zip(op_def.inputs, grad_inputs, strict=True):
+            if grad is not None:
+                self.parts[blob].append(written.get(grad, grad))
+
+    def _free(self, name: str) -> str:
+        """That name, or one for a part of it, such as nothing is called yet."""
+        whole, number = name.partition(_PART)[0], count_up()
+        while name in self.taken:
+            name = f"{whole}{_PART}{next(number)}"
+        self.taken.add(name)
+        return name
+
+    def gradient(self, blob: str) -> str | None:
+        """The name of a blob's gradient once all its parts are known; None if it has none."""
+        parts, name = self.parts.pop(blob, []), gradient_name(blob)
+        if not parts:
+            return None
+        if len(parts) == 1 and parts[0] in (name, self.seeds.get(blob)):
+            return parts[0]
+        self.op_defs.append(OperatorDef("Sum", tuple(parts), (name,)))
+        return name
+
+    def finish(self) -> list[OperatorDef]:
+        """The whole net, the gradients of the forward net's inputs added up."""
+        for blob in list(self.parts):
+            self.gradient(blob)
+        return self.op_defs

@@ -1,0 +1,163 @@
+"""The schemas of LayerNorm, LayerNormGradient and Sum, and what shapes go together in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import _check
+from ..layer_norm import EPSILON
+from .registry import register_schema
+from .schema import AT_LEAST_ONE, OperatorDef, OperatorSchema, Shape, count
+
+
+class Shapes(NamedTuple):
+    """The shapes around an X that is normalised from an axis on."""
+
+    axes: tuple[int, ...]
+    """The normalised axes."""
+    data: Shape
+    statistic: Shape
+    parameter: Shape
+    beside: dict[str, tuple[Shape, str]]
+    """For each input that goes with X, its shape and what that is."""
+
+    @classmethod
+    def of(cls, label: str, name: str, shape: Shape, axis: int) -> Shapes:
+        """Around an X of that name and shape, which is checked."""
+        if len(shape) < 2:
+            raise ValueError(
+                f"{label}: {name} has shape {shape}, but must have at least 2 dimensions"
+            )
+        (first,) = _check.axes(label, axis, shape)
+        axes = _check.axes(label, tuple(range(first, len(shape))), shape)
+        statistic, parameter = (*shape[:first], 1), shape[first:]
+        what = {
+            ("dY", "Y"): (shape, f"the shape of {name}"),
+            ("mean", "stddev"): (statistic, f"the shape of {name} before axis {first}, and 1"),
+            ("gamma", "beta"): (parameter, f"the shape of {name} from axis {first} on"),
+        }
+        beside = {each: shape_of for names, shape_of in what.items() for each in names}
+        return cls(axes, shape, statistic, parameter, beside)
+
+
+class _Shaped(NamedTuple):
+    """Stands in for an array of which nothing but the shape is known."""
+
+    shape: Shape
+
+
+def _agreeing(
+    op_def: OperatorDef, arguments: Mapping[str, Any], given: dict[str, Shape], data: str
+) -> Shapes:
+    """The shapes around the input called `data`, with which the others must agree."""
+    shapes = Shapes.of(op_def.label, data, given[data], arguments["axis"])
+    for name, shape in given.items():
+        if name != data:
+            _check.same_shape(op_def.label, name, _Shaped(shape), *shapes.beside[name])
+    return shapes
+
+
+def _verify_counts(
+    op_def: OperatorDef, arguments: Mapping[str, Any], inputs: int, outputs: int
+) -> None:
+    """Whether there are as many inputs and outputs as elementwise_affine asks for."""
+    affine = arguments["elementwise_affine"]
+    for kind, names, wanted in (
+        ("input", op_def.inputs, inputs),
+        ("output", op_def.outputs, outputs),
+    ):
+        if len(names) != wanted:
+            raise ValueError(
+                f"{op_def.label}: {count(len(names), kind)} given ({', '.join(names)}), but with "
+                f"elementwise_affine={affine} it has {count(wanted, kind)}"
+            )
+
+
+def _verify_layer_norm(op_def: OperatorDef, arguments: Mapping[str, Any]) -> None:
+    _verify_counts(op_def, arguments, 3 if arguments["elementwise_affine"] else 1, 3)
+    _check.epsilon(op_def.label, arguments["epsilon"], np.dtype("float64"))
+
+
+def _infer_layer_norm(
+    op_def: OperatorDef, arguments: Mapping[str, Any], input_shapes: Sequence[Shape]
+) -> list[Shape]:
+    given = dict(zip(LAYER_NORM.inputs, input_shapes, strict=False))
+    shapes = _agreeing(op_def, arguments, given, "input")
+    return [shapes.data, shapes.statistic, shapes.statistic]
+
+
+def _verify_gradient(op_def: OperatorDef, arguments: Mapping[str, Any]) -> None:
+    affine = arguments["elementwise_affine"]
+    _verify_counts(op_def, arguments, 6 if affine else 5, 3 if affine else 1)
+
+
+def _infer_gradient(
+    op_def: OperatorDef, arguments: Mapping[str, Any], input_shapes: Sequence[Shape]
+) -> list[Shape]:
+    given = dict(zip(LAYER_NORM_GRADIENT.inputs, input_shapes, strict=False))
+    shapes = _agreeing(op_def, arguments, given, "X")
+    return [shapes.data, shapes.parameter, shapes.parameter][: len(op_def.outputs)]
+
+
+def _infer_sum(
+    op_def: OperatorDef, arguments: Mapping[str, Any], input_shapes: Sequence[Shape]
+) -> list[Shape]:
+    first, *others = input_shapes
+    for blob, shape in zip(op_def.inputs[1:], others, strict=True):
+        what = f"the shape of {op_def.inputs[0]}"
+        _check.same_shape(op_def.label, blob, _Shaped(shape), first, what)
+    return [first]
+
+
+LAYER_NORM = register_schema(
+    OperatorSchema(
+        "LayerNorm",
+        num_inputs=(1, 3),
+        num_outputs=(3,),
+        arguments={"axis": 1, "epsilon": EPSILON, "elementwise_affine": False},
+        doc=(
+            "Normalises its input to zero mean and unit variance from `axis` to the end: "
+            "(input - mean) / stddev, with stddev = sqrt(variance + epsilon) and the biased "
+            "variance; then, with elementwise_affine, times gamma, plus beta. Inputs are the "
+            "array and, with elementwise_affine, gamma and beta, of its shape from `axis` on. "
+            "Outputs are the result, mean and stddev."
+        ),
+        inputs=("input", "gamma", "beta"),
+        outputs=("output", "mean", "stddev"),
+        verify=_verify_layer_norm,
+        infer_shapes=_infer_layer_norm,
+    )
+)
+
+LAYER_NORM_GRADIENT = register_schema(
+    OperatorSchema(
+        "LayerNormGradient",
+        num_inputs=(5, 6),
+        num_outputs=(1, 3),
+        arguments={"axis": 1, "elementwise_affine": False},
+        doc=(
+            "The gradient of LayerNorm. Inputs are the gradient of its output, its three outputs, "
+            "its input and, with elementwise_affine, gamma. Outputs are the gradients of its input "
+            "and, with elementwise_affine, of gamma and beta."
+        ),
+        inputs=("dY", "Y", "mean", "stddev", "X", "gamma"),
+        outputs=("dX", "dgamma", "dbeta"),
+        verify=_verify_gradient,
+        infer_shapes=_infer_gradient,
+    )
+)
+
+SUM = register_schema(
+    OperatorSchema(
+        "Sum",
+        num_inputs=AT_LEAST_ONE,
+        num_outputs=(1,),
+        arguments={},
+        doc="The elementwise sum of one or more arrays of one shape and dtype.",
+        outputs=("sum",),
+        infer_shapes=_infer_sum,
+    )
+)

@@ -1,0 +1,263 @@
+"""What is known of each type of operator: its classes by device, its gradient, its schema.
+
+Everything that this package registers for its own operators, others can register for theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, TypeVar, overload
+
+from .._arrays import Array
+from .schema import OperatorDef, OperatorSchema
+
+
+class Operator(Protocol):
+    """What a class of operators is to the registry."""
+
+    def __init__(self, op_def: OperatorDef) -> None: ...
+
+    def run_on_device(self, *inputs: Array) -> tuple[Array, ...]:
+        """Compute the outputs, in the inputs' library, where the inputs live."""
+        ...
+
+
+GradientMaker: TypeAlias = Callable[
+    [OperatorDef, list[str | None]], tuple[list[OperatorDef], list[str | None]]
+]
+
+_operators: dict[tuple[str, str], type[Operator]] = {}
+_makers: dict[str, GradientMaker] = {}
+_schemas: dict[str, OperatorSchema] = {}
+
+OperatorClass = TypeVar("OperatorClass", bound=type[Operator])
+Maker = TypeVar("Maker", bound=GradientMaker)
+
+
+def _add(table: dict[Any, Any], key: Any, value: Any, function: str, what: str) -> None:
+    if key in table:
+        raise ValueError(f"{function}: {what} already; register it under another name")
+    table[key] = value
+
+
+@overload
+def register_cpu_operator(name: str) -> Callable[[OperatorClass], OperatorClass]: ...
+@overload
+def register_cpu_operator(name: str, cls: OperatorClass) -> OperatorClass: ...
+def register_cpu_operator(name: str, cls: Any = None) -> Any:
+    """Register a class of operators for arrays on CPUs, and on whatever is no CUDA device.
+
+    Parameters
+    ----------
+    name : str
+        The type of operator.
+    cls : class, optional
+        With ``__init__(op_def)`` and ``run_on_device(*inputs)``, which gives a tuple of outputs in
+        the order of ``op_def.outputs``. Left out where this is used as a decorator.
+
+    Returns
+    -------
+    cls : class
+        As given; or a decorator, where it was left out.
+
+    Raises
+    ------
+    ValueError
+        If there is an operator of this name on CPUs already.
+
+    See Also
+    --------
+    register_schema : without one, any number of inputs, outputs and arguments is allowed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ln_array_api import caffe2
+    >>> @caffe2.register_cpu_operator("Negative")
+    ... class NegativeOp:
+    ...     def __init__(self, op_def):
+    ...         pass
+    ...
+    ...     def run_on_device(self, X):
+    ...         return (-X,)
+    >>> workspace = caffe2.Workspace()
+    >>> workspace.feed_blob("X", np.asarray([1.0, 2.0]))
+    >>> workspace.run_operator_once(caffe2.create_operator("Negative", ["X"], ["Y"]))
+    >>> workspace.fetch_blob("Y")
+    array([-1., -2.])
+    """
+    return _register_operator("register_cpu_operator", name, "cpu", cls)
+
+
+@overload
+def register_cuda_operator(name: str) -> Callable[[OperatorClass], OperatorClass]: ...
+@overload
+def register_cuda_operator(name: str, cls: OperatorClass) -> OperatorClass: ...
+def register_cuda_operator(name: str, cls: Any = None) -> Any:
+    """Register a class of operators for arrays on CUDA devices.
+
+    Parameters
+    ----------
+    name, cls
+        As for `register_cpu_operator`, as are the result and the errors.
+
+    Examples
+    --------
+    >>> from ln_array_api import caffe2
+    >>> class ZeroOp:
+    ...     def __init__(self, op_def):
+    ...         pass
+    ...
+    ...     def run_on_device(self, X):
+    ...         return (0 * X,)
+    >>> caffe2.register_cuda_operator("Zero", ZeroOp) is ZeroOp
+    True
+    """
+    return _register_operator("register_cuda_operator", name, "cuda", cls)
+
+
+def _register_operator(function: str, name: str, device: str, cls: Any) -> Any:
+    def register(cls: OperatorClass) -> OperatorClass:
+        _add(_operators, (name, device), cls, function, f"{name!r} is registered on {device}")
+        return cls
+
+    return register if cls is None else register(cls)
+
+
+@overload
+def register_gradient(name: str) -> Callable[[Maker], Maker]: ...
+@overload
+def register_gradient(name: str, maker: Maker) -> Maker: ...
+def register_gradient(name: str, maker: Any = None) -> Any:
+    """Register how a type of operator is differentiated.
+
+    Parameters
+    ----------
+    name : str
+        The type of operator.
+    maker : callable, optional
+        ``maker(op_def, grad_outputs)`` takes the names of the outputs' gradients, None where there
+        is none, but at least one of them; it gives a list of OperatorDefs that compute the inputs'
+        gradients, and a list of these gradients' names, None for an input that has none. It should
+        call the gradient of a blob ``<blob>_grad``. Left out where this is used as a decorator.
+
+    Returns
+    -------
+    maker : callable
+        As given; or a decorator, where it was left out.
+
+    Raises
+    ------
+    ValueError
+        If the type has a gradient already.
+
+    Examples
+    --------
+    >>> from ln_array_api import caffe2
+    >>> @caffe2.register_gradient("Copy")
+    ... def copy_gradient(op_def, grad_outputs):
+    ...     return [], grad_outputs
+    >>> caffe2.get_gradient_defs(caffe2.OperatorDef("Copy", ["X"], ["Y"]), ["Y_grad"])
+    ([], ['Y_grad'])
+    """
+
+    def register(maker: Maker) -> Maker:
+        _add(_makers, name, maker, "register_gradient", f"{name!r} has a gradient")
+        return maker
+
+    return register if maker is None else register(maker)
+
+
+def register_schema(schema: OperatorSchema) -> OperatorSchema:
+    """Register what definitions of ``schema.type`` may look like.
+
+    Parameters
+    ----------
+    schema : OperatorSchema
+        Without one, definitions of a registered type may have any number of inputs and outputs and
+        any arguments, and `tensor_inference_function` cannot tell the shapes of their outputs.
+
+    Returns
+    -------
+    schema : OperatorSchema
+        As given.
+
+    Raises
+    ------
+    ValueError
+        If the type has a schema already.
+
+    Examples
+    --------
+    >>> from ln_array_api import caffe2
+    >>> schema = caffe2.OperatorSchema("Halve", (1,), (1,), {}, "Divides by two.")
+    >>> caffe2.register_schema(schema) is caffe2.operator_schema("Halve")
+    True
+    """
+    what = f"{schema.type!r} has a schema"
+    _add(_schemas, schema.type, schema, "register_schema", what)
+    return schema
+
+
+def operator_schema(name: str) -> OperatorSchema:
+    """What definitions of a type of operator may look like.
+
+    Parameters
+    ----------
+    name : str
+        The type of operator.
+
+    Returns
+    -------
+    schema : OperatorSchema
+        Allowed numbers of inputs and outputs, arguments with their defaults, documentation.
+
+    Raises
+    ------
+    ValueError
+        If the type has no schema.
+
+    Examples
+    --------
+    >>> from ln_array_api import caffe2
+    >>> caffe2.operator_schema("Sum").doc
+    'The elementwise sum of one or more arrays of one shape and dtype.'
+    """
+    if name not in _schemas:
+        raise ValueError(
+            f"operator_schema: there is no schema of {name!r}; there are schemas of: "
+            f"{', '.join(sorted(_schemas))}"
+        )
+    return _schemas[name]
+
+
+def schema_of(op_def: OperatorDef) -> OperatorSchema | None:
+    """The schema that a definition has to follow, or None; an unknown type is an error."""
+    known = {name for name, _ in _operators} | set(_schemas) | set(_makers)
+    if op_def.type not in known:
+        raise ValueError(
+            f"{op_def.label}: there is no such operator; known are: {', '.join(sorted(known))}"
+        )
+    return _schemas.get(op_def.type)
+
+
+def operator_class(op_def: OperatorDef, device: str | None) -> type[Operator]:
+    """The class that runs a definition whose inputs live on a device, None if that is unknown."""
+    registered = "cuda" if device == "cuda" else "cpu"
+    if (op_def.type, registered) not in _operators:
+        devices = [device for name, device in _operators if name == op_def.type]
+        raise ValueError(
+            f"{op_def.label}: is not registered on {registered}; it is registered on: "
+            f"{', '.join(devices) or 'none'}"
+        )
+    return _operators[op_def.type, registered]
+
+
+def gradient_maker(op_def: OperatorDef) -> GradientMaker:
+    """What makes the gradient of a definition; an operator without one is an error."""
+    if op_def.type not in _makers:
+        raise ValueError(
+            f"{op_def.label}: has no gradient; there are gradients of: "
+            f"{', '.join(sorted(_makers))}; add it with register_gradient"
+        )
+    return _makers[op_def.type]

@@ -1,0 +1,346 @@
+"""The stages of Caffe2's LayerNorm operator: what its kernels compute, one function for each.
+
+They are here for fidelity and study. X is seen as rows: shape (M, N), where M is the product of
+the lengths before `axis` and N of those from it on. Statistics have shape (M,), gamma and beta
+(N,). All arrays of a call come from one library and one device, and so do its results. 16-bit
+arrays are computed in float32; Y and dX have X's dtype, all other results float32 for 16-bit
+arrays and else X's dtype.
+
+The stages multiply statistics out before they meet the data: (X - mean) * rstd becomes
+X * scale + bias, which takes one multiply-add for each element, but subtracts large numbers from
+each other where the mean is far larger than sigma. In float32 and at mean 1e4, sigma 1, the
+result is off by thousands of ulp. So `LayerNormOp` and `LayerNormGradientOp` run the library's own
+kernels, whose error does not grow with the mean.
+
+The formulas are those of Caffe2's ``layer_norm_op.cc``, which puts
+
+    dX = rstd * (g - mean(g) - x̂ * mean(g * x̂)),  g = dY * gamma,  x̂ = (X - mean) * rstd
+
+into the form dY * gamma * rstd + X * X_scale + bias.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from .. import _check
+from .._arrays import ACCUMULATION, Array, accumulate, dtype_name
+from ..kernels.rows import accumulate_as
+
+# A zero variance, a NaN or an infinity is no news here.
+_quietly = np.errstate(all="ignore")
+
+
+@_quietly
+def compute_sigma_and_fused_params(
+    mean: Array, var: Array, epsilon: float
+) -> tuple[Array, Array, Array]:
+    """Give sigma, and the scale and bias that normalise a row in one multiply-add.
+
+    Computes ``scale = 1 / sqrt(var + epsilon)``, ``sigma = scale * (var + epsilon)`` and
+    ``bias = -scale * mean``.
+
+    Parameters
+    ----------
+    mean, var : array of shape (M,)
+        Mean and biased variance of each row.
+    epsilon : float
+        Finite and at least 0.
+
+    Returns
+    -------
+    sigma, scale, bias : array of shape (M,)
+
+    Raises
+    ------
+    TypeError
+        For dtypes that are not supported, or arrays of different libraries.
+    ValueError
+        For a wrong shape or epsilon, or arrays on different devices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ln_array_api import caffe2
+    >>> caffe2.compute_sigma_and_fused_params(np.asarray([3.0]), np.asarray([3.0]), 1.0)
+    (array([2.]), array([0.5]), array([-1.5]))
+    """
+    function = "compute_sigma_and_fused_params"
+    xp = _vector(function, "mean", mean)
+    _check.companion(function, "var", var, mean, tuple(mean.shape), "the shape of mean")
+    epsilon = _check.epsilon(function, epsilon, mean.dtype)
+    mean = accumulate(xp, mean)
+    shifted = accumulate_as(xp, var, mean) + epsilon
+    scale = 1 / xp.sqrt(shifted)
+    return scale * shifted, scale, -scale * mean
+
+
+@_quietly
+def layer_norm_forward(
+    X: Array, scale: Array, bias: Array, gamma: Array | None = None, beta: Array | None = None
+) -> Array:
+    """Normalise rows by their scale and bias, then apply gamma and beta.
+
+    Computes ``Y = (X * scale + bias) * gamma + beta``.
+
+    Parameters
+    ----------
+    X : array of shape (M, N)
+    scale, bias : array of shape (M,)
+        From `compute_sigma_and_fused_params`.
+    gamma, beta : array of shape (N,), optional
+        In X's dtype or a wider one. Either may be absent.
+
+    Returns
+    -------
+    Y : array of shape (M, N)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `compute_sigma_and_fused_params`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ln_array_api import caffe2
+    >>> X, scale, bias = np.asarray([[1.0, 3.0]]), np.asarray([1.0]), np.asarray([-2.0])
+    >>> caffe2.layer_norm_forward(X, scale, bias, np.asarray([1.0, 10.0]))
+    array([[-1., 10.]])
+    """
+    function = "layer_norm_forward"
+    xp = _matrix(function, "X", X)
+    _of_rows(function, X, scale=scale, bias=bias)
+    _of_columns(function, X, gamma=gamma, beta=beta)
+    x = accumulate(xp, X)
+    y = x * _down(xp, scale, x) + _down(xp, bias, x)
+    if gamma is not None:
+        y = y * accumulate_as(xp, gamma, x)
+    if beta is not None:
+        y = y + accumulate_as(xp, beta, x)
+    return xp.astype(y, X.dtype, copy=False)
+
+
+@_quietly
+def compute_internal_gradients(
+    dY: Array, X: Array, gamma: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """Give the gradients of a row's scale and bias.
+
+    Computes ``dYxX = dY * X``, ``ds = sum(dYxX * gamma)`` and ``db = sum(dY * gamma)``, with the
+    sums over each row and gamma 1 where it is absent.
+
+    Parameters
+    ----------
+    dY : array of shape (M, N)
+        Gradient of the loss with respect to Y, in X's dtype or a wider one.
+    X : array of shape (M, N)
+    gamma : array of shape (N,), optional
+
+    Returns
+    -------
+    dYxX : array of shape (M, N)
+    ds, db : array of shape (M,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `compute_sigma_and_fused_params`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ln_array_api import caffe2
+    >>> dY, X = np.asarray([[1.0, 2.0]]), np.asarray([[3.0, 4.0]])
+    >>> caffe2.compute_internal_gradients(dY, X, np.asarray([1.0, 10.0]))
+    (array([[3., 8.]]), array([83.]), array([21.]))
+    """
+    function = "compute_internal_gradients"
+    xp = _matrix(function, "X", X)
+    _check.companion(function, "dY", dY, X, tuple(X.shape), "the shape of X")
+    _of_columns(function, X, gamma=gamma)
+    x = accumulate(xp, X)
+    g = accumulate_as(xp, dY, x)
+    dYxX = weighted = g * x
+    if gamma is not None:
+        gamma = accumulate_as(xp, gamma, x)
+        g, weighted = g * gamma, dYxX * gamma
+    return dYxX, xp.sum(weighted, axis=1), xp.sum(g, axis=1)
+
+
+@_quietly
+def compute_fused_params(
+    mean: Array, sigma: Array, ds: Array, db: Array, N: int
+) -> tuple[Array, Array, Array, Array]:
+    """Give what multiplies and shifts X in dX, and what dgamma needs.
+
+    Computes ``rstd = 1 / sigma``, ``X_scale = (db * mean - ds) * rstd**3 / N``,
+    ``bias = -X_scale * mean - db * rstd / N`` and ``g_scale = -rstd * mean``.
+
+    Parameters
+    ----------
+    mean, sigma : array of shape (M,)
+        Mean of each row, and sigma from `compute_sigma_and_fused_params`.
+    ds, db : array of shape (M,)
+        From `compute_internal_gradients`.
+    N : int
+        The length of a row.
+
+    Returns
+    -------
+    rstd, X_scale, bias, g_scale : array of shape (M,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `compute_sigma_and_fused_params`; ValueError also for an N that is no length.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ln_array_api import caffe2
+    >>> mean, sigma, ds, db = (np.asarray([each]) for each in (3.0, 0.5, 1.0, 1.0))
+    >>> caffe2.compute_fused_params(mean, sigma, ds, db, 2)
+    (array([2.]), array([8.]), array([-25.]), array([-6.]))
+    """
+    function = "compute_fused_params"
+    xp = _vector(function, "mean", mean)
+    for name, values in {"sigma": sigma, "ds": ds, "db": db}.items():
+        _check.companion(function, name, values, mean, tuple(mean.shape), "the shape of mean")
+    if not isinstance(N, Integral) or isinstance(N, bool) or N < 0:
+        raise ValueError(f"{function}: N must be the length of a row, not {N!r}")
+    n = max(int(N), 1)  # empty rows have nothing to scale
+    mean = accumulate(xp, mean)
+    sigma, ds, db = (accumulate_as(xp, each, mean) for each in (sigma, ds, db))
+    rstd = 1 / sigma
+    X_scale = (db * mean - ds) * rstd * rstd * rstd / n
+    return rstd, X_scale, -X_scale * mean - db * rstd / n, -rstd * mean
+
+
+@_quietly
+def layer_norm_backward(
+    dY: Array, X: Array, gamma: Array | None, rstd: Array, X_scale: Array, bias: Array
+) -> Array:
+    """Give the gradient of X.
+
+    Computes ``dX = dY * gamma * rstd + X * X_scale + bias``, with gamma 1 where it is None.
+
+    Parameters
+    ----------
+    dY : array of shape (M, N)
+        Gradient of the loss with respect to Y, in X's dtype or a wider one.
+    X : array of shape (M, N)
+    gamma : array of shape (N,) or None
+    rstd, X_scale, bias : array of shape (M,)
+        From `compute_fused_params`.
+
+    Returns
+    -------
+    dX : array of shape (M, N)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `compute_sigma_and_fused_params`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ln_array_api import caffe2
+    >>> dY, X = np.asarray([[1.0, 2.0]]), np.asarray([[3.0, 4.0]])
+    >>> rstd, X_scale, bias = (np.asarray([each]) for each in (2.0, 8.0, -25.0))
+    >>> caffe2.layer_norm_backward(dY, X, None, rstd, X_scale, bias)
+    array([[ 1., 11.]])
+    """
+    function = "layer_norm_backward"
+    xp = _matrix(function, "X", X)
+    _check.companion(function, "dY", dY, X, tuple(X.shape), "the shape of X")
+    _of_columns(function, X, gamma=gamma)
+    _of_rows(function, X, rstd=rstd, X_scale=X_scale, bias=bias)
+    x = accumulate(xp, X)
+    g = accumulate_as(xp, dY, x)
+    if gamma is not None:
+        g = g * accumulate_as(xp, gamma, x)
+    dX = g * _down(xp, rstd, x) + x * _down(xp, X_scale, x) + _down(xp, bias, x)
+    return xp.astype(dX, X.dtype, copy=False)
+
+
+@_quietly
+def gamma_beta_backward(dYxX: Array, dY: Array, rstd: Array, g_scale: Array) -> tuple[Array, Array]:
+    """Give the gradients of gamma and beta.
+
+    Computes ``dgamma = sum(dYxX * rstd + dY * g_scale)`` and ``dbeta = sum(dY)``, with the sums
+    over the rows: zeros where there is no row.
+
+    Parameters
+    ----------
+    dYxX : array of shape (M, N)
+        From `compute_internal_gradients`.
+    dY : array of shape (M, N)
+        Gradient of the loss with respect to Y.
+    rstd, g_scale : array of shape (M,)
+        From `compute_fused_params`.
+
+    Returns
+    -------
+    dgamma, dbeta : array of shape (N,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `compute_sigma_and_fused_params`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ln_array_api import caffe2
+    >>> dYxX, dY = np.asarray([[3.0], [8.0]]), np.asarray([[1.0], [2.0]])
+    >>> caffe2.gamma_beta_backward(dYxX, dY, np.asarray([2.0, 1.0]), np.asarray([-6.0, 0.0]))
+    (array([8.]), array([3.]))
+    """
+    function = "gamma_beta_backward"
+    xp = _matrix(function, "dY", dY)
+    _check.companion(function, "dYxX", dYxX, dY, tuple(dY.shape), "the shape of dY")
+    _of_rows(function, dY, rstd=rstd, g_scale=g_scale)
+    g = accumulate(xp, dY)
+    dYxX = accumulate_as(xp, dYxX, g)
+    terms = dYxX * _down(xp, rstd, g) + g * _down(xp, g_scale, g)
+    return xp.sum(terms, axis=0), xp.sum(g, axis=0)
+
+
+def _matrix(function: str, name: str, x: Array) -> Any:
+    """The namespace of an array of rows."""
+    xp = _check.array(function, name, x).xp
+    if x.ndim != 2:
+        raise ValueError(f"{function}: {name} has shape {tuple(x.shape)}, but must have (M, N)")
+    return xp
+
+
+def _vector(function: str, name: str, x: Array) -> Any:
+    """The namespace of an array with one element for each row."""
+    xp = _check.array(function, name, x).xp
+    if x.ndim != 1:
+        raise ValueError(f"{function}: {name} has shape {tuple(x.shape)}, but must have (M,)")
+    return xp
+
+
+def _of_rows(function: str, X: Array, **vectors: Array) -> None:
+    dtype = ACCUMULATION[dtype_name(X.dtype)]
+    for name, values in vectors.items():
+        what = "one element for each row"
+        _check.companion(function, name, values, X, (X.shape[0],), what, dtype)
+
+
+def _of_columns(function: str, X: Array, **parameters: Array | None) -> None:
+    for name, values in parameters.items():
+        if values is not None:
+            what = "one element for each column"
+            _check.companion(function, name, values, X, (X.shape[1],), what)
+
+
+def _down(xp: Any, values: Array, like: Array) -> Array:
+    """One value for each row, as a column beside the rows."""
+    return accumulate_as(xp, values, like)[:, None]
