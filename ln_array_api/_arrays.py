@@ -211,11 +211,20 @@ def share_memory(a: Array, b: Array) -> bool:
 
 
 def overlaps_itself(x: Array) -> bool:
-    """Whether elements of x share memory because x is broadcast."""
+    """Whether elements of x share memory with each other, as where x is broadcast."""
     memory = _memory(x)
-    return memory is not None and any(
-        step == 0 and length > 1 for step, length in zip(memory.strides, memory.shape, strict=True)
-    )
+    if memory is None or memory.size == 0:
+        return False
+    extent = memory.itemsize
+    for step, length in sorted(
+        (abs(step), length)
+        for step, length in zip(memory.strides, memory.shape, strict=True)
+        if length > 1
+    ):
+        if step < extent:
+            return True
+        extent += step * (length - 1)
+    return False
 
 
 def _memory(x: Array) -> np.ndarray | None:
@@ -230,7 +239,10 @@ def _memory(x: Array) -> np.ndarray | None:
     elif hasattr(x, "__cuda_array_interface__"):
         address, itemsize, strides = x.data.ptr, x.itemsize, x.strides
     else:
-        return np.asarray(x) if hasattr(x, "__array__") or hasattr(x, "__buffer__") else None
+        try:
+            return np.asarray(x)
+        except (RuntimeError, TypeError, ValueError):  # memory that NumPy cannot see
+            return None
     view = {
         "data": (address, False),
         "shape": tuple(x.shape),

@@ -143,15 +143,20 @@ def epsilon(function: str, value: Any, dtype: Any) -> float:
     """A finite number, at least 0."""
     if not isinstance(value, Real):
         raise TypeError(f"{function}: epsilon must be a real number, not {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     largest = 3.4e38 if ACCUMULATION[dtype_name(dtype)] == "float32" else math.inf
-    if not 0 <= float(value) < largest:
+    if not 0 <= number < largest:
         raise ValueError(f"{function}: epsilon must be finite and at least 0, not {value!r}")
-    return float(value)
+    return number
 
 
 def need(function: str, value: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the gradients that are wanted."""
-    if isinstance(value, str) or not set(value) <= set(allowed):
+    known = not isinstance(value, str) and isinstance(value, Iterable)
+    if not known or not all(each in allowed for each in value):
         raise ValueError(
             f"{function}: need must be a tuple of names out of {allowed}, not {value!r}"
         )
@@ -181,7 +186,7 @@ def out(function: str, given: Any, x: Array, others: dict[str, Array | None]) ->
     if not is_writable(given):
         raise ValueError(f"{function}: out is read-only; pass a copy, or None")
     if overlaps_itself(given):
-        raise ValueError(f"{function}: out is broadcast, so its elements overlap; pass a copy")
+        raise ValueError(f"{function}: elements of out share memory with each other; pass a copy")
     others = others if is_same_view(given, x) else {"x": x, **others}
     for name, other in others.items():
         if other is not None and share_memory(given, other):

@@ -69,7 +69,7 @@ def explain(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
     backend    generic
     reason     asked for by use_backend('generic')
     """
-    planner = _planners.get(function)
+    planner = _planners.get(function) if callable(function) else None
     if planner is None:
         known = ", ".join(sorted(each.__name__ for each in _planners))
         raise ValueError(f"explain: {function!r} is not one of {known}")

@@ -34,7 +34,11 @@ def test_the_wheel_holds_all_that_the_checkout_holds(dist):
     folders = (ROOT / "ln_array_api", *ROOT.glob("*/ln_array_api_*"))
     assert {folder.name for folder in folders} == set(PACKAGES)
     for folder in folders:
-        files = [each for each in folder.rglob("*") if each.is_file() and each.suffix != ".pyc"]
+        files = [
+            each
+            for each in folder.rglob("*")
+            if each.is_file() and each.parent.name != "__pycache__"
+        ]
         assert {str(each.relative_to(folder.parent)) for each in files} <= names
         assert f"{folder.name}/py.typed" in names
     assert all(name.startswith((*PACKAGES, "ln_array_api-")) for name in names)

@@ -167,7 +167,9 @@ NUMPY = {
         ValueError, "out is read-only", lambda library, call: call.update(out=_frozen(call["x"]))
     ),
     "out is broadcast": Bad(
-        ValueError, "out is broadcast", lambda library, call: call.update(out=_repeated(call["x"]))
+        ValueError,
+        "elements of out share memory",
+        lambda library, call: call.update(out=_repeated(call["x"])),
     ),
 }
 

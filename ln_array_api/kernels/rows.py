@@ -214,10 +214,11 @@ def normalise(
             d -= missed
         rstd = 1 / xp.sqrt(sum_over(xp, d * d, axes) / n + scaled_epsilon)
         y = d * rstd
+        del d  # which is as large as x
         if gamma is not None:
-            y = y * accumulate_as(xp, gamma, d)
+            y = y * accumulate_as(xp, gamma, rstd)
         if beta is not None:
-            y = y + accumulate_as(xp, beta, d)
+            y = y + accumulate_as(xp, beta, rstd)
         mean = rough_mean + missed if center else None
         if scale is not None:
             rstd = rstd * scale

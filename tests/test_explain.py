@@ -1,0 +1,213 @@
+"""What is printed of kernels and backends."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ln_array_api as ln
+from ln_array_api import _explain, backend
+from ln_array_api._explain import BackendInfo, BackendTable
+from ln_array_api.backend import Entry, RowsSpec
+from ln_array_api.kernels import rows
+
+X = np.ones((2, 3, 4), np.float32)
+
+
+class Described:
+    """A backend that says how it runs a call, if asked."""
+
+    def can_run(self, primitive: str, spec: RowsSpec) -> bool:
+        return spec.dtype == "float32"
+
+    def describe(self, primitive: str, spec: RowsSpec) -> str:
+        return f"{primitive} with {spec.shape[1]} threads"
+
+    rows_forward = staticmethod(rows.rows_forward)
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Entry]]:
+    entries = {"fast": Entry("fast", "numpy", Described)}
+    monkeypatch.setattr(backend, "_entries", entries)
+    backend.plans.clear()
+    yield entries
+    backend.plans.clear()
+
+
+def test_an_explanation_is_a_line_for_each_field(known: dict[str, Entry]) -> None:
+    assert str(ln.explain(ln.layer_norm, X, axis=(1, 2))) == (
+        "function   layer_norm\n"
+        "library    numpy\n"
+        "primitive  rows_forward\n"
+        "rows       (2, 12)\n"
+        "dtype      float32\n"
+        "backend    fast\n"
+        "reason     rows_forward with 12 threads"
+    )
+
+
+def test_an_explanation_without_a_reason_has_no_line_for_it() -> None:
+    explanation = _explain.Explanation("f", "numpy", "rows_forward", (2, 3), "float32", "fast", "")
+    assert str(explanation).splitlines()[-1] == "backend    fast"
+
+
+def test_an_explanation_of_a_call_that_runs_generically(known: dict[str, Entry]) -> None:
+    x = X.astype(np.float64)
+    assert ln.explain(ln.rms_norm_backward, x, x, x[..., :1]) == (
+        "rms_norm_backward",
+        "numpy",
+        "rows_backward",
+        (6, 4),
+        "float64",
+        "generic",
+        "fast: does not accelerate rows_backward",
+    )
+    assert ln.explain(ln.rms_norm, x).reason == "fast: does not take such a call"
+    with ln.use_backend("generic"):
+        assert ln.explain(ln.rms_norm, X).reason == "asked for by use_backend('generic')"
+
+
+def test_an_explanation_of_chunked_arrays() -> None:
+    x = pytest.importorskip("dask.array", reason="dask is not installed").ones((6, 4), chunks=2)
+    explanation = ln.explain(ln.layer_norm, x)
+    assert (explanation.backend, explanation.rows) == ("generic", (6, 4))
+    assert explanation.reason == "chunked arrays keep their axes, and compute nothing until asked"
+
+
+def test_nothing_is_computed(known: dict[str, Entry], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Described, "rows_forward", lambda *args, **kwargs: pytest.fail("it ran"))
+    out = np.zeros_like(X)
+    assert ln.explain(ln.layer_norm_forward, X, X[0, 0], out=out).backend == "fast"
+    assert not out.any()
+
+
+@pytest.mark.parametrize("function", [ln.explain, ln.backends, np.sum, "layer_norm", None])
+def test_what_cannot_be_explained(function: Any) -> None:
+    with pytest.raises(ValueError, match=r"^explain: .* is not one of ") as error:
+        ln.explain(function, X)
+    names = str(error.value).partition(" is not one of ")[2].split(", ")
+    functions = (
+        ln.layer_norm,
+        ln.layer_norm_backward,
+        ln.layer_norm_forward,
+        ln.rms_norm,
+        ln.rms_norm_backward,
+        ln.rms_norm_forward,
+    )
+    assert set(names) >= {each.__name__ for each in functions}
+    assert names == sorted(names)
+    assert str(error.value).startswith(f"explain: {function!r} ")
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "options"),
+    [
+        (ln.layer_norm, (X.astype(int),), {}),
+        (ln.layer_norm, (X, X), {}),
+        (ln.layer_norm, (X,), {"axis": 7}),
+        (ln.layer_norm, (X,), {"axis": 1.5}),
+        (ln.layer_norm_forward, (X,), {"epsilon": -1}),
+        (ln.layer_norm_forward, (X,), {"out": X[::-1]}),
+        (ln.layer_norm_backward, (X, X, X, X), {}),
+        (ln.layer_norm_backward, (X, X, X[..., :1], X[..., :1]), {"need": ("dy",)}),
+        (ln.rms_norm, (X,), {"out": X[0]}),
+        (ln.rms_norm_backward, (X, X, None), {}),
+    ],
+)
+def test_calls_that_would_be_refused_are(
+    function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    with pytest.raises((ValueError, TypeError)) as refused:
+        function(*args, **options)
+    with pytest.raises((ValueError, TypeError)) as explained:
+        ln.explain(function, *args, **options)
+    assert type(explained.value) is type(refused.value)
+    assert str(explained.value) == str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [((), {}), ((X, None, None, -1), {}), ((X,), {"axes": 1}), ((), {"x": X})],
+)
+def test_calls_with_other_arguments_are_refused(
+    args: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    with pytest.raises(TypeError):
+        ln.layer_norm(*args, **options)
+    with pytest.raises(TypeError):
+        ln.explain(ln.layer_norm, *args, **options)
+
+
+TABLE = BackendTable(
+    [
+        BackendInfo("numpy", "2.4", "fast", ("rows_forward", "rows_backward"), ""),
+        BackendInfo("numpy", "2.4", "generic", (), ""),
+        BackendInfo("cupy", "", "generic", (), "cupy is not installed"),
+    ]
+)
+
+
+def test_backends_print_as_a_table() -> None:
+    assert str(TABLE) == repr(TABLE)
+    assert str(TABLE) == (
+        "library  version  backend  accelerates                  note\n"
+        "numpy    2.4      fast     rows_forward, rows_backward\n"
+        "numpy    2.4      generic  -\n"
+        "cupy     -        generic  -                            cupy is not installed"
+    )
+    assert str(BackendTable()) == "library  version  backend  accelerates  note"
+
+
+def test_a_table_is_a_tuple_that_can_be_copied() -> None:
+    assert isinstance(TABLE, tuple)
+    for each in (copy.deepcopy(TABLE), pickle.loads(pickle.dumps(TABLE))):
+        assert type(each) is BackendTable
+        assert each == TABLE
+
+
+def test_backends_lists_entries_before_the_generic_kernels(
+    known: dict[str, Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known["none"] = Entry("none", "numpy", Described, requires=("no_such_module",), extra="none")
+    known["new"] = Entry("new", "no_such_library", Described)
+    libraries = {name: _explain._LIBRARIES[name] for name in ("numpy",)}
+    monkeypatch.setattr(_explain, "_LIBRARIES", libraries)
+    needs = "needs no_such_module: pip install 'ln-array-api[none]'"
+    version = np.__version__
+    assert set(ln.backends()) == {
+        BackendInfo("numpy", version, "fast", ("rows_forward",), ""),
+        BackendInfo("numpy", version, "none", (), needs),
+        BackendInfo("numpy", version, "generic", (), ""),
+        BackendInfo("no_such_library", "", "new", ("rows_forward",), ""),
+        BackendInfo("no_such_library", "", "generic", (), "no_such_library is not installed"),
+    }
+    of_numpy = [info.backend for info in ln.backends() if info.library == "numpy"]
+    assert of_numpy == ["fast", "none", "generic"]
+
+
+def test_every_library_is_listed_with_a_generic_line_whether_installed_or_not() -> None:
+    table = ln.backends()
+    generic = {info.library: info for info in table if info.backend == "generic"}
+    assert generic.keys() >= {"numpy", "torch", "jax", "dask", "cupy", "array_api_strict"}
+    assert generic["numpy"].version == np.__version__
+    for info in generic.values():
+        assert bool(info.note) == (not info.version)
+
+
+@pytest.mark.parametrize(
+    ("module", "distributions", "version"),
+    [
+        ("no_such_module", ("numpy",), ""),
+        ("no_such_package.array", ("numpy",), ""),
+        ("numpy", ("no-such-distribution", "numpy"), np.__version__),
+        ("numpy", ("no-such-distribution",), "unknown"),
+    ],
+)
+def test_versions(module: str, distributions: tuple[str, ...], version: str) -> None:
+    assert _explain._version(module, distributions) == version

@@ -1,0 +1,460 @@
+"""What reaches the kernels, and what is made of their results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import ln_array_api as ln
+from ln_array_api import _rows, backend
+from ln_array_api._arrays import library_of
+from ln_array_api._rows import View
+from ln_array_api.backend import Entry, RowsSpec
+from ln_array_api.kernels import rows
+
+SHAPE = (3, 4, 5)
+AXES: tuple[int | tuple[int, ...], ...] = (-1, 0, 1, (1, 2), (2, 0), (0, 1, 2))
+
+
+class Subclass(np.ndarray):
+    """As harmless as they come."""
+
+
+def frozen(a: np.ndarray) -> np.ndarray:
+    x = a.copy()
+    x.flags.writeable = False
+    return x
+
+
+def unaligned(a: np.ndarray) -> np.ndarray:
+    x = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    x[...] = a
+    return x
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "contiguous": lambda a: a.copy(),
+    "Fortran order": np.asfortranarray,
+    "every second": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "part of rows": lambda a: np.concatenate([a, a], axis=-1)[..., : a.shape[-1]],
+    "part of columns": lambda a: np.concatenate([a, a], axis=0)[: a.shape[0]],
+    "backwards": lambda a: a[..., ::-1].copy()[..., ::-1],
+    "upside down": lambda a: a[::-1].copy()[::-1],
+    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder("S")),
+    "unaligned": unaligned,
+    "read-only": frozen,
+    "subclass": lambda a: a.copy().view(Subclass),
+    "strided subclass": lambda a: np.repeat(a, 2, axis=-1).view(Subclass)[..., ::2],
+}
+
+
+class Call(NamedTuple):
+    """What a kernel was given."""
+
+    arrays: tuple[np.ndarray | None, ...]
+    out: np.ndarray | None
+
+
+class Recorder:
+    """A backend for NumPy that insists on what is promised to backends."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.spec: RowsSpec
+
+    def can_run(self, primitive: str, spec: RowsSpec) -> bool:
+        self.spec = spec
+        return True
+
+    def check(self, values: Any, *shape: int, dtype: Any = None) -> None:
+        if values is None:
+            return
+        assert type(values) is np.ndarray
+        assert values.shape == shape
+        assert values.flags.c_contiguous
+        assert values.flags.aligned
+        assert values.dtype.isnative
+        assert dtype is None or values.dtype == dtype
+
+    def rows_forward(self, x: Any, gamma: Any, beta: Any, *, out: Any, **options: Any) -> Any:
+        assert options.keys() == {"epsilon", "center", "groups", "repeat"}
+        self.check(x, *x.shape)
+        m, n = x.shape
+        for parameter in (gamma, beta):
+            self.check(parameter, n)
+        self.check(out, m, n, dtype=x.dtype)
+        assert out is None or out.flags.writeable
+        self.calls.append(Call((x, gamma, beta), out))
+        return rows.rows_forward(x, gamma, beta, out=out, **options)
+
+    def rows_backward(
+        self, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, **options: Any
+    ) -> Any:
+        assert options.keys() == {"center", "groups", "repeat", "need"}
+        assert (mean is not None) == options["center"]
+        m, n = x.shape
+        self.check(x, m, n)
+        self.check(dy, m, n)
+        accumulation = np.float64 if x.dtype == np.float64 else np.float32
+        for statistic in (mean, rstd):
+            self.check(statistic, m, 1, dtype=accumulation)
+        self.check(gamma, n)
+        self.calls.append(Call((dy, x, mean, rstd, gamma), None))
+        return rows.rows_backward(dy, x, mean, rstd, gamma, **options)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    instance = Recorder()
+    known = {"recorder": Entry("recorder", "numpy", lambda: instance)}
+    monkeypatch.setattr(backend, "_entries", known)
+    backend.plans.clear()
+    yield instance
+    backend.plans.clear()
+
+
+def values(*shape: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+def over(axis: int | tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    axes = (axis,) if isinstance(axis, int) else axis
+    return tuple(sorted(each % len(shape) for each in axes))
+
+
+def assert_same(results: Any, expected: Any) -> None:
+    for result, right in zip(results, expected, strict=True):
+        if right is None:
+            assert result is None
+        else:
+            assert result.shape == right.shape
+            np.testing.assert_array_equal(result, right)
+
+
+@pytest.mark.parametrize("axis", AXES, ids=str)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_kernels_get_rows_in_order_whatever_the_layout(
+    recorder: Recorder, layout: str, dtype: Any, axis: int | tuple[int, ...]
+) -> None:
+    lay = LAYOUTS[layout]
+    shape = tuple(SHAPE[each] for each in over(axis, SHAPE))
+    x, dy = values(*SHAPE, dtype=dtype), values(*SHAPE, dtype=dtype, seed=1)
+    gamma, beta = values(*shape, dtype=dtype, seed=2), values(*shape, dtype=np.float64, seed=3)
+    expected = ln.layer_norm_forward(x, gamma, beta, axis=axis)
+    gradients = ln.layer_norm_backward(dy, x, *expected[1:], gamma, axis=axis)
+    assert len(recorder.calls) == 2
+    recorder.calls.clear()
+
+    result = ln.layer_norm_forward(lay(x), lay(gamma), lay(beta), axis=axis)
+    assert_same(result, expected)
+    statistics = [lay(each) for each in expected[1:]]
+    assert_same(
+        ln.layer_norm_backward(lay(dy), lay(x), *statistics, lay(gamma), axis=axis), gradients
+    )
+    y, rstd = ln.rms_norm_forward(lay(x), lay(gamma), axis=axis)
+    ln.rms_norm_backward(lay(dy), lay(x), lay(rstd), lay(gamma), axis=axis)
+    assert len(recorder.calls) == 4
+    if dtype is not ml_dtypes.bfloat16:
+        assert type(y) is np.ndarray
+
+
+@pytest.mark.parametrize("odd", range(5), ids=["dy", "x", "mean", "rstd", "gamma"])
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
+def test_one_odd_array_among_rows_is_put_in_order(
+    recorder: Recorder, layout: str, odd: int
+) -> None:
+    x, dy, gamma = values(6, 8), values(6, 8, seed=1), values(8, seed=2)
+    _, mean, rstd = ln.layer_norm_forward(x, gamma)
+    arrays = [dy, x, mean, rstd, gamma]
+    expected = ln.layer_norm_backward(*arrays)
+    arrays[odd] = LAYOUTS[layout](arrays[odd])
+    assert_same(ln.layer_norm_backward(*arrays), expected)
+    y = ln.layer_norm(arrays[1], gamma, arrays[4])
+    np.testing.assert_array_equal(y, ln.layer_norm(x, gamma, gamma))
+
+
+@pytest.mark.parametrize("wide", range(4), ids=["dy", "mean", "rstd", "gamma"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_wider_companions(recorder: Recorder, dtype: Any, wide: int) -> None:
+    x = values(6, 8, dtype=dtype)
+    dy, gamma = values(6, 8, dtype=dtype, seed=1), values(8, dtype=dtype, seed=2)
+    _, mean, rstd = ln.layer_norm_forward(x, gamma)
+    arrays = [dy, mean, rstd, gamma]
+    expected = ln.layer_norm_backward(dy, x, mean, rstd, gamma)
+    arrays[wide] = arrays[wide].astype(np.float64)
+    gradients = ln.layer_norm_backward(arrays[0], x, *arrays[1:])
+    assert gradients.dx.dtype == dtype
+    assert gradients.dgamma.dtype == gradients.dbeta.dtype == arrays[3].dtype
+    for result, right in zip(gradients, expected, strict=True):
+        np.testing.assert_array_equal(result.astype(right.dtype), right)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (1, 1), (1, 5), (5, 1)], ids=str)
+def test_empty_and_tiny_rows_reach_the_kernel_in_shape(
+    recorder: Recorder, shape: tuple[int, int]
+) -> None:
+    m, n = shape
+    for x, axis in ((values(m, n), -1), (values(n, m), 0), (values(m, 1, n), (1, 2))):
+        y, mean, rstd = ln.layer_norm_forward(x, values(n).reshape(y_shape(x, axis)), axis=axis)
+        ln.layer_norm_backward(y, x, mean, rstd, axis=axis)
+        assert y.shape == x.shape
+        assert mean.size == rstd.size == m
+    assert len(recorder.calls) == 6
+    assert {call.arrays[0].shape for call in recorder.calls} == {shape}
+
+
+def y_shape(x: np.ndarray, axis: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(x.shape[each] for each in over(axis, x.shape))
+
+
+def test_a_broadcast_row_and_a_vector(recorder: Recorder) -> None:
+    row = values(8)
+    repeated = np.broadcast_to(row, (6, 8))
+    assert_same(ln.layer_norm_forward(repeated), ln.layer_norm_forward(repeated.copy()))
+    y = ln.layer_norm(row)
+    np.testing.assert_array_equal(y, ln.layer_norm(repeated)[0])
+    assert recorder.spec.shape == (1, 8)
+    assert y.shape == (8,)
+
+
+@pytest.mark.parametrize(
+    ("x", "axis"),
+    [
+        (values(6, 8), -1),
+        (values(3, 4, 5), -1),
+        (values(3, 4, 5), (1, 2)),
+        (values(3, 4, 5), (2, 1, 0)),
+        (values(8), 0),
+        (values(8, 6).T, 0),
+        (np.moveaxis(values(3, 4, 5), 0, -1), (0, 1)),
+        (frozen(values(6, 8)), 1),
+    ],
+    ids=[
+        "rows",
+        "last of three",
+        "last two",
+        "all",
+        "vector",
+        "first of a transposed",
+        "first two of a moved",
+        "read-only",
+    ],
+)
+def test_what_lies_in_order_is_not_copied(
+    recorder: Recorder, x: np.ndarray, axis: int | tuple[int, ...]
+) -> None:
+    gamma = values(*y_shape(x, axis))
+    _, mean, rstd = ln.layer_norm_forward(x, gamma, gamma, axis=axis)
+    ln.layer_norm_backward(x, x, mean, rstd, gamma, axis=axis)
+    forward, backward = recorder.calls
+    given = (x, gamma, gamma), (x, x, mean, rstd, gamma)
+    for call, arrays in zip((forward, backward), given, strict=True):
+        for seen, own in zip(call.arrays, arrays, strict=True):
+            assert np.shares_memory(seen, own)
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (2, 3, 8)], ids=str)
+@pytest.mark.parametrize("function", [ln.layer_norm, ln.layer_norm_forward, ln.rms_norm])
+def test_out_in_order_is_what_the_kernel_writes(
+    recorder: Recorder, function: Callable[..., Any], shape: tuple[int, ...]
+) -> None:
+    x, out = values(*shape), np.zeros(shape, np.float32)
+    expected = ln.layer_norm(x) if "layer" in function.__name__ else ln.rms_norm(x)
+    result = function(x, out=out)
+    y = result if isinstance(result, np.ndarray) else result.y
+    assert y is out
+    np.testing.assert_array_equal(out, expected)
+    target = recorder.calls[-1].out
+    assert target is not None
+    assert target.ctypes.data == out.ctypes.data
+
+
+def test_out_may_be_x_without_a_copy(recorder: Recorder) -> None:
+    x = values(6, 8)
+    expected = ln.layer_norm(x)
+    assert ln.layer_norm(x, out=x) is x
+    np.testing.assert_array_equal(x, expected)
+    call = recorder.calls[-1]
+    assert call.out is not None
+    assert call.out.ctypes.data == call.arrays[0].ctypes.data == x.ctypes.data
+
+
+@pytest.mark.parametrize(
+    "layout", [name for name in LAYOUTS if name not in ("contiguous", "read-only")]
+)
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_out_of_any_layout_is_filled_through_a_copy(
+    recorder: Recorder, layout: str, axis: int | tuple[int, ...]
+) -> None:
+    x = values(*SHAPE)
+    expected = ln.layer_norm(x, axis=axis)
+    out = LAYOUTS[layout](np.full_like(x, 7))
+    assert ln.layer_norm(x, axis=axis, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    in_order = layout == "part of columns" and over(axis, SHAPE) != (0,) and axis not in (1, (2, 0))
+    assert (recorder.calls[-1].out is not None) == in_order
+    x = LAYOUTS[layout](x)
+    assert ln.layer_norm(x, axis=axis, out=x) is x
+    np.testing.assert_array_equal(x, expected)
+
+
+def test_out_beside_permuted_axes_goes_through_a_copy(recorder: Recorder) -> None:
+    x, out = values(6, 8), np.zeros((6, 8), np.float32)
+    expected = ln.layer_norm(x, axis=0)
+    assert ln.layer_norm(x, axis=0, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    assert recorder.calls[-1].out is None
+
+
+def test_a_plan_for_rows_in_order_is_not_used_for_others(recorder: Recorder) -> None:
+    """The recorder would see what is not in order."""
+    x, wide = values(6, 8), values(6, 16)
+    for each in (x, wide[:, ::2], x[:, ::-1], x.view(Subclass), unaligned(x), x):
+        ln.layer_norm(each)
+        _, mean, rstd = ln.layer_norm_forward(each)
+        ln.layer_norm_backward(x, each, mean, rstd)
+        columns = np.repeat(mean, 2, axis=1)[:, ::2], np.repeat(rstd, 2, axis=1)[:, ::2]
+        ln.layer_norm_backward(x, each, *columns)
+    assert len(recorder.calls) == 24
+
+
+@pytest.mark.parametrize("module", ["torch", "array_api_strict"])
+def test_torch_shares_memory_and_the_standard_gets_rows(
+    monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    xp = pytest.importorskip(module, reason=f"{module} is not installed")
+    seen = []
+
+    class Look:
+        def can_run(self, primitive: str, spec: RowsSpec) -> bool:
+            return True
+
+        def rows_forward(self, x: Any, gamma: Any, beta: Any, **options: Any) -> Any:
+            seen.append((x, gamma))
+            assert x.ndim == 2
+            assert gamma.ndim == 1
+            return rows.rows_forward(x, gamma, beta, **options)
+
+    look = Look()
+    monkeypatch.setattr(backend, "_entries", {"look": Entry("look", module, lambda: look)})
+    backend.plans.clear()
+    try:
+        plain, scale = values(3, 4, 5), values(4, 5)
+        x, gamma = xp.asarray(plain.copy()), xp.asarray(scale.copy())
+        with ln.use_backend("generic"):
+            expected = ln.layer_norm(plain, scale, axis=(1, 2))
+        y = ln.layer_norm(x, gamma, axis=(1, 2))
+        np.testing.assert_allclose(np.asarray(y), expected, rtol=1e-5, atol=1e-6)
+        permute_dims = library_of(x).xp.permute_dims
+        backwards, flat = permute_dims(x, (2, 1, 0)), permute_dims(gamma, (1, 0))
+        y = ln.layer_norm(backwards, flat, axis=(0, 1))
+        np.testing.assert_allclose(np.asarray(y), expected.T, rtol=1e-5, atol=1e-6)
+    finally:
+        backend.plans.clear()
+    assert [tuple(each.shape) for each, _ in seen] == [(3, 20), (3, 20)]
+    if module == "torch":
+        assert seen[0][0].data_ptr() == x.data_ptr()
+        assert seen[0][1].data_ptr() == gamma.data_ptr()
+        assert all(each.is_contiguous() for pair in seen for each in pair)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "permutation", "rows_shape", "parameter", "statistic"),
+    [
+        ((2, 3), (1,), (), (2, 3), (3,), (2, 1)),
+        ((2, 3), (0,), (1, 0), (3, 2), (2,), (1, 3)),
+        ((3, 3), (0,), (1, 0), (3, 3), (3,), (1, 3)),
+        ((2, 3, 4), (1, 2), (), (2, 12), (3, 4), (2, 1, 1)),
+        ((2, 3, 4), (0, 2), (1, 0, 2), (3, 8), (2, 4), (1, 3, 1)),
+        ((2, 3, 4), (0, 1, 2), (), (1, 24), (2, 3, 4), (1, 1, 1)),
+        ((5,), (0,), (), (1, 5), (5,), (1,)),
+        ((0, 3), (1,), (), (0, 3), (3,), (0, 1)),
+    ],
+)
+def test_view(
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
+    permutation: tuple[int, ...],
+    rows_shape: tuple[int, int],
+    parameter: tuple[int, ...],
+    statistic: tuple[int, ...],
+) -> None:
+    view = View.of(shape, axes)
+    assert (view.permutation, view.rows) == (permutation, rows_shape)
+    assert (view.parameter, view.statistic) == (parameter, statistic)
+    assert math.prod(view.broadcast_parameter) == rows_shape[1]
+    assert view.is_rows == (len(shape) == 2 and axes == (1,))
+    x = np.arange(math.prod(shape)).reshape(shape)
+    np.testing.assert_array_equal(view.from_rows(view.to_rows(x)), x)
+    np.testing.assert_array_equal(view.to_rows(x).sum(1), x.sum(axis=axes).reshape(-1))
+
+
+def test_the_gradient_that_is_not_needed_is_not_computed(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = []
+    real = rows.sum_over
+
+    def counted(xp: Any, x: Any, axes: tuple[int, ...]) -> Any:
+        sums.append(axes)
+        return real(xp, x, axes)
+
+    monkeypatch.setattr(rows, "sum_over", counted)
+    x, gamma = values(6, 8), values(8)
+    _, mean, rstd = ln.layer_norm_forward(x)
+    counts = {}
+    for need in ((), ("dbeta",), ("dgamma",), ("dx",), ("dx", "dgamma", "dbeta")):
+        sums.clear()
+        ln.layer_norm_backward(x, x, mean, rstd, gamma, need=need)
+        counts[need] = len(sums)
+    assert counts == {
+        (): 0,
+        ("dbeta",): 1,
+        ("dgamma",): 2,
+        ("dx",): 3,
+        ("dx", "dgamma", "dbeta"): 5,
+    }
+
+
+def test_wrong_calls_are_refused_before_the_kernel(recorder: Recorder) -> None:
+    x = values(6, 8)
+    for out in (values(6, 7), frozen(x), x[::-1], values(6, 8, dtype=np.float64)):
+        with pytest.raises(ValueError, match=r"^layer_norm: out "):
+            ln.layer_norm(x, out=out)
+    ln.layer_norm(x, out=np.empty_like(x))
+    with pytest.raises(ValueError, match=r"^layer_norm: out is read-only"):
+        ln.layer_norm(x, out=frozen(x))  # with a plan from the call before
+    assert len(recorder.calls) == 1
+
+
+def test_options_in_other_forms_find_the_same_plan(recorder: Recorder) -> None:
+    x = values(*SHAPE)
+    expected = ln.layer_norm(x, axis=(1, 2))
+    plans = len(backend.plans)
+    for axis in ([1, 2], np.asarray([1, 2]), (np.int64(1), np.int8(2)), iter((1, 2))):
+        np.testing.assert_array_equal(ln.layer_norm(x, axis=axis), expected)  # type: ignore[arg-type]
+    assert len(backend.plans) == plans
+    _, mean, rstd = ln.layer_norm_forward(x)
+    some = ln.layer_norm_backward(x, x, mean, rstd, need=["dbeta", "dx"])  # type: ignore[arg-type]
+    assert some.dx is not None
+    assert some.dbeta is not None
+    assert some.dgamma is None
+
+
+def test_an_unhashable_option_is_refused_by_the_checks() -> None:
+    x = values(2, 3)
+    with pytest.raises(TypeError, match=r"^layer_norm: epsilon must be a real number, not array"):
+        ln.layer_norm(x, epsilon=np.asarray(1e-5))  # type: ignore[arg-type]
+
+
+def test_planners_name_the_function_that_was_called() -> None:
+    x = values(2, 3)
+    for name in ("layer_norm", "rms_norm_forward"):
+        with pytest.raises(ValueError, match=f"^{name}: axis 5 is out of range"):
+            _rows.forward_plan(name, x, None, None, 5, 1e-5, None, center=True)
