@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from functools import partial
 from typing import Any, NamedTuple
 
 from . import _check
@@ -100,8 +99,7 @@ class RowsPlan(Plan):
         `accumulated` are those whose like the kernel takes or gives in the accumulation dtype.
         """
         super().__init__(primitive, spec, view, choose(primitive, spec))
-        self.kernel: Callable[..., tuple[Any, Any, Any]]
-        self.kernel = partial(self.choice.kernel, **spec.options(primitive))
+        self.kernel: Callable[..., tuple[Any, Any, Any]] = self.choice.kernel
         # Whether arrays go to the kernel, and its results to the caller, as they are.
         self.direct = (
             view.is_rows

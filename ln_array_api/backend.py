@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 from .errors import BackendError, BackendWarning
@@ -67,7 +68,11 @@ class Backend(Protocol):
     Besides this method, a backend has one for each primitive that it accelerates: ``rows_forward``
     and ``rows_backward``, with the parameters, results and meaning of the functions of those names
     in ``ln_array_api.kernels.rows``. Arrays come checked, x as (M, N) and everything in C order.
-    `out` may be x. A backend may add ``describe(primitive, spec)``, a line for `explain`.
+    `out` may be x.
+
+    A backend may add ``describe(primitive, spec)``, a line for `explain`, and
+    ``prepare(primitive, spec)``, which is asked once for a kind of call, and gives what will be
+    called with the arrays alone, and `out`, instead of the method with all its options.
     """
 
     def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
@@ -130,7 +135,10 @@ def _built_in(
     return Entry(name, library, load, requires=requires, extra=extra)
 
 
-BUILT_IN = (_built_in("jax", "jax", "ln_array_api_backends.jax", requires=("jax",), extra="jax"),)
+BUILT_IN = (
+    _built_in("numpy", "numpy", "ln_array_api_backends.numpy", requires=("numba",), extra="cpu"),
+    _built_in("jax", "jax", "ln_array_api_backends.jax", requires=("jax",), extra="jax"),
+)
 
 _entries: dict[str, Entry] = {}
 _entries_lock = threading.Lock()
@@ -140,7 +148,8 @@ def entries() -> dict[str, Entry]:
     """All known backends by name: first those of other packages, then the built-in ones."""
     if not _entries:
         with _entries_lock:
-            _entries.update({entry.name: entry for entry in (*_installed(), *BUILT_IN)})
+            if not _entries:
+                _entries.update({entry.name: entry for entry in (*_installed(), *BUILT_IN)})
     return _entries
 
 
@@ -156,6 +165,7 @@ class Choice(NamedTuple):
     """Who runs a call, and why."""
 
     kernel: Callable[..., Any]
+    """The primitive with the options of the spec, to be called with the arrays."""
     backend: str
     reason: str
 
@@ -164,7 +174,7 @@ def choose(primitive: Primitive, spec: RowsSpec) -> Choice:
     """The kernel for a call: that of the first backend that takes it, else the generic one."""
     wanted = _wanted.get()
     if wanted == "generic":
-        return Choice(GENERIC[primitive], "generic", "asked for by use_backend('generic')")
+        return _generic(primitive, spec, "asked for by use_backend('generic')")
     candidates = [entry for entry in entries().values() if entry.library == spec.library]
     if any(entry.name == wanted for entry in candidates):
         candidates = [entry for entry in candidates if entry.name == wanted]
@@ -179,10 +189,20 @@ def choose(primitive: Primitive, spec: RowsSpec) -> Choice:
         elif not backend.can_run(primitive, spec):
             refusals.append(f"{entry.name}: does not take such a call")
         else:
-            describe = getattr(backend, "describe", None)
-            return Choice(kernel, entry.name, describe(primitive, spec) if describe else "")
+            prepare, describe = (getattr(backend, each, None) for each in ("prepare", "describe"))
+            prepared = prepare(primitive, spec) if prepare else _bound(kernel, primitive, spec)
+            reason = describe(primitive, spec) if describe else ""
+            return Choice(prepared, entry.name, reason)
     nobody = f"no backend is known for {spec.library}"
-    return Choice(GENERIC[primitive], "generic", "; ".join(refusals) or nobody)
+    return _generic(primitive, spec, "; ".join(refusals) or nobody)
+
+
+def _generic(primitive: Primitive, spec: RowsSpec, reason: str) -> Choice:
+    return Choice(_bound(GENERIC[primitive], primitive, spec), "generic", reason)
+
+
+def _bound(kernel: Callable[..., Any], primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
+    return partial(kernel, **spec.options(primitive))
 
 
 _wanted: ContextVar[str | None] = ContextVar("ln_array_api_backend", default=None)

@@ -1,0 +1,175 @@
+"""A pool of memory for large results.
+
+A fresh array of many MiB costs more than the kernel that fills it: the system hands out its memory
+page by page, each cleared at its first use, and takes it back when the array dies. Here memory is
+given back to a pool when the last view of a result dies, and the next result of about that size
+takes it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_ALIGNMENT = 64
+_DEFAULT_LIMIT = 512 << 20
+
+
+class PoolStats(NamedTuple):
+    """What a pool holds and has done."""
+
+    used_bytes: int
+    """In arrays that are alive."""
+    free_bytes: int
+    """Waiting for the next result."""
+    hits: int
+    """Results that took memory from the pool."""
+    misses: int
+    """Results that took new memory."""
+
+
+class MemoryPool:
+    """Memory of dead results, kept for the next ones.
+
+    Parameters
+    ----------
+    limit : int, default: 512 MiB
+        Bytes that may wait for the next result. What is in use does not count. 0 turns the pool
+        off.
+
+    Examples
+    --------
+    >>> from ln_array_api_backends.numpy.memory import MemoryPool
+    >>> pool = MemoryPool(limit=64 << 20)
+    >>> y = pool.empty((1024, 4096), "float32")
+    >>> pool.stats().used_bytes >= y.nbytes
+    True
+    >>> del y
+    >>> pool.stats().free_bytes > 0
+    True
+    >>> pool.free_all()
+    >>> pool.stats().free_bytes
+    0
+    """
+
+    def __init__(self, limit: int = _DEFAULT_LIMIT) -> None:
+        self._limit = self._checked(limit)
+        self._lock = threading.Lock()
+        self._free: list[np.ndarray] = []  # the one that has waited longest first
+        # An array can die anywhere, while this thread holds the lock too. So memory that comes
+        # back is put here, where that needs no lock, and sorted in as soon as nobody holds it.
+        self._returned: deque[np.ndarray] = deque()
+        self._used_bytes = self._free_bytes = self._hits = self._misses = 0
+
+    @staticmethod
+    def _checked(limit: int) -> int:
+        if not isinstance(limit, int) or limit < 0:
+            raise ValueError(f"limit must be a number of bytes, at least 0, not {limit!r}")
+        return limit
+
+    @property
+    def limit(self) -> int:
+        """Bytes that may wait for the next result. Lowering it frees what is beyond."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = self._checked(limit)
+        with self._lock:
+            self._sort_in()
+
+    def stats(self) -> PoolStats:
+        """Bytes in use and free, and how often the pool had what was wanted."""
+        with self._lock:
+            self._sort_in()
+            return PoolStats(self._used_bytes, self._free_bytes, self._hits, self._misses)
+
+    def free_all(self) -> None:
+        """Give all memory that is not in use back to the system."""
+        with self._lock:
+            self._sort_in()
+            freed, self._free, self._free_bytes = self._free, [], 0
+        del freed  # outside the lock, since it may take a while
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array in C order, aligned to 64 bytes, whose values are whatever was there."""
+        dtype = np.dtype(dtype)
+        nbytes = dtype.itemsize
+        for length in shape:
+            nbytes *= length
+        size = _rounded(nbytes + _ALIGNMENT)
+        loan = _Loan(self, self._take(size), nbytes)
+        return np.ndarray(shape, dtype, buffer=np.asarray(loan))
+
+    def _take(self, size: int) -> np.ndarray:
+        with self._lock:
+            self._sort_in()
+            for place in range(len(self._free) - 1, -1, -1):  # the latest is warmest
+                if self._free[place].nbytes == size:
+                    memory = self._free.pop(place)
+                    self._free_bytes -= size
+                    self._hits += 1
+                    self._used_bytes += size
+                    return memory
+        memory = np.empty(size, np.uint8)
+        with self._lock:
+            self._misses += 1
+            self._used_bytes += size
+        return memory
+
+    def _give_back(self, memory: np.ndarray) -> None:
+        self._returned.append(memory)
+        while self._returned and self._lock.acquire(blocking=False):
+            try:
+                self._sort_in()
+            finally:
+                self._lock.release()
+
+    def _sort_in(self) -> None:
+        """Take in what has been returned, and free what is beyond the limit. Under the lock."""
+        while self._returned:
+            memory = self._returned.popleft()
+            self._used_bytes -= memory.nbytes
+            self._free_bytes += memory.nbytes
+            self._free.append(memory)
+        while self._free_bytes > self._limit:
+            self._free_bytes -= self._free.pop(0).nbytes
+
+    def _after_fork(self) -> None:
+        # Another thread of the parent may have held the lock. It does not exist here.
+        self._lock = threading.Lock()
+
+
+def _rounded(nbytes: int) -> int:
+    """Up to 1/8 more, so that results of about the same size can take each other's memory."""
+    step = 1 << max(nbytes.bit_length() - 4, 12)
+    return -(-nbytes // step) * step
+
+
+class _Loan:
+    """Memory on loan from a pool: the base of an array, and so of all its views."""
+
+    __slots__ = ("__array_interface__", "_memory", "_pool")
+
+    def __init__(self, pool: MemoryPool, memory: np.ndarray, nbytes: int) -> None:
+        self._pool, self._memory = pool, memory
+        address = memory.__array_interface__["data"][0]
+        self.__array_interface__ = {
+            "data": (address + -address % _ALIGNMENT, False),
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        self._pool._give_back(self._memory)
+
+
+#: The pool of this backend's results.
+memory_pool = MemoryPool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=memory_pool._after_fork)
