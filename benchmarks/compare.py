@@ -102,7 +102,7 @@ def busy() -> tuple[float, float]:
 
 def measure(contenders: Contenders, size: int, rounds: int) -> tuple[dict[str, float], int, int]:
     """Median seconds of a call for each contender; rounds kept, and rounds thrown away."""
-    calls = max(1, min(40, (2 << 20) // size))
+    calls = 20 if size < 1 << 20 else 6 if size < 4 << 20 else 2
     for call in contenders.values():
         call()
         call()

@@ -132,16 +132,16 @@ def _gradients(xp: Any, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> An
 def streaming_copy(x: np.ndarray, threads: int) -> Call:
     """A copy with stores past the cache, in parallel: what memory can do at best."""
     from ln_array_api_backends.numpy.memory import MemoryPool
-    from ln_array_api_backends.numpy.simd import fence, lanes, load, ones, stream
+    from ln_array_api_backends.numpy.simd import fence, lanes, load, memory, ones, stream
     from numba import njit, prange
 
     @njit(parallel=True)
     def copy(x, y, parts):  # type: ignore[no-untyped-def]
-        one = ones(x)
+        one, source, result = ones(x), memory(x), memory(y)
         vectors = x.size // lanes(one)
         for part in prange(parts):
             for k in range(vectors * part // parts, vectors * (part + 1) // parts):
-                stream(y, k * lanes(one), load(x, k * lanes(one), one))
+                stream(result, k * lanes(one), load(source, k * lanes(one), one))
             fence()
 
     target = MemoryPool(0).empty(x.shape, x.dtype)

@@ -132,9 +132,9 @@ class RowsPlan(Plan):
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, Array | None, Array]:
         """Y, mean and rstd, the latter of x's rank."""
+        if self.direct and out is None:
+            return self.kernel(x, gamma, beta, out=None)
         y, mean, rstd = self.run(x, gamma, beta, out)
-        if self.direct:
-            return y, mean, rstd
         reshape, shape = library_of(x).reshape, self.view.statistic
         return y, None if mean is None else reshape(mean, shape), reshape(rstd, shape)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from numba import njit, prange
 
-from .forward import AHEAD, INLINE, OPTIONS, RUN, plus
+from .forward import AHEAD, AT_ONCE, AT_ONCE_BYTES, INLINE, LONG, OPTIONS, RUN, plus
 from .simd import (
     beside,
     element,
@@ -21,9 +21,11 @@ from .simd import (
     lanes,
     load,
     load_first,
+    memory,
     number,
     ones,
     prefetch,
+    scratch,
     splat,
     store,
     store_first,
@@ -41,13 +43,12 @@ def rough_x_hat(x, mean, rstd):
 
 
 @njit(**INLINE)
-def times(dy, gamma, p, count):
-    """Dy times the elements of gamma from p on; `count` of them, or a vector full."""
+def times(dy, gamma, p, count, plus):
+    """Dy times the elements of gamma from p on, plus what is to be added if it is not None."""
     if gamma is None:
-        return dy
-    if count is None:
-        return dy * load(gamma, p, dy)
-    return dy * load_first(gamma, p, count, dy)
+        return dy if plus is None else dy + plus
+    g = load(gamma, p, dy) if count is None else load_first(gamma, p, count, dy)
+    return dy * g if plus is None else fma(dy, g, plus)
 
 
 @njit(**INLINE)
@@ -69,191 +70,270 @@ def sums(dy, x, o, n, mean, rstd, gamma, p, ahead):
                 prefetch(x, o + j + ahead + width)
                 prefetch(dy, o + j + ahead + width)
             h = rough_x_hat(load(x, o + j, rstd), mean, rstd)
-            g = times(load(dy, o + j, rstd), gamma, p + j, None)
+            g = times(load(dy, o + j, rstd), gamma, p + j, None, None)
             a, aa, ab = a + h, aa + g, fma(g, h, ab)
             h = rough_x_hat(load(x, o + j + width, rstd), mean, rstd)
-            g = times(load(dy, o + j + width, rstd), gamma, p + j + width, None)
+            g = times(load(dy, o + j + width, rstd), gamma, p + j + width, None, None)
             b, bb, ba = b + h, bb + g, fma(g, h, ba)
             j += step
-        of_x_hat, lost_x_hat = plus(of_x_hat, lost_x_hat, a + b)
-        of_g, lost_g = plus(of_g, lost_g, aa + bb)
-        of_product, lost_product = plus(of_product, lost_product, ab + ba)
+        if j <= RUN * step:
+            of_x_hat, of_g, of_product = a + b, aa + bb, ab + ba
+        else:
+            of_x_hat, lost_x_hat = plus(of_x_hat, lost_x_hat, a + b)
+            of_g, lost_g = plus(of_g, lost_g, aa + bb)
+            of_product, lost_product = plus(of_product, lost_product, ab + ba)
     while j < n:
         count = min(width, n - j)
         h = rough_x_hat(load_first(x, o + j, count, rstd), mean, rstd)
         h = keep_first(h, count)
         g = load_first(dy, o + j, count, rstd)
-        g = keep_first(times(g, gamma, p + j, count), count)
+        g = keep_first(times(g, gamma, p + j, count, None), count)
         of_x_hat, of_g, of_product = of_x_hat + h, of_g + g, fma(g, h, of_product)
         j += width
     return total(of_x_hat + lost_x_hat), total(of_g + lost_g), total(of_product + lost_product)
 
 
 @njit(**INLINE)
-def add(sums, q, values, count):
-    """Add values to the elements of sums from q on, where there are sums to be taken."""
-    if sums is not None:
-        if count is None:
-            store(sums, q, load(sums, q, values) + values)
-        else:
-            store_first(sums, q, load_first(sums, q, count, values) + values, count)
+def step(dy, x, i, count, row, gamma, p, dx, streams):
+    """The second sweep of a row over a vector from element i on, or over `count` elements of it.
 
-
-@njit(**INLINE)
-def step(
-    dy, x, i, count, mean, rstd, missed, mean_g, minus_projection, gamma, p, dx, dgamma, dbeta, q,
-    streams,
-):  # fmt: skip
-    """The second sweep over a vector from element i on, or over `count` elements of it.
-
-    Gives the terms of dgamma and dbeta, and adds them where there are arrays for that.
+    Writes dx, and gives dy and x_hat.
     """
+    mean, rstd, minus_missed, minus_mean_g, minus_projection = row
     if count is None:
-        h, d = rough_x_hat(load(x, i, rstd), mean, rstd), load(dy, i, rstd)
+        v, d = load(x, i, rstd), load(dy, i, rstd)
     else:
-        h = rough_x_hat(load_first(x, i, count, rstd), mean, rstd)
-        d = load_first(dy, i, count, rstd)
-    if missed is not None:
-        h = h - missed
+        v, d = load_first(x, i, count, rstd), load_first(dy, i, count, rstd)
+    h = exact_x_hat(v, mean, rstd, minus_missed)
     if dx is not None:
-        v = times(d, gamma, p, count)
-        if mean_g is not None:
-            v = v - mean_g
-        v = fma(h, minus_projection, v) * rstd
+        v = fma(h, minus_projection, times(d, gamma, p, count, minus_mean_g)) * rstd
         if count is not None:
             store_first(dx, i, v, count)
         elif streams is not None:
             stream(dx, i, v)
         else:
             store(dx, i, v)
-    product = d * h
-    add(dgamma, q, product, count)
-    add(dbeta, q, d, count)
-    if count is not None:
-        product = keep_first(product, count)
-    return product, d
+    return d, h
 
 
 @njit(**INLINE)
-def differentiate(
-    dy, x, o, n, mean, rstd, missed, mean_g, minus_projection, gamma, p, dx, dgamma, dbeta, q,
-    streams, following,
-):  # fmt: skip
+def exact_x_hat(x, mean, rstd, minus_missed):
+    """Normalised elements."""
+    if mean is None:
+        return x * rstd
+    return fma(x - mean, rstd, minus_missed)
+
+
+@njit(**INLINE)
+def add(d, h, dgamma, dbeta, q, count):
+    """Add the terms of dgamma and dbeta to their elements from q on, as far as they are wanted."""
+    if count is None:
+        if dgamma is not None:
+            store(dgamma, q, fma(d, h, load(dgamma, q, d)))
+        if dbeta is not None:
+            store(dbeta, q, load(dbeta, q, d) + d)
+    else:
+        if dgamma is not None:
+            store_first(dgamma, q, fma(d, h, load_first(dgamma, q, count, d)), count)
+        if dbeta is not None:
+            store_first(dbeta, q, load_first(dbeta, q, count, d) + d, count)
+
+
+@njit(**INLINE)
+def differentiate(dy, x, o, n, row, gamma, p, dx, dgamma, dbeta, q, streams, following):
     """The second sweep over n elements from o on; parameters are from p on, their sums from q on.
 
-    Gives the sums of the terms of dgamma and dbeta.
+    Gives the sums of the terms of dgamma and dbeta as well.
     """
+    rstd = row[1]
     width = lanes(rstd)
     of_dgamma, of_dbeta = rstd - rstd, rstd - rstd
     j = 0
     if streams:
         count = min(elements_to_alignment(dx, o), n)
         if count:
-            a, b = step(
-                dy, x, o, count, mean, rstd, missed, mean_g, minus_projection, gamma, p,
-                dx, dgamma, dbeta, q, None,
-            )  # fmt: skip
-            of_dgamma, of_dbeta = of_dgamma + a, of_dbeta + b
+            d, h = step(dy, x, o, count, row, gamma, p, dx, None)
+            add(d, h, dgamma, dbeta, q, count)
+            of_dgamma, of_dbeta = keep_first(d * h, count), d
             j = count
         while j + width <= n:
             if following:
                 prefetch(x, o + j + following)
                 prefetch(dy, o + j + following)
-            a, b = step(
-                dy, x, o + j, None, mean, rstd, missed, mean_g, minus_projection, gamma, p + j,
-                dx, dgamma, dbeta, q + j, True,
-            )  # fmt: skip
-            of_dgamma, of_dbeta = of_dgamma + a, of_dbeta + b
+            d, h = step(dy, x, o + j, None, row, gamma, p + j, dx, True)
+            add(d, h, dgamma, dbeta, q + j, None)
+            of_dgamma, of_dbeta = fma(d, h, of_dgamma), of_dbeta + d
             j += width
     else:
         while j + width <= n:
-            a, b = step(
-                dy, x, o + j, None, mean, rstd, missed, mean_g, minus_projection, gamma, p + j,
-                dx, dgamma, dbeta, q + j, None,
-            )  # fmt: skip
-            of_dgamma, of_dbeta = of_dgamma + a, of_dbeta + b
+            d, h = step(dy, x, o + j, None, row, gamma, p + j, dx, None)
+            add(d, h, dgamma, dbeta, q + j, None)
+            of_dgamma, of_dbeta = fma(d, h, of_dgamma), of_dbeta + d
             j += width
     if j < n:
-        a, b = step(
-            dy, x, o + j, n - j, mean, rstd, missed, mean_g, minus_projection, gamma, p + j,
-            dx, dgamma, dbeta, q + j, None,
-        )  # fmt: skip
-        of_dgamma, of_dbeta = of_dgamma + a, of_dbeta + b
+        d, h = step(dy, x, o + j, n - j, row, gamma, p + j, dx, None)
+        add(d, h, dgamma, dbeta, q + j, n - j)
+        of_dgamma, of_dbeta = of_dgamma + keep_first(d * h, n - j), of_dbeta + d
     return total(of_dgamma), total(of_dbeta)
+
+
+@njit(**INLINE)
+def add_both(d0, h0, d1, h1, dgamma, dbeta, q):
+    """As `add`, for two rows one after the other, without storing in between."""
+    if dgamma is not None:
+        store(dgamma, q, fma(d1, h1, fma(d0, h0, load(dgamma, q, d0))))
+    if dbeta is not None:
+        store(dbeta, q, load(dbeta, q, d0) + d0 + d1)
+
+
+@njit(**INLINE)
+def differentiate_both(dy, x, o, n, row0, row1, gamma, p, dx, dgamma, dbeta, q, streams, following):
+    """As `differentiate`, for two rows of whole vectors that lie one after the other."""
+    width = lanes(row0[1])
+    if streams:
+        for j in range(0, n, width):
+            if following:
+                prefetch(x, o + j + following)
+                prefetch(dy, o + j + following)
+                prefetch(x, o + n + j + following)
+                prefetch(dy, o + n + j + following)
+            d0, h0 = step(dy, x, o + j, None, row0, gamma, p + j, dx, True)
+            d1, h1 = step(dy, x, o + n + j, None, row1, gamma, p + j, dx, True)
+            add_both(d0, h0, d1, h1, dgamma, dbeta, q + j)
+    else:
+        for j in range(0, n, width):
+            d0, h0 = step(dy, x, o + j, None, row0, gamma, p + j, dx, None)
+            d1, h1 = step(dy, x, o + n + j, None, row1, gamma, p + j, dx, None)
+            add_both(d0, h0, d1, h1, dgamma, dbeta, q + j)
+
+
+@njit(**INLINE)
+def constants(mean, rstd, row, missed, mean_g, projection, one):
+    """What the second sweep over a row needs, in vectors."""
+    return (
+        element(mean, row, one),
+        element(rstd, row, one),
+        beside(mean, splat(-missed)),
+        beside(mean, splat(-mean_g)),
+        splat(-projection),
+    )
 
 
 @njit(**OPTIONS)
 def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, block):
     """One block of so many rows, with sums of its own for dgamma and dbeta."""
-    m, n = x.shape
+    (m, n), size = x.shape, x.itemsize
+    dy_, x_, gamma_, dx_ = memory(dy), memory(x), memory(gamma), memory(dx)
+    dgamma_, dbeta_ = memory(dgamma), memory(dbeta)
+    mean_, rstd_ = memory(mean), memory(rstd)
     one = ones(rstd)
-    zero, count = number(0, one), number(n, one)
-    size = x.itemsize
-    long = n * size > 2 * AHEAD
-    ahead = AHEAD // size if streams and long else 0
-    following = n if streams and not long else 0
+    zero, share = number(0.0, one), number(1.0 / n, one)
+    ahead = AHEAD // size if streams and n * size > LONG else 0
+    at_once = max(2, min(AT_ONCE, AT_ONCE_BYTES // (2 * n * size)))
+    following = at_once * n if streams and not ahead else 0
     per_row = n if repeat is None else n // repeat
+    parameters = groups * per_row
+    q = block * parameters
     if dgamma is not None:
-        dgamma[block, :] = 0
+        dgamma[q : q + parameters] = 0
     if dbeta is not None:
-        dbeta[block, :] = 0
-    for row in range(block * rows, min(m, (block + 1) * rows)):
-        o, p = row * n, (row % groups) * per_row
-        mu, r = element(mean, row, one), element(rstd, row, one)
-        of_x_hat, of_g, of_product = zero, zero, zero
-        if repeat is None:
-            of_x_hat, of_g, of_product = sums(dy, x, o, n, mu, r, gamma, p, ahead)
-        else:
-            for k in range(per_row):
-                g = element(gamma, p + k, one)
-                a, b, c = sums(dy, x, o + k * repeat, repeat, mu, r, g, 0, 0)
-                of_x_hat, of_g, of_product = of_x_hat + a, of_g + b, of_product + c
-        if mean is not None:  # what the rounded mean has missed is no part of x_hat
-            of_product -= of_x_hat / count * of_g
-        missed = beside(mean, splat(of_x_hat / count))
-        mean_g = beside(mean, splat(of_g / count))
-        minus_projection = splat(-of_product / count)
-        if repeat is None:
-            differentiate(
-                dy, x, o, n, mu, r, missed, mean_g, minus_projection, gamma, p,
-                dx, dgamma, dbeta, block * groups * per_row + p, streams, following,
-            )  # fmt: skip
-        else:
-            for k in range(per_row):
-                g = element(gamma, p + k, one)
-                a, b = differentiate(
-                    dy, x, o + k * repeat, repeat, mu, r, missed, mean_g, minus_projection, g, 0,
-                    dx, None, None, 0, streams, following,
+        dbeta[q : q + parameters] = 0
+    misses, mean_gs, projections = (
+        scratch(one, AT_ONCE),
+        scratch(one, AT_ONCE),
+        scratch(one, AT_ONCE),
+    )
+    whole = repeat is None and groups == 1 and n % lanes(one) == 0
+    stop = min(m, (block + 1) * rows)
+    for begin in range(block * rows, stop, at_once):
+        count = min(at_once, stop - begin)
+        for k in range(count):
+            row = begin + k
+            o, p = row * n, (row % groups) * per_row
+            mu, r = element(mean_, row, one), element(rstd_, row, one)
+            of_x_hat, of_g, of_product = zero, zero, zero
+            if repeat is None:
+                of_x_hat, of_g, of_product = sums(dy_, x_, o, n, mu, r, gamma_, p, ahead)
+            else:
+                for segment in range(per_row):
+                    g = element(gamma_, p + segment, one)
+                    a, b, c = sums(dy_, x_, o + segment * repeat, repeat, mu, r, g, 0, 0)
+                    of_x_hat, of_g, of_product = of_x_hat + a, of_g + b, of_product + c
+            misses[k], mean_gs[k], projections[k] = (
+                of_x_hat * share,
+                of_g * share,
+                of_product * share,
+            )
+            if mean is not None:  # what the rounded mean has missed is no part of x_hat
+                projections[k] -= misses[k] * of_g * share
+        k = 0
+        while k < count:
+            row = begin + k
+            o, p = row * n, (row % groups) * per_row
+            this = constants(mean_, rstd_, row, misses[k], mean_gs[k], projections[k], one)
+            if whole and k + 1 < count and (not streams or elements_to_alignment(dx_, o) == 0):
+                next_ = constants(
+                    mean_, rstd_, row + 1, misses[k + 1], mean_gs[k + 1], projections[k + 1], one
+                )
+                differentiate_both(
+                    dy_, x_, o, n, this, next_, gamma_, p, dx_, dgamma_, dbeta_, q + p, streams,
+                    following,
                 )  # fmt: skip
-                if dgamma is not None:
-                    dgamma[block, p + k] += a
-                if dbeta is not None:
-                    dbeta[block, p + k] += b
+                k += 1
+            elif repeat is None:
+                differentiate(
+                    dy_, x_, o, n, this, gamma_, p, dx_, dgamma_, dbeta_, q + p, streams, following
+                )
+            else:
+                for segment in range(per_row):
+                    g = element(gamma_, p + segment, one)
+                    a, b = differentiate(
+                        dy_, x_, o + segment * repeat, repeat, this, g, 0, dx_, None, None, 0,
+                        streams, following,
+                    )  # fmt: skip
+                    if dgamma is not None:
+                        dgamma[q + p + segment] += a
+                    if dbeta is not None:
+                        dbeta[q + p + segment] += b
+            k += 1
     if streams:
         fence()
 
 
 @njit(**OPTIONS)
-def add_up(partial):
+def add_up(partial, blocks):
     """The sums of the blocks into those of the first, in an order that their number alone sets."""
     if partial is not None:
-        blocks, n = partial.shape
+        one = ones(partial)
+        width = lanes(one)
+        n = partial.size // blocks
+        sums = memory(partial)
         stride = 1
         while stride < blocks:
             for first in range(0, blocks, stride * RUN):
                 for block in range(first + stride, min(blocks, first + stride * RUN), stride):
-                    for j in range(n):
-                        partial[first, j] += partial[block, j]
+                    j = 0
+                    while j + width <= n:
+                        here, there = first * n + j, block * n + j
+                        store(sums, here, load(sums, here, one) + load(sums, there, one))
+                        j += width
+                    if j < n:
+                        here, there, rest = first * n + j, block * n + j, n - j
+                        both = load_first(sums, here, rest, one) + load_first(
+                            sums, there, rest, one
+                        )
+                        store_first(sums, here, both, rest)
             stride *= RUN
 
 
 @njit(**OPTIONS)
 def backward_in_order(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows):
     """All rows, in blocks of so many."""
-    for block in range((x.shape[0] + rows - 1) // rows):
+    blocks = (x.shape[0] + rows - 1) // rows
+    for block in range(blocks):
         backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, block)
-    add_up(dgamma)
-    add_up(dbeta)
+    add_up(dgamma, blocks)
+    add_up(dbeta, blocks)
 
 
 @njit(parallel=True, **OPTIONS)
@@ -261,7 +341,8 @@ def backward_in_parallel(
     dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows
 ):
     """As `backward_in_order`, but blocks may run at the same time."""
-    for block in prange((x.shape[0] + rows - 1) // rows):
+    blocks = (x.shape[0] + rows - 1) // rows
+    for block in prange(blocks):
         backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, block)
-    add_up(dgamma)
-    add_up(dbeta)
+    add_up(dgamma, blocks)
+    add_up(dbeta, blocks)

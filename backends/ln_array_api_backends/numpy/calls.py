@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
+from numba import from_dtype, types
 
 from ln_array_api.backend import Primitive, RowsSpec
 
@@ -15,16 +17,17 @@ from .forward import forward, forward_in_parallel
 from .memory import memory_pool
 
 #: Bytes of x from which several threads are worth waking.
-PARALLEL = 256 << 10
+PARALLEL = 128 << 10
 #: Bytes of a result from which its memory comes from the pool.
-POOLED = 1 << 20
-#: Bytes of a result from which it is stored past the cache, which it would not fit in.
-STREAMED = 12 << 20
+POOLED = 8 << 20
+#: Bytes of a result from which it is stored past the cache, which it would not fit in: y, and dx,
+#: beside which there are two inputs. It slows short rows down, of less than so many bytes.
+STREAMED, STREAMED_BACKWARD, STREAMED_ROW = 12 << 20, 16 << 20, 2048
 
 
 #: How 16-bit arrays go to Numba, which does not know their dtypes.
 VIEWS = {"float16": np.int16, "bfloat16": np.uint16}
-ACCUMULATION = {"float64": np.float64}
+ACCUMULATION = {"float64": "float64"}
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -68,54 +71,95 @@ def _spec(x: Any, gamma: Any, beta: Any, **options: Any) -> RowsSpec:
     return RowsSpec("numpy", "cpu", x.shape, x.dtype.name, gamma, beta, **options)
 
 
+def _compiled(kernel: Any, *arguments: Any) -> Callable[..., None]:
+    """A kernel compiled for such arguments, to be called with nothing else.
+
+    Numba's own way, by the types of the values of each call, costs more than a small kernel, and
+    compiles anew for arrays that are read-only.
+    """
+    kernel.compile(arguments)
+    entry: Callable[..., None] = kernel.overloads[arguments].entry_point
+    return entry
+
+
+def _array(dtype: str | None, ndim: int) -> Any:
+    """Numba's type of an array of a dtype, or of its absence."""
+    if dtype is None:
+        return types.none
+    return types.Array(from_dtype(np.dtype(VIEWS.get(dtype, dtype))), ndim, "C")
+
+
+def _may_pay(size: int) -> bool:
+    """Whether several threads may be faster than one for x of so many bytes."""
+    return size >= PARALLEL and numba.config.NUMBA_NUM_THREADS > 1
+
+
 def _viewed(dtype: str | None) -> Callable[[Any], Any]:
     """How an array of a dtype, or its absence, goes to a kernel."""
     view = VIEWS.get(dtype or "")
     return (lambda array: array) if view is None else (lambda array: array.view(view))
 
 
-def _empty(shape: tuple[int, int], size: int) -> Callable[[Any], np.ndarray]:
+def _empty(shape: tuple[int, ...], size: int) -> Callable[[Any], np.ndarray]:
     """A function that gives an array of a dtype for a result of so many bytes."""
     new = np.empty if size < POOLED else memory_pool.empty
     return lambda dtype: new(shape, dtype)
 
 
 def _forward(spec: RowsSpec) -> Callable[..., Any]:
-    (m, n), center = spec.shape, spec.center
+    (m, n), center, groups = spec.shape, spec.center, spec.groups
     size = m * n * ITEMSIZE[spec.dtype]
-    accumulation = ACCUMULATION.get(spec.dtype, np.float32)
-    smallest = float(np.finfo(accumulation).smallest_normal) if spec.epsilon > 0 else 0.0
+    accumulation = ACCUMULATION.get(spec.dtype, "float32")
+    single = np.dtype(accumulation)
+    smallest = float(np.finfo(single).smallest_normal) if spec.epsilon > 0 else 0.0
     epsilon = max(spec.epsilon, smallest)
     repeat = None if spec.repeat == 1 else spec.repeat
-    empty, shape, column = np.empty, (m, n), (m, 1)
+    empty, run, shape, column = np.empty, threads.run, (m, n), (m, 1)
+    arguments = (
+        _array(spec.dtype, 2),
+        _array(spec.gamma, 1),
+        _array(spec.beta, 1),
+        _array(spec.dtype, 2),
+        _array(accumulation if center else None, 2),
+        _array(accumulation, 2),
+        types.float64,
+        types.int64,
+        types.none if repeat is None else types.int64,
+        types.boolean,
+    )
+    constants = (epsilon, groups, repeat)
+    serial = _compiled(forward, *arguments, types.int64, types.int64)
+    parallel = _compiled(forward_in_parallel, *arguments, types.int64) if _may_pay(size) else None
+    viewed = {spec.dtype, spec.gamma, spec.beta} & set(VIEWS)
+    may_stream = size >= STREAMED and size >= m * STREAMED_ROW
+    parts = min(m, numba.config.NUMBA_NUM_THREADS)
 
     def direct(x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
-        """As `call`, for the short and frequent, without what does not concern them."""
+        """As `call`, for the small and frequent, without what does not concern them."""
         y = empty(shape, x.dtype) if out is None else out
-        mean = empty(column, accumulation) if center else None
-        rstd = empty(column, accumulation)
-        forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, False, 0, m)
+        mean = empty(column, single) if center else None
+        rstd = empty(column, single)
+        arrays = (x, gamma, beta, y, mean, rstd)
+        if parallel is None or not run(parallel, *arrays, *constants, False, parts):
+            serial(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, False, 0, m)
         return y, mean, rstd
 
-    groups = spec.groups
-    viewed = {spec.dtype, spec.gamma, spec.beta} & set(VIEWS)
-    if size < min(PARALLEL, POOLED) and not viewed:
+    if size < min(POOLED, STREAMED) and not viewed:
         return direct
 
-    view_x, view_gamma, view_beta = map(_viewed, (spec.dtype, spec.gamma, spec.beta))
     large = _empty(shape, size)
+    view_x, view_gamma, view_beta = map(_viewed, (spec.dtype, spec.gamma, spec.beta))
 
     def call(x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
         y = large(x.dtype) if out is None else out
-        mean = empty(column, accumulation) if center else None
-        rstd = empty(column, accumulation)
-        arrays = (view_x(x), view_gamma(gamma), view_beta(beta), view_x(y), mean, rstd)
-        streams = size >= STREAMED and out is None
-        count = min(threads.number(), m) if size >= PARALLEL else 1
-        if count > 1:
-            threads.run(forward_in_parallel, *arrays, epsilon, groups, repeat, streams, count)
-        else:
-            forward(*arrays, epsilon, groups, repeat, streams, 0, m)
+        mean = empty(column, single) if center else None
+        rstd = empty(column, single)
+        arrays = (x, gamma, beta, y, mean, rstd)
+        if viewed:
+            arrays = (view_x(x), view_gamma(gamma), view_beta(beta), view_x(y), mean, rstd)
+        streams = may_stream and out is None
+        if parallel is None or not run(parallel, *arrays, *constants, streams, parts):
+            serial(*arrays, *constants, streams, 0, m)
         return y, mean, rstd
 
     return call
@@ -123,42 +167,56 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
 
 def rows_in_a_block(m: int, groups: int) -> int:
     """How many rows' terms of dgamma and dbeta are added up one after the other."""
-    return groups * max(8, min(64, m // groups // 8))
+    return groups * max(8, min(64, m // groups // 4))
 
 
 def _backward(spec: RowsSpec) -> Callable[..., Any]:
     m, n = spec.shape
     size = m * n * ITEMSIZE[spec.dtype]
-    accumulation = ACCUMULATION.get(spec.dtype, np.float32)
+    accumulation = ACCUMULATION.get(spec.dtype, "float32")
+    single = np.dtype(accumulation)
     need_dx, need_dgamma, need_dbeta = spec.need
     rows = rows_in_a_block(m, spec.groups)
     blocks = -(-m // rows)
-    partial = (blocks, spec.groups * n // spec.repeat)
+    parameters = spec.groups * n // spec.repeat
     view_dy, view_x, view_gamma = map(_viewed, (spec.dy, spec.dtype, spec.gamma))
     empty = _empty((m, n), size)
-    empty_partial = _empty(partial, partial[0] * partial[1] * np.dtype(accumulation).itemsize)
+    partial = _empty((blocks * parameters,), blocks * parameters * single.itemsize)
     repeat = None if spec.repeat == 1 else spec.repeat
-    constants = (spec.groups, repeat, size >= STREAMED, rows)
-    may_go_parallel = size >= PARALLEL and blocks > 1
+    streams = size >= STREAMED_BACKWARD and size >= m * STREAMED_ROW and need_dx
+    constants = (spec.groups, repeat, streams, rows)
+    arguments = (
+        _array(spec.dy, 2),
+        _array(spec.dtype, 2),
+        _array(accumulation if spec.center else None, 2),
+        _array(accumulation, 2),
+        _array(spec.gamma, 1),
+        _array(spec.dtype if need_dx else None, 2),
+        _array(accumulation if need_dgamma else None, 1),
+        _array(accumulation if need_dbeta else None, 1),
+        types.int64,
+        types.none if repeat is None else types.int64,
+        types.boolean,
+        types.int64,
+    )
+    serial = _compiled(backward_in_order, *arguments)
+    may_pay = _may_pay(size) and blocks > 1
+    parallel = _compiled(backward_in_parallel, *arguments) if may_pay else None
+    viewed = {spec.dy, spec.dtype, spec.gamma} & set(VIEWS)
 
     def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
         dx = empty(x.dtype) if need_dx else None
-        dgamma = empty_partial(accumulation) if need_dgamma else None
-        dbeta = empty_partial(accumulation) if need_dbeta else None
-        target = None if dx is None else view_x(dx)
-        arrays = (view_dy(dy), view_x(x), mean, rstd, view_gamma(gamma), target, dgamma, dbeta)
-        if may_go_parallel and threads.number() > 1:
-            threads.run(backward_in_parallel, *arrays, *constants)
-        else:
-            backward_in_order(*arrays, *constants)
-        return dx, _first(dgamma), _first(dbeta)
+        dgamma = partial(single) if need_dgamma else None
+        dbeta = partial(single) if need_dbeta else None
+        arrays = (dy, x, mean, rstd, gamma, dx, dgamma, dbeta)
+        if viewed:
+            target = None if dx is None else view_x(dx)
+            arrays = (view_dy(dy), view_x(x), mean, rstd, view_gamma(gamma), target, dgamma, dbeta)
+        if parallel is None or not threads.run(parallel, *arrays, *constants):
+            serial(*arrays, *constants)
+        if blocks > 1:  # the sums are in the first; the memory of the others is not needed
+            dgamma = None if dgamma is None else dgamma[:parameters].copy()
+            dbeta = None if dbeta is None else dbeta[:parameters].copy()
+        return dx, dgamma, dbeta
 
     return call
-
-
-def _first(partial: np.ndarray | None) -> np.ndarray | None:
-    """The sums of the first block, which are those of all, without the memory of the others."""
-    if partial is None:
-        return None
-    sums: np.ndarray = partial[0]
-    return sums if len(partial) == 1 else sums.copy()

@@ -16,6 +16,7 @@ from .simd import (
     elements_to_alignment,
     fence,
     fma,
+    invert_roots,
     keep_first,
     lanes,
     largest,
@@ -23,6 +24,7 @@ from .simd import (
     load,
     load_first,
     magnitude,
+    memory,
     number,
     ones,
     peak,
@@ -41,10 +43,11 @@ INLINE: dict[str, Any] = {**OPTIONS, "forceinline": True}
 #: Vectors that a lane adds up before its sum is put aside. A sum of n terms, one after the other,
 #: is off by sqrt(n) / 8 ulp or so.
 RUN = 64
-#: Bytes that a long row is fetched ahead of its use.
-AHEAD = 4096
-#: Rows that are taken at once, and bytes of x that these may be.
-AT_ONCE, AT_ONCE_BYTES = 16, 8192
+#: Bytes of a row up to which the next row is fetched while one is written. Of longer rows, which
+#: the cache would not keep until then, so many bytes are fetched ahead of their first use.
+LONG, AHEAD = 128 << 10, 4096
+#: Rows that are taken at once, and bytes that these may be, so that they stay in the first cache.
+AT_ONCE, AT_ONCE_BYTES = 16, 6144
 
 
 @njit(**INLINE)
@@ -83,8 +86,11 @@ def sums(x, o, n, scale, offset, ahead):
             a, b, c, d = a + e, b + f, c + g, d + h
             aa, bb, cc, dd = fma(e, e, aa), fma(f, f, bb), fma(g, g, cc), fma(h, h, dd)
             j += step
-        first_order, first_lost = plus(first_order, first_lost, (a + b) + (c + d))
-        second_order, second_lost = plus(second_order, second_lost, (aa + bb) + (cc + dd))
+        if j <= RUN * step:
+            first_order, second_order = (a + b) + (c + d), (aa + bb) + (cc + dd)
+        else:
+            first_order, first_lost = plus(first_order, first_lost, (a + b) + (c + d))
+            second_order, second_lost = plus(second_order, second_lost, (aa + bb) + (cc + dd))
     while j + width <= n:
         e = fma(load(x, o + j, scale), scale, offset)
         first_order, second_order = first_order + e, fma(e, e, second_order)
@@ -96,27 +102,35 @@ def sums(x, o, n, scale, offset, ahead):
 
 
 @njit(**INLINE)
-def rough_mean(x, o, n, scale, ahead):
-    """Mean of a row times scale, as the dtype holds it.
+def rough_mean(x, o, n, scale):
+    """A guess at the mean of a row times scale: the mean of some of it, from four places.
 
-    The first element is taken off before summing, so the mean of a constant row is exact.
+    An element is taken off before summing, so the mean of a constant row is exact.
     """
-    first = peak(element(x, o, scale) * scale)
-    return first + sums(x, o, n, scale, splat(-first), ahead)[0] / number(n, scale)
+    width = lanes(scale)
+    first = element(x, o, scale) * scale
+    if n < 4 * width:
+        count = min(n, width)
+        sum_ = keep_first(load_first(x, o, count, scale) * scale - first, count)
+        return peak(first) + total(sum_) * number(1.0 / count, scale)
+    a = load(x, o, scale) * scale - first
+    b = load(x, o + n // 4, scale) * scale - first
+    c = load(x, o + n // 2, scale) * scale - first
+    d = load(x, o + n // 4 * 3, scale) * scale - first
+    return peak(first) + total((a + b) + (c + d)) * number(0.25 / width, scale)
 
 
 @njit(**INLINE)
-def remainder(x, o, n, scale, mean, centered, ahead):
-    """What the rough mean of a row times scale has missed, and the variance.
+def remainder(x, o, n, share, scale, rough, centered, ahead):
+    """What a rough mean of a row times scale has missed, and the variance.
 
     The latter is the mean square where `centered` is None.
     """
-    deviation, square = sums(x, o, n, scale, splat(-mean), ahead)
-    count = number(n, scale)
-    missed = deviation / count
+    deviation, square = sums(x, o, n, scale, splat(-rough), ahead)
+    missed = deviation * share
     if centered is None:
-        return missed, square / count
-    return missed, square / count - missed * missed
+        return missed, square * share
+    return missed, square * share - missed * missed
 
 
 @njit(**OPTIONS)
@@ -193,14 +207,17 @@ def normalise(x, y, o, n, scale, offset, missed, rstd, gamma, beta, p, streams, 
 
 
 @njit(**OPTIONS)
-def rescaled(x, o, n, one, centered, epsilon):
+def rescaled(x, o, n, share, one, centered, epsilon):
     """Factor, rough mean, what that missed, and variance plus epsilon of a row times factor."""
     factor = power_of_two(x, o, n, one, epsilon)
     scale = splat(number(factor, one))
     rough = total(one - one)
     if centered is not None:
-        rough = rough_mean(x, o, n, scale, 0)
-    missed, variance = remainder(x, o, n, scale, rough, centered, 0)
+        rough = rough_mean(x, o, n, scale)
+    missed, variance = remainder(x, o, n, share, scale, rough, centered, 0)
+    if centered is not None:
+        rough += missed
+        missed, variance = remainder(x, o, n, share, scale, rough, centered, 0)
     # An epsilon that underflows is far below the variance, unless the row is constant: then it is
     # what keeps 0 / 0 away.
     smallest, _, _ = limits(one)
@@ -210,76 +227,75 @@ def rescaled(x, o, n, one, centered, epsilon):
 
 
 @njit(**OPTIONS)
-def forward(
-    x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams,
-    start, stop,
-):  # fmt: skip
-    """Rows start to stop. A row whose squares leave the range least to most is scaled first.
+def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, start, stop):
+    """Rows start to stop. A row whose squares leave the range of the dtype is scaled first.
 
     Short rows are taken several at a time, one step for all of them after the other: the chain of
-    sums, root and quotients is long, but those of several rows overlap.
+    sums, root and quotient is long, but those of several rows overlap.
     """
-    n = x.shape[1]
+    n, size = x.shape[1], x.itemsize
+    x_, gamma_, beta_, y_ = memory(x), memory(gamma), memory(beta), memory(y)
+    centered = memory(mean)
     one = ones(rstd)
-    unit = number(1.0, one)
-    size = x.itemsize
-    long = n * size > 2 * AHEAD
-    ahead = AHEAD // size if streams and long else 0
-    following = n if streams and not long else 0
-    per_row = n if repeat is None else n // repeat
-    at_once = max(1, min(AT_ONCE, AT_ONCE_BYTES // (n * size)))
+    unit, zero, share = number(1.0, one), number(0.0, one), number(1.0 / n, one)
+    half = number(0.5, one)
     _, least, most = limits(one)
+    ahead = AHEAD // size if streams and n * size > LONG else 0
+    at_once = max(1, min(AT_ONCE, AT_ONCE_BYTES // (n * size)))
+    following = at_once * n if streams and not ahead else 0
+    per_row = n if repeat is None else n // repeat
     roughs, misses = scratch(one, AT_ONCE), scratch(one, AT_ONCE)
     roots, factors = scratch(one, AT_ONCE), scratch(one, AT_ONCE)
+    for k in range(AT_ONCE):
+        roughs[k], roots[k] = zero, unit
     for begin in range(start, stop, at_once):
-        end = min(begin + at_once, stop)
-        for row in range(begin, end):
-            roughs[row - begin] = total(one - one)
-            if mean is not None:
-                roughs[row - begin] = rough_mean(x, row * n, n, one, ahead)
-        for row in range(begin, end):
-            rough = roughs[row - begin]
-            missed, variance = remainder(
-                x, row * n, n, one, rough, mean, 0 if mean is not None else ahead
-            )
+        count = min(at_once, stop - begin)
+        if mean is not None:
+            for k in range(count):
+                roughs[k] = rough_mean(x_, (begin + k) * n, n, one)
+        for k in range(count):
+            o = (begin + k) * n
+            rough, factor = roughs[k], unit
+            missed, variance = remainder(x_, o, n, share, one, rough, centered, ahead)
+            if mean is not None and missed * missed > half * variance:
+                # The guess was far off, and the difference of the two would lose digits.
+                rough += missed
+                missed, variance = remainder(x_, o, n, share, one, rough, centered, 0)
             spread = variance + number(epsilon, one)
-            factor = unit
             if not least <= spread <= most:
-                factor, rough, missed, spread = rescaled(x, row * n, n, one, mean, epsilon)
-            root = unit / math.sqrt(spread)
+                factor, rough, missed, spread = rescaled(x_, o, n, share, one, centered, epsilon)
+            roughs[k], misses[k], roots[k], factors[k] = rough, missed, spread, factor
+        invert_roots(roots, one, AT_ONCE)
+        for k in range(count):
+            row = begin + k
+            rough, missed, root, factor = roughs[k], misses[k], roots[k], factors[k]
             rstd[row, 0] = root * factor
             if mean is not None:
-                mean[row, 0] = (rough + missed) / factor
-            roughs[row - begin] = rough
-            misses[row - begin] = missed
-            roots[row - begin] = root
-            factors[row - begin] = factor
-        for row in range(begin, end):
+                mean[row, 0] = (rough + missed) if factor == unit else (rough + missed) / factor
             o, p = row * n, (row % groups) * per_row
-            offset, rest = splat(-roughs[row - begin]), beside(mean, splat(misses[row - begin]))
-            root, scale = splat(roots[row - begin]), splat(factors[row - begin])
+            offset, rest = splat(-rough), beside(mean, splat(missed))
             if repeat is None:
-                normalise(x, y, o, n, scale, offset, rest, root, gamma, beta, p, streams, following)
+                normalise(
+                    x_, y_, o, n, splat(factor), offset, rest, splat(root), gamma_, beta_, p,
+                    streams, following,
+                )  # fmt: skip
             else:
-                for k in range(per_row):
-                    g, b = element(gamma, p + k, one), element(beta, p + k, one)
+                for segment in range(per_row):
+                    g, b = element(gamma_, p + segment, one), element(beta_, p + segment, one)
                     normalise(
-                        x, y, o + k * repeat, repeat, scale, offset, rest, root, g, b, 0,
-                        streams, following,
+                        x_, y_, o + segment * repeat, repeat, splat(factor), offset, rest,
+                        splat(root), g, b, 0, streams, following,
                     )  # fmt: skip
+            if mean is None:
+                roughs[k] = zero
     if streams:
         fence()
 
 
 @njit(parallel=True, **OPTIONS)
-def forward_in_parallel(
-    x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams,
-    parts,
-):  # fmt: skip
+def forward_in_parallel(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, parts):
     """All rows, in parts, which may run at the same time."""
     m = x.shape[0]
     for part in prange(parts):
-        forward(
-            x, gamma, beta, y, mean, rstd, epsilon, groups, repeat,
-            streams, m * part // parts, m * (part + 1) // parts,
-        )  # fmt: skip
+        start, stop = m * part // parts, m * (part + 1) // parts
+        forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, start, stop)

@@ -8,6 +8,7 @@ takes it.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
@@ -98,12 +99,8 @@ class MemoryPool:
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array in C order, aligned to 64 bytes, whose values are whatever was there."""
         dtype = np.dtype(dtype)
-        nbytes = dtype.itemsize
-        for length in shape:
-            nbytes *= length
-        size = _rounded(nbytes + _ALIGNMENT)
-        loan = _Loan(self, self._take(size), nbytes)
-        return np.ndarray(shape, dtype, buffer=np.asarray(loan))
+        size = _rounded(math.prod(shape) * dtype.itemsize + _ALIGNMENT)
+        return np.ndarray(shape, dtype, buffer=np.asarray(_Loan(self, self._take(size))))
 
     def _take(self, size: int) -> np.ndarray:
         with self._lock:
@@ -155,12 +152,13 @@ class _Loan:
 
     __slots__ = ("__array_interface__", "_memory", "_pool")
 
-    def __init__(self, pool: MemoryPool, memory: np.ndarray, nbytes: int) -> None:
+    def __init__(self, pool: MemoryPool, memory: np.ndarray) -> None:
         self._pool, self._memory = pool, memory
         address = memory.__array_interface__["data"][0]
+        ahead = -address % _ALIGNMENT
         self.__array_interface__ = {
-            "data": (address + -address % _ALIGNMENT, False),
-            "shape": (nbytes,),
+            "data": (address + ahead, False),
+            "shape": (memory.nbytes - ahead,),
             "typestr": "|u1",
             "version": 3,
         }

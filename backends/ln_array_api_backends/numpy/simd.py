@@ -5,7 +5,7 @@ every function that it is inlined into: the compiler may not reassociate a sum, 
 product and a sum that were not asked for as `fma`. That is what makes results the same to the bit
 whatever the number of rows, threads or the kind of store.
 
-Arrays are addressed by the number of an element, from 0, without checks. 16-bit elements are
+Memory is addressed by the number of an element, from 0, without checks. 16-bit elements are
 converted in registers. Numba does not know their dtypes, so such arrays come as views: float16 as
 int16, bfloat16 as uint16.
 """
@@ -90,9 +90,8 @@ def _splat(builder: Any, value: Any, lanes: int) -> Any:
     )
 
 
-def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.gep(data, [index], inbounds=True)
+def _address(builder: Any, pointer: Any, index: Any) -> Any:
+    return builder.gep(pointer, [index], inbounds=True)
 
 
 def _first(builder: Any, count: Any, lanes: int) -> Any:
@@ -131,6 +130,21 @@ def _narrow(builder: Any, value: Any, stored: Any, lanes: int) -> Any:
     if stored == types.int16:
         return builder.fptrunc(value, ir.VectorType(_HALF, lanes))
     return value
+
+
+@intrinsic
+def memory(typing: Any, array: Any) -> Any:
+    """Where the elements of an array begin, without the array. None is just itself.
+
+    What goes from function to function in place of the array, which is counted at each.
+    """
+    if isinstance(array, types.NoneType):
+        return array(array), lambda context, builder, signature, args: args[0]
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.make_array(array)(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), generate
 
 
 @intrinsic
@@ -177,60 +191,60 @@ def number(typing: Any, value: Any, like: Any) -> Any:
 
 
 @intrinsic
-def load(typing: Any, array: Any, index: Any, like: Any) -> Any:
+def load(typing: Any, elements: Any, index: Any, like: Any) -> Any:
     """The elements from `index` on, in the dtype of the vector `like`. A vector is just itself."""
-    if isinstance(array, Vector):
-        return array(array, index, like), lambda context, builder, signature, args: args[0]
+    if isinstance(elements, Vector):
+        return elements(elements, index, like), lambda context, builder, signature, args: args[0]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        memory = ir.VectorType(_STORED[array.dtype], like.lanes)
-        address = _address(context, builder, array, args[0], args[1])
-        address = builder.bitcast(address, memory.as_pointer())
-        value = builder.load(address, align=array.dtype.bitwidth // 8)
-        return _widen(builder, value, array.dtype, _NUMBER[like.scalar], like.lanes)
+        kind = ir.VectorType(_STORED[elements.dtype], like.lanes)
+        address = _address(builder, args[0], args[1])
+        address = builder.bitcast(address, kind.as_pointer())
+        value = builder.load(address, align=elements.dtype.bitwidth // 8)
+        return _widen(builder, value, elements.dtype, _NUMBER[like.scalar], like.lanes)
 
-    return like(array, types.intp, like), generate
+    return like(elements, types.intp, like), generate
 
 
 @intrinsic
-def load_first(typing: Any, array: Any, index: Any, count: Any, like: Any) -> Any:
+def load_first(typing: Any, elements: Any, index: Any, count: Any, like: Any) -> Any:
     """As `load`, but of the first `count` elements alone; the rest is 0, and is not read."""
-    if isinstance(array, Vector):
-        signature = array(array, index, count, like)
+    if isinstance(elements, Vector):
+        signature = elements(elements, index, count, like)
         return signature, lambda context, builder, signature, args: args[0]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        memory = ir.VectorType(_STORED[array.dtype], like.lanes)
-        address = _address(context, builder, array, args[0], args[1])
+        kind = ir.VectorType(_STORED[elements.dtype], like.lanes)
+        address = _address(builder, args[0], args[1])
         value = _call(
             builder,
-            f"llvm.masked.load.{_suffix(memory)}.p0",
-            memory,
-            builder.bitcast(address, memory.as_pointer()),
-            _I32(array.dtype.bitwidth // 8),
+            f"llvm.masked.load.{_suffix(kind)}.p0",
+            kind,
+            builder.bitcast(address, kind.as_pointer()),
+            _I32(elements.dtype.bitwidth // 8),
             _first(builder, args[2], like.lanes),
-            ir.Constant(memory, None),
+            ir.Constant(kind, None),
         )
-        return _widen(builder, value, array.dtype, _NUMBER[like.scalar], like.lanes)
+        return _widen(builder, value, elements.dtype, _NUMBER[like.scalar], like.lanes)
 
-    return like(array, types.intp, types.intp, like), generate
+    return like(elements, types.intp, types.intp, like), generate
 
 
 @intrinsic
-def element(typing: Any, array: Any, index: Any, like: Any) -> Any:
+def element(typing: Any, elements: Any, index: Any, like: Any) -> Any:
     """One element in every lane. None is just itself."""
-    if isinstance(array, types.NoneType):
-        return array(array, index, like), lambda context, builder, signature, args: args[0]
+    if isinstance(elements, types.NoneType):
+        return elements(elements, index, like), lambda context, builder, signature, args: args[0]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = _STORED[array.dtype]
-        address = _address(context, builder, array, args[0], args[1])
+        kind = _STORED[elements.dtype]
+        address = _address(builder, args[0], args[1])
         address = builder.bitcast(address, kind.as_pointer())
-        value = builder.load(address, align=array.dtype.bitwidth // 8)
+        value = builder.load(address, align=elements.dtype.bitwidth // 8)
         value = _splat(builder, value, like.lanes)
-        return _widen(builder, value, array.dtype, _NUMBER[like.scalar], like.lanes)
+        return _widen(builder, value, elements.dtype, _NUMBER[like.scalar], like.lanes)
 
-    return like(array, types.intp, like), generate
+    return like(elements, types.intp, like), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -242,6 +256,24 @@ def scratch(typing: Any, like: Any, length: Any) -> Any:
         return cgutils.alloca_once(builder, _NUMBER[like.scalar], size=count)
 
     return types.CPointer(like.scalar)(like, length), generate
+
+
+@intrinsic(prefer_literal=True)
+def invert_roots(typing: Any, numbers: Any, like: Any, length: Any) -> Any:
+    """Take 1 / sqrt of each of so many numbers in `scratch` memory, a literal."""
+    count = length.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        one = _splat(builder, _NUMBER[like.scalar](1.0), like.lanes)
+        for first in range(0, count, like.lanes):
+            address = builder.gep(args[0], [_I64(first)], inbounds=True)
+            address = builder.bitcast(address, one.type.as_pointer())
+            value = builder.load(address, align=like.scalar.bitwidth // 8)
+            root = _call(builder, f"llvm.sqrt.{_suffix(one.type)}", one.type, value)
+            builder.store(builder.fdiv(one, root), address, align=like.scalar.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(numbers, like, length), generate
 
 
 @intrinsic
@@ -267,53 +299,53 @@ def beside(typing: Any, other: Any, vector: Any) -> Any:
     return vector(other, vector), lambda context, builder, signature, args: args[1]
 
 
-def _store(array: Any, vector: Any, *, stream: bool) -> Any:
+def _store(elements: Any, vector: Any, *, stream: bool) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        memory = ir.VectorType(_STORED[array.dtype], vector.lanes)
-        address = _address(context, builder, array, args[0], args[1])
-        address = builder.bitcast(address, memory.as_pointer())
-        size = array.dtype.bitwidth // 8
-        value = _narrow(builder, args[2], array.dtype, vector.lanes)
+        kind = ir.VectorType(_STORED[elements.dtype], vector.lanes)
+        address = _address(builder, args[0], args[1])
+        address = builder.bitcast(address, kind.as_pointer())
+        size = elements.dtype.bitwidth // 8
+        value = _narrow(builder, args[2], elements.dtype, vector.lanes)
         instruction = builder.store(value, address, align=size * vector.lanes if stream else size)
         if stream:
             metadata = builder.module.add_metadata([ir.Constant(_I32, 1)])
             instruction.set_metadata("nontemporal", metadata)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, vector), generate
+    return types.void(elements, types.intp, vector), generate
 
 
 @intrinsic
-def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
+def store(typing: Any, elements: Any, index: Any, vector: Any) -> Any:
     """Put a vector to the elements from `index` on."""
-    return _store(array, vector, stream=False)
+    return _store(elements, vector, stream=False)
 
 
 @intrinsic
-def stream(typing: Any, array: Any, index: Any, vector: Any) -> Any:
+def stream(typing: Any, elements: Any, index: Any, vector: Any) -> Any:
     """As `store`, past the cache; where `elements_to_alignment` is 0. A `fence` must follow."""
-    return _store(array, vector, stream=True)
+    return _store(elements, vector, stream=True)
 
 
 @intrinsic
-def store_first(typing: Any, array: Any, index: Any, vector: Any, count: Any) -> Any:
+def store_first(typing: Any, elements: Any, index: Any, vector: Any, count: Any) -> Any:
     """As `store`, but of the first `count` lanes alone."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        memory = ir.VectorType(_STORED[array.dtype], vector.lanes)
-        address = _address(context, builder, array, args[0], args[1])
+        kind = ir.VectorType(_STORED[elements.dtype], vector.lanes)
+        address = _address(builder, args[0], args[1])
         _call(
             builder,
-            f"llvm.masked.store.{_suffix(memory)}.p0",
+            f"llvm.masked.store.{_suffix(kind)}.p0",
             ir.VoidType(),
-            _narrow(builder, args[2], array.dtype, vector.lanes),
-            builder.bitcast(address, memory.as_pointer()),
-            _I32(array.dtype.bitwidth // 8),
+            _narrow(builder, args[2], elements.dtype, vector.lanes),
+            builder.bitcast(address, kind.as_pointer()),
+            _I32(elements.dtype.bitwidth // 8),
             _first(builder, args[3], vector.lanes),
         )
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, vector, types.intp), generate
+    return types.void(elements, types.intp, vector, types.intp), generate
 
 
 @intrinsic
@@ -398,17 +430,16 @@ def peak(typing: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def prefetch(typing: Any, array: Any, index: Any) -> Any:
-    """Have the cache line of an element fetched. It may lie beyond the array."""
+def prefetch(typing: Any, elements: Any, index: Any) -> Any:
+    """Have the cache line of an element fetched. It may lie beyond the elements."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(array)(context, builder, args[0]).data
-        address = builder.bitcast(builder.gep(data, [args[1]]), _I8.as_pointer())
+        address = builder.bitcast(builder.gep(args[0], [args[1]]), _I8.as_pointer())
         read, everywhere, data_cache = _I32(0), _I32(3), _I32(1)
         _call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, everywhere, data_cache)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), generate
+    return types.void(elements, types.intp), generate
 
 
 @intrinsic
@@ -423,15 +454,15 @@ def fence(typing: Any) -> Any:
 
 
 @intrinsic
-def elements_to_alignment(typing: Any, array: Any, index: Any) -> Any:
+def elements_to_alignment(typing: Any, elements: Any, index: Any) -> Any:
     """How many elements from `index` on lie before the next multiple of 64 bytes."""
-    size = 0 if isinstance(array, types.NoneType) else array.dtype.bitwidth // 8
+    size = 0 if isinstance(elements, types.NoneType) else elements.dtype.bitwidth // 8
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if not size:
             return _I64(0)
-        address = builder.ptrtoint(_address(context, builder, array, args[0], args[1]), _I64)
+        address = builder.ptrtoint(_address(builder, args[0], args[1]), _I64)
         ahead = builder.and_(builder.neg(address), _I64(BYTES - 1))
         return builder.lshr(ahead, _I64(size.bit_length() - 1))
 
-    return types.intp(array, types.intp), generate
+    return types.intp(elements, types.intp), generate
