@@ -27,6 +27,18 @@ conformance-all: .venv/installed
 	for library in numpy torch jax strict dask; do \
 		$(MAKE) --no-print-directory conformance LIBRARY=$$library || exit; done
 
+bench: .venv/installed ## time NumPy arrays next to torch, onnxruntime, JAX and NumPy, into docs/
+	$(BIN)/python benchmarks/compare.py --threads 2 --output docs/benchmarks
+	$(BIN)/python benchmarks/compare.py --threads 1 --output docs/benchmarks-1-thread
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-autosave --benchmark-columns=min,median,iqr
+
+bench-quick: .venv/installed ## see that every benchmark runs, without believing its figures
+	$(BIN)/asv machine --yes > /dev/null
+	$(BIN)/asv run --python=same --quick --show-stderr --dry-run \
+		--bench "Overhead|AnyAxis|Dtypes|Memory"
+	$(BIN)/python benchmarks/compare.py --threads 2 --rounds 1 --shapes 8x64
+	$(BIN)/pytest benchmarks --benchmark-disable -q
+
 lint: .venv/installed ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

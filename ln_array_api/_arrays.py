@@ -182,13 +182,18 @@ def is_unknown(length: Any) -> bool:
     return length is None or math.isnan(length)
 
 
-def in_shape(x: Array, shape: tuple[int, ...], permutation: tuple[int, ...] = ()) -> Array:
+def in_shape(
+    x: Array,
+    shape: tuple[int, ...],
+    permutation: tuple[int, ...] = (),
+    put_in_order: Callable[[Array], Array] | None = None,
+) -> Array:
     """X with its axes permuted, then seen as `shape`, in C order; a copy only where it must be."""
     library = library_of(x)
     if permutation:
         x = library.xp.permute_dims(x, permutation)
     if not library.in_order(x):
-        x = library.reshape(library.put_in_order(x), (-1,))
+        x = library.reshape((put_in_order or library.put_in_order)(x), (-1,))
     return library.reshape(x, shape)
 
 

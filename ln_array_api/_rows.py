@@ -64,8 +64,8 @@ class View(NamedTuple):
         """Whether x itself is rows."""
         return len(self.shape) == 2 and self.axes == (1,)
 
-    def to_rows(self, x: Array) -> Array:
-        return in_shape(x, self.rows, self.permutation)
+    def to_rows(self, x: Array, put_in_order: Callable[[Array], Array] | None = None) -> Array:
+        return in_shape(x, self.rows, self.permutation, put_in_order)
 
     def from_rows(self, x: Array) -> Array:
         library = library_of(x)
@@ -118,7 +118,9 @@ class RowsPlan(Plan):
         if out is not None and not view.permutation and library.in_order(out):
             target = library.reshape(out, view.rows)
         parameters = map(self._parameter, (gamma, beta))
-        y, mean, rstd = self.kernel(view.to_rows(x), *parameters, out=target)
+        y, mean, rstd = self.kernel(
+            view.to_rows(x, self.choice.put_in_order), *parameters, out=target
+        )
         if out is None:
             return view.from_rows(y), mean, rstd
         if target is None:
@@ -146,8 +148,8 @@ class RowsPlan(Plan):
         view, m = self.view, self.spec.shape[0]
         xp = library_of(x).xp
         dx, dgamma, dbeta = self.kernel(
-            view.to_rows(dy),
-            view.to_rows(x),
+            view.to_rows(dy, self.choice.put_in_order),
+            view.to_rows(x, self.choice.put_in_order),
             None if mean is None else in_shape(_statistic(xp, mean, self.spec), (m, 1)),
             in_shape(_statistic(xp, rstd, self.spec), (m, 1)),
             self._parameter(gamma),

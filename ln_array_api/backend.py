@@ -72,7 +72,8 @@ class Backend(Protocol):
 
     A backend may add ``describe(primitive, spec)``, a line for `explain`, and
     ``prepare(primitive, spec)``, which is asked once for a kind of call, and gives what will be
-    called with the arrays alone, and `out`, instead of the method with all its options.
+    called with the arrays alone, and `out`, instead of the method with all its options. One with
+    ``put_in_order(x)`` copies arrays that do not lie in C order for its kernels itself.
     """
 
     def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
@@ -168,6 +169,8 @@ class Choice(NamedTuple):
     """The primitive with the options of the spec, to be called with the arrays."""
     backend: str
     reason: str
+    put_in_order: Callable[[Any], Any] | None = None
+    """How the backend wants arrays to be copied that do not lie in C order, if it cares."""
 
 
 def choose(primitive: Primitive, spec: RowsSpec) -> Choice:
@@ -192,7 +195,7 @@ def choose(primitive: Primitive, spec: RowsSpec) -> Choice:
             prepare, describe = (getattr(backend, each, None) for each in ("prepare", "describe"))
             prepared = prepare(primitive, spec) if prepare else _bound(kernel, primitive, spec)
             reason = describe(primitive, spec) if describe else ""
-            return Choice(prepared, entry.name, reason)
+            return Choice(prepared, entry.name, reason, getattr(backend, "put_in_order", None))
     nobody = f"no backend is known for {spec.library}"
     return _generic(primitive, spec, "; ".join(refusals) or nobody)
 

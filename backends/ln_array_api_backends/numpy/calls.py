@@ -11,7 +11,7 @@ from numba import from_dtype, types
 
 from ln_array_api.backend import Primitive, RowsSpec
 
-from . import threads
+from . import layout, threads
 from .backward import backward_in_order, backward_in_parallel
 from .forward import forward, forward_in_parallel
 from .memory import memory_pool
@@ -33,6 +33,8 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 class NumPyBackend:
     """Both rows primitives, for every dtype and option."""
+
+    put_in_order = staticmethod(layout.put_in_order)
 
     def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
         return 0 not in spec.shape

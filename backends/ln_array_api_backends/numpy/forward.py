@@ -40,9 +40,10 @@ from .simd import (
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 INLINE: dict[str, Any] = {**OPTIONS, "forceinline": True}
 
-#: Vectors that a lane adds up before its sum is put aside. A sum of n terms, one after the other,
-#: is off by sqrt(n) / 8 ulp or so.
-RUN = 64
+#: Terms that a lane adds up before its sum is put aside. The longer, the larger the sum is beside
+#: its terms, and the more of each is rounded off: in one direction, if the terms are squares of
+#: multiples of a coarse step, as they are where the mean is large.
+RUN = 16
 #: Bytes of a row up to which the next row is fetched while one is written. Of longer rows, which
 #: the cache would not keep until then, so many bytes are fetched ahead of their first use.
 LONG, AHEAD = 128 << 10, 4096
