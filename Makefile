@@ -24,8 +24,8 @@ conformance: .venv/installed ## hold LIBRARY=numpy and BACKEND= (whatever it cho
 		$(if $(BACKEND),--backend $(BACKEND))
 
 conformance-all: .venv/installed
-	for library in numpy torch jax strict dask; do \
-		$(MAKE) --no-print-directory conformance LIBRARY=$$library || exit; done
+	for each in numpy: numpy:generic torch: jax: jax:generic strict: dask:; do \
+		$(MAKE) --no-print-directory conformance LIBRARY=$${each%:*} BACKEND=$${each#*:} || exit; done
 
 bench: .venv/installed ## time NumPy arrays next to torch, onnxruntime, JAX and NumPy, into docs/
 	$(BIN)/python benchmarks/compare.py --threads 2 --output docs/benchmarks

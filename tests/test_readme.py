@@ -5,16 +5,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_first_example_prints_what_it_says():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    code, output = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", text, re.DOTALL).groups()
+EXAMPLES = [
+    (page, *groups)
+    for page in ("README.md", "docs/numpy.md")
+    for groups in re.findall(
+        r"```python\n(.*?)```\n\n```\n(.*?)```",
+        (ROOT / page).read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+]
+
+
+@pytest.mark.parametrize(("page", "code", "output"), EXAMPLES, ids=lambda each: each[:9])
+def test_examples_print_what_they_say(page, code, output):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
     )
     assert (done.stderr, done.stdout) == ("", output)
+
+
+def test_there_are_examples():
+    assert [page for page, *_ in EXAMPLES] == ["README.md", "docs/numpy.md", "docs/numpy.md"]
 
 
 def test_links_within_the_repository_lead_somewhere():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +21,9 @@ from .memory import memory_pool
 PARALLEL = 128 << 10
 #: Bytes of a result from which its memory comes from the pool.
 POOLED = 8 << 20
-#: Bytes of a result from which it is stored past the cache, which it would not fit in: y, and dx,
-#: beside which there are two inputs. It slows short rows down, of less than so many bytes.
-STREAMED, STREAMED_BACKWARD, STREAMED_ROW = 12 << 20, 16 << 20, 2048
+#: Bytes of a result from which it is stored past the cache, which it would not fit in. Rows of less
+#: than so many bytes are slowed down by that.
+STREAMED, STREAMED_ROW = 12 << 20, 2048
 
 
 #: How 16-bit arrays go to Numba, which does not know their dtypes.
@@ -43,14 +44,13 @@ class NumPyBackend:
         return _forward(spec) if primitive == "rows_forward" else _backward(spec)
 
     def describe(self, primitive: Primitive, spec: RowsSpec) -> str:
-        m, n = spec.shape
-        size = m * n * ITEMSIZE[spec.dtype]
+        size = math.prod(spec.shape) * ITEMSIZE[spec.dtype]
         count = threads.number() if size >= PARALLEL else 1
         return ", ".join(
             (
                 f"compiled by Numba for {spec.dtype}",
                 "1 thread" if count == 1 else f"{count} threads",
-                "streaming stores" if size >= STREAMED else "cached stores",
+                "streaming stores" if _may_stream(spec.shape[0], size) else "cached stores",
                 "memory from the pool" if size >= POOLED else "fresh memory",
             )
         )
@@ -96,6 +96,11 @@ def _may_pay(size: int) -> bool:
     return size >= PARALLEL and numba.config.NUMBA_NUM_THREADS > 1
 
 
+def _may_stream(m: int, size: int) -> bool:
+    """Whether a result of m rows and so many bytes had better be stored past the cache."""
+    return size >= max(STREAMED, m * STREAMED_ROW)
+
+
 def _viewed(dtype: str | None) -> Callable[[Any], Any]:
     """How an array of a dtype, or its absence, goes to a kernel."""
     view = VIEWS.get(dtype or "")
@@ -133,7 +138,7 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     serial = _compiled(forward, *arguments, types.int64, types.int64)
     parallel = _compiled(forward_in_parallel, *arguments, types.int64) if _may_pay(size) else None
     viewed = {spec.dtype, spec.gamma, spec.beta} & set(VIEWS)
-    may_stream = size >= STREAMED and size >= m * STREAMED_ROW
+    may_stream = _may_stream(m, size)
     parts = min(m, numba.config.NUMBA_NUM_THREADS)
 
     def direct(x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
@@ -185,7 +190,7 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     empty = _empty((m, n), size)
     partial = _empty((blocks * parameters,), blocks * parameters * single.itemsize)
     repeat = None if spec.repeat == 1 else spec.repeat
-    streams = size >= STREAMED_BACKWARD and size >= m * STREAMED_ROW and need_dx
+    streams = _may_stream(m, size) and need_dx
     constants = (spec.groups, repeat, streams, rows)
     arguments = (
         _array(spec.dy, 2),
