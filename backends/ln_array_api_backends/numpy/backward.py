@@ -150,7 +150,7 @@ def differentiate(dy, x, o, n, row, gamma, p, dx, dgamma, dbeta, q, streams, fol
     of_dgamma, of_dbeta = rstd - rstd, rstd - rstd
     j = 0
     if streams:
-        count = min(elements_to_alignment(dx, o), n)
+        count = min(elements_to_alignment(dx, o, rstd), n)
         if count:
             d, h = step(dy, x, o, count, row, gamma, p, dx, None)
             add(d, h, dgamma, dbeta, q, count)
@@ -271,7 +271,7 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, stream
             row = begin + k
             o, p = row * n, (row % groups) * per_row
             this = constants(mean_, rstd_, row, misses[k], mean_gs[k], projections[k], one)
-            if whole and k + 1 < count and (not streams or elements_to_alignment(dx_, o) == 0):
+            if whole and k + 1 < count and (not streams or elements_to_alignment(dx_, o, one) == 0):
                 next_ = constants(
                     mean_, rstd_, row + 1, misses[k + 1], mean_gs[k + 1], projections[k + 1], one
                 )
@@ -285,11 +285,12 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, stream
                     dy_, x_, o, n, this, gamma_, p, dx_, dgamma_, dbeta_, q + p, streams, following
                 )
             else:
+                # Not streamed: the sums over a segment would depend on where that begins in memory.
                 for segment in range(per_row):
                     g = element(gamma_, p + segment, one)
                     a, b = differentiate(
                         dy_, x_, o + segment * repeat, repeat, this, g, 0, dx_, None, None, 0,
-                        streams, following,
+                        False, 0,
                     )  # fmt: skip
                     if dgamma is not None:
                         dgamma[q + p + segment] += a

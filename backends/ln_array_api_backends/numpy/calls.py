@@ -118,8 +118,7 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     size = m * n * ITEMSIZE[spec.dtype]
     accumulation = ACCUMULATION.get(spec.dtype, "float32")
     single = np.dtype(accumulation)
-    smallest = float(np.finfo(single).smallest_normal) if spec.epsilon > 0 else 0.0
-    epsilon = max(spec.epsilon, smallest)
+    epsilon = spec.epsilon
     repeat = None if spec.repeat == 1 else spec.repeat
     empty, run, shape, column = np.empty, threads.run, (m, n), (m, 1)
     arguments = (

@@ -195,7 +195,7 @@ def normalise(x, y, o, n, scale, offset, missed, rstd, gamma, beta, p, streams):
     width = lanes(scale)
     j = 0
     if streams:
-        count = min(elements_to_alignment(y, o), n)
+        count = min(elements_to_alignment(y, o, scale), n)
         if count:
             values = x_hat(load_first(x, o, count, scale), scale, offset, missed, rstd)
             values = scaled_and_shifted(values, gamma, beta, p, count)
@@ -220,7 +220,7 @@ def normalise(x, y, o, n, scale, offset, missed, rstd, gamma, beta, p, streams):
 def start_row(x, n, other):
     """Write a row up to where its memory is aligned. Gives how many elements these are."""
     y, o, scale, offset, missed, rstd, gamma, beta, p = other
-    count = min(elements_to_alignment(y, o), n)
+    count = min(elements_to_alignment(y, o, scale), n)
     if count:
         values = x_hat(load_first(x, o, count, scale), scale, offset, missed, rstd)
         store_first(y, o, scaled_and_shifted(values, gamma, beta, p, count), count)

@@ -80,21 +80,23 @@ class MemoryPool:
     @limit.setter
     def limit(self, limit: int) -> None:
         self._limit = self._checked(limit)
-        with self._lock:
-            self._sort_in()
+        self._settle()
 
     def stats(self) -> PoolStats:
         """Bytes in use and free, and how often the pool had what was wanted."""
+        self._settle()
         with self._lock:
-            self._sort_in()
-            return PoolStats(self._used_bytes, self._free_bytes, self._hits, self._misses)
+            stats = PoolStats(self._used_bytes, self._free_bytes, self._hits, self._misses)
+        self._settle()
+        return stats
 
     def free_all(self) -> None:
         """Give all memory that is not in use back to the system."""
+        self._settle()
         with self._lock:
-            self._sort_in()
             freed, self._free, self._free_bytes = self._free, [], 0
         del freed  # outside the lock, since it may take a while
+        self._settle()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array in C order, aligned to 64 bytes, whose values are whatever was there."""
@@ -103,38 +105,45 @@ class MemoryPool:
         return np.ndarray(shape, dtype, buffer=np.asarray(_Loan(self, self._take(size))))
 
     def _take(self, size: int) -> np.ndarray:
+        self._settle()
+        memory = self._waiting(size)
+        if memory is None:
+            memory = np.empty(size, np.uint8)
+            with self._lock:
+                self._misses += 1
+                self._used_bytes += size
+        self._settle()
+        return memory
+
+    def _waiting(self, size: int) -> np.ndarray | None:
+        """Memory of a size that waits, which is in use from now on."""
         with self._lock:
-            self._sort_in()
             for place in range(len(self._free) - 1, -1, -1):  # the latest is warmest
                 if self._free[place].nbytes == size:
                     memory = self._free.pop(place)
                     self._free_bytes -= size
-                    self._hits += 1
                     self._used_bytes += size
+                    self._hits += 1
                     return memory
-        memory = np.empty(size, np.uint8)
-        with self._lock:
-            self._misses += 1
-            self._used_bytes += size
-        return memory
+        return None
 
     def _give_back(self, memory: np.ndarray) -> None:
         self._returned.append(memory)
-        while self._returned and self._lock.acquire(blocking=False):
+        self._settle()
+
+    def _settle(self) -> None:
+        """Sort in what has been returned, unless somebody is in there and will do so after that."""
+        while (self._returned or self._free_bytes > self._limit) and self._lock.acquire(False):
             try:
-                self._sort_in()
+                while self._returned:
+                    memory = self._returned.popleft()
+                    self._used_bytes -= memory.nbytes
+                    self._free_bytes += memory.nbytes
+                    self._free.append(memory)
+                while self._free_bytes > self._limit:
+                    self._free_bytes -= self._free.pop(0).nbytes
             finally:
                 self._lock.release()
-
-    def _sort_in(self) -> None:
-        """Take in what has been returned, and free what is beyond the limit. Under the lock."""
-        while self._returned:
-            memory = self._returned.popleft()
-            self._used_bytes -= memory.nbytes
-            self._free_bytes += memory.nbytes
-            self._free.append(memory)
-        while self._free_bytes > self._limit:
-            self._free_bytes -= self._free.pop(0).nbytes
 
     def _after_fork(self) -> None:
         # Another thread of the parent may have held the lock. It does not exist here.

@@ -454,15 +454,18 @@ def fence(typing: Any) -> Any:
 
 
 @intrinsic
-def elements_to_alignment(typing: Any, elements: Any, index: Any) -> Any:
-    """How many elements from `index` on lie before the next multiple of 64 bytes."""
+def elements_to_alignment(typing: Any, elements: Any, index: Any, like: Any) -> Any:
+    """How many elements from `index` on lie before one where a vector of them can be streamed to.
+
+    They are fewer than a vector has.
+    """
     size = 0 if isinstance(elements, types.NoneType) else elements.dtype.bitwidth // 8
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if not size:
             return _I64(0)
         address = builder.ptrtoint(_address(builder, args[0], args[1]), _I64)
-        ahead = builder.and_(builder.neg(address), _I64(BYTES - 1))
+        ahead = builder.and_(builder.neg(address), _I64(size * like.lanes - 1))
         return builder.lshr(ahead, _I64(size.bit_length() - 1))
 
-    return types.intp(elements, types.intp), generate
+    return types.intp(elements, types.intp, like), generate

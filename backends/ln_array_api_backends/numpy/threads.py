@@ -53,7 +53,12 @@ def run(kernel: Callable[..., None], *args: Any) -> bool:
 def _set_up() -> None:
     """Put OpenMP first, unless somebody has asked for something else."""
     config = numba.config
-    if config.THREADING_LAYER == "default" and config.THREADING_LAYER_PRIORITY[0] == "tbb":
+    asked_for = "NUMBA_THREADING_LAYER_PRIORITY" in os.environ
+    if (
+        config.THREADING_LAYER == "default"
+        and not asked_for
+        and config.THREADING_LAYER_PRIORITY == ["tbb", "omp", "workqueue"]
+    ):
         config.THREADING_LAYER_PRIORITY = [*_THREAD_SAFE, "workqueue"]
     # The library of the tbb wheel is where Numba does not look.
     library = Path(sys.prefix) / "lib" / "libtbb.so.12"
@@ -65,7 +70,8 @@ def _set_up() -> None:
 def _after_fork() -> None:
     global _lock, _may_go_parallel
     _lock = threading.Lock()
-    _may_go_parallel = _may_go_parallel and _layer != "omp"
+    with suppress(ValueError):  # if nothing has run in parallel in the parent, here or elsewhere
+        _may_go_parallel = _may_go_parallel and numba.threading_layer() != "omp"
 
 
 _set_up()

@@ -1,0 +1,426 @@
+"""From a spec to a compiled kernel: what a call's shape, memory, threads and stores may change."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason="Numba is not installed")
+
+from ln_array_api_backends.numpy import backend, calls, memory_pool, threads
+from ln_array_api_backends.numpy.backward import backward_in_order, backward_in_parallel
+from ln_array_api_backends.numpy.forward import forward, forward_in_parallel
+
+import ln_array_api as ln
+from ln_array_api import backend as registry
+from ln_array_api.backend import RowsSpec
+from ln_array_api.kernels import rows
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+NEEDS = [need for need in itertools.product([True, False], repeat=3) if any(need)]
+NEVER = 1 << 60
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+
+
+def same(actual: Any, expected: Any) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert (a is None) == (b is None)
+        if b is not None:
+            assert (a.dtype, a.shape) == (b.dtype, b.shape)
+            np.testing.assert_array_equal(bits(a), bits(b))
+
+
+def at(offset: int, array: np.ndarray) -> np.ndarray:
+    """A copy, so many bytes after a multiple of 64."""
+    memory = np.zeros(array.nbytes + 192, np.uint8)
+    start = -memory.ctypes.data % 64 + offset
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def random(dtype: str, *shape: int, mean: float = 0.0) -> np.ndarray:
+    """Other numbers around each mean."""
+    rng = np.random.default_rng([*shape, round(mean * 100) % 1000])
+    return (mean + rng.standard_normal(shape)).astype(DTYPES[dtype])
+
+
+def thresholds(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
+    for name in ("PARALLEL", "POOLED", "STREAMED"):
+        monkeypatch.setattr(calls, name, values.get(name, NEVER))
+    monkeypatch.setattr(calls, "STREAMED_ROW", 0)
+
+
+WAYS = [
+    {},
+    {"PARALLEL": 0},
+    {"POOLED": 0},
+    {"STREAMED": 0},
+    {"POOLED": 0, "STREAMED": 0},
+    {"PARALLEL": 0, "POOLED": 0, "STREAMED": 0},
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lengths"),
+    [
+        ("float32", (1, 33, 64, 100, 768, 1601)),
+        ("float64", (33, 768)),
+        ("float16", (33, 64, 768)),
+        ("bfloat16", (33, 64, 768)),
+    ],
+)
+def test_no_threshold_changes_a_bit(
+    dtype: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for m, n in itertools.product((1, 9, 40), lengths):
+        x, dy = random(dtype, m, n, mean=3), random(dtype, m, n, mean=-1)
+        gamma, beta = random(dtype, n), random(dtype, n, mean=0.5)
+        expected = None
+        for way in WAYS:
+            thresholds(monkeypatch, **way)
+            forward_results = backend.rows_forward(x, gamma, beta, epsilon=1e-5, center=True)
+            gradients = backend.rows_backward(dy, x, *forward_results[1:], gamma, center=True)
+            results = (*forward_results, *gradients)
+            expected = expected or results
+            same(results, expected)
+
+
+SIZES = ((4096, 1024), (4100, 1037), (9, 700_001))
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_large_rows_are_those_of_small_calls(shape: tuple[int, int]) -> None:
+    """On several threads, streamed, from the pool."""
+    m, n = shape
+    x, dy = random("float32", m, n, mean=1), random("float32", m, n)
+    gamma, beta = random("float32", n), random("float32", n)
+    spec = RowsSpec("numpy", "cpu", shape, "float32", "float32", "float32", True)
+    assert "streaming stores, memory from the pool" in backend.describe("rows_forward", spec)
+    y, mean, rstd = ln.layer_norm_forward(x, gamma, beta)
+    dx, dgamma, dbeta = ln.layer_norm_backward(dy, x, mean, rstd, gamma)
+    for first in (0, 1, m // 2, m - 3):
+        few = slice(first, first + 3)
+        forward_results = ln.layer_norm_forward(x[few], gamma, beta)
+        same(forward_results, (y[few], mean[few], rstd[few]))
+        gradients = ln.layer_norm_backward(dy[few], x[few], mean[few], rstd[few], gamma)
+        same((gradients.dx,), (dx[few],))
+    again = ln.layer_norm_backward(dy, x, mean, rstd, gamma)
+    same(again, (dx, dgamma, dbeta))
+    for need in (("dgamma", "dbeta"), ("dx",), ("dbeta",)):
+        part = ln.layer_norm_backward(dy, x, mean, rstd, gamma, need=need)
+        for name in need:
+            same((getattr(part, name),), (getattr(again, name),))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("n", [1040, 1034])
+def test_large_16_bit_rows_are_those_of_small_calls(dtype: str, n: int) -> None:
+    m = (17 << 20) // (2 * n)
+    x = random(dtype, m, n)
+    decoy = ln.layer_norm(random(dtype, m, n, mean=5))
+    del decoy
+    y, mean, rstd = ln.layer_norm_forward(x)
+    dx, _, _ = ln.layer_norm_backward(x, x, mean, rstd)
+    few = slice(0, 64)
+    same(ln.layer_norm_forward(x[few]), (y[few], mean[few], rstd[few]))
+    small = ln.layer_norm_backward(x[few], x[few], mean[few], rstd[few])
+    same((small.dx,), (dx[few],))
+
+
+LAYOUTS = [
+    (6, 12, 1, 1),
+    (6, 8, 3, 4),
+    (6, 3, 2, 1),
+    (8, 34, 1, 17),
+    (12, 64, 4, 16),
+    (12, 130, 2, 65),
+    (4, 96, 1, 96),
+    (6, 49, 3, 49),
+    (96, 500, 8, 25),
+    (32, 12_800, 16, 1600),
+]
+
+
+def within(actual: Any, expected: np.ndarray, like: Any, ulps: float) -> None:
+    """Within so many ulp of the largest, and half a step of a 16-bit dtype."""
+    assert actual.shape == expected.shape
+    wide = np.float64 if like == np.float64 else np.float32
+    error = abs(actual.astype(np.float64) - expected)
+    allowed = ulps * float(np.finfo(wide).eps) * abs(expected).max()
+    if actual.dtype.itemsize == 2:
+        allowed = allowed + abs(expected) * (2.0**-8 if actual.dtype.name == "bfloat16" else 2**-11)
+    assert (error <= allowed).all(), (error / allowed).max()
+
+
+def widened(*arrays: Any) -> list[Any]:
+    return [None if each is None else each.astype(np.float64) for each in arrays]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "parameters", "center"),
+    [
+        *(("float32", which, center) for which in ("both", "none") for center in (True, False)),
+        ("float32", "gamma", True),
+        ("float32", "beta", True),
+        *((dtype, "both", True) for dtype in ("float64", "float16", "bfloat16")),
+        ("float16", "none", False),
+    ],
+)
+def test_parameters_of_groups(
+    dtype: str, parameters: str, center: bool, layout: tuple[int, int, int, int]
+) -> None:
+    m, n, groups, repeat = layout
+    x, dy = random(dtype, m, n, mean=2), random(dtype, m, n, mean=1)
+    gamma, beta = random(dtype, groups * n // repeat), random(dtype, groups * n // repeat, mean=1)
+    gamma = gamma if parameters in ("both", "gamma") else None
+    beta = beta if parameters in ("both", "beta") else None
+    options = {"center": center, "groups": groups, "repeat": repeat}
+    y, mean, rstd = backend.rows_forward(x, gamma, beta, epsilon=1e-5, **options)
+    dx, dgamma, dbeta = backend.rows_backward(dy, x, mean, rstd, gamma, **options)
+    wide = widened(x, gamma, beta, dy)
+    exact = rows.rows_forward(*wide[:3], epsilon=1e-5, **options)
+    exact_gradients = rows.rows_backward(wide[3], wide[0], *exact[1:], wide[1], **options)
+    kind = DTYPES[dtype]
+    assert (y.dtype, dx.dtype) == (kind, kind)
+    within(y, exact[0], kind, 8)
+    within(rstd, exact[2], kind, 8)
+    assert (mean is None) == (not center)
+    if center:
+        within(mean, exact[1], kind, 8)
+    within(dx, exact_gradients[0], kind, 16)
+    within(dgamma, exact_gradients[1], kind, 60)
+    within(dbeta, exact_gradients[2], kind, 30)
+    for need in NEEDS if dtype == "float32" and parameters == "both" and center else ():
+        part = backend.rows_backward(dy, x, mean, rstd, gamma, need=need, **options)
+        same(
+            part,
+            [
+                each if wanted else None
+                for each, wanted in zip((dx, dgamma, dbeta), need, strict=True)
+            ],
+        )
+
+
+def test_the_largest_of_these_layouts_goes_parallel() -> None:
+    m, n, _, _ = LAYOUTS[-1]
+    assert m * n * 4 >= calls.PARALLEL
+    assert calls._may_pay(m * n * 4) == (calls.numba.config.NUMBA_NUM_THREADS > 1)
+
+
+def test_large_groups_do_not_depend_on_what_is_needed() -> None:
+    m, groups, per_row, repeat = 16, 4, 10, 29_001
+    n = per_row * repeat
+    x, dy = random("float32", m, n), random("float32", m, n, mean=1)
+    gamma = random("float32", groups * per_row)
+    options = {"center": True, "groups": groups, "repeat": repeat}
+    _, mean, rstd = backend.rows_forward(x, gamma, None, epsilon=1e-5, **options)
+    together = backend.rows_backward(dy, x, mean, rstd, gamma, **options)
+    need = (False, True, True)
+    alone = backend.rows_backward(dy, x, mean, rstd, gamma, need=need, **options)
+    same(alone[1:], together[1:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threshold", [{}, {"POOLED": 0, "STREAMED": 0}])
+def test_out_may_lie_anywhere(
+    dtype: str, threshold: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thresholds(monkeypatch, **threshold)
+    for n in (33, 64, 100):
+        x, gamma = random(dtype, 7, n, mean=1), random(dtype, n)
+        thresholds(monkeypatch)
+        expected = backend.rows_forward(x, gamma, None, epsilon=1e-5, center=True)
+        thresholds(monkeypatch, **threshold)
+        size = x.itemsize
+        for offset in (0, size, 12, 60):
+            out = at(offset, np.zeros_like(x))
+            result = backend.rows_forward(
+                at(60 - offset, x), gamma, None, epsilon=1e-5, center=True, out=out
+            )
+            assert result[0] is out
+            same(result, expected)
+        same(
+            backend.rows_forward(own := x.copy(), gamma, None, epsilon=1e-5, center=True, out=own),
+            expected,
+        )
+
+
+def compiled() -> list[int]:
+    kernels = (forward, forward_in_parallel, backward_in_order, backward_in_parallel)
+    return [len(each.overloads) for each in kernels]
+
+
+def test_read_only_arrays_are_not_compiled_for_anew() -> None:
+    x, gamma = random("float32", 300, 200), random("float32", 200)
+    y, mean, rstd = ln.layer_norm_forward(x, gamma, gamma)
+    expected = ln.layer_norm_backward(y, x, mean, rstd, gamma)
+    before = compiled()
+    for each in (x, gamma, y, mean, rstd):
+        each.flags.writeable = False
+    same(ln.layer_norm_forward(x, gamma, gamma), (y, mean, rstd))
+    same(ln.layer_norm_backward(y, x, mean, rstd, gamma), expected)
+    same(backend.rows_forward(x, gamma, gamma, epsilon=1e-5, center=True), (y, mean, rstd))
+    assert compiled() == before
+    assert min(before[0], before[2]) > 0
+
+
+def test_shapes_share_what_is_compiled() -> None:
+    ln.layer_norm(random("float32", 10, 20))
+    before = compiled()
+    for m, n in ((1, 1), (3, 5), (7, 999), (40, 64)):
+        ln.layer_norm(random("float32", m, n), epsilon=0.1 * n)
+    assert compiled() == before
+
+
+def test_mixed_dtypes() -> None:
+    for dtype, wider in (("float16", "float32"), ("bfloat16", "float64"), ("float32", "float64")):
+        x, dy = random(dtype, 20, 70), random(dtype, 20, 70, mean=1)
+        gamma, beta = random(wider, 70), random(wider, 70, mean=1)
+        y, mean, rstd = backend.rows_forward(x, gamma, beta, epsilon=1e-5, center=True)
+        dx, dgamma, dbeta = backend.rows_backward(dy, x, mean, rstd, gamma, center=True)
+        wide = widened(x, gamma, beta, dy)
+        exact = rows.rows_forward(*wide[:3], epsilon=1e-5, center=True)
+        gradients = rows.rows_backward(wide[3], wide[0], *exact[1:], wide[1], center=True)
+        within(y, exact[0], DTYPES[dtype], 4)
+        within(dx, gradients[0], DTYPES[dtype], 8)
+        within(dgamma, gradients[1], DTYPES[dtype], 8)
+        within(dbeta, gradients[2], DTYPES[dtype], 8)
+
+
+@pytest.fixture
+def fresh_plans() -> Iterator[None]:
+    registry.plans.clear()
+    yield
+    registry.plans.clear()
+
+
+def reason(m: int, n: int, function: Any = ln.layer_norm, dtype: str = "float32") -> str:
+    x = np.broadcast_to(DTYPES[dtype].type(0), (m, n))
+    explanation = ln.explain(function, x)
+    assert explanation.backend == "numpy"
+    return explanation.reason
+
+
+@pytest.mark.usefixtures("fresh_plans")
+def test_explain_names_kernel_threads_stores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "number", lambda: 7)
+    small = "compiled by Numba for float32, 1 thread, cached stores, fresh memory"
+    assert reason(8, 64) == small
+    assert reason(8, 64, ln.rms_norm, "bfloat16") == small.replace("float32", "bfloat16")
+    assert reason(512, 768) == small.replace("1 thread", "7 threads")
+    pooled = "compiled by Numba for float32, 7 threads, cached stores, memory from the pool"
+    assert reason(2048, 1024) == pooled
+    assert reason(4096, 1024) == pooled.replace("cached", "streaming")
+
+
+@pytest.mark.usefixtures("fresh_plans")
+def test_explain_tells_the_stores_of_short_rows_and_of_the_backward_pass() -> None:
+    short, long = ((calls.STREAMED // 256, 64), (calls.STREAMED // 4096, 1024))
+    assert "cached stores" in reason(*short)
+    assert "streaming stores" in reason(*long)
+    x, statistic = (np.broadcast_to(np.float32(0), (long[0], n)) for n in (long[1], 1))
+    gradients = ln.explain(ln.layer_norm_backward, x, x, statistic, statistic)
+    assert "streaming stores" in gradients.reason
+
+
+@pytest.mark.usefixtures("fresh_plans")
+def test_the_thread_number_is_numbas(monkeypatch: pytest.MonkeyPatch) -> None:
+    numba = calls.numba
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        assert ", 1 thread," in reason(512, 768)
+    finally:
+        numba.set_num_threads(before)
+    registry.plans.clear()
+    words = "1 thread" if before == 1 else f"{before} threads"
+    assert f", {words}," in reason(512, 768)
+
+
+def test_backends_shows_the_backend() -> None:
+    (info,) = [each for each in ln.backends() if each.backend == "numpy"]
+    assert info.library == "numpy"
+    assert info.accelerates == ("rows_forward", "rows_backward")
+    assert info.note == ""
+
+
+def test_empty_calls_run_generically() -> None:
+    for shape in ((0, 5), (5, 0)):
+        assert ln.explain(ln.layer_norm, np.ones(shape)).backend == "generic"
+
+
+@pytest.mark.usefixtures("fresh_plans")
+def test_without_numba_calls_run_generically(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = random("float32", 5, 64)
+    found = importlib.util.find_spec
+
+    def find_spec(name: str, *args: Any) -> Any:
+        return None if name == "numba" else found(name, *args)
+
+    entry = next(each for each in registry.BUILT_IN if each.name == "numpy")
+    lacking = registry.Entry(
+        "numpy", "numpy", entry._load, requires=entry._requires, extra=entry.extra
+    )
+    monkeypatch.setattr(registry, "_entries", {"numpy": lacking})
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    explanation = ln.explain(ln.layer_norm, x)
+    assert explanation.backend == "generic"
+    needs = "needs numba: pip install 'ln-array-api[cpu]'"
+    assert explanation.reason == f"numpy: {needs}"
+    (info,) = [each for each in ln.backends() if each.backend == "numpy"]
+    assert (info.accelerates, info.note) == ((), needs)
+    y = ln.layer_norm(x)
+    generic, _, _ = rows.rows_forward(x, None, None, epsilon=1e-5, center=True)
+    same((y,), (generic,))
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_large_results_come_from_the_pool(pooled: bool) -> None:
+    m = 2048 if pooled else 2047
+    x = random("float32", m, 1024)
+    memory_pool.free_all()
+    before = memory_pool.stats()
+    y, mean, rstd = ln.layer_norm_forward(x)
+    assert y.nbytes >= calls.POOLED if pooled else y.nbytes < calls.POOLED
+    taken = memory_pool.stats().used_bytes - before.used_bytes
+    assert (taken >= y.nbytes) == pooled
+    assert pooled or taken == 0
+    if pooled:
+        assert y.ctypes.data % 64 == 0
+    dx, _, _ = ln.layer_norm_backward(x, x, mean, rstd)
+    assert (memory_pool.stats().used_bytes - before.used_bytes >= 2 * y.nbytes) == pooled
+    address = y.ctypes.data
+    del y
+    if pooled:
+        assert memory_pool.stats().free_bytes > 0
+        assert ln.layer_norm(x).ctypes.data == address
+    del dx
+
+
+def test_results_survive_the_pool() -> None:
+    x = random("float32", 2048, 1024)
+    y = ln.layer_norm(x)
+    expected = y.copy()
+    memory_pool.free_all()
+    others = [ln.layer_norm(x + 1) for _ in range(2)]
+    view = y[5:9]
+    del y
+    memory_pool.free_all()
+    others.append(ln.layer_norm(x - 1))
+    same((view,), (expected[5:9],))
