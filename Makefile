@@ -44,7 +44,8 @@ lint: .venv/installed ## check style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-clean: ## remove .venv and whatever the tools have left
+clean: ## remove .venv and whatever the tools and Numba have left
+	find ln_array_api backends -name '*.nb[ic]' -delete
 	rm -rf .venv .benchmarks .asv .coverage* .hypothesis .*_cache build dist
 
 .venv/installed: requirements.txt pyproject.toml

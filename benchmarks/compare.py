@@ -215,7 +215,7 @@ def plot(rows: list[dict[str, Any]], threads: int, path: Path) -> None:
         bars = axes.bar(where, list(heights.values()), 0.38, color=colour, label=direction)
         axes.bar_label(bars, fmt="%.1f", padding=1, fontsize=7)
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(shapes)), shapes)
+    axes.set_xticks(range(len(shapes)), shapes, fontsize=8)
     axes.set_ylabel("times the speed of the best peer")
     count = "one thread" if threads == 1 else f"{threads} threads"
     axes.set_title(f"Layer norm on float32 NumPy arrays, {count}")

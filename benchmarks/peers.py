@@ -131,8 +131,9 @@ def _gradients(xp: Any, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> An
 
 def streaming_copy(x: np.ndarray, threads: int) -> Call:
     """A copy with stores past the cache, in parallel: what memory can do at best."""
+    from ln_array_api_backends.numpy.access import fence, load, memory, stream
     from ln_array_api_backends.numpy.memory import MemoryPool
-    from ln_array_api_backends.numpy.simd import fence, lanes, load, memory, ones, stream
+    from ln_array_api_backends.numpy.simd import lanes, ones
     from numba import njit, prange
 
     @njit(parallel=True)

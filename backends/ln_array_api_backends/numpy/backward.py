@@ -10,28 +10,21 @@ from __future__ import annotations
 
 from numba import njit, prange
 
-from .forward import AHEAD, AT_ONCE, AT_ONCE_BYTES, INLINE, LONG, OPTIONS, RUN, plus
-from .simd import (
-    beside,
+from .access import (
     element,
     elements_to_alignment,
     fence,
-    fma,
-    keep_first,
-    lanes,
     load,
     load_first,
     memory,
-    number,
-    ones,
     prefetch,
     scratch,
-    splat,
     store,
     store_first,
     stream,
-    total,
 )
+from .forward import AHEAD, AT_ONCE, AT_ONCE_BYTES, INLINE, LONG, OPTIONS, RUN, plus
+from .simd import beside, fma, keep_first, lanes, number, ones, splat, total
 
 
 @njit(**INLINE)

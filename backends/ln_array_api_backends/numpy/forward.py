@@ -10,30 +10,32 @@ from typing import Any
 
 from numba import njit, prange
 
-from .simd import (
-    beside,
+from .access import (
     element,
     elements_to_alignment,
     fence,
-    fma,
     invert_roots,
+    load,
+    load_first,
+    memory,
+    prefetch,
+    scratch,
+    store,
+    store_first,
+    stream,
+)
+from .simd import (
+    beside,
+    fma,
     keep_first,
     lanes,
     largest,
     limits,
-    load,
-    load_first,
     magnitude,
-    memory,
     number,
     ones,
     peak,
-    prefetch,
-    scratch,
     splat,
-    store,
-    store_first,
-    stream,
     total,
 )
 

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("numba", reason="Numba is not installed")
 
-from ln_array_api_backends.numpy import simd
+from ln_array_api_backends.numpy import access, simd
 from ln_array_api_backends.numpy.calls import VIEWS
 from numba import njit
 
@@ -47,24 +47,24 @@ def is_nan(array: np.ndarray) -> np.ndarray:
 def copy(source: Any, target: Any, like: Any) -> None:
     one = simd.ones(like)
     for i in range(0, source.size, simd.lanes(one)):
-        simd.store(simd.memory(target), i, simd.load(simd.memory(source), i, one))
+        access.store(access.memory(target), i, access.load(access.memory(source), i, one))
 
 
 @njit
 def copy_first(source: Any, target: Any, start: int, count: int, whole: Any) -> None:
     """Of `source`, `count` elements from `start` on to `target`; the vector itself to `whole`."""
     one = simd.ones(whole)
-    vector = simd.load_first(simd.memory(source), start, count, one)
-    simd.store(simd.memory(whole), 0, vector)
-    simd.store_first(simd.memory(target), start, vector, count)
+    vector = access.load_first(access.memory(source), start, count, one)
+    access.store(access.memory(whole), 0, vector)
+    access.store_first(access.memory(target), start, vector, count)
 
 
 @njit
 def stream_all(source: Any, target: Any) -> None:
     one = simd.ones(source)
     for i in range(0, source.size, simd.lanes(one)):
-        simd.stream(simd.memory(target), i, simd.load(simd.memory(source), i, one))
-    simd.fence()
+        access.stream(access.memory(target), i, access.load(access.memory(source), i, one))
+    access.fence()
 
 
 @njit
@@ -72,39 +72,39 @@ def combine(a: Any, b: Any, c: Any, results: Any) -> None:
     width = a.size
     one = simd.ones(a)
     x, y, z = (
-        simd.load(simd.memory(a), 0, one),
-        simd.load(simd.memory(b), 0, one),
-        simd.load(simd.memory(c), 0, one),
+        access.load(access.memory(a), 0, one),
+        access.load(access.memory(b), 0, one),
+        access.load(access.memory(c), 0, one),
     )
-    to = simd.memory(results)
-    simd.store(to, 0, simd.fma(x, y, z))
-    simd.store(to, width, x * y + z)
-    simd.store(to, 2 * width, (x + y) - x)
-    simd.store(to, 3 * width, simd.largest(x, y))
-    simd.store(to, 4 * width, simd.magnitude(x))
-    simd.store(to, 5 * width, simd.keep_first(x, 3))
-    simd.store(to, 6 * width, simd.element(simd.memory(a), 2, one))
-    simd.store(to, 7 * width, simd.splat(simd.peak(x)))
+    to = access.memory(results)
+    access.store(to, 0, simd.fma(x, y, z))
+    access.store(to, width, x * y + z)
+    access.store(to, 2 * width, (x + y) - x)
+    access.store(to, 3 * width, simd.largest(x, y))
+    access.store(to, 4 * width, simd.magnitude(x))
+    access.store(to, 5 * width, simd.keep_first(x, 3))
+    access.store(to, 6 * width, access.element(access.memory(a), 2, one))
+    access.store(to, 7 * width, simd.splat(simd.peak(x)))
 
 
 @njit
 def fold(a: Any) -> tuple[Any, Any]:
-    vector = simd.load(simd.memory(a), 0, simd.ones(a))
+    vector = access.load(access.memory(a), 0, simd.ones(a))
     return simd.total(vector), simd.peak(vector)
 
 
 @njit
 def ahead(array: Any, index: int, like: Any) -> int:
-    return simd.elements_to_alignment(simd.memory(array), index, simd.ones(like))
+    return access.elements_to_alignment(access.memory(array), index, simd.ones(like))
 
 
 @njit
 def roots(values: Any) -> None:
     one = simd.ones(values)
-    numbers = simd.scratch(one, 16)
+    numbers = access.scratch(one, 16)
     for k in range(16):
         numbers[k] = values[k]
-    simd.invert_roots(numbers, one, 16)
+    access.invert_roots(numbers, one, 16)
     for k in range(16):
         values[k] = numbers[k]
 
@@ -209,19 +209,19 @@ AT_THE_END = """
 import ctypes, mmap, sys
 import ml_dtypes, numpy as np
 from numba import njit
-from ln_array_api_backends.numpy import simd
+from ln_array_api_backends.numpy import access, simd
 
 @njit
 def first(source, target, start, count, like):
     one = simd.ones(like)
-    vector = simd.load_first(simd.memory(source), start, count, one)
-    simd.store_first(simd.memory(target), start, vector, count)
+    vector = access.load_first(access.memory(source), start, count, one)
+    access.store_first(access.memory(target), start, vector, count)
 
 @njit
 def whole(source, target, start, count, like):
     one = simd.ones(like)
-    simd.prefetch(simd.memory(source), source.size + 1000)
-    simd.store(simd.memory(target), 0, simd.load(simd.memory(source), start, one))
+    access.prefetch(access.memory(source), source.size + 1000)
+    access.store(access.memory(target), 0, access.load(access.memory(source), start, one))
 
 def before_a_hole():
     page = mmap.PAGESIZE
@@ -370,5 +370,5 @@ def test_elements_beyond_2_to_the_31() -> None:
 
 @njit
 def copy_far(array: Any, source: int, target: int) -> None:
-    place = simd.memory(array)
-    simd.store(place, target, simd.load(place, source, simd.ones(array)))
+    place = access.memory(array)
+    access.store(place, target, access.load(place, source, simd.ones(array)))

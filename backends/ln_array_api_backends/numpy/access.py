@@ -1,0 +1,267 @@
+"""How vectors come from memory and go back there.
+
+Memory is addressed by the number of an element, from 0, without checks. 16-bit elements are
+converted in registers. Numba does not know their dtypes, so such arrays come as views: float16 as
+int16, bfloat16 as uint16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .simd import (
+    DOUBLE,
+    FLOAT,
+    HALF,
+    I8,
+    I16,
+    I32,
+    I64,
+    NUMBER,
+    Vector,
+    call,
+    first_lanes,
+    spread,
+    suffix,
+)
+
+#: How elements lie in memory.
+_STORED = {
+    types.float32: FLOAT,
+    types.float64: DOUBLE,
+    types.int16: HALF,
+    types.uint16: I16,
+}
+
+
+def _address(builder: Any, pointer: Any, index: Any) -> Any:
+    return builder.gep(pointer, [index], inbounds=True)
+
+
+def _widen(builder: Any, value: Any, stored: Any, number: Any, lanes: int) -> Any:
+    """Elements as they are stored, in the dtype that is computed in."""
+    wide = ir.VectorType(number, lanes)
+    if stored == types.uint16:
+        whole = ir.VectorType(I32, lanes)
+        bits = builder.shl(builder.zext(value, whole), ir.Constant(whole, [16] * lanes))
+        value, stored = builder.bitcast(bits, ir.VectorType(FLOAT, lanes)), types.float32
+    kind = value.type.element
+    if kind == number:
+        return value
+    return builder.fptrunc(value, wide) if kind == DOUBLE else builder.fpext(value, wide)
+
+
+def _narrow(builder: Any, value: Any, stored: Any, lanes: int) -> Any:
+    """Numbers as they will be stored, rounded to nearest, ties to even."""
+    if stored == types.uint16:
+        whole = ir.VectorType(I32, lanes)
+
+        def constant(each: int) -> Any:
+            return ir.Constant(whole, [each] * lanes)
+
+        bits = builder.bitcast(value, whole)
+        odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+        rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)
+        is_nan = builder.fcmp_unordered("uno", value, value)
+        rounded = builder.select(is_nan, builder.or_(bits, constant(0x400000)), rounded)
+        return builder.trunc(builder.lshr(rounded, constant(16)), ir.VectorType(I16, lanes))
+    if stored == types.int16:
+        return builder.fptrunc(value, ir.VectorType(HALF, lanes))
+    return value
+
+
+@intrinsic
+def memory(typing: Any, array: Any) -> Any:
+    """Where the elements of an array begin, without the array. None is just itself.
+
+    What goes from function to function in place of the array, which is counted at each.
+    """
+    if isinstance(array, types.NoneType):
+        return array(array), lambda context, builder, signature, args: args[0]
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.make_array(array)(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), generate
+
+
+@intrinsic
+def load(typing: Any, elements: Any, index: Any, like: Any) -> Any:
+    """The elements from `index` on, in the dtype of the vector `like`. A vector is just itself."""
+    if isinstance(elements, Vector):
+        return elements(elements, index, like), lambda context, builder, signature, args: args[0]
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.VectorType(_STORED[elements.dtype], like.lanes)
+        address = _address(builder, args[0], args[1])
+        address = builder.bitcast(address, kind.as_pointer())
+        value = builder.load(address, align=elements.dtype.bitwidth // 8)
+        return _widen(builder, value, elements.dtype, NUMBER[like.scalar], like.lanes)
+
+    return like(elements, types.intp, like), generate
+
+
+@intrinsic
+def load_first(typing: Any, elements: Any, index: Any, count: Any, like: Any) -> Any:
+    """As `load`, but of the first `count` elements alone; the rest is 0, and is not read."""
+    if isinstance(elements, Vector):
+        signature = elements(elements, index, count, like)
+        return signature, lambda context, builder, signature, args: args[0]
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.VectorType(_STORED[elements.dtype], like.lanes)
+        address = _address(builder, args[0], args[1])
+        value = call(
+            builder,
+            f"llvm.masked.load.{suffix(kind)}.p0",
+            kind,
+            builder.bitcast(address, kind.as_pointer()),
+            I32(elements.dtype.bitwidth // 8),
+            first_lanes(builder, args[2], like.lanes),
+            ir.Constant(kind, None),
+        )
+        return _widen(builder, value, elements.dtype, NUMBER[like.scalar], like.lanes)
+
+    return like(elements, types.intp, types.intp, like), generate
+
+
+@intrinsic
+def element(typing: Any, elements: Any, index: Any, like: Any) -> Any:
+    """One element in every lane. None is just itself."""
+    if isinstance(elements, types.NoneType):
+        return elements(elements, index, like), lambda context, builder, signature, args: args[0]
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = _STORED[elements.dtype]
+        address = _address(builder, args[0], args[1])
+        address = builder.bitcast(address, kind.as_pointer())
+        value = builder.load(address, align=elements.dtype.bitwidth // 8)
+        value = spread(builder, value, like.lanes)
+        return _widen(builder, value, elements.dtype, NUMBER[like.scalar], like.lanes)
+
+    return like(elements, types.intp, like), generate
+
+
+@intrinsic(prefer_literal=True)
+def scratch(typing: Any, like: Any, length: Any) -> Any:
+    """Memory on the stack for so many numbers, a literal; with indices, and no values yet."""
+    count = length.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return cgutils.alloca_once(builder, NUMBER[like.scalar], size=count)
+
+    return types.CPointer(like.scalar)(like, length), generate
+
+
+@intrinsic(prefer_literal=True)
+def invert_roots(typing: Any, numbers: Any, like: Any, length: Any) -> Any:
+    """Take 1 / sqrt of each of so many numbers in `scratch` memory, a literal."""
+    count = length.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        one = spread(builder, NUMBER[like.scalar](1.0), like.lanes)
+        for first in range(0, count, like.lanes):
+            address = builder.gep(args[0], [I64(first)], inbounds=True)
+            address = builder.bitcast(address, one.type.as_pointer())
+            value = builder.load(address, align=like.scalar.bitwidth // 8)
+            root = call(builder, f"llvm.sqrt.{suffix(one.type)}", one.type, value)
+            builder.store(builder.fdiv(one, root), address, align=like.scalar.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(numbers, like, length), generate
+
+
+def _store(elements: Any, vector: Any, *, stream: bool) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.VectorType(_STORED[elements.dtype], vector.lanes)
+        address = _address(builder, args[0], args[1])
+        address = builder.bitcast(address, kind.as_pointer())
+        size = elements.dtype.bitwidth // 8
+        value = _narrow(builder, args[2], elements.dtype, vector.lanes)
+        instruction = builder.store(value, address, align=size * vector.lanes if stream else size)
+        if stream:
+            metadata = builder.module.add_metadata([ir.Constant(I32, 1)])
+            instruction.set_metadata("nontemporal", metadata)
+        return context.get_dummy_value()
+
+    return types.void(elements, types.intp, vector), generate
+
+
+@intrinsic
+def store(typing: Any, elements: Any, index: Any, vector: Any) -> Any:
+    """Put a vector to the elements from `index` on."""
+    return _store(elements, vector, stream=False)
+
+
+@intrinsic
+def stream(typing: Any, elements: Any, index: Any, vector: Any) -> Any:
+    """As `store`, past the cache; where `elements_to_alignment` is 0. A `fence` must follow."""
+    return _store(elements, vector, stream=True)
+
+
+@intrinsic
+def store_first(typing: Any, elements: Any, index: Any, vector: Any, count: Any) -> Any:
+    """As `store`, but of the first `count` lanes alone."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.VectorType(_STORED[elements.dtype], vector.lanes)
+        address = _address(builder, args[0], args[1])
+        call(
+            builder,
+            f"llvm.masked.store.{suffix(kind)}.p0",
+            ir.VoidType(),
+            _narrow(builder, args[2], elements.dtype, vector.lanes),
+            builder.bitcast(address, kind.as_pointer()),
+            I32(elements.dtype.bitwidth // 8),
+            first_lanes(builder, args[3], vector.lanes),
+        )
+        return context.get_dummy_value()
+
+    return types.void(elements, types.intp, vector, types.intp), generate
+
+
+@intrinsic
+def prefetch(typing: Any, elements: Any, index: Any) -> Any:
+    """Have the cache line of an element fetched. It may lie beyond the elements."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = builder.bitcast(builder.gep(args[0], [args[1]]), I8.as_pointer())
+        read, everywhere, data_cache = I32(0), I32(3), I32(1)
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, everywhere, data_cache)
+        return context.get_dummy_value()
+
+    return types.void(elements, types.intp), generate
+
+
+@intrinsic
+def fence(typing: Any) -> Any:
+    """Have all stores seen by every thread before what follows."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def elements_to_alignment(typing: Any, elements: Any, index: Any, like: Any) -> Any:
+    """How many elements from `index` on lie before one where a vector of them can be streamed to.
+
+    They are fewer than a vector has.
+    """
+    size = 0 if isinstance(elements, types.NoneType) else elements.dtype.bitwidth // 8
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if not size:
+            return I64(0)
+        address = builder.ptrtoint(_address(builder, args[0], args[1]), I64)
+        ahead = builder.and_(builder.neg(address), I64(size * like.lanes - 1))
+        return builder.lshr(ahead, I64(size.bit_length() - 1))
+
+    return types.intp(elements, types.intp, like), generate
