@@ -116,6 +116,8 @@ class Entry:
             if self._backend is None and not self.unavailable():
                 try:
                     self._backend = self._load()
+                except BackendError as error:  # what it needs is not here
+                    self._failure = str(error)
                 except Exception as error:  # whatever it is, the call can run without it
                     self._failure = f"broke while loading: {type(error).__name__}: {error}"
                     warnings.warn(
@@ -138,6 +140,7 @@ def _built_in(
 
 BUILT_IN = (
     _built_in("numpy", "numpy", "ln_array_api_backends.numpy", requires=("numba",), extra="cpu"),
+    _built_in("cupy", "cupy", "ln_array_api_backends.cupy", requires=("cupy",), extra="cuda13"),
     _built_in("jax", "jax", "ln_array_api_backends.jax", requires=("jax",), extra="jax"),
 )
 

@@ -1,0 +1,20 @@
+"""CuPy: both rows primitives in CUDA C, compiled by NVRTC for the dtypes that are used."""
+
+from __future__ import annotations
+
+import cupy
+
+from ln_array_api.errors import BackendError
+
+from .calls import CuPyBackend
+
+__all__ = ["CuPyBackend", "backend"]
+
+try:
+    _devices = cupy.cuda.runtime.getDeviceCount()
+except cupy.cuda.runtime.CUDARuntimeError as error:
+    raise BackendError(f"CuPy finds no CUDA driver or no GPU: {error}") from error
+if _devices == 0:
+    raise BackendError("CuPy finds no GPU")
+
+backend = CuPyBackend()

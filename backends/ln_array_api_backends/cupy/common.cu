@@ -1,0 +1,184 @@
+// What both passes share: how rows are read and written, and how their sums are taken.
+//
+// A row belongs to a team of warps. Thread t of a team of n threads has chunks t, t + n, ... of
+// the row, each of 16 bytes of x, wherever the row lies in memory: alignment decides how a chunk is
+// loaded, never whose it is. So no sum depends on where an array begins.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+using Index = long long;
+
+template <class T>
+struct Accumulation {
+    using type = float;
+};
+template <>
+struct Accumulation<double> {
+    using type = double;
+};
+template <class T>
+using Accumulator = typename Accumulation<T>::type;
+
+// Below the least, the mean of squares may have lost digits by underflow of its larger terms.
+template <class A>
+struct Limits;
+template <>
+struct Limits<float> {
+    static constexpr float smallest_normal = 0x1p-126f, least = 0x1p-100f, most = 0x1.fffffep127f;
+    static constexpr int reach = 103;  // of exponents that a row may be scaled by
+};
+template <>
+struct Limits<double> {
+    static constexpr double smallest_normal = 0x1p-1022, least = 0x1p-900;
+    static constexpr double most = 0x1.fffffffffffffp1023;
+    static constexpr int reach = 999;
+};
+
+constexpr int WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+constexpr int CHUNK_BYTES = 16;
+
+template <class T>
+constexpr int CHUNK = CHUNK_BYTES / int(sizeof(T));
+
+template <class T, int V>
+struct alignas(CHUNK_BYTES) Pack {
+    T elements[V];
+};
+
+template <class T>
+__device__ bool is_aligned(const T* place) {
+    return reinterpret_cast<size_t>(place) % CHUNK_BYTES == 0;
+}
+
+// The first `count` elements from `place` on, and zeros.
+template <class T, class A, int V>
+__device__ void load(const T* place, bool aligned, int count, A (&values)[V]) {
+    if (aligned && count == V) {
+        const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(place);
+#pragma unroll
+        for (int j = 0; j < V; ++j) values[j] = static_cast<A>(pack.elements[j]);
+    } else {
+#pragma unroll
+        for (int j = 0; j < V; ++j) values[j] = j < count ? static_cast<A>(place[j]) : A(0);
+    }
+}
+
+template <class T, class A, int V>
+__device__ void store(T* place, bool aligned, int count, const A (&values)[V]) {
+    if (aligned && count == V) {
+        Pack<T, V> pack;
+#pragma unroll
+        for (int j = 0; j < V; ++j) pack.elements[j] = static_cast<T>(values[j]);
+        *reinterpret_cast<Pack<T, V>*>(place) = pack;
+    } else {
+#pragma unroll
+        for (int j = 0; j < V; ++j)
+            if (j < count) place[j] = static_cast<T>(values[j]);
+    }
+}
+
+// Element c of a row has element c / repeat of the parameters that begin at `place`.
+template <class P, bool REPEATED>
+struct Parameter {
+    const P* place;
+    bool aligned;
+    Index repeat;
+
+    __device__ Parameter(const P* parameters, Index row, Index n, Index groups, Index repeat)
+        : place(parameters), repeat(repeat) {
+        if (parameters && groups > 1) place += row % groups * (REPEATED ? n / repeat : n);
+        aligned = is_aligned(place);
+    }
+
+    template <class A, int V>
+    __device__ void load(Index c, int count, A (&values)[V]) const {
+        if (!REPEATED) {
+            ::load(place + c, aligned, count, values);
+            return;
+        }
+#pragma unroll
+        for (int j = 0; j < V; ++j)
+            values[j] = j < count ? static_cast<A>(place[(c + j) / repeat]) : A(0);
+    }
+};
+
+// A sum, and what its rounding has lost: Knuth, The Art of Computer Programming 2, 4.2.2, theorem B.
+template <class A>
+struct Sum {
+    A sum = 0, lost = 0;
+
+    __device__ void add(A value) {
+        const A with = sum + value;
+        const A added = with - sum;
+        lost += (sum - (with - added)) + (value - added);
+        sum = with;
+    }
+    __device__ A total() const { return sum + lost; }
+};
+
+template <class A>
+__device__ A sum_of_warp(A value) {
+#pragma unroll
+    for (int flip = WARP / 2; flip > 0; flip /= 2)
+        value += __shfl_xor_sync(ALL_LANES, value, flip);
+    return value;
+}
+
+template <class A>
+__device__ A largest_of_warp(A value) {
+#pragma unroll
+    for (int flip = WARP / 2; flip > 0; flip /= 2)
+        value = max(value, __shfl_xor_sync(ALL_LANES, value, flip));
+    return value;
+}
+
+// The warps that share a row; where that is one, a block has several teams.
+template <class A, int WARPS>
+struct Team {
+    static constexpr int THREADS = WARPS * WARP;
+    static constexpr int SHARED = WARPS == 1 ? 1 : 2 * 3 * WARPS;
+
+    // Two buffers take turns, so one barrier for each reduction is enough.
+    A* shared;
+    int turn = 0;
+
+    __device__ explicit Team(A* shared) : shared(shared) {}
+
+    __device__ static int thread() { return WARPS == 1 ? threadIdx.x % WARP : threadIdx.x; }
+
+    // The same bits in every thread.
+    template <int K>
+    __device__ void sum(A (&values)[K]) {
+        static_assert(K <= 3);
+#pragma unroll
+        for (int k = 0; k < K; ++k) values[k] = sum_of_warp(values[k]);
+        if (WARPS == 1) return;
+        exchange(values);
+#pragma unroll
+        for (int k = 0; k < K; ++k) values[k] = sum_of_warp(values[k]);
+    }
+
+    __device__ A largest(A value) {
+        A values[1] = {largest_of_warp(value)};
+        if (WARPS == 1) return values[0];
+        exchange(values);
+        return largest_of_warp(values[0]);
+    }
+
+  private:
+    // From the values of each warp in its first lane, to one of them in each of the first lanes.
+    template <int K>
+    __device__ void exchange(A (&values)[K]) {
+        const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+        A* slots = shared + turn * 3 * WARPS;
+        turn ^= 1;
+        if (lane == 0) {
+#pragma unroll
+            for (int k = 0; k < K; ++k) slots[k * WARPS + warp] = values[k];
+        }
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < K; ++k) values[k] = lane < WARPS ? slots[k * WARPS + lane] : A(0);
+    }
+};

@@ -1,0 +1,147 @@
+"""CuPy with its arrays in host memory and its kernels on the CPU: import this before CuPy.
+
+As a pytest plugin (``-p cupy_on_cpu``) it comes early enough. Environment variables, for a whole
+process: ``CUDA_ON_CPU_ORDER`` (forward, reverse, greedy, greedy-reverse), ``CUDA_ON_CPU_SANITIZE``
+(address: needs the sanitizer's library in ``LD_PRELOAD``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parents[1] / ".cuda_on_cpu"
+KERNELS = BUILD / "kernels"
+CXX = shutil.which("clang++") or "g++"
+SANITIZE = os.environ.get("CUDA_ON_CPU_SANITIZE", "")
+ORDERS = ("forward", "reverse", "greedy", "greedy-reverse")
+
+os.environ["CUPY_ACCELERATORS"] = ""  # CUB's own kernels are not simulated
+os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # not among the cubins of a GPU
+
+driver = ctypes.CDLL(str(BUILD / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+for _name in ("launches", "synchronisations", "allocations", "copies_to_host"):
+    getattr(driver, f"fake_cuda_{_name}").restype = ctypes.c_long
+
+
+def set_order(order: str) -> None:
+    """In which order threads and blocks run, from the next launch on."""
+    driver.simulator_set_order(ORDERS.index(order))
+
+
+def counts() -> dict[str, int]:
+    """How often CuPy has done so far what a fast call does little of."""
+    names = ("launches", "synchronisations", "allocations", "copies_to_host")
+    return {name: getattr(driver, f"fake_cuda_{name}")() for name in names}
+
+
+class _Runtime:
+    """Finds CuPy's wrapper of the CUDA runtime where it was built against the fake one."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != "cupy_backends.cuda.api.runtime":
+            return None
+        file = str(BUILD / "runtime.so")
+        return importlib.util.spec_from_file_location(
+            name, file, loader=_LazilyBound(name, file)
+        )
+
+
+class _LazilyBound(ExtensionFileLoader):
+    def create_module(self, spec: ModuleSpec) -> Any:
+        flags = sys.getdlopenflags()
+        sys.setdlopenflags(os.RTLD_LAZY)
+        try:
+            return super().create_module(spec)
+        finally:
+            sys.setdlopenflags(flags)
+
+
+_KERNEL = re.compile(
+    r"__global__\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?void\s+"
+    r"(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\("
+)
+_DYNAMIC_SHARED = re.compile(r"extern\s+__shared__\s+([\w:]+)\s+(\w+)\s*\[\s*\]\s*;")
+
+
+def host_source(source: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """C++ for the host from CUDA C++, and the name of each kernel in what is compiled of it."""
+    source = _DYNAMIC_SHARED.sub(
+        r"\1* const \2 = static_cast<\1*>(simulator::machine.dynamic_shared);", source
+    )
+    mapping = {name: f"kernel_{place}" for place, name in enumerate(names)}
+    plain = re.sub(r"//[^\n]*|/\*.*?\*/", "", source, flags=re.DOTALL)
+    exported = mapping or {name: name for name in _KERNEL.findall(plain)}
+    launchers = "".join(
+        f'extern "C" int launch__{symbol}(void** arguments, const unsigned* dimensions, '
+        f"size_t shared) {{ return simulator::launch(&{name}, arguments, dimensions, shared); }}\n"
+        for name, symbol in exported.items()
+    )
+    head = '#include "simulator.h"\n#line 1 "kernel.cu"\n'
+    return f"{head}{source}\n#line 1 \"launchers\"\n{launchers}", mapping
+
+
+def compile_for_host(source: str, options: Sequence[str]) -> Path:
+    """A shared library from the C++ of `host_source`, kept for as long as nothing changes."""
+    import cupy
+
+    kept = [option for option in options if option.startswith(("-D", "-I", "-std"))]
+    if not any(option.startswith("-std") for option in kept):
+        kept.append("-std=c++17")
+    include = Path(cupy.__file__).parent / "_core" / "include"
+    bundled = [include / "cupy" / "_cccl" / each for each in ("libcudacxx", "thrust", "cub")]
+    toolkit = Path(cupy.__file__).parents[1] / "nvidia" / "cu13" / "include"
+    command = [CXX, *kept, "-O1", "-g1", "-w", "-shared", "-fPIC", "-mfma", "-ffp-contract=fast"]
+    command += [f"-I{each}" for each in (HERE, *bundled, include, toolkit)]
+    if SANITIZE:
+        command += [f"-fsanitize={SANITIZE}", "-shared-libsan"]
+    elif "clang" in CXX:  # g++ cannot put the static variables of a template in a section
+        command += ["-DSIMULATOR_POISON"]
+    header = (HERE / "simulator.h").read_text()
+    key = hashlib.sha256("\0".join([*command, header, source]).encode()).hexdigest()[:32]
+    library = KERNELS / f"{key}.so"
+    if not library.exists():
+        KERNELS.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=KERNELS) as folder:
+            file, made = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+            file.write_text(source)
+            result = subprocess.run(
+                [*command, str(file), "-o", str(made)], capture_output=True, text=True
+            )
+            if result.returncode:
+                raise RuntimeError(f"a kernel does not compile for the CPU:\n{result.stderr}")
+            made.replace(library)
+    return library
+
+
+def _compile(
+    source: str, options: Any = (), arch: Any = None, filename: str = "", names: Any = None,
+    *arguments: Any, name_expressions: Any = None, **keywords: Any,
+) -> tuple[bytes, dict[str, str] | None]:  # fmt: skip
+    text, mapping = host_source(source, names or name_expressions or ())
+    library = compile_for_host(text, options)
+    return f"CUDA on CPU:{library}\0".encode(), mapping or None
+
+
+def _install() -> None:
+    sys.meta_path.insert(0, _Runtime())
+    from cupy.cuda import compiler
+
+    compiler._compile_using_nvrtc_no_warning = _compile
+    compiler._preprocess = lambda *arguments: ""  # NVRTC's own version, for the key of a cache
+    set_order(os.environ.get("CUDA_ON_CPU_ORDER", "forward"))
+
+
+_install()

@@ -1,0 +1,261 @@
+// The fibers of one block, their barriers, and the order in which they run.
+#include "simulator.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <sys/mman.h>
+#include <vector>
+
+// Present where AddressSanitizer is, which has to be told of every change of stack.
+extern "C" {
+__attribute__((weak)) void __sanitizer_start_switch_fiber(void**, const void*, size_t);
+__attribute__((weak)) void __sanitizer_finish_switch_fiber(void*, const void**, size_t*);
+void simulator_switch(void** save, void* load);
+}
+
+// Saves what the ABI of x86-64 asks a callee to keep, and goes on where `load` was saved.
+__asm__(R"(
+    .text
+    .type simulator_switch, @function
+    .globl simulator_switch
+simulator_switch:
+    push %rbp
+    push %rbx
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, (%rdi)
+    mov %rsi, %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbx
+    pop %rbp
+    ret
+)");
+
+namespace simulator {
+
+Machine machine;
+
+namespace {
+
+constexpr size_t STACK = 256 << 10;
+constexpr unsigned SAVED_REGISTERS = 6;
+constexpr int LAUNCH_FAILED = 719;
+constexpr int POISON = 0xff;  // a NaN in every dtype
+
+struct Warp {
+    unsigned arrived, mask;
+    int line;
+    Slot slots[2][32];
+};
+
+enum Order { FORWARD, REVERSE, GREEDY, GREEDY_REVERSE };
+
+Order order = FORWARD;
+std::vector<Fiber> fibers;
+std::vector<Warp> warps;
+std::vector<char*> stacks;
+void* scheduler_stack_pointer;
+const void* scheduler_stack;
+size_t scheduler_stack_size;
+size_t alive, arrived;
+int barrier_line;
+char failure[256];
+void (*thread_function)(void*);
+void* thread_argument;
+
+void suspend(bool for_good = false) {
+    Fiber* self = machine.current;
+    if (__sanitizer_start_switch_fiber)
+        __sanitizer_start_switch_fiber(for_good ? nullptr : &self->fake_stack, scheduler_stack,
+                                       scheduler_stack_size);
+    simulator_switch(&self->stack_pointer, scheduler_stack_pointer);
+    if (__sanitizer_finish_switch_fiber)
+        __sanitizer_finish_switch_fiber(self->fake_stack, &scheduler_stack, &scheduler_stack_size);
+}
+
+void begin() {
+    if (__sanitizer_finish_switch_fiber)
+        __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
+    thread_function(thread_argument);
+    machine.current->state = State::done;
+    --alive;
+    suspend(true);
+    abort();
+}
+
+void start(Fiber& fiber) {
+    fiber.started = true;
+    if (stacks.empty())
+        stacks.push_back(static_cast<char*>(mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
+                                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+                                                 0)));
+    fiber.stack = stacks.back();
+    stacks.pop_back();
+    void** top = reinterpret_cast<void**>(fiber.stack + STACK - 64);
+    *--top = nullptr;  // a return address, which keeps the stack aligned as after a call
+    *--top = reinterpret_cast<void*>(begin);
+    for (unsigned each = 0; each < SAVED_REGISTERS; ++each) *--top = nullptr;
+    fiber.stack_pointer = top;
+}
+
+void resume(Fiber& fiber) {
+    machine.current = &fiber;
+    if (!fiber.started) start(fiber);
+    void* fake_stack = nullptr;
+    if (__sanitizer_start_switch_fiber)
+        __sanitizer_start_switch_fiber(&fake_stack, fiber.stack, STACK);
+    simulator_switch(&scheduler_stack_pointer, fiber.stack_pointer);
+    if (__sanitizer_finish_switch_fiber)
+        __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+    if (fiber.state == State::done) stacks.push_back(fiber.stack);
+}
+
+// Lets threads of one warp run until none can; whether any could.
+bool advance_warp(unsigned warp) {
+    bool progress = false;
+    const size_t first = size_t(warp) * 32, end = std::min(first + 32, fibers.size());
+    for (size_t each = first; each < end; ++each)
+        if (fibers[each].state == State::ready && !*failure) {
+            progress = true;
+            resume(fibers[each]);
+        }
+    return progress;
+}
+
+// One round: every thread that can run does, or in a greedy order one warp, as far as it gets.
+bool advance() {
+    bool progress = false;
+    if (order == GREEDY || order == GREEDY_REVERSE) {
+        for (unsigned each = 0; each < warps.size() && !progress; ++each)
+            progress = advance_warp(order == GREEDY ? each : unsigned(warps.size()) - 1 - each);
+        return progress;
+    }
+    for (size_t each = 0; each < fibers.size() && !*failure; ++each) {
+        Fiber& fiber = fibers[order == REVERSE ? fibers.size() - 1 - each : each];
+        if (fiber.state != State::ready) continue;
+        progress = true;
+        resume(fiber);
+    }
+    return progress;
+}
+
+void report_deadlock() {
+    int at_block = 0, at_warp = 0, line = 0;
+    for (const Fiber& fiber : fibers) {
+        at_block += fiber.state == State::at_block_barrier;
+        at_warp += fiber.state == State::at_warp_barrier;
+        if (fiber.state != State::done) line = fiber.line;
+    }
+    fail("deadlock: %d threads at __syncthreads, %d at a warp's barrier, %d gone; line %d", at_block,
+         at_warp, int(fibers.size() - alive), line);
+}
+
+void run_block(const unsigned* dimensions) {
+    const size_t count = fibers.size();
+    for (size_t each = 0; each < count; ++each) {
+        Fiber& fiber = fibers[each];
+        const unsigned index = unsigned(each);
+        fiber = Fiber{};
+        fiber.index = index;
+        fiber.thread = {index % dimensions[3], index / dimensions[3] % dimensions[4],
+                        index / dimensions[3] / dimensions[4]};
+    }
+    alive = count;
+    arrived = 0;
+    for (Warp& warp : warps) warp.arrived = 0;
+    while (alive && !*failure)
+        if (!advance() && !*failure) report_deadlock();
+    if (*failure)
+        for (const Fiber& fiber : fibers)
+            if (fiber.started && fiber.state != State::done) stacks.push_back(fiber.stack);
+}
+
+}  // namespace
+
+void fail(const char* format, int a, int b, int c, int d) {
+    if (!*failure) snprintf(failure, sizeof failure, format, a, b, c, d);
+}
+
+void block_barrier(int line) {
+    if (arrived == 0)
+        barrier_line = line;
+    else if (barrier_line != line)
+        fail("block %d: __syncthreads of lines %d and %d met", int(machine.block_index.x),
+             barrier_line, line);
+    machine.current->state = State::at_block_barrier;
+    machine.current->line = line;
+    // A thread that has left never arrives, so a barrier after a return of some is a deadlock.
+    if (++arrived == fibers.size()) {
+        arrived = 0;
+        for (Fiber& fiber : fibers) fiber.state = State::ready;
+    }
+    suspend();
+}
+
+void warp_barrier(unsigned mask, int line) {
+    Fiber& self = *machine.current;
+    Warp& warp = warps[self.index / 32];
+    const unsigned lane = self.index % 32;
+    if (!(mask >> lane & 1)) fail("line %d: lane %d is not in its own mask", line, int(lane));
+    if (warp.arrived == 0) {
+        warp.line = line;
+        warp.mask = mask;
+    } else if (warp.line != line || warp.mask != mask) {
+        fail("warp barriers of lines %d and %d met, with masks %08x and %08x", warp.line, line,
+             int(warp.mask), int(mask));
+    }
+    warp.arrived |= 1u << lane;
+    self.state = State::at_warp_barrier;
+    self.line = line;
+    if (warp.arrived == mask) {
+        warp.arrived = 0;
+        const size_t first = self.index / 32 * 32, end = std::min(first + 32, fibers.size());
+        for (size_t each = first; each < end; ++each)
+            if (mask >> (each - first) & 1) fibers[each].state = State::ready;
+    }
+    suspend();
+}
+
+const Slot* exchange(unsigned mask, const void* value, size_t size, int line) {
+    Fiber& self = *machine.current;
+    Slot* slots = warps[self.index / 32].slots[self.exchanges++ & 1];
+    memcpy(slots[self.index % 32].bytes, value, size);
+    warp_barrier(mask, line);
+    return slots;
+}
+
+int run(void (*thread)(void*), void* argument, const unsigned* dimensions, size_t dynamic_shared,
+        char* static_shared, size_t static_shared_size) {
+    thread_function = thread;
+    thread_argument = argument;
+    machine.grid = dim3(dimensions[0], dimensions[1], dimensions[2]);
+    machine.block = dim3(dimensions[3], dimensions[4], dimensions[5]);
+    *failure = 0;
+    fibers.resize(size_t(dimensions[3]) * dimensions[4] * dimensions[5]);
+    warps.resize((fibers.size() + 31) / 32);
+    machine.dynamic_shared = malloc(dynamic_shared ? dynamic_shared : 1);
+    const uint64_t blocks = uint64_t(dimensions[0]) * dimensions[1] * dimensions[2];
+    const bool backwards = order == REVERSE || order == GREEDY_REVERSE;
+    for (uint64_t each = 0; each < blocks && !*failure; ++each) {
+        const uint64_t block = backwards ? blocks - 1 - each : each;
+        machine.block_index.x = unsigned(block % dimensions[0]);
+        machine.block_index.y = unsigned(block / dimensions[0] % dimensions[1]);
+        machine.block_index.z = unsigned(block / dimensions[0] / dimensions[1]);
+        memset(machine.dynamic_shared, POISON, dynamic_shared);
+        if (static_shared_size) memset(static_shared, POISON, static_shared_size);
+        run_block(dimensions);
+    }
+    free(machine.dynamic_shared);
+    return *failure ? LAUNCH_FAILED : 0;
+}
+
+}  // namespace simulator
+
+extern "C" void simulator_set_order(int order) { simulator::order = simulator::Order(order); }
+extern "C" const char* simulator_failure() { return simulator::failure; }
