@@ -31,7 +31,8 @@ ORDERS = ("forward", "reverse", "greedy", "greedy-reverse")
 os.environ["CUPY_ACCELERATORS"] = ""  # CUB's own kernels are not simulated
 os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # not among the cubins of a GPU
 
-driver = ctypes.CDLL(str(BUILD / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+# What is linked to it, as the runtime and every kernel, finds it loaded, wherever it lies.
+driver = ctypes.CDLL(str(BUILD / "libcuda.so.1"))
 for _name in ("launches", "synchronisations", "allocations", "copies_to_host"):
     getattr(driver, f"fake_cuda_{_name}").restype = ctypes.c_long
 
@@ -109,6 +110,7 @@ def compile_for_host(source: str, options: Sequence[str]) -> Path:
         command += [f"-fsanitize={SANITIZE}", "-shared-libsan"]
     elif "clang" in CXX:  # g++ cannot put the static variables of a template in a section
         command += ["-DSIMULATOR_POISON"]
+    command += [str(BUILD / "libcuda.so.1")]
     header = (HERE / "simulator.h").read_text()
     key = hashlib.sha256("\0".join([*command, header, source]).encode()).hexdigest()[:32]
     library = KERNELS / f"{key}.so"

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP)
                   const Accumulator<T>* __restrict__ mean, const Accumulator<T>* __restrict__ rstd,
                   const Gamma* __restrict__ gamma, T* __restrict__ dx,
                   Accumulator<T>* __restrict__ dgamma, Accumulator<T>* __restrict__ dbeta, Index m,
-                  Index n, Index groups, Index repeat, Index slots) {
+                  Index n, Index groups, Index repeat, double share, Index slots) {
     using A = Accumulator<T>;
     constexpr int V = CHUNK<T>, THREADS = WARPS * WARP;
     static_assert(WARPS == 1 || ROWS == 1);
@@ -65,7 +65,6 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP)
     const int thread = team.thread(), team_of_block = ROWS == 1 ? 0 : threadIdx.x / WARP;
     const int length = int(n);
     const Index slot = blockIdx.x / groups, residue = blockIdx.x % groups;
-    const A share = A(1) / A(n);
     A by_gamma[CHUNKS][V] = {}, by_beta[CHUNKS][V] = {};
     for (Index r = residue + groups * (slot * ROWS + team_of_block); r < m;
          r += groups * slots * ROWS) {
@@ -94,7 +93,7 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP)
             }
         }
         sum_of_row<CENTER>(team, sums);
-        of_row.finish(sums, share);
+        of_row.finish(sums, A(share));
         T* const dx_row = dx + r * n;
         const bool dx_aligned = is_aligned(dx_row);
 #pragma unroll
@@ -154,7 +153,7 @@ __global__ void __launch_bounds__(WARPS* WARP)
                        const Accumulator<T>* __restrict__ mean,
                        const Accumulator<T>* __restrict__ rstd, const Gamma* __restrict__ gamma,
                        T* __restrict__ dx, Accumulator<T>* __restrict__ missed, Index n,
-                       Index groups, Index repeat) {
+                       Index groups, Index repeat, double share) {
     using A = Accumulator<T>;
     constexpr int V = CHUNK<T>;
     constexpr Index STEP = Index(WARPS) * WARP * V;
@@ -186,7 +185,7 @@ __global__ void __launch_bounds__(WARPS* WARP)
     }
     A sums[3] = {of_product.total(), of_h.total(), of_g.total()};
     sum_of_row<CENTER>(team, sums);
-    of_row.finish(sums, A(1) / A(n));
+    of_row.finish(sums, A(share));
     if (missed && team.thread() == 0) missed[r] = of_row.missed;
     if (!dx) return;
     T* const dx_row = dx + r * n;

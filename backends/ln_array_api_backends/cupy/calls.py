@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -143,7 +144,7 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     names = (C_NAME[each or spec.dtype] for each in (spec.dtype, spec.gamma, spec.beta))
     run = kernel("rows_forward", *names, *shape, center, spec.repeat > 1)
     grid, block = (_ceil(m, shape.rows),), (shape.threads,)
-    constants = (m, n, spec.groups, spec.repeat, epsilon)
+    constants = (m, n, spec.groups, spec.repeat, 1 / n, epsilon, math.sqrt(epsilon))
     empty, column = cupy.empty, (m, 1)
 
     def call(x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
@@ -219,10 +220,10 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
         mean_, gamma_, dx_ = _or_null(mean), _or_null(gamma), _or_null(dx)
         if by_rows:
             arrays = (dy, x, mean_, rstd, gamma_, dx_, dgamma, dbeta)
-            run((slots * groups,), (shape.threads,), (*arrays, m, n, groups, repeat, slots))
+            run((slots * groups,), (shape.threads,), (*arrays, m, n, groups, repeat, 1 / n, slots))
         elif need_rows and (need_dx or keeps_missed):
             arrays = (dy, x, mean_, rstd, gamma_, dx_, missed)
-            run((m,), (shape.threads,), (*arrays, n, groups, repeat))
+            run((m,), (shape.threads,), (*arrays, n, groups, repeat, 1 / n))
         if by_columns:
             arrays = (dy, x, mean_, rstd, missed, dgamma, dbeta)
             grid = (tiles * slots * groups,)

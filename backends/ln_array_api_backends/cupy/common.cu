@@ -34,6 +34,10 @@ struct Limits<double> {
     static constexpr int reach = 999;
 };
 
+// To half an ulp, and to one; the quotient of root and 1 takes a call for its special cases.
+__device__ inline float inverse_root(float x) { return __frsqrt_rn(x); }
+__device__ inline double inverse_root(double x) { return rsqrt(x); }
+
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr int CHUNK_BYTES = 16;

@@ -54,29 +54,30 @@ struct Row<T, THREADS, 0> {
 
 template <class A>
 struct Statistics {
-    A scale;   // a power of two that x is multiplied by
-    A rough;   // the mean of that, rounded
-    A missed;  // the mean of what remains when that is subtracted
-    A root;    // one over the root of the variance of that, plus epsilon
+    A scale;    // a power of two that x is multiplied by
+    A unscale;  // one over that
+    A rough;    // the mean of the product, rounded
+    A missed;   // the mean of what remains when that is subtracted
+    A root;     // one over the root of the variance of that, plus epsilon
 
     __device__ A rstd() const { return root * scale; }
-    __device__ A mean() const { return (rough + missed) / scale; }
+    __device__ A mean() const { return (rough + missed) * unscale; }
 };
 
-// What brings the larger of a row and the root of epsilon close to 1, as far as the dtype holds it.
+// The exponent of what brings the larger of a row and the root of epsilon close to 1, as far as the
+// dtype holds it.
 template <class A>
-__device__ A power_of_two(A peak, double epsilon) {
-    const A size = max(peak, A(sqrt(epsilon)));
-    if (!(size > 0 && size <= Limits<A>::most)) return 1;
-    const int exponent = -1 - ilogb(size);
-    return scalbn(A(1), min(max(exponent, -Limits<A>::reach), Limits<A>::reach));
+__device__ int scaling(A peak, double root_of_epsilon) {
+    const A size = max(peak, A(root_of_epsilon));
+    if (!(size > 0 && size <= Limits<A>::most)) return 0;
+    return min(max(-1 - ilogb(size), -Limits<A>::reach), Limits<A>::reach);
 }
 
 template <bool CENTER, class Row, class Team, class A = typename Row::A>
-__device__ Statistics<A> statistics(const Row& row, Team& team, Index n, A first, double epsilon) {
+__device__ Statistics<A> statistics(const Row& row, Team& team, A first, A share, double epsilon,
+                                    double root_of_epsilon) {
     constexpr int V = Row::V;
-    const A share = A(1) / A(n);
-    A scale = 1, scaled_epsilon = A(epsilon);
+    A scale = 1, unscale = 1, scaled_epsilon = A(epsilon);
     for (bool scaled = false;; scaled = true) {
         A rough = 0;
         if (CENTER) {
@@ -117,14 +118,16 @@ __device__ Statistics<A> statistics(const Row& row, Team& team, Index n, A first
         const A missed = totals[1] * share;
         const A spread = totals[0] * share - missed * missed + scaled_epsilon;
         if (scaled || (spread >= Limits<A>::least && spread <= Limits<A>::most))
-            return {scale, rough, missed, A(1) / sqrt(spread)};
+            return {scale, unscale, rough, missed, inverse_root(spread)};
         A peak = 0;
         row.chunks([&](const A(&x)[V], int count, Index) {
 #pragma unroll
             for (int j = 0; j < V; ++j)
                 if (j < count) peak = max(peak, abs(x[j]));
         });
-        scale = power_of_two(team.largest(peak), epsilon);
+        const int exponent = scaling(team.largest(peak), root_of_epsilon);
+        scale = scalbn(A(1), exponent);
+        unscale = scalbn(A(1), -exponent);
         // An epsilon that underflows is far below the variance, unless the row is constant: then
         // it is what keeps 0 / 0 away.
         const double floor = epsilon > 0 ? double(Limits<A>::smallest_normal) : 0;
@@ -139,7 +142,7 @@ template <class T, class Gamma, class Beta, int WARPS, int ROWS, int CHUNKS, boo
 __global__ void __launch_bounds__(WARPS* ROWS* WARP)
     rows_forward(const T* x, const Gamma* gamma, const Beta* beta, T* y, Accumulator<T>* mean,
                  Accumulator<T>* rstd, Index m, Index n, Index groups, Index repeat,
-                 double epsilon) {
+                 double share, double epsilon, double root_of_epsilon) {
     using A = Accumulator<T>;
     constexpr int V = CHUNK<T>;
     static_assert(WARPS == 1 || ROWS == 1);
@@ -151,7 +154,7 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP)
     T* const y_row = y + r * n;
     const A first = static_cast<A>(x_row[0]);
     const Row<T, WARPS * WARP, CHUNKS> row(x_row, n, team.thread());
-    const Statistics<A> of_row = statistics<CENTER>(row, team, n, first, epsilon);
+    const Statistics<A> of_row = statistics<CENTER>(row, team, first, A(share), epsilon, root_of_epsilon);
     if (team.thread() == 0) {
         rstd[r] = of_row.rstd();
         if (CENTER) mean[r] = of_row.mean();
