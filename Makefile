@@ -5,7 +5,7 @@ LIBRARY ?= numpy
 BACKEND ?=
 WORKERS ?= auto
 
-.PHONY: help demo test unit conformance conformance-all lint clean
+.PHONY: help demo test test-cuda unit conformance conformance-all bench bench-quick lint clean
 .DEFAULT_GOAL := help
 
 help: ## tell what there is
@@ -15,6 +15,9 @@ demo: .venv/installed ## run a real sentence encoder on every installed array li
 	$(BIN)/python examples/minilm.py
 
 test: unit conformance-all ## run every test: the library's own, then the conformance suite
+
+test-cuda: ## test the CUDA kernels on the CPU, without a GPU; needs a C++ compiler
+	$(MAKE) --no-print-directory -C tests/cuda_on_cpu
 
 unit: .venv/installed ## run the library's own tests and its doctests
 	$(BIN)/pytest -n $(WORKERS) --doctest-modules --cov --cov-fail-under=95
@@ -46,7 +49,7 @@ lint: .venv/installed ## check style and types
 
 clean: ## remove .venv and whatever the tools and Numba have left
 	find ln_array_api backends -name '*.nb[ic]' -delete
-	rm -rf .venv .benchmarks .asv .coverage* .hypothesis .*_cache build dist
+	rm -rf .venv .cuda_on_cpu .benchmarks .asv .coverage* .hypothesis .*_cache build dist
 
 .venv/installed: requirements.txt pyproject.toml
 	@echo "Installing the exact versions of requirements.txt into .venv: a minute or two, 2 GB."

@@ -55,9 +55,7 @@ class _Runtime:
         if name != "cupy_backends.cuda.api.runtime":
             return None
         file = str(BUILD / "runtime.so")
-        return importlib.util.spec_from_file_location(
-            name, file, loader=_LazilyBound(name, file)
-        )
+        return importlib.util.spec_from_file_location(name, file, loader=_LazilyBound(name, file))
 
 
 class _LazilyBound(ExtensionFileLoader):
@@ -91,7 +89,7 @@ def host_source(source: str, names: Iterable[str]) -> tuple[str, dict[str, str]]
         for name, symbol in exported.items()
     )
     head = '#include "simulator.h"\n#line 1 "kernel.cu"\n'
-    return f"{head}{source}\n#line 1 \"launchers\"\n{launchers}", mapping
+    return f'{head}{source}\n#line 1 "launchers"\n{launchers}', mapping
 
 
 def compile_for_host(source: str, options: Sequence[str]) -> Path:
@@ -144,6 +142,10 @@ def _install() -> None:
     compiler._compile_using_nvrtc_no_warning = _compile
     compiler._preprocess = lambda *arguments: ""  # NVRTC's own version, for the key of a cache
     set_order(os.environ.get("CUDA_ON_CPU_ORDER", "forward"))
+    import cupy
+
+    # Memory out of a pool holds old results, and has no guard around it.
+    cupy.cuda.set_allocator(None)
 
 
 _install()

@@ -7,7 +7,8 @@ import sys
 
 import Cython
 from Cython.Compiler import Errors
-from Cython.Compiler.Main import CompilationOptions, compile, default_options
+from Cython.Compiler.Main import CompilationOptions, default_options
+from Cython.Compiler.Main import compile as translate
 
 CONSTANTS = {
     "CUPY_USE_CUDA_PYTHON": False,
@@ -20,7 +21,7 @@ CONSTANTS = {
 if __name__ == "__main__":
     Errors.LEVEL = 9  # CuPy's source is what it is; only errors concern us
     os.chdir(sys.argv[1])
-    result = compile(
+    result = translate(
         "cupy_backends/cuda/api/runtime.pyx",
         CompilationOptions(
             default_options,

@@ -28,8 +28,8 @@ struct RowGradient {
     }
 };
 
-template <class P, bool REPEATED, class A, int V>
-__device__ void multiply(const Parameter<P, REPEATED>& gammas, Index c, int count, A (&values)[V]) {
+template <class P, bool REPEATED, class C, class A, int V>
+__device__ void multiply(const Parameter<P, REPEATED>& gammas, C c, int count, A (&values)[V]) {
     if (!gammas.place) return;
     A parameters[V];
     gammas.load(c, count, parameters);
@@ -51,12 +51,12 @@ __device__ void sum_of_row(Team& team, A (&sums)[3]) {
 // Rows in registers, as in the forward pass; each thread sums the gradients of its own elements.
 template <class T, class Dy, class Gamma, int WARPS, int ROWS, int CHUNKS, bool CENTER,
           bool REPEATED>
-__global__ void __launch_bounds__(WARPS* ROWS* WARP)
+__global__ void __launch_bounds__(WARPS* ROWS* WARP, AT_LEAST<WARPS * ROWS * WARP>)
     rows_backward(const Dy* __restrict__ dy, const T* __restrict__ x,
                   const Accumulator<T>* __restrict__ mean, const Accumulator<T>* __restrict__ rstd,
                   const Gamma* __restrict__ gamma, T* __restrict__ dx,
                   Accumulator<T>* __restrict__ dgamma, Accumulator<T>* __restrict__ dbeta, Index m,
-                  Index n, Index groups, Index repeat, double share, Index slots) {
+                  Index n, unsigned groups, Index repeat, double share, Index slots) {
     using A = Accumulator<T>;
     constexpr int V = CHUNK<T>, THREADS = WARPS * WARP;
     static_assert(WARPS == 1 || ROWS == 1);
@@ -64,14 +64,14 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP)
     Team<A, WARPS> team(shared);
     const int thread = team.thread(), team_of_block = ROWS == 1 ? 0 : threadIdx.x / WARP;
     const int length = int(n);
-    const Index slot = blockIdx.x / groups, residue = blockIdx.x % groups;
+    const unsigned slot = blockIdx.x / groups, residue = blockIdx.x % groups;
+    const Parameter<Gamma, REPEATED> gammas(gamma, residue, n, repeat);
     A by_gamma[CHUNKS][V] = {}, by_beta[CHUNKS][V] = {};
-    for (Index r = residue + groups * (slot * ROWS + team_of_block); r < m;
+    for (Index r = residue + groups * (Index(slot) * ROWS + team_of_block); r < m;
          r += groups * slots * ROWS) {
         const T* const x_row = x + r * n;
         const Dy* const dy_row = dy + r * n;
         const bool x_aligned = is_aligned(x_row), dy_aligned = is_aligned(dy_row);
-        const Parameter<Gamma, REPEATED> gammas(gamma, r, n, groups, repeat);
         RowGradient<A, CENTER> of_row(mean, rstd, r);
         A d[CHUNKS][V], h[CHUNKS][V], sums[3] = {};
 #pragma unroll
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP)
         if (!partial) continue;
         auto& values = which == 0 ? by_gamma : by_beta;
         A* const part = partial + blockIdx.x * n;
-        if (ROWS == 1) {
+        if constexpr (ROWS == 1) {
 #pragma unroll
             for (int i = 0; i < CHUNKS; ++i) {
                 const int c = (i * THREADS + thread) * V;
@@ -128,32 +128,32 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP)
                 for (int j = 0; j < V; ++j)
                     if (c + j < length) part[c + j] = values[i][j];
             }
-            continue;
+        } else {
+#pragma unroll
+            for (int i = 0; i < CHUNKS; ++i)
+#pragma unroll
+                for (int j = 0; j < V; ++j)
+                    of_teams[team_of_block][(i * THREADS + thread) * V + j] = values[i][j];
+            __syncthreads();
+            for (int c = threadIdx.x; c < length; c += ROWS * WARP) {
+                A sum = 0;
+#pragma unroll
+                for (int each = 0; each < ROWS; ++each) sum += of_teams[each][c];
+                part[c] = sum;
+            }
+            __syncthreads();
         }
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i)
-#pragma unroll
-            for (int j = 0; j < V; ++j)
-                of_teams[team_of_block][(i * THREADS + thread) * V + j] = values[i][j];
-        __syncthreads();
-        for (int c = threadIdx.x; c < length; c += ROWS * WARP) {
-            A sum = 0;
-#pragma unroll
-            for (int each = 0; each < ROWS; ++each) sum += of_teams[each][c];
-            part[c] = sum;
-        }
-        __syncthreads();
     }
 }
 
 // dx of rows of any length, each read twice, and for `parameter_gradients` what the means missed.
 template <class T, class Dy, class Gamma, int WARPS, bool CENTER, bool REPEATED>
-__global__ void __launch_bounds__(WARPS* WARP)
+__global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
     long_rows_backward(const Dy* __restrict__ dy, const T* __restrict__ x,
                        const Accumulator<T>* __restrict__ mean,
                        const Accumulator<T>* __restrict__ rstd, const Gamma* __restrict__ gamma,
                        T* __restrict__ dx, Accumulator<T>* __restrict__ missed, Index n,
-                       Index groups, Index repeat, double share) {
+                       unsigned groups, Index repeat, double share) {
     using A = Accumulator<T>;
     constexpr int V = CHUNK<T>;
     constexpr Index STEP = Index(WARPS) * WARP * V;
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(WARPS* WARP)
     const T* const x_row = x + r * n;
     const Dy* const dy_row = dy + r * n;
     const bool x_aligned = is_aligned(x_row), dy_aligned = is_aligned(dy_row);
-    const Parameter<Gamma, REPEATED> gammas(gamma, r, n, groups, repeat);
+    const Parameter<Gamma, REPEATED> gammas(gamma, blockIdx.x % groups, n, repeat);
     RowGradient<A, CENTER> of_row(mean, rstd, r);
     Sum<A> of_product, of_h, of_g;
     for (Index c = Index(team.thread()) * V; c < n; c += STEP) {

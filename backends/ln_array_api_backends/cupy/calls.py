@@ -82,9 +82,7 @@ def kernel(name: str, *parameters: str | int | bool) -> Any:
         str(each).lower() if isinstance(each, bool) else str(each) for each in parameters
     )
     expression = f"{name}<{arguments}>"
-    module = cupy.RawModule(
-        code=source(), options=("-std=c++17",), name_expressions=(expression,)
-    )
+    module = cupy.RawModule(code=source(), options=("-std=c++17",), name_expressions=(expression,))
     return module.get_function(expression)
 
 
@@ -96,7 +94,9 @@ class CuPyBackend:
     """Both rows primitives, for every dtype and option."""
 
     def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
-        return 0 not in spec.shape
+        m, n = spec.shape
+        # A block has a 32-bit number, and computes with it and the number of groups.
+        return m > 0 and n > 0 and m < 1 << 31 and spec.groups < 1 << 29
 
     def prepare(self, primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
         call = _forward(spec) if primitive == "rows_forward" else _backward(spec)
@@ -135,6 +135,18 @@ def _or_null(array: Any) -> Any:
     return 0 if array is None else array
 
 
+def _launcher(
+    run: Any, grid: tuple[int, ...], threads: int, *constants: float
+) -> Callable[..., None]:
+    """A kernel with all but its arrays, which stand first; None is a null pointer."""
+    block = (threads,)
+
+    def launch(*arrays: Any) -> None:
+        run(grid, block, (*map(_or_null, arrays), *constants))
+
+    return launch
+
+
 def _forward(spec: RowsSpec) -> Callable[..., Any]:
     (m, n), center = spec.shape, spec.center
     single = cupy.dtype(ACCUMULATION.get(spec.dtype, "float32"))
@@ -142,17 +154,19 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     epsilon = max(spec.epsilon, smallest)
     shape = row_shape(spec.dtype, n, FORWARD_WARPS)
     names = (C_NAME[each or spec.dtype] for each in (spec.dtype, spec.gamma, spec.beta))
-    run = kernel("rows_forward", *names, *shape, center, spec.repeat > 1)
-    grid, block = (_ceil(m, shape.rows),), (shape.threads,)
-    constants = (m, n, spec.groups, spec.repeat, 1 / n, epsilon, math.sqrt(epsilon))
+    normalise = _launcher(
+        kernel("rows_forward", *names, *shape, center, spec.repeat > 1),
+        (_ceil(m, shape.rows),),
+        shape.threads,
+        *(m, n, spec.groups, spec.repeat, 1 / n, epsilon, math.sqrt(epsilon)),
+    )
     empty, column = cupy.empty, (m, 1)
 
     def call(x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
         y = empty((m, n), x.dtype) if out is None else out
         mean = empty(column, single) if center else None
         rstd = empty(column, single)
-        arrays = (x, _or_null(gamma), _or_null(beta), y, _or_null(mean), rstd)
-        run(grid, block, (*arrays, *constants))
+        normalise(x, gamma, beta, y, mean, rstd)
         return y, mean, rstd
 
     return call
@@ -163,78 +177,87 @@ def slots_for(rows: int, units: int, at_once: int) -> int:
     return min(rows, max(_ceil(at_once, units), _ceil(rows, RUN)))
 
 
+def _add_up(spec: RowsSpec, dtype: str, slots: int, gradients: int) -> Callable[..., None]:
+    """The launch that adds up the parts of one or both of dgamma and dbeta."""
+    width = spec.groups * spec.shape[1]
+    if spec.repeat > 1:
+        grid = (_ceil(width // spec.repeat, TEAMS), gradients)
+        run = kernel("add_up_repeated", C_NAME[dtype], TEAMS)
+        return _launcher(run, grid, TEAMS * WARP, slots, width, spec.repeat)
+    grid = (_ceil(width, COLUMNS), gradients)
+    run = kernel("add_up", C_NAME[dtype], COLUMNS, TEAMS)
+    return _launcher(run, grid, COLUMNS * TEAMS, slots, width)
+
+
 def _backward(spec: RowsSpec) -> Callable[..., Any]:
-    (m, n), groups, repeat = spec.shape, spec.groups, spec.repeat
+    (m, n), center, groups, repeat = spec.shape, spec.center, spec.groups, spec.repeat
     need_dx, need_dgamma, need_dbeta = spec.need
-    need_rows = need_dx or need_dgamma
+    wanted = need_dgamma + need_dbeta
     single = cupy.dtype(ACCUMULATION.get(spec.dtype, "float32"))
-    x_name, dy_name = C_NAME[spec.dtype], C_NAME[spec.dy or spec.dtype]
-    gamma_name, a_name = C_NAME[spec.gamma or spec.dtype], C_NAME[single.name]
+    names = [C_NAME[each or spec.dtype] for each in (spec.dtype, spec.dy, spec.gamma)]
     shape = row_shape(spec.dtype, n, BACKWARD_WARPS)
-    by_rows = need_rows and shape.chunks > 0
-    by_columns = (need_dgamma or need_dbeta) and not by_rows
-    repeated, width = repeat > 1, groups * n
+    # Rows that are kept in registers give all gradients at once. Where rows are long, or dbeta
+    # alone is wanted, columns are summed by themselves, given what the mean of each row missed.
+    at_once = shape.chunks > 0 and (need_dx or need_dgamma)
+    by_columns = wanted > 0 and not at_once
+    keeps_missed = by_columns and need_dgamma and center
+    of_rows = of_columns = add_up = None
     tiles = _ceil(n, THREADS)
-    if by_rows:
-        at_once = WARPS_AT_ONCE // max(shape.warps, shape.rows)
-        teams = _ceil(m // groups, shape.rows)
-        slots = slots_for(teams, groups, at_once) if need_dgamma or need_dbeta else teams
-    else:
-        slots = slots_for(m // groups, groups * tiles, WARPS_AT_ONCE * WARP // THREADS)
-    wanted = [name for name, need in (("dgamma", need_dgamma), ("dbeta", need_dbeta)) if need]
-    adds_up = bool(wanted) and (slots > 1 or repeated)
-    keeps_missed = by_columns and need_dgamma and spec.center
-    partials = slots * width if adds_up else 0
-    workspace_size = len(wanted) * partials + (m if keeps_missed else 0)
-    parameters = width // repeat
-    if by_rows:
-        run = kernel(
-            "rows_backward", x_name, dy_name, gamma_name, *shape, spec.center, repeated
-        )
-    elif need_rows:
-        run = kernel(
-            "long_rows_backward",
-            *(x_name, dy_name, gamma_name, shape.warps or LONG_ROW_WARPS, spec.center, repeated),
-        )
+    slots = _ceil(m // groups, shape.rows)
     if by_columns:
-        run_columns = kernel("parameter_gradients", x_name, dy_name, THREADS, spec.center)
-    if adds_up:
-        if repeated:
-            run_sums = kernel("add_up_repeated", a_name, TEAMS)
-            grid_of_sums = (_ceil(parameters, TEAMS), len(wanted))
-        else:
-            run_sums = kernel("add_up", a_name, COLUMNS, TEAMS)
-            grid_of_sums = (_ceil(width, COLUMNS), len(wanted))
+        slots = slots_for(m // groups, groups * tiles, WARPS_AT_ONCE * WARP // THREADS)
+        of_columns = _launcher(
+            kernel("parameter_gradients", *names[:2], THREADS, center),
+            (tiles * slots * groups,),
+            THREADS,
+            *(m, n, groups, slots, tiles),
+        )
+    elif wanted:
+        slots = slots_for(slots, groups, WARPS_AT_ONCE // max(shape.warps, shape.rows))
+    if at_once:
+        of_rows = _launcher(
+            kernel("rows_backward", *names, *shape, center, repeat > 1),
+            (slots * groups,),
+            shape.threads,
+            *(m, n, groups, repeat, 1 / n, slots),
+        )
+    elif need_dx or keeps_missed:
+        of_rows = _launcher(
+            kernel("long_rows_backward", *names, LONG.warps, center, repeat > 1),
+            (m,),
+            LONG.threads,
+            *(n, groups, repeat, 1 / n),
+        )
+    if wanted and (slots > 1 or repeat > 1):
+        add_up = _add_up(spec, single.name, slots, wanted)
+    parameters = (groups * n // repeat,)
+    part = slots * groups * n if add_up else 0
+    workspace = wanted * part + m * keeps_missed
     empty = cupy.empty
 
     def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
         dx = empty((m, n), x.dtype) if need_dx else None
-        results = [empty((parameters,), single) for _ in wanted]
-        workspace = empty((workspace_size,), single) if workspace_size else None
-        begin = 0 if workspace is None else workspace.data.ptr
-        step = partials * single.itemsize
-        parts = [begin + place * step for place in range(len(wanted))] if adds_up else results
-        place_of = dict(zip(wanted, parts, strict=True))
-        dgamma, dbeta = place_of.get("dgamma", 0), place_of.get("dbeta", 0)
-        missed = begin + len(wanted) * step if keeps_missed else 0
-        mean_, gamma_, dx_ = _or_null(mean), _or_null(gamma), _or_null(dx)
-        if by_rows:
-            arrays = (dy, x, mean_, rstd, gamma_, dx_, dgamma, dbeta)
-            run((slots * groups,), (shape.threads,), (*arrays, m, n, groups, repeat, 1 / n, slots))
-        elif need_rows and (need_dx or keeps_missed):
-            arrays = (dy, x, mean_, rstd, gamma_, dx_, missed)
-            run((m,), (shape.threads,), (*arrays, n, groups, repeat, 1 / n))
-        if by_columns:
-            arrays = (dy, x, mean_, rstd, missed, dgamma, dbeta)
-            grid = (tiles * slots * groups,)
-            run_columns(grid, (THREADS,), (*arrays, m, n, groups, slots, tiles))
-        if adds_up:
-            pointers = (parts[0], parts[-1], results[0], results[-1], slots, width)
-            if repeated:
-                run_sums(grid_of_sums, (TEAMS * WARP,), (*pointers, repeat))
-            else:
-                run_sums(grid_of_sums, (COLUMNS * TEAMS,), pointers)
-        result_of = dict(zip(wanted, results, strict=True))
-        return dx, result_of.get("dgamma"), result_of.get("dbeta")
+        dgamma = empty(parameters, single) if need_dgamma else None
+        dbeta = empty(parameters, single) if need_dbeta else None
+        memory = empty((workspace,), single) if workspace else None
+        begin = memory.data.ptr if memory is not None else 0
+        missed = begin + wanted * part * single.itemsize if keeps_missed else None
+        parts = [dgamma, dbeta]
+        if add_up:
+            step = part * single.itemsize
+            parts = [
+                begin if need_dgamma else None,
+                begin + step * need_dgamma if need_dbeta else None,
+            ]
+        if of_rows:
+            outputs = parts if at_once else (missed,)
+            of_rows(dy, x, mean, rstd, gamma, dx, *outputs)
+        if of_columns:
+            of_columns(dy, x, mean, rstd, missed, *parts)
+        if add_up:
+            # The kernel's second block row, if there is one, is dbeta's.
+            first, result = (parts[0], dgamma) if need_dgamma else (parts[1], dbeta)
+            add_up(first, parts[1], result, dbeta)
+        return dx, dgamma, dbeta
 
     return call

@@ -42,6 +42,11 @@ constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr int CHUNK_BYTES = 16;
 
+// Blocks that a multiprocessor must have registers for. Without a number, the compiler aims at more
+// of the smaller blocks, and spills a register or two for it.
+template <int THREADS>
+constexpr int AT_LEAST = THREADS < 512 ? 512 / THREADS : 1;
+
 template <class T>
 constexpr int CHUNK = CHUNK_BYTES / int(sizeof(T));
 
@@ -82,28 +87,29 @@ __device__ void store(T* place, bool aligned, int count, const A (&values)[V]) {
     }
 }
 
-// Element c of a row has element c / repeat of the parameters that begin at `place`.
+// Element c of a row has element c / repeat of its parameters, which are those of its residue, that
+// is its number modulo groups. Division is much faster in 32 bits, so c is an int where it can be.
 template <class P, bool REPEATED>
 struct Parameter {
     const P* place;
     bool aligned;
     Index repeat;
 
-    __device__ Parameter(const P* parameters, Index row, Index n, Index groups, Index repeat)
+    __device__ Parameter(const P* parameters, unsigned residue, Index n, Index repeat)
         : place(parameters), repeat(repeat) {
-        if (parameters && groups > 1) place += row % groups * (REPEATED ? n / repeat : n);
+        if (parameters && residue) place += residue * (REPEATED ? n / repeat : n);
         aligned = is_aligned(place);
     }
 
-    template <class A, int V>
-    __device__ void load(Index c, int count, A (&values)[V]) const {
-        if (!REPEATED) {
-            ::load(place + c, aligned, count, values);
-            return;
-        }
+    template <class C, class A, int V>
+    __device__ void load(C c, int count, A (&values)[V]) const {
+        if constexpr (REPEATED) {
 #pragma unroll
-        for (int j = 0; j < V; ++j)
-            values[j] = j < count ? static_cast<A>(place[(c + j) / repeat]) : A(0);
+            for (int j = 0; j < V; ++j)
+                values[j] = j < count ? static_cast<A>(place[(c + j) / C(repeat)]) : A(0);
+        } else {
+            ::load(place + c, aligned, count, values);
+        }
     }
 };
 
@@ -157,17 +163,20 @@ struct Team {
         static_assert(K <= 3);
 #pragma unroll
         for (int k = 0; k < K; ++k) values[k] = sum_of_warp(values[k]);
-        if (WARPS == 1) return;
-        exchange(values);
+        if constexpr (WARPS > 1) {
+            exchange(values);
 #pragma unroll
-        for (int k = 0; k < K; ++k) values[k] = sum_of_warp(values[k]);
+            for (int k = 0; k < K; ++k) values[k] = sum_of_warp(values[k]);
+        }
     }
 
     __device__ A largest(A value) {
         A values[1] = {largest_of_warp(value)};
-        if (WARPS == 1) return values[0];
-        exchange(values);
-        return largest_of_warp(values[0]);
+        if constexpr (WARPS > 1) {
+            exchange(values);
+            values[0] = largest_of_warp(values[0]);
+        }
+        return values[0];
     }
 
   private:

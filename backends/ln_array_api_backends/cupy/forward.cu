@@ -23,7 +23,7 @@ struct Row {
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
             const int c = (i * THREADS + thread) * V;
-            if (c < n) visit(values[i], min(V, n - c), Index(c));
+            if (c < n) visit(values[i], min(V, n - c), c);
         }
     }
 };
@@ -82,7 +82,7 @@ __device__ Statistics<A> statistics(const Row& row, Team& team, A first, A share
         A rough = 0;
         if (CENTER) {
             Sum<A> sum;
-            row.chunks([&](const A(&x)[V], int count, Index) {
+            row.chunks([&](const A(&x)[V], int count, auto) {
                 A part = 0;
 #pragma unroll
                 for (int j = 0; j < V; ++j)
@@ -94,7 +94,7 @@ __device__ Statistics<A> statistics(const Row& row, Team& team, A first, A share
             rough = first * scale + total[0] * share;
         }
         Sum<A> of_d, of_square;
-        row.chunks([&](const A(&x)[V], int count, Index) {
+        row.chunks([&](const A(&x)[V], int count, auto) {
             A part = 0, square = 0;
 #pragma unroll
             for (int j = 0; j < V; ++j) {
@@ -120,7 +120,7 @@ __device__ Statistics<A> statistics(const Row& row, Team& team, A first, A share
         if (scaled || (spread >= Limits<A>::least && spread <= Limits<A>::most))
             return {scale, unscale, rough, missed, inverse_root(spread)};
         A peak = 0;
-        row.chunks([&](const A(&x)[V], int count, Index) {
+        row.chunks([&](const A(&x)[V], int count, auto) {
 #pragma unroll
             for (int j = 0; j < V; ++j)
                 if (j < count) peak = max(peak, abs(x[j]));
@@ -139,9 +139,9 @@ __device__ Statistics<A> statistics(const Row& row, Team& team, A first, A share
 // y may be x; mean is null where CENTER is false, gamma and beta are where they are absent.
 template <class T, class Gamma, class Beta, int WARPS, int ROWS, int CHUNKS, bool CENTER,
           bool REPEATED>
-__global__ void __launch_bounds__(WARPS* ROWS* WARP)
+__global__ void __launch_bounds__(WARPS* ROWS* WARP, AT_LEAST<WARPS * ROWS * WARP>)
     rows_forward(const T* x, const Gamma* gamma, const Beta* beta, T* y, Accumulator<T>* mean,
-                 Accumulator<T>* rstd, Index m, Index n, Index groups, Index repeat,
+                 Accumulator<T>* rstd, Index m, Index n, unsigned groups, Index repeat,
                  double share, double epsilon, double root_of_epsilon) {
     using A = Accumulator<T>;
     constexpr int V = CHUNK<T>;
@@ -154,15 +154,17 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP)
     T* const y_row = y + r * n;
     const A first = static_cast<A>(x_row[0]);
     const Row<T, WARPS * WARP, CHUNKS> row(x_row, n, team.thread());
-    const Statistics<A> of_row = statistics<CENTER>(row, team, first, A(share), epsilon, root_of_epsilon);
+    const Statistics<A> of_row =
+        statistics<CENTER>(row, team, first, A(share), epsilon, root_of_epsilon);
     if (team.thread() == 0) {
         rstd[r] = of_row.rstd();
         if (CENTER) mean[r] = of_row.mean();
     }
-    const Parameter<Gamma, REPEATED> gammas(gamma, r, n, groups, repeat);
-    const Parameter<Beta, REPEATED> betas(beta, r, n, groups, repeat);
+    const unsigned residue = (blockIdx.x % groups * ROWS + unsigned(r % ROWS)) % groups;
+    const Parameter<Gamma, REPEATED> gammas(gamma, residue, n, repeat);
+    const Parameter<Beta, REPEATED> betas(beta, residue, n, repeat);
     const bool aligned = is_aligned(y_row);
-    row.chunks([&](const A(&values)[V], int count, Index c) {
+    row.chunks([&](const A(&values)[V], int count, auto c) {
         A result[V], parameters[V];
 #pragma unroll
         for (int j = 0; j < V; ++j)

@@ -1,0 +1,219 @@
+"""The CUDA kernels of the CuPy backend, in every order of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import cupy
+import cupy_on_cpu
+import ml_dtypes
+import numpy as np
+import pytest
+from ln_array_api_backends.cupy import backend, calls
+
+from ln_array_api.kernels import rows
+
+DTYPES: dict[str, Any] = {
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float32": np.float32,
+    "float64": np.float64,
+}
+EPSILON = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def _order() -> Iterator[None]:
+    yield
+    cupy_on_cpu.set_order("forward")
+
+
+class Case:
+    """Arrays for both passes on the device, and the options."""
+
+    def __init__(
+        self,
+        dtype: str,
+        m: int,
+        n: int,
+        *,
+        center: bool = True,
+        groups: int = 1,
+        repeat: int = 1,
+        wide: bool = False,
+        offset: int = 0,
+        mean: float = 3,
+    ) -> None:
+        rng = np.random.default_rng([m, n])
+        parameter = "float64" if wide else dtype
+        self.offset = offset
+        self.options = {"center": center, "groups": groups, "repeat": repeat}
+        size = groups * n // repeat
+        draw = rng.standard_normal
+        self.plain = [
+            (mean + draw((m, n))).astype(DTYPES[dtype]),
+            draw(size).astype(DTYPES[parameter]),
+            draw(size).astype(DTYPES[parameter]) if center else None,
+            draw((m, n)).astype(DTYPES["float32" if wide and dtype != "float64" else dtype]),
+        ]
+        self.x, self.gamma, self.beta, self.dy = map(self.on_device, self.plain)
+
+    def on_device(self, values: np.ndarray | None) -> Any:
+        """An array that begins some elements after where memory is aligned."""
+        if values is None:
+            return None
+        memory = cupy.zeros(values.size + self.offset, values.dtype)
+        array = memory[self.offset :].reshape(values.shape)
+        array[...] = cupy.asarray(values)
+        return array
+
+    def run(self, need: tuple[bool, bool, bool] = (True, True, True), **options: Any) -> list[Any]:
+        forward = backend.rows_forward(
+            self.x, self.gamma, self.beta, epsilon=EPSILON, **self.options, **options
+        )
+        gradients = backend.rows_backward(
+            self.dy, self.x, *forward[1:], self.gamma, need=need, **self.options
+        )
+        return [*forward, *gradients]
+
+    def expected(self) -> list[Any]:
+        """By the generic kernels on NumPy, in float64."""
+        x, gamma, beta, dy = (
+            None if each is None else each.astype(np.float64) for each in self.plain
+        )
+        forward = rows.rows_forward(x, gamma, beta, epsilon=EPSILON, **self.options)
+        return [*forward, *rows.rows_backward(dy, x, *forward[1:], gamma, **self.options)]
+
+
+def bits(results: list[Any]) -> list[bytes | None]:
+    return [None if each is None else each.get().tobytes() for each in results]
+
+
+def check(case: Case) -> None:
+    eps = float(ml_dtypes.finfo(case.x.dtype).eps)
+    for actual, expected in zip(case.run(), case.expected(), strict=True):
+        if expected is None:
+            assert actual is None
+        else:
+            assert actual.shape == expected.shape
+            np.testing.assert_allclose(
+                actual.get().astype(np.float64), expected, rtol=8 * eps, atol=32 * eps
+            )
+
+
+def lengths(dtype: str) -> list[int]:
+    """A length for each shape that rows of a dtype can have, neither whole nor aligned."""
+    each: dict[Any, int] = {}
+    for bit in range(16):
+        n = (1 << bit) + (1 << bit) // 3
+        shapes = [calls.row_shape(dtype, n, w) for w in (calls.FORWARD_WARPS, calls.BACKWARD_WARPS)]
+        each.setdefault(tuple(shapes), n)
+    return list(each.values())
+
+
+KINDS = [(dtype, n) for dtype in DTYPES for n in lengths(dtype)]
+
+
+@pytest.mark.parametrize(("dtype", "n"), KINDS)
+@pytest.mark.parametrize("center", [True, False], ids=["layer norm", "RMS norm"])
+def test_every_order_of_threads_gives_the_same_bits(dtype: str, n: int, center: bool) -> None:
+    case = Case(dtype, 7, n, center=center)
+    check(case)
+    results = []
+    for order in cupy_on_cpu.ORDERS:
+        cupy_on_cpu.set_order(order)
+        results.append(bits(case.run()))
+    assert all(each == results[0] for each in results[1:])
+
+
+@pytest.mark.parametrize("n", [12, 600, 3000, 12000])
+@pytest.mark.parametrize(("groups", "repeat"), [(3, 1), (3, 4), (1, 3), (6, 12)])
+def test_groups(n: int, groups: int, repeat: int) -> None:
+    """Group and instance norm, in every order."""
+    case = Case("float32", 12, n, groups=groups, repeat=repeat)
+    check(case)
+    results = []
+    for order in cupy_on_cpu.ORDERS:
+        cupy_on_cpu.set_order(order)
+        results.append(bits(case.run()))
+    assert all(each == results[0] for each in results[1:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [40, 1600, 18000])
+def test_bits_do_not_depend_on_alignment(dtype: str, n: int) -> None:
+    aligned = bits(Case(dtype, 5, n).run())
+    for offset in (1, 2):
+        assert bits(Case(dtype, 5, n, offset=offset).run()) == aligned
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("n", [40, 3000, 18000])
+def test_wider_parameters_and_dy(dtype: str, n: int) -> None:
+    check(Case(dtype, 5, n, wide=True))
+
+
+@pytest.mark.parametrize("n", [40, 18000])
+@pytest.mark.parametrize("need", list(product((False, True), repeat=3)))
+def test_only_what_is_needed(n: int, need: tuple[bool, bool, bool]) -> None:
+    """Gradients are None where they are not wanted; dx has the same bits, whatever else is."""
+    case = Case("float32", 70, n)
+    before = cupy_on_cpu.counts()["launches"]
+    some = case.run(need=need)[3:]
+    launches = cupy_on_cpu.counts()["launches"] - before - 1
+    assert launches <= 3 * any(need)
+    everything = case.run()[3:]
+    assert [each is not None for each in some] == list(need)
+    assert not need[0] or bits(some[:1]) == bits(everything[:1])
+    for part, whole in zip(some[1:], everything[1:], strict=True):
+        if part is not None:
+            np.testing.assert_allclose(part.get(), whole.get(), rtol=1e-5, atol=1e-5)
+
+
+def test_out_may_be_x() -> None:
+    for n in (40, 3000, 40000):
+        case = Case("float32", 5, n)
+        y, *_ = bits(case.run())
+        backend.rows_forward(
+            case.x, case.gamma, case.beta, epsilon=EPSILON, out=case.x, **case.options
+        )
+        assert case.x.get().tobytes() == y
+
+
+@pytest.mark.parametrize("n", [40, 3000, 18000])
+def test_nothing_waits_for_the_device(n: int) -> None:
+    """No synchronisation, no copy to the host; given memory from a pool, it can be captured."""
+    case = Case("float32", 70, n)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc), stream:
+        case.run()
+        before = cupy_on_cpu.counts()
+        stream.begin_capture()
+        case.run()
+        stream.end_capture()
+        after = cupy_on_cpu.counts()
+    assert after == {**before, "launches": after["launches"]}
+
+
+@pytest.mark.parametrize("n", [40, 3000, 18000])
+def test_nothing_is_allocated_but_results_and_a_workspace(n: int) -> None:
+    case = Case("float32", 70, n)
+    case.run()
+    before = cupy_on_cpu.counts()["allocations"]
+    results = case.run()
+    assert cupy_on_cpu.counts()["allocations"] - before <= len(results) + 1
+
+
+@pytest.mark.parametrize("n", [40, 3000, 18000])
+def test_the_rounded_mean_is_not_trusted(n: int) -> None:
+    check(Case("float32", 5, n, mean=1e4))
+
+
+@pytest.mark.parametrize(("m", "n", "groups", "repeat"), [(70000, 3, 1, 1), (3000, 20, 300, 5)])
+def test_sums_over_many_rows(m: int, n: int, groups: int, repeat: int) -> None:
+    case = Case("float32", m, n, groups=groups, repeat=repeat)
+    terms = m * repeat // groups
+    for actual, expected in zip(case.run()[4:], case.expected()[4:], strict=True):
+        np.testing.assert_allclose(actual.get(), expected, rtol=0, atol=terms * 1e-6)
