@@ -247,6 +247,18 @@ def test_a_broken_backend_asked_for_by_name_is_an_error(register: Register) -> N
     assert backend.wanted_backend() is None
 
 
+def test_a_backend_without_its_hardware_says_so_and_does_not_warn(register: Register) -> None:
+    def load() -> Any:
+        raise ln.BackendError("finds no GPU")
+
+    register(Entry("fast", "numpy", load))
+    ln.layer_norm(X)
+    assert "fast: finds no GPU" in ln.explain(ln.layer_norm, X).reason
+    match = "^backend 'fast' cannot be had: finds no GPU$"
+    with pytest.raises(ln.BackendError, match=match), ln.use_backend("fast"):
+        pytest.fail("the block was entered")
+
+
 def test_a_broken_backend_does_not_stand_in_the_way_of_the_next(register: Register) -> None:
     counting = Counting()
     register(broken(), entry("counting", counting))

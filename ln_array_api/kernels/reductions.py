@@ -11,6 +11,8 @@ from .._arrays import Array, library_of
 #: Rows that are added one after the other before their sums are added. NumPy adds the rows of a
 #: column sum in sequence, and a sequence of n terms is off by sqrt(n)/8 ulp or so.
 BLOCK = 64
+#: Elements of a row that CuPy may add up at once: each of its 512 threads takes a sequence of them.
+CUPY_ROW = 512 * BLOCK
 
 
 def sum_over(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
@@ -26,9 +28,12 @@ def sum_over(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
     if 0 in x.shape:
         return xp.sum(x, axis=axes, keepdims=True)
     kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
-    if axes[0] == len(kept):
-        return xp.sum(x, axis=axes, keepdims=True)
     shape = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
+    if axes[0] == len(kept):
+        n = math.prod(x.shape[len(kept) :])
+        if n > CUPY_ROW and library_of(x).name == "cupy":
+            return xp.reshape(_sum_long_rows(xp, xp.reshape(x, (-1, n))), shape)
+        return xp.sum(x, axis=axes, keepdims=True)
     if axes[-1] == len(axes) - 1:
         rows = math.prod(x.shape[: len(axes)])
         return xp.reshape(_sum_rows(xp, xp.reshape(x, (rows, -1))), shape)
@@ -44,6 +49,19 @@ def _sum_rows(xp: Any, x: Array) -> Array:
         sums = xp.sum(whole, axis=1)
         x = xp.concat([sums, xp.sum(x[blocks * BLOCK :, :], axis=0)[None, :]]) if rest else sums
     return xp.sum(x, axis=0)
+
+
+def _sum_long_rows(xp: Any, x: Array) -> Array:
+    """Sum each row of x, shape (M, N), in blocks of CUPY_ROW, then the blocks likewise."""
+    while x.shape[1] > CUPY_ROW:
+        blocks, rest = divmod(x.shape[1], CUPY_ROW)
+        whole = xp.reshape(x[:, : blocks * CUPY_ROW], (x.shape[0], blocks, CUPY_ROW))
+        sums = xp.sum(whole, axis=2)
+        if rest:
+            last = xp.sum(x[:, blocks * CUPY_ROW :], axis=1)[:, None]
+            sums = xp.concat([sums, last], axis=1)
+        x = sums
+    return xp.sum(x, axis=1)
 
 
 def largest_magnitude(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:

@@ -118,7 +118,10 @@ def compile_for_host(source: str, options: Sequence[str]) -> Path:
             file, made = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
             file.write_text(source)
             result = subprocess.run(
-                [*command, str(file), "-o", str(made)], capture_output=True, text=True
+                [*command, str(file), "-o", str(made)],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "LD_PRELOAD": ""},  # a sanitizer's library is not the compiler's
             )
             if result.returncode:
                 raise RuntimeError(f"a kernel does not compile for the CPU:\n{result.stderr}")

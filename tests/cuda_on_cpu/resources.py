@@ -1,7 +1,8 @@
 """Compile every kernel by NVRTC for real architectures, and tell those that spill registers.
 
-Needs NVRTC, and neither a GPU nor a driver. ``resources.py 90 120`` is for sm_90 and sm_120; with
-``-v``, the registers of each kernel are told as well.
+Needs NVRTC, and neither a GPU nor a driver. ``resources.py 90 120`` is for sm_90 and sm_120. With
+``-a``, dy and parameters in wider dtypes than x's are compiled as well; with ``-v``, the registers
+of each kernel are told.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ def shapes(dtype: str, warps: tuple[int, ...]) -> list[calls.Shape]:
     return list(dict.fromkeys(calls.row_shape(dtype, 1 << bit, warps) for bit in range(20)))
 
 
-def expressions(dtype: str) -> Iterator[str]:
-    """Every kernel for x of a dtype."""
+def expressions(dtype: str, wider: bool = False) -> Iterator[str]:
+    """Every kernel for x of a dtype, and whether dy and parameters may be wider."""
     name, wide = calls.C_NAME[dtype], calls.ACCUMULATION.get(dtype, "float32")
     flags = [*product(("false", "true"), repeat=2)]
-    parameters = [calls.C_NAME[each] for each in PARAMETERS[dtype]]
+    parameters = [calls.C_NAME[each] for each in PARAMETERS[dtype][: 1 + wider]]
     for p, shape, (center, repeated) in product(
         parameters, shapes(dtype, calls.FORWARD_WARPS), flags
     ):
@@ -77,9 +78,9 @@ def expressions(dtype: str) -> Iterator[str]:
         yield f"add_up_repeated<{name}, {calls.TEAMS}>"
 
 
-def usages(dtype: str, architecture: str) -> dict[str, Usage]:
+def usages(dtype: str, architecture: str, wider: bool = False) -> dict[str, Usage]:
     """What each kernel for x of a dtype needs on an architecture."""
-    names = list(expressions(dtype))
+    names = list(expressions(dtype, wider))
     program = nvrtc.createProgram(calls.source(), "kernels.cu", (), ())
     for name in names:
         nvrtc.addNameExpression(program, name)
@@ -97,12 +98,12 @@ def usages(dtype: str, architecture: str) -> dict[str, Usage]:
 
 
 if __name__ == "__main__":
-    arguments = [each for each in sys.argv[1:] if each != "-v"]
+    arguments = [each for each in sys.argv[1:] if each.isdigit()]
     wrong = 0
     for architecture in arguments or ARCHITECTURES:
         kernels = most = 0
         for dtype in PARAMETERS:
-            for name, usage in usages(dtype, architecture).items():
+            for name, usage in usages(dtype, architecture, "-a" in sys.argv).items():
                 kernels, most = kernels + 1, max(most, usage.registers)
                 spills = usage.stack or usage.stores or usage.loads
                 wrong += bool(spills)

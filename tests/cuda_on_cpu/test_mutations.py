@@ -152,7 +152,7 @@ from ln_array_api_backends.cupy import calls
 source = calls.source().replace({fault.old!r}, {fault.new!r})
 assert source != calls.source()
 calls.source = lambda: source
-test_kernels.Case({fault.dtype!r}, 7, {fault.n}).run()
+test_kernels.Case({fault.dtype!r}, 5, {fault.n}).run()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "AddressSanitizer" in result.stderr, result.stderr

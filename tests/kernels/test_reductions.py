@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ln_array_api._arrays import library_of
+from ln_array_api.kernels import reductions
 from ln_array_api.kernels.reductions import BLOCK, largest_magnitude, sum_over
 
 EPS = 2.0**-24
@@ -145,3 +146,11 @@ def test_largest_magnitude_of_what_is_special(module: str) -> None:
     xp, x = given(module, values)
     peak = plain(largest_magnitude(xp, x, (1,)))
     np.testing.assert_array_equal(peak, [[3], [0], [np.inf], [np.nan]])
+
+
+@pytest.mark.parametrize("n", [reductions.CUPY_ROW + 1, 3 * reductions.CUPY_ROW])
+def test_long_rows_in_blocks(n: int) -> None:
+    """As CuPy's are, shown on NumPy."""
+    values = np.random.default_rng(2).lognormal(size=(2, n)).astype(np.float32)
+    actual = reductions._sum_long_rows(*given("numpy", values))
+    np.testing.assert_allclose(actual, values.astype(np.float64).sum(axis=1), rtol=4 * EPS)

@@ -136,7 +136,7 @@ def _or_null(array: Any) -> Any:
 
 
 def _launcher(
-    run: Any, grid: tuple[int, ...], threads: int, *constants: float
+    run: Any, grid: tuple[int, ...], threads: int, *constants: Any
 ) -> Callable[..., None]:
     """A kernel with all but its arrays, which stand first; None is a null pointer."""
     block = (threads,)
@@ -158,7 +158,7 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
         kernel("rows_forward", *names, *shape, center, spec.repeat > 1),
         (_ceil(m, shape.rows),),
         shape.threads,
-        *(m, n, spec.groups, spec.repeat, 1 / n, epsilon, math.sqrt(epsilon)),
+        *(m, n, cupy.uint32(spec.groups), spec.repeat, 1 / n, epsilon, math.sqrt(epsilon)),
     )
     empty, column = cupy.empty, (m, 1)
 
@@ -219,14 +219,14 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
             kernel("rows_backward", *names, *shape, center, repeat > 1),
             (slots * groups,),
             shape.threads,
-            *(m, n, groups, repeat, 1 / n, slots),
+            *(m, n, cupy.uint32(groups), repeat, 1 / n, slots),
         )
     elif need_dx or keeps_missed:
         of_rows = _launcher(
             kernel("long_rows_backward", *names, LONG.warps, center, repeat > 1),
             (m,),
             LONG.threads,
-            *(n, groups, repeat, 1 / n),
+            *(n, cupy.uint32(groups), repeat, 1 / n),
         )
     if wanted and (slots > 1 or repeat > 1):
         add_up = _add_up(spec, single.name, slots, wanted)
