@@ -26,6 +26,8 @@ BUILD = HERE.parents[1] / ".cuda_on_cpu"
 KERNELS = BUILD / "kernels"
 CXX = shutil.which("clang++") or "g++"
 SANITIZE = os.environ.get("CUDA_ON_CPU_SANITIZE", "")
+#: g++ cannot put the static variables of a template in a section, to be found and filled.
+FILLS_SHARED_MEMORY = "clang" in CXX and not SANITIZE
 ORDERS = ("forward", "reverse", "greedy", "greedy-reverse")
 
 os.environ["CUPY_ACCELERATORS"] = ""  # CUB's own kernels are not simulated
@@ -106,9 +108,8 @@ def compile_for_host(source: str, options: Sequence[str]) -> Path:
     command += [f"-I{each}" for each in (HERE, *bundled, include, toolkit)]
     if SANITIZE:
         command += [f"-fsanitize={SANITIZE}", "-shared-libsan"]
-    elif "clang" in CXX:  # g++ cannot put the static variables of a template in a section
+    if FILLS_SHARED_MEMORY:
         command += ["-DSIMULATOR_POISON"]
-    command += [str(BUILD / "libcuda.so.1")]
     header = (HERE / "simulator.h").read_text()
     key = hashlib.sha256("\0".join([*command, header, source]).encode()).hexdigest()[:32]
     library = KERNELS / f"{key}.so"
@@ -118,7 +119,7 @@ def compile_for_host(source: str, options: Sequence[str]) -> Path:
             file, made = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
             file.write_text(source)
             result = subprocess.run(
-                [*command, str(file), "-o", str(made)],
+                [*command, str(file), str(BUILD / "libcuda.so.1"), "-o", str(made)],
                 capture_output=True,
                 text=True,
                 env={**os.environ, "LD_PRELOAD": ""},  # a sanitizer's library is not the compiler's

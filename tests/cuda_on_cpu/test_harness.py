@@ -94,6 +94,6 @@ def test_a_missing_barrier_makes_a_difference_between_orders() -> None:
     assert len({bits for (barrier, _), bits in results.items() if not barrier}) > 1
 
 
-@pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="shared arrays are not filled then")
+@pytest.mark.skipif(not cupy_on_cpu.FILLS_SHARED_MEMORY, reason="not with this compiler")
 def test_shared_memory_that_nothing_was_written_to_is_filled() -> None:
     assert (launch("__shared__ int s[64]; if (t > 99) s[0] = 1; y[t] = s[t];") == -1).all()
