@@ -20,7 +20,7 @@ from .memory import memory_pool
 #: Bytes of x from which several threads are worth waking.
 PARALLEL = 128 << 10
 #: Bytes of a result from which its memory comes from the pool.
-POOLED = 8 << 20
+POOLED = 1 << 20
 #: Bytes of a result from which it is stored past the cache, which it would not fit in. Rows of less
 #: than so many bytes are slowed down by that.
 STREAMED, STREAMED_ROW = 12 << 20, 2048

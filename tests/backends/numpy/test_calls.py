@@ -323,7 +323,7 @@ def test_explain_names_kernel_threads_stores_and_memory(monkeypatch: pytest.Monk
     small = "compiled by Numba for float32, 1 thread, cached stores, fresh memory"
     assert reason(8, 64) == small
     assert reason(8, 64, ln.rms_norm, "bfloat16") == small.replace("float32", "bfloat16")
-    assert reason(512, 768) == small.replace("1 thread", "7 threads")
+    assert reason(255, 1024) == small.replace("1 thread", "7 threads")
     pooled = "compiled by Numba for float32, 7 threads, cached stores, memory from the pool"
     assert reason(2048, 1024) == pooled
     assert reason(4096, 1024) == pooled.replace("cached", "streaming")
@@ -392,7 +392,7 @@ def test_without_numba_calls_run_generically(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_large_results_come_from_the_pool(pooled: bool) -> None:
-    m = 2048 if pooled else 2047
+    m = calls.POOLED // 4096 - (not pooled)
     x = random("float32", m, 1024)
     memory_pool.free_all()
     before = memory_pool.stats()
