@@ -19,7 +19,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 
 BYTES = 64
 
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 _MOST_FLOAT, _MOST_DOUBLE = (2 - 2.0**-23) * 2.0**127, (2 - 2.0**-52) * 2.0**1023
 NUMBER = {types.float32: FLOAT, types.float64: DOUBLE}
