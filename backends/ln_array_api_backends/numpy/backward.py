@@ -23,8 +23,14 @@ from .access import (
     store_first,
     stream,
 )
-from .forward import AHEAD, AT_ONCE, AT_ONCE_BYTES, INLINE, LONG, OPTIONS, RUN, plus
-from .simd import beside, fma, keep_first, lanes, number, ones, splat, total
+from .forward import AHEAD, INLINE, LONG, OPTIONS, RUN, plus
+from .simd import beside, fma, keep_first, lanes, number, ones, splat, total, totals
+
+#: Bytes of a row up to which four are taken at once, and two if longer. More would fit the first
+#: cache, but while these are swept for the second time, the next would not come from memory.
+SHORT = 1024
+#: Numbers in memory for four rows, with room for a vector at the place of the last.
+ROOM = 32
 
 
 @njit(**INLINE)
@@ -46,7 +52,10 @@ def times(dy, gamma, p, count, plus):
 
 @njit(**INLINE)
 def sums(dy, x, o, n, mean, rstd, gamma, p, ahead):
-    """Sums of x_hat, of g and of g * x_hat over n elements, where g is dy * gamma."""
+    """Sums of x_hat, of g and of g * x_hat over n elements, where g is dy * gamma.
+
+    One in each lane, which are to be added up.
+    """
     zero = rstd - rstd
     width = lanes(rstd)
     step = 2 * width
@@ -83,7 +92,21 @@ def sums(dy, x, o, n, mean, rstd, gamma, p, ahead):
         g = keep_first(times(g, gamma, p + j, count, None), count)
         of_x_hat, of_g, of_product = of_x_hat + h, of_g + g, fma(g, h, of_product)
         j += width
-    return total(of_x_hat + lost_x_hat), total(of_g + lost_g), total(of_product + lost_product)
+    return of_x_hat + lost_x_hat, of_g + lost_g, of_product + lost_product
+
+
+@njit(**INLINE)
+def sums_of_four(dy, x, o, n, mean, rstd, row, gamma, p, ahead, one):
+    """As `sums`, added up, for four rows one after the other: a quarter of the lanes for each."""
+    m, r = element(mean, row, one), element(rstd, row, one)
+    a, aa, aaa = sums(dy, x, o, n, m, r, gamma, p, ahead)
+    m, r = element(mean, row + 1, one), element(rstd, row + 1, one)
+    b, bb, bbb = sums(dy, x, o + n, n, m, r, gamma, p, ahead)
+    m, r = element(mean, row + 2, one), element(rstd, row + 2, one)
+    c, cc, ccc = sums(dy, x, o + 2 * n, n, m, r, gamma, p, ahead)
+    m, r = element(mean, row + 3, one), element(rstd, row + 3, one)
+    d, dd, ddd = sums(dy, x, o + 3 * n, n, m, r, gamma, p, ahead)
+    return totals(a, b, c, d), totals(aa, bb, cc, dd), totals(aaa, bbb, ccc, ddd)
 
 
 @njit(**INLINE)
@@ -201,14 +224,15 @@ def differentiate_both(dy, x, o, n, row0, row1, gamma, p, dx, dgamma, dbeta, q, 
 
 
 @njit(**INLINE)
-def constants(mean, rstd, row, missed, mean_g, projection, one):
+def constants(mean, rstd, row, missed, mean_g, projection, place, one):
     """What the second sweep over a row needs, in vectors."""
+    zero = one - one
     return (
         element(mean, row, one),
         element(rstd, row, one),
-        beside(mean, splat(-missed)),
-        beside(mean, splat(-mean_g)),
-        splat(-projection),
+        beside(mean, zero - element(missed, place, one)),
+        beside(mean, zero - element(mean_g, place, one)),
+        zero - element(projection, place, one),
     )
 
 
@@ -220,9 +244,9 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, stream
     dgamma_, dbeta_ = memory(dgamma), memory(dbeta)
     mean_, rstd_ = memory(mean), memory(rstd)
     one = ones(rstd)
-    zero, share = number(0.0, one), number(1.0 / n, one)
+    share = splat(number(1.0 / n, one))
     ahead = AHEAD // size if streams and n * size > LONG else 0
-    at_once = max(2, min(AT_ONCE, AT_ONCE_BYTES // (2 * n * size)))
+    at_once = 4 if n * size <= SHORT else 2
     following = at_once * n if streams and not ahead else 0
     per_row = n if repeat is None else n // repeat
     parameters = groups * per_row
@@ -231,42 +255,48 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, stream
         dgamma[q : q + parameters] = 0
     if dbeta is not None:
         dbeta[q : q + parameters] = 0
-    misses, mean_gs, projections = (
-        scratch(one, AT_ONCE),
-        scratch(one, AT_ONCE),
-        scratch(one, AT_ONCE),
-    )
+    # The numbers of four rows fill a vector.
+    spacing = lanes(one) // 4
+    misses, mean_gs, projections = scratch(one, ROOM), scratch(one, ROOM), scratch(one, ROOM)
     whole = repeat is None and groups == 1 and n % lanes(one) == 0
     stop = min(m, (block + 1) * rows)
     for begin in range(block * rows, stop, at_once):
         count = min(at_once, stop - begin)
-        for k in range(count):
-            row = begin + k
+        k = 0
+        while k < count:
+            row, rows_now = begin + k, 1
             o, p = row * n, (row % groups) * per_row
             mu, r = element(mean_, row, one), element(rstd_, row, one)
-            of_x_hat, of_g, of_product = zero, zero, zero
-            if repeat is None:
-                of_x_hat, of_g, of_product = sums(dy_, x_, o, n, mu, r, gamma_, p, ahead)
+            if whole and k + 4 <= count:
+                rows_now = 4
+                of_x_hat, of_g, of_product = sums_of_four(
+                    dy_, x_, o, n, mean_, rstd_, row, gamma_, p, ahead, one
+                )
+            elif repeat is None:
+                a, b, c = sums(dy_, x_, o, n, mu, r, gamma_, p, ahead)
+                of_x_hat, of_g, of_product = splat(total(a)), splat(total(b)), splat(total(c))
             else:
+                of_x_hat, of_g, of_product = one - one, one - one, one - one
                 for segment in range(per_row):
                     g = element(gamma_, p + segment, one)
                     a, b, c = sums(dy_, x_, o + segment * repeat, repeat, mu, r, g, 0, 0)
-                    of_x_hat, of_g, of_product = of_x_hat + a, of_g + b, of_product + c
-            misses[k], mean_gs[k], projections[k] = (
-                of_x_hat * share,
-                of_g * share,
-                of_product * share,
-            )
+                    of_x_hat, of_g = of_x_hat + splat(total(a)), of_g + splat(total(b))
+                    of_product = of_product + splat(total(c))
+            missed, mean_g, projection = of_x_hat * share, of_g * share, of_product * share
             if mean is not None:  # what the rounded mean has missed is no part of x_hat
-                projections[k] -= misses[k] * of_g * share
+                projection = projection - missed * mean_g
+            store(misses, k * spacing, missed)
+            store(mean_gs, k * spacing, mean_g)
+            store(projections, k * spacing, projection)
+            k += rows_now
         k = 0
         while k < count:
             row = begin + k
             o, p = row * n, (row % groups) * per_row
-            this = constants(mean_, rstd_, row, misses[k], mean_gs[k], projections[k], one)
+            this = constants(mean_, rstd_, row, misses, mean_gs, projections, k * spacing, one)
             if whole and k + 1 < count and (not streams or elements_to_alignment(dx_, o, one) == 0):
                 next_ = constants(
-                    mean_, rstd_, row + 1, misses[k + 1], mean_gs[k + 1], projections[k + 1], one
+                    mean_, rstd_, row + 1, misses, mean_gs, projections, (k + 1) * spacing, one
                 )
                 differentiate_both(
                     dy_, x_, o, n, this, next_, gamma_, p, dx_, dgamma_, dbeta_, q + p, streams,

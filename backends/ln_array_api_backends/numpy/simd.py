@@ -222,6 +222,42 @@ def total(typing: Any, vector: Any) -> Any:
     return vector.scalar(vector), generate
 
 
+def _lanes_of(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:
+    mask = ir.Constant(ir.VectorType(I32, len(numbers)), numbers)
+    return builder.shuffle_vector(a, b, mask)
+
+
+@intrinsic
+def totals(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The `total` of each of four vectors, bit for bit, in a quarter of the lanes each.
+
+    Folding them together takes 13 instructions, and one after the other 32.
+    """
+    count = a.lanes
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors, size = list(args), count  # of how many lanes each vector's sum now consists
+        while size > 1:
+            size //= 2
+            if len(vectors) > 1:
+                pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
+                low = [lane for lane in range(2 * count) if lane // size % 2 == 0]
+                vectors = [
+                    builder.fadd(
+                        _lanes_of(builder, *pair, low),
+                        _lanes_of(builder, *pair, [lane + size for lane in low]),
+                    )
+                    for pair in pairs
+                ]
+            else:
+                (value,) = vectors
+                swapped = _lanes_of(builder, value, value, [lane ^ size for lane in range(count)])
+                vectors = [builder.fadd(value, swapped)]
+        return vectors[0]
+
+    return a(a, b, c, d), generate
+
+
 @intrinsic
 def peak(typing: Any, vector: Any) -> Any:
     """The largest lane."""

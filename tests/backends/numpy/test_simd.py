@@ -94,6 +94,14 @@ def fold(a: Any) -> tuple[Any, Any]:
 
 
 @njit
+def fold_four(rows: Any, results: Any) -> None:
+    one, values, width = simd.ones(rows), access.memory(rows), rows.shape[1]
+    a, b = access.load(values, 0, one), access.load(values, width, one)
+    c, d = access.load(values, 2 * width, one), access.load(values, 3 * width, one)
+    access.store(access.memory(results), 0, simd.totals(a, b, c, d))
+
+
+@njit
 def ahead(array: Any, index: int, like: Any) -> int:
     return access.elements_to_alignment(access.memory(array), index, simd.ones(like))
 
@@ -278,6 +286,16 @@ def test_lanes_are_added_in_halves(dtype: str, lanes: int) -> None:
         from_left += total != np.cumsum(a)[-1]
         pairs += total != halves(a.reshape(2, -1).T.ravel(), np.add)
     assert min(from_left, pairs) > 20
+
+
+@pytest.mark.parametrize(("dtype", "lanes"), [("float32", 16), ("float64", 8)])
+def test_four_vectors_are_folded_together_as_each_alone(dtype: str, lanes: int) -> None:
+    results = np.empty(lanes, dtype)
+    for seed in range(50):
+        rows = np.random.default_rng(seed).standard_normal((4, lanes)).astype(dtype)
+        fold_four(rows, results)
+        alone = np.asarray([fold(row)[0] for row in rows])
+        np.testing.assert_array_equal(results, np.repeat(alone, lanes // 4))
 
 
 def test_arithmetic_is_as_it_is_written() -> None:
