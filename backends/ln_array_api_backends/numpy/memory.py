@@ -8,6 +8,7 @@ takes it.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import threading
@@ -60,10 +61,10 @@ class MemoryPool:
     def __init__(self, limit: int = _DEFAULT_LIMIT) -> None:
         self._limit = self._checked(limit)
         self._lock = threading.Lock()
-        self._free: list[np.ndarray] = []  # the one that has waited longest first
+        self._free: list[_Memory] = []  # the one that has waited longest first
         # An array can die anywhere, while this thread holds the lock too. So memory that comes
         # back is put here, where that needs no lock, and sorted in as soon as nobody holds it.
-        self._returned: deque[np.ndarray] = deque()
+        self._returned: deque[_Memory] = deque()
         self._used_bytes = self._free_bytes = self._hits = self._misses = 0
 
     @staticmethod
@@ -102,20 +103,23 @@ class MemoryPool:
         """An array in C order, aligned to 64 bytes, whose values are whatever was there."""
         dtype = np.dtype(dtype)
         size = _rounded(math.prod(shape) * dtype.itemsize + _ALIGNMENT)
-        return np.ndarray(shape, dtype, buffer=np.asarray(_Loan(self, self._take(size))))
+        memory = self._take(size)
+        loan = _Loan(size - _ALIGNMENT, np.uint8, memory.aligned)
+        loan.pool, loan.memory = self, memory
+        return np.ndarray(shape, dtype, loan)
 
-    def _take(self, size: int) -> np.ndarray:
+    def _take(self, size: int) -> _Memory:
         self._settle()
         memory = self._waiting(size)
         if memory is None:
-            memory = np.empty(size, np.uint8)
+            memory = _Memory(size)
             with self._lock:
                 self._misses += 1
                 self._used_bytes += size
         self._settle()
         return memory
 
-    def _waiting(self, size: int) -> np.ndarray | None:
+    def _waiting(self, size: int) -> _Memory | None:
         """Memory of a size that waits, which is in use from now on."""
         with self._lock:
             for place in range(len(self._free) - 1, -1, -1):  # the latest is warmest
@@ -127,7 +131,7 @@ class MemoryPool:
                     return memory
         return None
 
-    def _give_back(self, memory: np.ndarray) -> None:
+    def _give_back(self, memory: _Memory) -> None:
         self._returned.append(memory)
         self._settle()
 
@@ -156,24 +160,30 @@ def _rounded(nbytes: int) -> int:
     return -(-nbytes // step) * step
 
 
-class _Loan:
+class _Memory:
+    """A piece of memory that a pool has taken from the system."""
+
+    aligned: Any  # what has the buffer protocol
+    nbytes: int
+    __slots__ = ("aligned", "nbytes")
+
+    def __init__(self, nbytes: int) -> None:
+        memory = np.empty(nbytes, np.uint8)
+        ahead = -memory.ctypes.data % _ALIGNMENT
+        self.nbytes = nbytes
+        # No array or memoryview of one: a loan's views would have that array as their base instead.
+        self.aligned = (ctypes.c_ubyte * (nbytes - ahead)).from_buffer(memory, ahead)  # type: ignore[arg-type]
+
+
+class _Loan(np.ndarray):
     """Memory on loan from a pool: the base of an array, and so of all its views."""
 
-    __slots__ = ("__array_interface__", "_memory", "_pool")
-
-    def __init__(self, pool: MemoryPool, memory: np.ndarray) -> None:
-        self._pool, self._memory = pool, memory
-        address = memory.__array_interface__["data"][0]
-        ahead = -address % _ALIGNMENT
-        self.__array_interface__ = {
-            "data": (address + ahead, False),
-            "shape": (memory.nbytes - ahead,),
-            "typestr": "|u1",
-            "version": 3,
-        }
+    pool: MemoryPool | None = None  # views of the loan and copies have none
+    memory: _Memory
 
     def __del__(self) -> None:
-        self._pool._give_back(self._memory)
+        if self.pool is not None:
+            self.pool._give_back(self.memory)
 
 
 #: The pool of this backend's results.

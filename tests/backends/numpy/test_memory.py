@@ -118,7 +118,7 @@ def test_memory_that_is_given_back_too_early_would_be_seen(monkeypatch: pytest.M
     def empty(self: MemoryPool, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         block = self._take(memory._rounded(shape[0] * 4 + 64))
         self._give_back(block)
-        return block[: shape[0] * 4].view(dtype)
+        return np.ndarray(shape, dtype, block.aligned)
 
     monkeypatch.setattr(MemoryPool, "empty", empty)
     walk = Walk(MemoryPool())
@@ -334,7 +334,7 @@ def test_the_limit_holds_without_another_call() -> None:
     pool = MemoryPool(0)
     arrays = [pool.empty((10_000,), np.float32)]
 
-    class Waiting(list[np.ndarray]):
+    class Waiting(list[Any]):
         def __len__(self) -> int:
             arrays.clear()  # an array dies while the pool looks for memory, with its lock held
             return super().__len__()
@@ -344,6 +344,20 @@ def test_the_limit_holds_without_another_call() -> None:
     assert not arrays
     assert not pool._returned
     assert pool.stats().free_bytes == 0
+
+
+def test_views_and_copies_of_the_base_give_nothing_back() -> None:
+    pool = MemoryPool()
+    y = pool.empty((1000,), np.float32)
+    for other in (y.base[10:], y.base.copy(), y.base.view()):
+        assert other.nbytes
+    del other
+    assert pool.stats().used_bytes > 0
+    view = y.base[:4000]
+    del y
+    assert pool.stats().used_bytes > 0
+    del view
+    assert pool.stats().used_bytes == 0
 
 
 def test_a_failed_allocation_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
