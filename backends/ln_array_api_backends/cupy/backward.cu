@@ -113,7 +113,9 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, AT_LEAST<WARPS * ROWS * WAR
             store(dx_row + c, dx_aligned, count, h[i]);
         }
     }
-    __shared__ A of_teams[ROWS][ROWS == 1 ? 1 : CHUNKS * V * WARP];
+    // A word is left out after each WARP, so that threads V elements apart use different banks.
+    constexpr auto place = [](int c) { return c + c / WARP; };
+    __shared__ A of_teams[ROWS][ROWS == 1 ? 1 : place(CHUNKS * V * WARP)];
 #pragma unroll
     for (int which = 0; which < 2; ++which) {
         A* const partial = which == 0 ? dgamma : dbeta;
@@ -121,24 +123,23 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, AT_LEAST<WARPS * ROWS * WAR
         auto& values = which == 0 ? by_gamma : by_beta;
         A* const part = partial + blockIdx.x * n;
         if constexpr (ROWS == 1) {
+            const bool aligned = is_aligned(part);
 #pragma unroll
             for (int i = 0; i < CHUNKS; ++i) {
                 const int c = (i * THREADS + thread) * V;
-#pragma unroll
-                for (int j = 0; j < V; ++j)
-                    if (c + j < length) part[c + j] = values[i][j];
+                if (c < length) store(part + c, aligned, min(V, length - c), values[i]);
             }
         } else {
 #pragma unroll
             for (int i = 0; i < CHUNKS; ++i)
 #pragma unroll
                 for (int j = 0; j < V; ++j)
-                    of_teams[team_of_block][(i * THREADS + thread) * V + j] = values[i][j];
+                    of_teams[team_of_block][place((i * THREADS + thread) * V + j)] = values[i][j];
             __syncthreads();
             for (int c = threadIdx.x; c < length; c += ROWS * WARP) {
                 A sum = 0;
 #pragma unroll
-                for (int each = 0; each < ROWS; ++each) sum += of_teams[each][c];
+                for (int each = 0; each < ROWS; ++each) sum += of_teams[each][place(c)];
                 part[c] = sum;
             }
             __syncthreads();
