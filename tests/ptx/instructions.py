@@ -205,7 +205,7 @@ def _split(a: Array) -> tuple[Array, Array]:
 
 
 def fma_double(a: Array, b: Array, c: Array) -> Array:
-    """Of a * b + c, rounded once: Boldo and Melquiond, or in fractions, if exponents are extreme."""
+    """Of a * b + c, rounded once: Boldo and Melquiond, or fractions if exponents are extreme."""
     product = a * b
     (a_high, a_low), (b_high, b_low) = _split(a), _split(b)
     lost = a_low * b_low - (
