@@ -13,7 +13,7 @@ Array = np.ndarray[Any, Any]
 
 #: As CuPy aligns an allocation.
 ALIGNMENT = 512
-#: Larger allocations are zeros that take no memory until they are touched, instead of NaN.
+#: Larger allocations are zeros, instead of NaN, which take no memory until they are touched.
 POISONED_BYTES = 1 << 28
 
 
@@ -28,9 +28,9 @@ class DeviceArray(np.ndarray[Any, Any]):
 class Allocation:
     """A piece of memory, and which pairs of its bytes have been read and written."""
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, poison: bool) -> None:
         guarded = np.zeros(size + 2 * ALIGNMENT, "u1")
-        if size <= POISONED_BYTES:
+        if poison and size <= POISONED_BYTES:
             guarded[:] = 0xFF  # NaN in every dtype
         begin = -guarded.ctypes.data % ALIGNMENT
         self.name = name
@@ -46,9 +46,15 @@ class Memory:
         self.allocations: list[Allocation] = []
 
     def empty(self, shape: tuple[int, ...], dtype: Any, name: str = "") -> DeviceArray:
+        return self._allocate(shape, dtype, name, poison=True)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any, name: str) -> DeviceArray:
+        return self._allocate(shape, dtype, name, poison=False)
+
+    def _allocate(self, shape: tuple[int, ...], dtype: Any, name: str, poison: bool) -> DeviceArray:
         dtype = np.dtype(dtype)
         size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        allocation = Allocation(name or f"allocation {len(self.allocations)}", size)
+        allocation = Allocation(name or f"allocation {len(self.allocations)}", size, poison)
         self.allocations.append(allocation)
         return allocation.bytes.view(dtype).reshape(shape).view(DeviceArray)
 

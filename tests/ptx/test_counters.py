@@ -23,10 +23,20 @@ CASES = [
 ]
 
 
-def launches(case: Case) -> tuple[Device, list[Launch]]:
+def launches(case: Case) -> tuple[dict[str, int], list[Launch]]:
+    """The sizes of all arrays, by the names that traffic has, and what was launched."""
     with used(Device()) as device:
-        case.run(calls.CuPyBackend(), device.memory.array)
-    return device, device.launches
+        results = case.run(calls.CuPyBackend(), device.memory.array)
+    names = {array.data.ptr: name for name, array in results.items() if array is not None}
+    sizes = {}
+    for memory in device.memory.allocations:
+        name = names.get(memory.begin, memory.name)
+        sizes[name] = memory.bytes.size
+        for launch in device.launches:
+            for traffics in (launch.counters.reads, launch.counters.writes):
+                if memory.name in traffics:
+                    traffics[name] = traffics.pop(memory.name)
+    return sizes, device.launches
 
 
 def sweeps(launch: Launch) -> int:
@@ -37,8 +47,7 @@ def sweeps(launch: Launch) -> int:
 
 def problems(case: Case) -> list[str]:
     """Where the kernels for a case ask for more than their design says."""
-    device, each = launches(case)
-    sizes = {memory.name: memory.bytes.size for memory in device.memory.allocations}
+    sizes, each = launches(case)
     return [problem for launch in each for problem in problems_of(launch, sizes)]
 
 
@@ -52,7 +61,7 @@ def problems_of(launch: Launch, sizes: dict[str, int]) -> Iterator[str]:
     for kind, traffics in (("reads", counters.reads), ("writes", counters.writes)):
         for name, traffic in traffics.items():
             yield from problems_of_array(f"{launch.name} {kind} {name}", launch, traffic)
-            if name in ("x", "dy", "gamma", "beta") and traffic.distinct != sizes[name]:
+            if not name.startswith("allocation") and traffic.distinct != sizes[name]:
                 yield f"{launch.name} {kind} {traffic.distinct} of {sizes[name]} bytes of {name}"
 
 
@@ -66,8 +75,8 @@ def problems_of_array(what: str, launch: Launch, traffic: Traffic) -> Iterator[s
         most = np.inf  # of parameters and statistics, which caches hold
     if times > most:
         yield f"{what} {times:.2f} times"
-    # Sums of 16-bit rows are 32 bytes for each thread, which are written half by half.
-    halves = "writes" in what and "<__" in launch.expression
+    # Partial sums of 16-bit rows are 32 bytes for each thread, which are written half by half.
+    halves = what.startswith("rows_backward writes allocation") and "<__" in launch.expression
     if traffic.sectors > traffic.least_sectors * (2 if halves else 1):
         yield f"{what} in {traffic.sectors / traffic.least_sectors:.1f} times the sectors"
 
