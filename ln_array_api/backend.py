@@ -12,12 +12,14 @@ import importlib
 import importlib.util
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
+from ._arrays import Array, device_of, dtype_name, library_of
 from .errors import BackendError, BackendWarning
 from .kernels import rows
 
@@ -79,6 +81,40 @@ class Backend(Protocol):
     def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
         """Whether this backend takes such a call. It must not depend on more than the spec."""
         ...
+
+
+class RowsBackend(ABC):
+    """A backend that needs no more than `prepare` for both rows primitives."""
+
+    @abstractmethod
+    def prepare(self, primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
+        """What runs such a call, given the arrays alone, and `out`."""
+
+    def rows_forward(
+        self, x: Array, gamma: Array | None, beta: Array | None, *, out: Any = None, **options: Any
+    ) -> Any:
+        spec = _spec_of(x, gamma, beta, options)
+        return self.prepare("rows_forward", spec)(x, gamma, beta, out=out)
+
+    def rows_backward(
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array | None,
+        rstd: Array,
+        gamma: Array | None,
+        **options: Any,
+    ) -> Any:
+        spec = _spec_of(x, gamma, None, {"dy": dtype_name(dy.dtype), **options})
+        return self.prepare("rows_backward", spec)(dy, x, mean, rstd, gamma)
+
+
+def _spec_of(
+    x: Array, gamma: Array | None, beta: Array | None, options: dict[str, Any]
+) -> RowsSpec:
+    gamma, beta = (None if each is None else dtype_name(each.dtype) for each in (gamma, beta))
+    dtype, device = dtype_name(x.dtype), str(device_of(x))
+    return RowsSpec(library_of(x).name, device, x.shape, dtype, gamma, beta, **options)
 
 
 class Entry:

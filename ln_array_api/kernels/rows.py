@@ -132,7 +132,8 @@ def rows_backward(
     Returns
     -------
     dx : array of shape (M, N), in the dtype of x
-    dgamma, dbeta : arrays of shape (groups * N // repeat,), in the accumulation dtype
+    dgamma, dbeta : arrays of shape (groups * N // repeat,), in the accumulation dtype, or, from a
+        backend that saves the conversion, in that of gamma, or of x where gamma is absent
     """
     xp = library_of(x).xp
     split = _Split(x.shape, groups, repeat)

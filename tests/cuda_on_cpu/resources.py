@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +18,15 @@ from typing import NamedTuple
 import cupy
 from cupy_backends.cuda.libs import nvrtc
 
-# The package itself asks for a GPU, so that it is there for its modules, but not run.
-_spec = importlib.util.find_spec("ln_array_api_backends.cupy")
-assert _spec is not None
-sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
-from ln_array_api_backends.cupy import calls  # noqa: E402
+from ln_array_api.errors import BackendError
+
+try:
+    importlib.import_module("ln_array_api_backends.cupy")
+except BackendError:  # for want of a GPU; its modules will do, in a package that is not run
+    _spec = importlib.util.find_spec("ln_array_api_backends.cupy")
+    assert _spec is not None
+    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+from ln_array_api_backends.cupy import calls, shapes
 
 ARCHITECTURES = ("75", "80", "90", "100", "120")
 PARAMETERS = {
@@ -47,35 +51,35 @@ class Usage(NamedTuple):
     registers: int
 
 
-def shapes(dtype: str, warps: tuple[int, ...]) -> list[calls.Shape]:
-    """Every shape that rows of a dtype can have."""
-    return list(dict.fromkeys(calls.row_shape(dtype, 1 << bit, warps) for bit in range(20)))
+def every_shape(shape_of: Callable[[int], shapes.Shape | None]) -> list[shapes.Shape]:
+    """Every shape of rows that a block holds."""
+    return list(dict.fromkeys(shape for bit in range(20) if (shape := shape_of(1 << bit))))
 
 
 def expressions(dtype: str, wider: bool = False) -> Iterator[str]:
     """Every kernel for x of a dtype, and whether dy and parameters may be wider."""
-    name, wide = calls.C_NAME[dtype], calls.ACCUMULATION.get(dtype, "float32")
-    flags = [*product(("false", "true"), repeat=2)]
+    name, single = calls.C_NAME[dtype], calls.C_NAME[calls.ACCUMULATION.get(dtype, "float32")]
+    flags = [*product((False, True), shapes.Repeat)]
     parameters = [calls.C_NAME[each] for each in PARAMETERS[dtype][: 1 + wider]]
-    for p, shape, (center, repeated) in product(
-        parameters, shapes(dtype, calls.FORWARD_WARPS), flags
-    ):
-        size = ", ".join(map(str, shape))
-        yield f"rows_forward<{name}, {p}, {p}, {size}, {center}, {repeated}>"
-    for dy, p, shape, (center, repeated) in product(
-        parameters, parameters, shapes(dtype, calls.BACKWARD_WARPS), flags
-    ):
-        if shape.chunks:
-            size = ", ".join(map(str, shape))
-            yield f"rows_backward<{name}, {dy}, {p}, {size}, {center}, {repeated}>"
-        else:
-            size = shape.warps
-            yield f"long_rows_backward<{name}, {dy}, {p}, {size}, {center}, {repeated}>"
-    for dy, center in product(parameters, ("false", "true")):
-        yield f"parameter_gradients<{name}, {dy}, {calls.THREADS}, {center}>"
-    if dtype == wide:
-        yield f"add_up<{name}, {calls.COLUMNS}, {calls.TEAMS}>"
-        yield f"add_up_repeated<{name}, {calls.TEAMS}>"
+    tile = shapes.LONG_ROW_WARPS, shapes.MOST_CHUNKS[dtype]
+    for center in (False, True):
+        yield calls.expression("segment_moments", name, *tile, center)
+    for p, some in product(parameters, flags):
+        for shape in every_shape(lambda n: shapes.forward_shape(dtype, n)):
+            yield calls.expression("rows_forward", name, p, p, *shape, *some)
+        yield calls.expression("segments_forward", name, p, p, *tile, *some)
+    for dy, p, (center, repeat) in product(parameters, parameters, flags):
+        for shape in every_shape(lambda n, repeat=repeat: shapes.backward_shape(dtype, n, repeat)):  # type: ignore[misc]
+            how = *shape, shapes.are_kept(dtype, shape), center, repeat
+            yield calls.expression("rows_backward", name, dy, p, *how)
+        how = shapes.LONG_ROW_WARPS, shapes.backward_chunks(dtype, repeat), center, repeat
+        yield calls.expression("segment_sums", name, dy, p, *how)
+        yield calls.expression("segments_backward", name, dy, p, *how)
+    for terms, result in product({single, *parameters}, repeat=2):
+        if single in (terms, result):
+            yield calls.expression("add_up", terms, single, result, calls.COLUMNS, calls.TEAMS)
+    for result in {single, *parameters}:
+        yield calls.expression("add_up_repeated", single, result, calls.TEAMS)
 
 
 def usages(dtype: str, architecture: str, wider: bool = False) -> dict[str, Usage]:

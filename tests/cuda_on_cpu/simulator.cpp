@@ -57,6 +57,7 @@ struct Warp {
 enum Order { FORWARD, REVERSE, GREEDY, GREEDY_REVERSE };
 
 Order order = FORWARD;
+uint64_t last_blocks = 0;  // of a grid, that are run alone; 0 for all
 std::vector<Fiber> fibers;
 std::vector<Warp> warps;
 std::vector<char*> stacks;
@@ -242,8 +243,9 @@ int run(void (*thread)(void*), void* argument, const unsigned* dimensions, size_
     machine.dynamic_shared = malloc(dynamic_shared ? dynamic_shared : 1);
     const uint64_t blocks = uint64_t(dimensions[0]) * dimensions[1] * dimensions[2];
     const bool backwards = order == REVERSE || order == GREEDY_REVERSE;
-    for (uint64_t each = 0; each < blocks && !*failure; ++each) {
-        const uint64_t block = backwards ? blocks - 1 - each : each;
+    const uint64_t first = last_blocks && last_blocks < blocks ? blocks - last_blocks : 0;
+    for (uint64_t each = first; each < blocks && !*failure; ++each) {
+        const uint64_t block = backwards ? blocks - 1 - (each - first) : each;
         machine.block_index.x = unsigned(block % dimensions[0]);
         machine.block_index.y = unsigned(block / dimensions[0] % dimensions[1]);
         machine.block_index.z = unsigned(block / dimensions[0] / dimensions[1]);
@@ -258,4 +260,5 @@ int run(void (*thread)(void*), void* argument, const unsigned* dimensions, size_
 }  // namespace simulator
 
 extern "C" void simulator_set_order(int order) { simulator::order = simulator::Order(order); }
+extern "C" void simulator_set_last_blocks(long count) { simulator::last_blocks = uint64_t(count); }
 extern "C" const char* simulator_failure() { return simulator::failure; }

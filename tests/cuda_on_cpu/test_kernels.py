@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from itertools import product
 from typing import Any
 
@@ -11,7 +12,8 @@ import cupy_on_cpu
 import ml_dtypes
 import numpy as np
 import pytest
-from ln_array_api_backends.cupy import backend, calls
+from ln_array_api_backends.cupy import backend
+from ln_array_api_backends.cupy.shapes import Repeat, backward_shape, forward_shape
 
 from ln_array_api.kernels import rows
 
@@ -45,15 +47,17 @@ class Case:
         wide: bool = False,
         offset: int = 0,
         mean: float = 3,
+        epsilon: float = EPSILON,
+        x: np.ndarray | None = None,
     ) -> None:
         rng = np.random.default_rng([m, n])
         parameter = "float64" if wide else dtype
-        self.offset = offset
+        self.offset, self.epsilon = offset, epsilon
         self.options = {"center": center, "groups": groups, "repeat": repeat}
         size = groups * n // repeat
         draw = rng.standard_normal
         self.plain = [
-            (mean + draw((m, n))).astype(DTYPES[dtype]),
+            (mean + draw((m, n)) if x is None else x).astype(DTYPES[dtype]),
             draw(size).astype(DTYPES[parameter]),
             draw(size).astype(DTYPES[parameter]) if center else None,
             draw((m, n)).astype(DTYPES["float32" if wide and dtype != "float64" else dtype]),
@@ -71,7 +75,7 @@ class Case:
 
     def run(self, need: tuple[bool, bool, bool] = (True, True, True), **options: Any) -> list[Any]:
         forward = backend.rows_forward(
-            self.x, self.gamma, self.beta, epsilon=EPSILON, **self.options, **options
+            self.x, self.gamma, self.beta, epsilon=self.epsilon, **self.options, **options
         )
         gradients = backend.rows_backward(
             self.dy, self.x, *forward[1:], self.gamma, need=need, **self.options
@@ -83,7 +87,7 @@ class Case:
         x, gamma, beta, dy = (
             None if each is None else each.astype(np.float64) for each in self.plain
         )
-        forward = rows.rows_forward(x, gamma, beta, epsilon=EPSILON, **self.options)
+        forward = rows.rows_forward(x, gamma, beta, epsilon=self.epsilon, **self.options)
         return [*forward, *rows.rows_backward(dy, x, *forward[1:], gamma, **self.options)]
 
 
@@ -103,13 +107,42 @@ def check(case: Case) -> None:
             )
 
 
+def in_every_order(case: Case) -> None:
+    results = []
+    for order in cupy_on_cpu.ORDERS:
+        cupy_on_cpu.set_order(order)
+        results.append(bits(case.run()))
+    assert all(each == results[0] for each in results[1:])
+
+
+def steps(values: Any) -> np.ndarray:
+    """16-bit numbers as integers, consecutive where the numbers are."""
+    bits = values.get().view(np.int16).astype(np.int32)
+    return np.where(bits < 0, -(bits & 0x7FFF), bits)
+
+
+def check_rounding(case: Case) -> None:
+    """Y and dx of 16 bits are what the same in float32 is rounded to."""
+    single = copy(case)
+    single.x, single.gamma, single.beta, single.dy = (
+        None if each is None else each.astype(np.float32)
+        for each in (case.x, case.gamma, case.beta, case.dy)
+    )
+    y, _, _, dx, *_ = case.run()
+    exact_y, _, _, exact_dx, *_ = single.run()
+    for actual, exact in ((y, exact_y), (dx, exact_dx)):
+        off = np.abs(steps(actual) - steps(exact.astype(actual.dtype)))
+        assert off.max() <= 1
+        assert np.count_nonzero(off) <= off.size // 100
+
+
 def lengths(dtype: str) -> list[int]:
     """A length for each shape that rows of a dtype can have, neither whole nor aligned."""
     each: dict[Any, int] = {}
     for bit in range(16):
         n = (1 << bit) + (1 << bit) // 3
-        shapes = [calls.row_shape(dtype, n, w) for w in (calls.FORWARD_WARPS, calls.BACKWARD_WARPS)]
-        each.setdefault(tuple(shapes), n)
+        shapes = forward_shape(dtype, n), backward_shape(dtype, n, Repeat.ONE)
+        each.setdefault(shapes, n)
     return list(each.values())
 
 
@@ -121,28 +154,31 @@ KINDS = [(dtype, n) for dtype in DTYPES for n in lengths(dtype)]
 def test_every_order_of_threads_gives_the_same_bits(dtype: str, n: int, center: bool) -> None:
     case = Case(dtype, 7, n, center=center)
     check(case)
-    results = []
-    for order in cupy_on_cpu.ORDERS:
-        cupy_on_cpu.set_order(order)
-        results.append(bits(case.run()))
-    assert all(each == results[0] for each in results[1:])
+    in_every_order(case)
 
 
-@pytest.mark.parametrize("n", [12, 600, 3000, 12000])
+@pytest.mark.parametrize("n", [12, 600, 3000, 12000, 36000])
 @pytest.mark.parametrize(("groups", "repeat"), [(3, 1), (3, 4), (1, 3), (6, 12)])
 def test_groups(n: int, groups: int, repeat: int) -> None:
     """Group and instance norm, in every order."""
     case = Case("float32", 12, n, groups=groups, repeat=repeat)
     check(case)
-    results = []
-    for order in cupy_on_cpu.ORDERS:
-        cupy_on_cpu.set_order(order)
-        results.append(bits(case.run()))
-    assert all(each == results[0] for each in results[1:])
+    in_every_order(case)
+
+
+@pytest.mark.parametrize(("dtype", "n"), KINDS)
+def test_bits_of_a_row_do_not_depend_on_others(dtype: str, n: int) -> None:
+    """Nor on how many there are, nor on its place among them."""
+    many, one = Case(dtype, 7, n), Case(dtype, 1, n)
+    one.gamma, one.beta = many.gamma, many.beta
+    results = many.run()[:4]
+    for r in (0, 4, 6):
+        one.x, one.dy = many.x[r : r + 1], many.dy[r : r + 1]
+        assert bits(one.run()[:4]) == bits([each[r : r + 1] for each in results])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [40, 1600, 18000])
+@pytest.mark.parametrize("n", [40, 1600, 40000])
 def test_bits_do_not_depend_on_alignment(dtype: str, n: int) -> None:
     aligned = bits(Case(dtype, 5, n).run())
     for offset in (1, 2):
@@ -150,20 +186,26 @@ def test_bits_do_not_depend_on_alignment(dtype: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("n", [40, 3000, 18000])
+@pytest.mark.parametrize("n", [40, 3000, 40000])
 def test_wider_parameters_and_dy(dtype: str, n: int) -> None:
     check(Case(dtype, 5, n, wide=True))
 
 
-@pytest.mark.parametrize("n", [40, 18000])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("parameter", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("n", [40, 3000, 18000])
+def test_16_bits_are_rounded_once(dtype: str, parameter: str, n: int) -> None:
+    case = Case(dtype, 5, n)
+    case.gamma, case.beta = (each.astype(DTYPES[parameter]) for each in (case.gamma, case.beta))
+    check_rounding(case)
+
+
+@pytest.mark.parametrize("n", [40, 12000, 18000])
 @pytest.mark.parametrize("need", list(product((False, True), repeat=3)))
 def test_only_what_is_needed(n: int, need: tuple[bool, bool, bool]) -> None:
     """Gradients are None where they are not wanted; dx has the same bits, whatever else is."""
     case = Case("float32", 70, n)
-    before = cupy_on_cpu.counts()["launches"]
     some = case.run(need=need)[3:]
-    launches = cupy_on_cpu.counts()["launches"] - before - 1
-    assert launches <= 3 * any(need)
     everything = case.run()[3:]
     assert [each is not None for each in some] == list(need)
     assert not need[0] or bits(some[:1]) == bits(everything[:1])
@@ -173,7 +215,7 @@ def test_only_what_is_needed(n: int, need: tuple[bool, bool, bool]) -> None:
 
 
 def test_out_may_be_x() -> None:
-    for n in (40, 3000, 40000):
+    for n in (40, 3000, 70000):
         case = Case("float32", 5, n)
         y, *_ = bits(case.run())
         backend.rows_forward(
@@ -182,31 +224,7 @@ def test_out_may_be_x() -> None:
         assert case.x.get().tobytes() == y
 
 
-@pytest.mark.parametrize("n", [40, 3000, 18000])
-def test_nothing_waits_for_the_device(n: int) -> None:
-    """No synchronisation, no copy to the host; given memory from a pool, it can be captured."""
-    case = Case("float32", 70, n)
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc), stream:
-        case.run()
-        before = cupy_on_cpu.counts()
-        stream.begin_capture()
-        case.run()
-        stream.end_capture()
-        after = cupy_on_cpu.counts()
-    assert after == {**before, "launches": after["launches"]}
-
-
-@pytest.mark.parametrize("n", [40, 3000, 18000])
-def test_nothing_is_allocated_but_results_and_a_workspace(n: int) -> None:
-    case = Case("float32", 70, n)
-    case.run()
-    before = cupy_on_cpu.counts()["allocations"]
-    results = case.run()
-    assert cupy_on_cpu.counts()["allocations"] - before <= len(results) + 1
-
-
-@pytest.mark.parametrize("n", [40, 3000, 18000])
+@pytest.mark.parametrize("n", [40, 3000, 40000])
 def test_the_rounded_mean_is_not_trusted(n: int) -> None:
     check(Case("float32", 5, n, mean=1e4))
 

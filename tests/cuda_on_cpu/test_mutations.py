@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import cupy
 import cupy_on_cpu
 import pytest
 from ln_array_api_backends.cupy import calls
-from test_kernels import Case, bits, check
+from ln_array_api_backends.cupy.shapes import Cut, row_cut
+from test_kernels import Case, bits, check, check_rounding
+from test_long_rows import joined
 
 
 class Fault(NamedTuple):
@@ -27,6 +29,7 @@ class Fault(NamedTuple):
     dtype: str
     n: int
     options: dict[str, float] = {}  # noqa: RUF012 - of a tuple
+    cut: Callable[[str, int, int], Cut] = row_cut
 
 
 BARRIER = "        __syncthreads();\n"
@@ -37,6 +40,7 @@ TEAM_ADDED = "part[c] = sum;\n            }\n"
 COLUMNS_LEFT = "of_teams[team][column] = sum.total();\n"
 
 BLOCK, WARP = ("float32", 1600), ("float32", 40)
+LONG, LONG_REPEATED = ("float32", 40001), ("float32", 40000, {"repeat": 20})
 GROUPS, OFF_CENTER = ("float32", 48, {"groups": 3}), ("float32", 40, {"mean": 1e4})
 
 FAULTS = (
@@ -80,15 +84,86 @@ FAULTS = (
         COLUMNS_LEFT,
         *WARP,
     ),
-    Fault("parts laid out wrong", "partial + blockIdx.x * n", "partial + blockIdx.x * 9", *BLOCK),
-    Fault("a part left out", "part < parts; part += T", "part < parts - 1; part += T", *BLOCK),
+    Fault(
+        "parts laid out wrong", "partial + blockIdx.x * length", "partial + blockIdx.x * 9", *BLOCK
+    ),
+    Fault(
+        "a part left out",
+        "part < parts; part += Index(slots)",
+        "part < parts - 1; part += Index(slots)",
+        *BLOCK,
+    ),
     Fault("rows of other residues", "residue + groups * (Index(slot)", "(Index(slot)", *GROUPS),
-    Fault("parameters of residue 0", "place += residue *", "place += 0 *", *GROUPS),
+    Fault("parameters of residue 0", "place += residue * n", "place += 0 * n", *GROUPS),
     Fault(
         "elements not repeated",
-        "place[(c + j) / C(repeat)]",
-        "place[(c + j) % C(repeat)]",
+        "place[(past + c + j) / repeat]",
+        "place[(past + c + j) % repeat]",
+        *("float32", 48, {"repeat": 3}),
+    ),
+    Fault(
+        "chunks not repeated",
+        "place[(past + c) / repeat]",
+        "place[(past + c) % repeat]",
         *("float32", 48, {"repeat": 4}),
+    ),
+    Fault("a tile begun with a parameter", "unsigned(begin % repeat)", "0", *LONG_REPEATED),
+    Fault("x and dy not read again", "if (!KEPT) read(i, of_row);", "", "float32", 12000),
+    Fault(
+        "segments too close",
+        "blockIdx.x % segments * length, end",
+        "blockIdx.x % segments * (length - 4), end",
+        *LONG,
+    ),
+    Fault("moments of the first row", "of_segments + Index(r) * segments", "of_segments", *LONG),
+    Fault(
+        "a short segment as heavy as others",
+        "A(min(length, n - thread * length))",
+        "A(length)",
+        *LONG,
+    ),
+    Fault(
+        "no variance between segments",
+        "share * (mine.variance + d * d)",
+        "share * mine.variance",
+        *LONG,
+    ),
+    Fault("a segment left out", "thread < segments) sums", "thread + 1 < segments) sums", *LONG),
+    Fault("sums of segments laid out wrong", "(r * 3 + k) * seg", "(r * 2 + k) * seg", *LONG),
+    Fault(
+        "a tile of the wrong weight",
+        "A(count) / A(tile + count - begin)",
+        "A(0.25)",
+        *LONG,
+        cut=joined,
+    ),
+    Fault(
+        "what a tile's mean has missed lost",
+        "missed = (before - rough) + step;",
+        "missed = 0;",
+        *LONG,
+        {"mean": 1e6},
+        cut=joined,
+    ),
+    Fault(
+        "the last tile left out",
+        "min(Index(TILE), n - begin)",
+        "n - begin < TILE ? 0 : TILE",
+        *LONG,
+    ),
+    Fault("parameters of the first tile", "n, repeat, begin);", "n, repeat);", *LONG),
+    Fault("parts of the first tile", "(unit * n + begin) / (V / S)", "unit * n / (V / S)", *LONG),
+    Fault(
+        "16 bits rounded twice",
+        "result[j] *= parameters[j];",
+        "result[j] = static_cast<A>(static_cast<T>(result[j] * parameters[j]));",
+        *("bfloat16", 40),
+    ),
+    Fault(
+        "sums in 16 bits",
+        "sums[0] += g[j] * rough[kept][j];",
+        "sums[0] = static_cast<A>(static_cast<T>(sums[0] + g[j] * rough[kept][j]));",
+        *("float16", 3000),
     ),
 )
 
@@ -103,7 +178,9 @@ OVERRUNS = (
         *ODD,
     ),
     Fault("a row too many", "if (r >= m) return;", "if (r > m) return;", *ODD),
-    Fault("a column too many", "if (c >= n) return;", "if (c > n) return;", "float32", 17001),
+    Fault("a column too many", "if (c < width)", "if (c <= width)", *ODD),
+    Fault("a tile beyond a row", "int(min(Index(TILE), n - begin))", "TILE", "float32", 40001),
+    Fault("a segment too many", "thread < segments) {", "thread <= segments) {", "float32", 40001),
 )
 
 
@@ -113,6 +190,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> It
     source = calls.source()
     assert source.count(fault.old) >= 1, "the code has changed; plant this fault anew"
     monkeypatch.setattr(calls, "source", lambda: source.replace(fault.old, fault.new))
+    monkeypatch.setattr(calls, "row_cut", fault.cut)
     calls.kernel.cache_clear()
     yield fault
     calls.kernel.cache_clear()
@@ -121,13 +199,16 @@ def plant(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> It
 
 def find(fault: Fault) -> str:
     """What gives a fault away, or nothing."""
-    case = Case(fault.dtype, 12, fault.n, **fault.options)  # type: ignore[arg-type]
+    m = 12 if fault.n < 16000 else 3
+    case = Case(fault.dtype, m, fault.n, **fault.options)  # type: ignore[arg-type]
     results = []
     for order in cupy_on_cpu.ORDERS:
         cupy_on_cpu.set_order(order)
         try:
             results.append(bits(case.run()))
             check(case)
+            if fault.dtype in ("float16", "bfloat16"):
+                check_rounding(case)
         except cupy.cuda.driver.CUDADriverError as error:
             return str(error)
         except AssertionError:

@@ -119,20 +119,20 @@ class Case(NamedTuple):
         }
 
 
-def lengths(calls: Any, dtype: str) -> list[int]:
+def lengths(shapes: Any, dtype: str) -> list[int]:
     """A length for each way to spread rows of a dtype over threads, neither whole nor aligned."""
     each: dict[Any, int] = {}
-    for bit in range(16):
+    for bit in range(18):
         n = (1 << bit) + (1 << bit) // 3
-        shapes = [calls.row_shape(dtype, n, w) for w in (calls.FORWARD_WARPS, calls.BACKWARD_WARPS)]
-        each.setdefault(tuple(shapes), n)
+        found = shapes.forward_shape(dtype, n), shapes.backward_shape(dtype, n, shapes.Repeat.ONE)
+        each.setdefault(found, n)
     return list(each.values())
 
 
-def cases(calls: Any) -> list[Case]:
+def cases(shapes: Any) -> list[Case]:
     """Every kernel for every dtype, and every option for some."""
-    some = [Case(dtype, 5, n) for dtype in DTYPES for n in lengths(calls, dtype)]
-    some += [Case(dtype, 5, n, center=False) for dtype in DTYPES for n in (40, 1600, 20000)]
+    some = [Case(dtype, 5, n) for dtype in DTYPES for n in lengths(shapes, dtype)]
+    some += [Case(dtype, 5, n, center=False) for dtype in DTYPES for n in (40, 1600, 40000)]
     some += [Case(dtype, 5, n, wide=True) for dtype in ("float16", "float32") for n in (40, 1600)]
     some += [
         Case("float32", 12, n, groups=groups, repeat=repeat)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import cupy
 import numpy as np
 from counters import Counters
+from cupy.cuda.function import CPointer
 from cupy_backends.cuda.libs import nvrtc
 from machine import launch
 from memory import DeviceArray, Memory
@@ -27,7 +28,7 @@ PACKAGE = "ln_array_api_backends.cupy"
 _spec = importlib.util.find_spec(PACKAGE)
 assert _spec is not None
 sys.modules[PACKAGE] = importlib.util.module_from_spec(_spec)
-from ln_array_api_backends.cupy import calls  # noqa: E402
+from ln_array_api_backends.cupy import calls, shapes  # noqa: E402, F401 - for others
 
 #: The oldest that has instructions for bfloat16, so that nothing is emulated.
 ARCHITECTURE = "compute_90"
@@ -71,6 +72,15 @@ class Launch(NamedTuple):
         return self.expression.partition("<")[0]
 
 
+class Pointer(NamedTuple):
+    """A place in memory."""
+
+    ptr: int
+
+    def __add__(self, offset: int) -> Pointer:  # type: ignore[override]
+        return Pointer(self.ptr + offset)
+
+
 class Device:
     """Stands for the module ``cupy`` in the backend's modules; the rest is NumPy.
 
@@ -82,13 +92,20 @@ class Device:
         self.launches: list[Launch] = []
         self.sample = sample
         runtime = SimpleNamespace(getDeviceCount=lambda: 1)
-        self.cuda = SimpleNamespace(runtime=runtime)
+        self.cuda = SimpleNamespace(runtime=runtime, alloc=self._alloc)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-        return self.memory.empty(shape, dtype)
+    def ndarray(
+        self, shape: tuple[int, ...], dtype: Any, memptr: Pointer | None = None
+    ) -> DeviceArray:
+        if memptr is None:
+            return self.memory.empty(shape, dtype)
+        return self.memory.view(memptr.ptr, shape, dtype)
+
+    def _alloc(self, size: int) -> Pointer:
+        return Pointer(self.memory.empty((size,), "u1").data.ptr)
 
     def RawModule(  # noqa: N802 - CuPy's name
         self, *, code: str, options: Sequence[str], name_expressions: Sequence[str]
@@ -100,7 +117,12 @@ class _Function:
     def __init__(self, device: Device, code: str, options: Sequence[str], name: str) -> None:
         self.device, self.expression = device, name
         text, lowered = compile_to_ptx(code, options, name)
-        self.kernel: Kernel = parse(text)[lowered]
+        self.entry: Kernel = parse(text)[lowered]
+
+    @property
+    def kernel(self) -> _Function:
+        """What CuPy's wrapper, which looks for the current device, launches."""
+        return self
 
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence[Any]
@@ -108,23 +130,18 @@ class _Function:
         sample = self.device.sample
         blocks = None if sample is None else sample(int(np.prod(grid)))
         given = [_packed(each) for each in arguments]
-        counters = launch(self.kernel, grid, block, given, self.device.memory, blocks)
+        counters = launch(self.entry, grid, block, given, self.device.memory, blocks)
         self.device.launches.append(Launch(self.expression, grid, block, counters))
 
 
 def _packed(argument: Any) -> bytes:
     """As CuPy passes it."""
-    if isinstance(argument, DeviceArray):
-        argument = argument.data.ptr
-    if isinstance(argument, bool):
-        argument = np.bool_(argument)
-    elif isinstance(argument, int):
-        argument = np.int64(argument) if argument < 1 << 63 else np.uint64(argument)
-    elif isinstance(argument, float):
-        argument = np.float64(argument)
-    if not isinstance(argument, np.generic):
-        raise TypeError(f"CuPy does not pass a {type(argument).__name__}")
-    return argument.tobytes()
+    if argument is None:
+        return bytes(8)
+    if isinstance(argument, CPointer):
+        return bytes(argument.value.tobytes())
+    place = argument.data if isinstance(argument, DeviceArray) else argument
+    return np.uint64(place.ptr).tobytes()
 
 
 @contextmanager

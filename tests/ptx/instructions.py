@@ -116,6 +116,9 @@ for _t in ("s32", "u32", "s64", "u64"):
             _define(f"cvt.{_wide}.{_from}", partial(_converted, DTYPES[_wide]), _from, _wide)
         _define(f"cvt.{_t}.{_wide}", partial(_converted, DTYPES[_t]), _wide, _t)
 
+for _t in ("u32", "u64"):
+    _define(f"cvt.{_t}.u16", partial(_converted, DTYPES[_t]), "u16", _t)
+
 for _t in ("b16", "b32", "b64", "pred"):
     for _name, _function in (
         ("and", np.bitwise_and),
@@ -250,6 +253,12 @@ def _inverse_root_double(a: Array) -> Array:
     return _rounded_down(1 / np.sqrt(a.astype("g")), "f8")
 
 
+def _towards_zero(a: Array) -> Array:
+    """The nearest where there is no such integer, and 0 for a NaN."""
+    info = np.iinfo("i4")
+    return np.trunc(np.where(np.isnan(a), 0, a).astype("f8")).clip(info.min, info.max).astype("i4")
+
+
 def _from_bfloat16(bits: Array) -> Array:
     return (bits.astype("u4") << np.uint32(16)).view("f4")
 
@@ -265,6 +274,9 @@ for _t in ("f32", "f64"):
     for _name, _function in (("add", np.add), ("sub", np.subtract), ("mul", np.multiply)):
         for _mode in ("", ".rn"):
             _define(f"{_name}{_mode}.{_t}", _function, f"{_t} {_t}", _t)
+    _define(f"div.rn.{_t}", np.divide, f"{_t} {_t}", _t)
+    _define(f"rcp.rn.{_t}", np.reciprocal, _t, _t)
+    _define(f"cvt.rzi.s32.{_t}", _towards_zero, _t, "s32")
     _define(f"max.{_t}", np.fmax, f"{_t} {_t}", _t)
     _define(f"min.{_t}", np.fmin, f"{_t} {_t}", _t)
     _define(f"neg.{_t}", np.negative, _t, _t)

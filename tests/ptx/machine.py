@@ -278,7 +278,9 @@ class _Blocks:
         value, address = instruction.operands if loads else instruction.operands[::-1]
         parts = value.elements if isinstance(value, Vector) else (value,)
         count, size = len(parts), SIZES[kind]
-        known = {"nc", f"v{count}"} if loads and space == "global" else {f"v{count}"}
+        known = {f"v{count}"}
+        if space == "global":
+            known.add("nc" if loads else "cg")  # hints to caches
         if not set(hints) <= known or (f"v{count}" in hints) != (count > 1):
             raise PTXError("not known")
         if space == "param" and loads and isinstance(address, Address):

@@ -58,6 +58,15 @@ class Memory:
         self.allocations.append(allocation)
         return allocation.bytes.view(dtype).reshape(shape).view(DeviceArray)
 
+    def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """An array in memory that has been allocated."""
+        size = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+        for each in self.allocations:
+            if each.begin <= address and address + size <= each.end:
+                begin = address - each.begin
+                return each.bytes[begin : begin + size].view(dtype).reshape(shape).view(DeviceArray)
+        raise ValueError(f"no allocation has {size} bytes from {address:#x} on")
+
     def array(self, values: Array, name: str = "", offset: int = 0) -> DeviceArray:
         """A copy, which begins some elements after where memory is aligned."""
         whole = self.empty((values.size + offset,), values.dtype, name)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from cases import DTYPES
-from device import Device, Launch, calls, used
+from device import Device, Launch, calls, shapes, used
 
 
 class GPU(NamedTuple):
@@ -123,12 +123,12 @@ def count(dtype: str, m: int, n: int) -> dict[str, list[Count]]:
     return {"forward": counts[:forward], "backward": counts[forward:]}
 
 
-def predictions(shapes: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
+def predictions(kinds: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
     """The figures of each shape and pass."""
-    for dtype, m, n in shapes:
+    for dtype, m, n in kinds:
         for direction, launches in count(dtype, m, n).items():
             arrays = 2 if direction == "forward" else 3
-            least = arrays * m * n * calls.ITEMSIZE[dtype]
+            least = arrays * m * n * shapes.ITEMSIZE[dtype]
             row: dict[str, Any] = {
                 "pass": direction,
                 "dtype": dtype,

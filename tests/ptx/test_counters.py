@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 from cases import Case
 from counters import WARP, Traffic
-from device import Device, Launch, calls, used
+from device import Device, Launch, calls, shapes, used
 
-#: How often x and dy are read from memory by a kernel; others have all that they need in registers.
-SWEEPS = {"long rows_forward": 3, "long_rows_backward": 2}
 #: More than the least: a row's first element, and statistics, are read by each of its warps.
 SLACK = 1.02
 #: Whole chunks of 16 bytes, and whole sectors: rows of no other length can be coalesced.
 CASES = [
     Case(dtype, m, n, center=center)
     for dtype in ("float16", "bfloat16", "float32", "float64")
-    for m, n, center in ((37, 64, True), (9, 512, False), (9, 2048, True), (4, 24576, True))
+    for m, n, center in (
+        (37, 64, True),
+        (9, 512, False),
+        (9, 2048, True),
+        (4, 12288, True),
+        (3, 49152, True),
+    )
 ]
 
 
@@ -39,10 +43,14 @@ def launches(case: Case) -> tuple[dict[str, int], list[Launch]]:
     return sizes, device.launches
 
 
+def parameters(launch: Launch) -> list[str]:
+    """Of the template."""
+    return launch.expression.partition("<")[2][:-1].split(", ")
+
+
 def sweeps(launch: Launch) -> int:
-    # Without chunks, none of which are kept.
-    long = launch.name == "rows_forward" and launch.expression.split(", ")[5] == "0"
-    return SWEEPS.get(f"long {launch.name}" if long else launch.name, 1)
+    """How often x and dy are read by a kernel: once, but where they are not kept in registers."""
+    return 2 if launch.name == "rows_backward" and parameters(launch)[6] == "false" else 1
 
 
 def problems(case: Case) -> list[str]:
@@ -76,20 +84,29 @@ def problems_of_array(what: str, launch: Launch, traffic: Traffic) -> Iterator[s
     if times > most:
         yield f"{what} {times:.2f} times"
     # Partial sums of 16-bit rows are 32 bytes for each thread, which are written half by half.
-    halves = what.startswith("rows_backward writes allocation") and "<__" in launch.expression
-    if traffic.sectors > traffic.least_sectors * (2 if halves else 1):
+    halves = "_backward writes allocation" in what and "<__" in launch.expression
+    most_sectors = traffic.least_sectors * (2 if halves else 1)
+    # Those of segments are few, and begin anywhere.
+    if launch.name.startswith("segments_") and "reads allocation" in what:
+        most_sectors += traffic.requests
+    if traffic.sectors > most_sectors:
         yield f"{what} in {traffic.sectors / traffic.least_sectors:.1f} times the sectors"
 
 
 def barriers(launch: Launch) -> int:
-    """Of a block: one for each sum over it, of which each row takes one or two."""
-    name, _, rest = launch.expression.partition("<")
-    parameters = rest[:-1].split(", ")
-    if name == "rows_forward":
-        return 0 if parameters[3] == "1" else 1 + (parameters[6] == "true")
-    if name == "rows_backward":
-        return 4 if parameters[3] == "1" else 1  # two for each gradient, or one for each row
-    return {"long_rows_backward": 1, "parameter_gradients": 0, "add_up": 1}[name]
+    """Of a block that has one row or tile: one for each reduction, and for each change of hands."""
+    given = parameters(launch)
+    if launch.name == "rows_forward":
+        return 0 if given[3] == "1" else 1 + (given[6] == "true")
+    if launch.name == "rows_backward":
+        return 4 if given[3] == "1" else 1  # two for each gradient, or one for each row
+    return {
+        "segment_moments": 2,
+        "segments_forward": 3,
+        "segment_sums": 1,
+        "segments_backward": 1,
+        "add_up": 1,
+    }[launch.name]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -106,7 +123,7 @@ def test_rows_in_registers_move_the_least_bytes(case: Case) -> None:
             continue
         arrays = 2 if launch.name == "rows_forward" else 3
         partials = 0 if launch.name == "rows_forward" else 2 * launch.grid[0] * case.n
-        size = calls.ITEMSIZE[case.dtype]
+        size = shapes.ITEMSIZE[case.dtype]
         least = arrays * case.m * case.n * size + ((1 + case.center) * case.m + partials) * wide
         counters = launch.counters
         moved = sum(
@@ -148,8 +165,8 @@ FAULTS = (
     ),
     Fault(
         "elements one by one",
-        "min(V, this->n - c), values",
-        "this->n - c, values",
+        "min(V, n - c), values[i]",
+        "n - c, values[i]",
         BLOCK,
         "rows_forward reads x in",
     ),
@@ -162,16 +179,17 @@ FAULTS = (
     ),
     Fault(
         "a row read again",
-        "(values[j] * of_row.scale",
-        "(static_cast<A>(x_row[c + j]) * of_row.scale",
+        "normalise(row, of_row, gammas, betas, y + r * n);",
+        "const Row<T, WARPS * WARP, CHUNKS> again(x_row, int(n), team.thread());"
+        "normalise(again, of_row, gammas, betas, y + r * n);",
         BLOCK,
         "rows_forward reads x 2.00 times",
     ),
     Fault(
         "a result written twice",
-        "store(y_row + c, aligned, count, result);",
-        'store(y_row + c, aligned, count, result); asm volatile("" ::: "memory");'
-        "store(y_row + c, aligned, count, parameters);",
+        "store(place + c, aligned, count, result);",
+        'store(place + c, aligned, count, result); asm volatile("" ::: "memory");'
+        "store(place + c, aligned, count, parameters);",
         BLOCK,
         "rows_forward writes",
     ),
@@ -185,8 +203,8 @@ FAULTS = (
     ),
     Fault(
         "half of the parameters",
-        "if (beta) {",
-        "if (beta && c < n / 2) {",
+        "if (betas.place) {",
+        "if (betas.place && c < row.n / 2) {",
         BLOCK,
         "rows_forward reads 3072 of 6144 bytes of beta",
     ),

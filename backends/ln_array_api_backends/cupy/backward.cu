@@ -2,7 +2,11 @@
 //
 // Gradients of parameters are sums over rows. Blocks take rows in turn, `slots` blocks for each row
 // modulo `groups`, and each leaves its part at partial[slot][row mod groups][element of the row].
-// A last kernel adds these up. Whatever is not wanted, or absent, has a null pointer.
+// A last kernel adds these up. Where whole chunks share a parameter, a part has one sum for each
+// chunk, not for each element. Whatever is not wanted, or absent, has a null pointer.
+//
+// Rows that are too long for a block are cut by their length alone: `segment_sums` has a block for
+// each segment of a row, `segments_backward` one for each tile, which merges the sums of its rows.
 
 // What dx needs of a row. With g = dy * gamma, dx = (g - mean_g - x_hat * projection) * rstd.
 template <class A, bool CENTER>
@@ -28,8 +32,8 @@ struct RowGradient {
     }
 };
 
-template <class P, bool REPEATED, class C, class A, int V>
-__device__ void multiply(const Parameter<P, REPEATED>& gammas, C c, int count, A (&values)[V]) {
+template <class Gammas, class A, int V>
+__device__ void multiply(const Gammas& gammas, int c, int count, A (&values)[V]) {
     if (!gammas.place) return;
     A parameters[V];
     gammas.load(c, count, parameters);
@@ -48,9 +52,105 @@ __device__ void sum_of_row(Team& team, A (&sums)[3]) {
     }
 }
 
+// A row of x and of dy, or a tile of them, by the chunks of a thread. They are kept in registers,
+// or where KEPT is false read again by the second sweep.
+template <class T, class Dy, int THREADS, int CHUNKS, bool KEPT>
+struct RowPair {
+    using A = Accumulator<T>;
+    static constexpr int V = CHUNK<T>;
+    const T* x;
+    const Dy* dy;
+    bool x_aligned, dy_aligned;
+    int n, thread;
+    A rough[KEPT ? CHUNKS : 1][V], d[KEPT ? CHUNKS : 1][V];
+
+    __device__ RowPair(const T* x, const Dy* dy, int n, int thread)
+        : x(x), dy(dy), x_aligned(is_aligned(x)), dy_aligned(is_aligned(dy)), n(n), thread(thread) {}
+
+    __device__ int place(int i) const { return (i * THREADS + thread) * V; }
+
+    // Both of chunk i from memory, the first as of_row.rough.
+    template <class OfRow>
+    __device__ void read(int i, const OfRow& of_row) {
+        const int c = place(i), count = min(V, n - c), kept = KEPT ? i : 0;
+        load(x + c, x_aligned, count, rough[kept]);
+        load(dy + c, dy_aligned, count, d[kept]);
+#pragma unroll
+        for (int j = 0; j < V; ++j) rough[kept][j] = j < count ? of_row.rough(rough[kept][j]) : A(0);
+    }
+
+    template <class OfRow>
+    __device__ void read(const OfRow& of_row) {
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) read(i, of_row);
+    }
+
+    // Reads all chunks, and adds up what `finish` takes.
+    template <class OfRow, class Gammas>
+    __device__ void sum(const OfRow& of_row, const Gammas& gammas, A (&sums)[3]) {
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) {
+            const int c = place(i), count = min(V, n - c), kept = KEPT ? i : 0;
+            if (count <= 0) continue;
+            read(i, of_row);
+            A g[V];
+#pragma unroll
+            for (int j = 0; j < V; ++j) g[j] = d[kept][j];
+            multiply(gammas, c, count, g);
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+                sums[0] += g[j] * rough[kept][j];
+                sums[1] += rough[kept][j];
+                sums[2] += g[j];
+            }
+        }
+    }
+
+    // dx, if it is wanted, and what the row adds to the gradients of parameters.
+    template <class OfRow, class Gammas, int S>
+    __device__ void differentiate(const OfRow& of_row, const Gammas& gammas, T* dx,
+                                  A (&by_gamma)[CHUNKS][S], A (&by_beta)[CHUNKS][S]) {
+        const bool dx_aligned = is_aligned(dx);
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) {
+            const int c = place(i), count = min(V, n - c), kept = KEPT ? i : 0;
+            if (count <= 0) continue;
+            if (!KEPT) read(i, of_row);
+            A x_hat[V], g[V];
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+                x_hat[j] = of_row.x_hat(rough[kept][j]);
+                g[j] = d[kept][j];
+                by_gamma[i][j % S] += g[j] * x_hat[j];
+                by_beta[i][j % S] += g[j];
+            }
+            if (!dx) continue;
+            multiply(gammas, c, count, g);
+#pragma unroll
+            for (int j = 0; j < V; ++j) g[j] = of_row.dx(x_hat[j], g[j]);
+            store(dx + c, dx_aligned, count, g);
+        }
+    }
+};
+
+// How many sums of a gradient a chunk of elements has.
+template <class T, Repeat REPEAT>
+constexpr int SUMS = REPEAT == CHUNKS_OF ? 1 : CHUNK<T>;
+
+// A block's part of a gradient, of n sums, which the threads of a team have.
+template <int THREADS, int CHUNKS, class A, int S>
+__device__ void leave(const A (&values)[CHUNKS][S], A* part, int n, int thread) {
+    const bool aligned = S * sizeof(A) % CHUNK_BYTES == 0 && is_aligned(part);
+#pragma unroll
+    for (int i = 0; i < CHUNKS; ++i) {
+        const int c = (i * THREADS + thread) * S;
+        if (c < n) store(part + c, aligned, min(S, n - c), values[i]);
+    }
+}
+
 // Rows in registers, as in the forward pass; each thread sums the gradients of its own elements.
-template <class T, class Dy, class Gamma, int WARPS, int ROWS, int CHUNKS, bool CENTER,
-          bool REPEATED>
+template <class T, class Dy, class Gamma, int WARPS, int ROWS, int CHUNKS, bool KEPT, bool CENTER,
+          Repeat REPEAT>
 __global__ void __launch_bounds__(WARPS* ROWS* WARP, AT_LEAST<WARPS * ROWS * WARP>)
     rows_backward(const Dy* __restrict__ dy, const T* __restrict__ x,
                   const Accumulator<T>* __restrict__ mean, const Accumulator<T>* __restrict__ rstd,
@@ -58,83 +158,42 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, AT_LEAST<WARPS * ROWS * WAR
                   Accumulator<T>* __restrict__ dgamma, Accumulator<T>* __restrict__ dbeta, Index m,
                   Index n, unsigned groups, Index repeat, double share, Index slots) {
     using A = Accumulator<T>;
-    constexpr int V = CHUNK<T>, THREADS = WARPS * WARP;
+    constexpr int S = SUMS<T, REPEAT>, THREADS = WARPS * WARP;
     static_assert(WARPS == 1 || ROWS == 1);
     __shared__ A shared[Team<A, WARPS>::SHARED];
     Team<A, WARPS> team(shared);
     const int thread = team.thread(), team_of_block = ROWS == 1 ? 0 : threadIdx.x / WARP;
-    const int length = int(n);
     const unsigned slot = blockIdx.x / groups, residue = blockIdx.x % groups;
-    const Parameter<Gamma, REPEATED> gammas(gamma, residue, n, repeat);
-    A by_gamma[CHUNKS][V] = {}, by_beta[CHUNKS][V] = {};
+    const Parameter<Gamma, REPEAT> gammas(gamma, residue, n, repeat);
+    A by_gamma[CHUNKS][S] = {}, by_beta[CHUNKS][S] = {};
     for (Index r = residue + groups * (Index(slot) * ROWS + team_of_block); r < m;
          r += groups * slots * ROWS) {
-        const T* const x_row = x + r * n;
-        const Dy* const dy_row = dy + r * n;
-        const bool x_aligned = is_aligned(x_row), dy_aligned = is_aligned(dy_row);
         RowGradient<A, CENTER> of_row(mean, rstd, r);
-        A d[CHUNKS][V], h[CHUNKS][V], sums[3] = {};
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) {
-            const int c = (i * THREADS + thread) * V, count = min(V, length - c);
-            if (count <= 0) continue;
-            load(x_row + c, x_aligned, count, h[i]);
-            load(dy_row + c, dy_aligned, count, d[i]);
-            A g[V];
-#pragma unroll
-            for (int j = 0; j < V; ++j) g[j] = d[i][j];
-            multiply(gammas, c, count, g);
-#pragma unroll
-            for (int j = 0; j < V; ++j) {
-                h[i][j] = j < count ? of_row.rough(h[i][j]) : A(0);
-                sums[0] += g[j] * h[i][j];
-                sums[1] += h[i][j];
-                sums[2] += g[j];
-            }
-        }
+        RowPair<T, Dy, THREADS, CHUNKS, KEPT> row(x + r * n, dy + r * n, int(n), thread);
+        A sums[3] = {};
+        row.sum(of_row, gammas, sums);
         sum_of_row<CENTER>(team, sums);
         of_row.finish(sums, A(share));
-        T* const dx_row = dx + r * n;
-        const bool dx_aligned = is_aligned(dx_row);
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) {
-            const int c = (i * THREADS + thread) * V, count = min(V, length - c);
-            if (count <= 0) continue;
-#pragma unroll
-            for (int j = 0; j < V; ++j) {
-                h[i][j] = of_row.x_hat(h[i][j]);
-                by_gamma[i][j] += d[i][j] * h[i][j];
-                by_beta[i][j] += d[i][j];
-            }
-            if (!dx) continue;
-            multiply(gammas, c, count, d[i]);
-#pragma unroll
-            for (int j = 0; j < V; ++j) h[i][j] = of_row.dx(h[i][j], d[i][j]);
-            store(dx_row + c, dx_aligned, count, h[i]);
-        }
+        row.differentiate(of_row, gammas, dx ? dx + r * n : dx, by_gamma, by_beta);
     }
-    // A word is left out after each WARP, so that threads V elements apart use different banks.
+    // A word is left out after each WARP, so that threads S elements apart use different banks.
     constexpr auto place = [](int c) { return c + c / WARP; };
-    __shared__ A of_teams[ROWS][ROWS == 1 ? 1 : place(CHUNKS * V * WARP)];
+    __shared__ A of_teams[ROWS][ROWS == 1 ? 1 : place(CHUNKS * S * WARP)];
+    const Index length = n / (CHUNK<T> / S);
 #pragma unroll
     for (int which = 0; which < 2; ++which) {
         A* const partial = which == 0 ? dgamma : dbeta;
         if (!partial) continue;
         auto& values = which == 0 ? by_gamma : by_beta;
-        A* const part = partial + blockIdx.x * n;
+        A* const part = partial + blockIdx.x * length;
         if constexpr (ROWS == 1) {
-            const bool aligned = is_aligned(part);
-#pragma unroll
-            for (int i = 0; i < CHUNKS; ++i) {
-                const int c = (i * THREADS + thread) * V;
-                if (c < length) store(part + c, aligned, min(V, length - c), values[i]);
-            }
+            leave<THREADS>(values, part, int(length), thread);
         } else {
 #pragma unroll
             for (int i = 0; i < CHUNKS; ++i)
 #pragma unroll
-                for (int j = 0; j < V; ++j)
-                    of_teams[team_of_block][place((i * THREADS + thread) * V + j)] = values[i][j];
+                for (int j = 0; j < S; ++j)
+                    of_teams[team_of_block][place((i * THREADS + thread) * S + j)] = values[i][j];
             __syncthreads();
             for (int c = threadIdx.x; c < length; c += ROWS * WARP) {
                 A sum = 0;
@@ -147,115 +206,108 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, AT_LEAST<WARPS * ROWS * WAR
     }
 }
 
-// dx of rows of any length, each read twice, and for `parameter_gradients` what the means missed.
-template <class T, class Dy, class Gamma, int WARPS, bool CENTER, bool REPEATED>
+// Sums over each of `segments` parts of a row, of `length` elements but for the last, laid out as
+// of_segments[row][which sum][segment].
+template <class T, class Dy, class Gamma, int WARPS, int CHUNKS, bool CENTER, Repeat REPEAT>
 __global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
-    long_rows_backward(const Dy* __restrict__ dy, const T* __restrict__ x,
-                       const Accumulator<T>* __restrict__ mean,
-                       const Accumulator<T>* __restrict__ rstd, const Gamma* __restrict__ gamma,
-                       T* __restrict__ dx, Accumulator<T>* __restrict__ missed, Index n,
-                       unsigned groups, Index repeat, double share) {
+    segment_sums(const Dy* __restrict__ dy, const T* __restrict__ x,
+                 const Accumulator<T>* __restrict__ mean, const Accumulator<T>* __restrict__ rstd,
+                 const Gamma* __restrict__ gamma, Accumulator<T>* __restrict__ of_segments,
+                 Index n, unsigned groups, Index repeat, unsigned segments, Index length) {
     using A = Accumulator<T>;
-    constexpr int V = CHUNK<T>;
-    constexpr Index STEP = Index(WARPS) * WARP * V;
+    constexpr int TILE = WARPS * WARP * CHUNKS * CHUNK<T>;
     __shared__ A shared[Team<A, WARPS>::SHARED];
     Team<A, WARPS> team(shared);
-    const Index r = blockIdx.x;
-    const T* const x_row = x + r * n;
-    const Dy* const dy_row = dy + r * n;
-    const bool x_aligned = is_aligned(x_row), dy_aligned = is_aligned(dy_row);
-    const Parameter<Gamma, REPEATED> gammas(gamma, blockIdx.x % groups, n, repeat);
-    RowGradient<A, CENTER> of_row(mean, rstd, r);
-    Sum<A> of_product, of_h, of_g;
-    for (Index c = Index(team.thread()) * V; c < n; c += STEP) {
-        const int count = int(min(Index(V), n - c));
-        A h[V], g[V], parts[3] = {};
-        load(x_row + c, x_aligned, count, h);
-        load(dy_row + c, dy_aligned, count, g);
-        multiply(gammas, c, count, g);
+    const unsigned r = blockIdx.x / segments, segment = blockIdx.x % segments;
+    const Index begin = segment * length, end = min(begin + length, n);
+    const RowGradient<A, CENTER> of_row(mean, rstd, r);
+    Sum<A> of_tiles[3];
+    for (Index tile = begin; tile < end; tile += TILE) {
+        const Index place = r * n + tile;
+        const int count = int(min(Index(TILE), end - tile));
+        const Parameter<Gamma, REPEAT> gammas(gamma, r % groups, n, repeat, tile);
+        RowPair<T, Dy, WARPS * WARP, CHUNKS, false> row(x + place, dy + place, count, team.thread());
+        A sums[3] = {};
+        row.sum(of_row, gammas, sums);
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-            h[j] = j < count ? of_row.rough(h[j]) : A(0);
-            parts[0] += g[j] * h[j];
-            parts[1] += h[j];
-            parts[2] += g[j];
-        }
-        of_product.add(parts[0]);
-        of_h.add(parts[1]);
-        of_g.add(parts[2]);
+        for (int k = 0; k < 3; ++k) of_tiles[k].add(sums[k]);
     }
-    A sums[3] = {of_product.total(), of_h.total(), of_g.total()};
+    A sums[3] = {of_tiles[0].total(), of_tiles[1].total(), of_tiles[2].total()};
     sum_of_row<CENTER>(team, sums);
-    of_row.finish(sums, A(share));
-    if (missed && team.thread() == 0) missed[r] = of_row.missed;
-    if (!dx) return;
-    T* const dx_row = dx + r * n;
-    const bool dx_aligned = is_aligned(dx_row);
-    for (Index c = Index(team.thread()) * V; c < n; c += STEP) {
-        const int count = int(min(Index(V), n - c));
-        A h[V], g[V];
-        load(x_row + c, x_aligned, count, h);
-        load(dy_row + c, dy_aligned, count, g);
-        multiply(gammas, c, count, g);
+    if (team.thread() > 0) return;
 #pragma unroll
-        for (int j = 0; j < V; ++j) h[j] = of_row.dx(of_row.x_hat(of_row.rough(h[j])), g[j]);
-        store(dx_row + c, dx_aligned, count, h);
-    }
+    for (int k = 0; k < 3; ++k) of_segments[(Index(r) * 3 + k) * segments + segment] = sums[k];
 }
 
-// Parts of dgamma and dbeta, one thread for each element of a row; x is read for dgamma alone.
-template <class T, class Dy, int THREADS, bool CENTER>
-__global__ void __launch_bounds__(THREADS)
-    parameter_gradients(const Dy* __restrict__ dy, const T* __restrict__ x,
-                        const Accumulator<T>* __restrict__ mean,
-                        const Accumulator<T>* __restrict__ rstd,
-                        const Accumulator<T>* __restrict__ missed,
-                        Accumulator<T>* __restrict__ dgamma, Accumulator<T>* __restrict__ dbeta,
-                        Index m, Index n, Index groups, Index slots, Index tiles) {
+// As `rows_backward` for one of the `tiles` tiles of each row. A thread has the sums of one segment.
+template <class T, class Dy, class Gamma, int WARPS, int CHUNKS, bool CENTER, Repeat REPEAT>
+__global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
+    segments_backward(const Dy* __restrict__ dy, const T* __restrict__ x,
+                      const Accumulator<T>* __restrict__ mean,
+                      const Accumulator<T>* __restrict__ rstd, const Gamma* __restrict__ gamma,
+                      T* __restrict__ dx, Accumulator<T>* __restrict__ dgamma,
+                      Accumulator<T>* __restrict__ dbeta,
+                      const Accumulator<T>* __restrict__ of_segments, Index m, Index n,
+                      unsigned groups, Index repeat, double share, Index slots, unsigned segments,
+                      unsigned tiles) {
     using A = Accumulator<T>;
-    const Index c = blockIdx.x % tiles * THREADS + threadIdx.x, unit = blockIdx.x / tiles;
-    if (c >= n) return;
-    Sum<A> by_gamma, by_beta;
-    for (Index r = unit % groups + groups * (unit / groups); r < m; r += groups * slots) {
-        const A d = static_cast<A>(dy[r * n + c]);
-        by_beta.add(d);
-        if (!dgamma) continue;
+    constexpr int V = CHUNK<T>, S = SUMS<T, REPEAT>, THREADS = WARPS * WARP;
+    constexpr int TILE = THREADS * CHUNKS * V;
+    __shared__ A shared[Team<A, WARPS>::SHARED];
+    Team<A, WARPS> team(shared);
+    const unsigned thread = team.thread(), unit = blockIdx.x / tiles, residue = unit % groups;
+    const Index begin = Index(blockIdx.x % tiles) * TILE;
+    const int count = int(min(Index(TILE), n - begin));
+    const Parameter<Gamma, REPEAT> gammas(gamma, residue, n, repeat, begin);
+    A by_gamma[CHUNKS][S] = {}, by_beta[CHUNKS][S] = {};
+    for (Index r = residue + Index(groups) * (unit / groups); r < m; r += groups * slots) {
+        const Index place = r * n + begin;
         RowGradient<A, CENTER> of_row(mean, rstd, r);
-        of_row.missed = CENTER ? missed[r] : A(0);
-        by_gamma.add(d * of_row.x_hat(of_row.rough(static_cast<A>(x[r * n + c]))));
+        RowPair<T, Dy, THREADS, CHUNKS, true> row(x + place, dy + place, count, thread);
+        row.read(of_row);
+        A sums[3] = {};
+#pragma unroll
+        for (int k = 0; k < 3; ++k)
+            if (thread < segments) sums[k] = of_segments[(r * 3 + k) * segments + thread];
+        sum_of_row<CENTER>(team, sums);
+        of_row.finish(sums, A(share));
+        row.differentiate(of_row, gammas, dx ? dx + place : dx, by_gamma, by_beta);
     }
-    if (dgamma) dgamma[unit * n + c] = by_gamma.total();
-    if (dbeta) dbeta[unit * n + c] = by_beta.total();
+    const Index part = (unit * n + begin) / (V / S);
+    if (dgamma) leave<THREADS>(by_gamma, dgamma + part, count / (V / S), thread);
+    if (dbeta) leave<THREADS>(by_beta, dbeta + part, count / (V / S), thread);
 }
 
-// The sums of each column of `parts` rows of partial gradients; blocks of the second kind, in y, do
-// the second gradient.
-template <class A, int COLUMNS, int TEAMS>
+// The sums of each column of `parts` rows, in `slots` parts of their own, where one is too few to
+// fill a GPU; blocks of the second kind, in y, do the same for `second`.
+template <class T, class A, class Result, int COLUMNS, int TEAMS>
 __global__ void __launch_bounds__(COLUMNS* TEAMS)
-    add_up(const A* __restrict__ first, const A* __restrict__ second, A* __restrict__ first_sum,
-           A* __restrict__ second_sum, Index parts, Index width) {
+    add_up(const T* __restrict__ first, const T* __restrict__ second,
+           Result* __restrict__ first_sum, Result* __restrict__ second_sum, Index parts,
+           Index width, unsigned slots) {
     __shared__ A of_teams[TEAMS][COLUMNS];
-    const A* const partial = blockIdx.y == 0 ? first : second;
+    const T* const terms = blockIdx.y == 0 ? first : second;
     const int column = threadIdx.x % COLUMNS, team = threadIdx.x / COLUMNS;
-    const Index c = Index(blockIdx.x) * COLUMNS + column;
+    const Index c = Index(blockIdx.x / slots) * COLUMNS + column, slot = blockIdx.x % slots;
     Sum<A> sum;
     if (c < width)
-        for (Index part = team; part < parts; part += TEAMS) sum.add(partial[part * width + c]);
+        for (Index part = slot * TEAMS + team; part < parts; part += Index(slots) * TEAMS)
+            sum.add(static_cast<A>(terms[part * width + c]));
     of_teams[team][column] = sum.total();
     __syncthreads();
     if (team > 0 || c >= width) return;
     A total = 0;
 #pragma unroll
     for (int each = 0; each < TEAMS; ++each) total += of_teams[each][column];
-    (blockIdx.y == 0 ? first_sum : second_sum)[c] = total;
+    (blockIdx.y == 0 ? first_sum : second_sum)[slot * width + c] = static_cast<Result>(total);
 }
 
-// The same where `repeat` elements of a row share a parameter, which has a warp for itself.
-template <class A, int WARPS>
+// The same where `repeat` sums of a row share a parameter, which has a warp for itself.
+template <class A, class Result, int WARPS>
 __global__ void __launch_bounds__(WARPS* WARP)
     add_up_repeated(const A* __restrict__ first, const A* __restrict__ second,
-                    A* __restrict__ first_sum, A* __restrict__ second_sum, Index parts, Index width,
-                    Index repeat) {
+                    Result* __restrict__ first_sum, Result* __restrict__ second_sum, Index parts,
+                    Index width, Index repeat) {
     const A* const partial = blockIdx.y == 0 ? first : second;
     const Index parameter = Index(blockIdx.x) * WARPS + threadIdx.x / WARP;
     const int lane = threadIdx.x % WARP;
@@ -265,5 +317,6 @@ __global__ void __launch_bounds__(WARPS* WARP)
         for (Index c = lane; c < repeat; c += WARP)
             sum.add(partial[part * width + parameter * repeat + c]);
     const A total = sum_of_warp(sum.total());
-    if (lane == 0) (blockIdx.y == 0 ? first_sum : second_sum)[parameter] = total;
+    if (lane > 0) return;
+    (blockIdx.y == 0 ? first_sum : second_sum)[parameter] = static_cast<Result>(total);
 }

@@ -2,69 +2,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import cupy
+import numpy as np
+from cupy.cuda.function import CPointer
 
-from ln_array_api.backend import Primitive, RowsSpec
+from ln_array_api.backend import Primitive, RowsBackend, RowsSpec
+
+from .shapes import (
+    CHUNK_BYTES,
+    ITEMSIZE,
+    MOST_CHUNKS,
+    WARP,
+    WARPS_AT_ONCE,
+    Repeat,
+    are_kept,
+    backward_chunks,
+    backward_shape,
+    ceil,
+    forward_shape,
+    row_cut,
+    slots_for,
+)
 
 ACCUMULATION = {"float64": "float64"}
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 C_NAME = {
     "float16": "__half",
     "bfloat16": "__nv_bfloat16",
     "float32": "float",
     "float64": "double",
 }
-WARP, CHUNK_BYTES = 32, 16
-#: Rows in a block where each has a warp to itself.
-ROWS = 4
-#: Chunks of a row that a thread keeps in registers: as many as the backward pass, which also keeps
-#: dy and two sums for each element, can have without spilling.
-MOST_CHUNKS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 4}
-FORWARD_WARPS, BACKWARD_WARPS = (4, 8, 16, 32), (4, 8, 16)
-LONG_ROW_WARPS = 16
-#: Warps that fill a large GPU. Sums over rows are cut into so many parts on every GPU.
-WARPS_AT_ONCE = 4224
-#: Rows that a thread adds up one after the other: a sum of n terms is off by sqrt(n) / 8 ulp or so.
-RUN = 512
-COLUMNS, TEAMS, THREADS = 32, 8, 256
-
-
-class Shape(NamedTuple):
-    """How a row is spread over threads; no chunks means that it is read again at each sweep."""
-
-    warps: int
-    rows: int
-    chunks: int
-
-    @property
-    def threads(self) -> int:
-        return self.warps * self.rows * WARP
-
-    def __str__(self) -> str:
-        if self.chunks == 0:
-            return f"a block of {self.warps} warps streams each row"
-        whose = "a warp" if self.warps == 1 else f"a block of {self.warps} warps"
-        return f"{whose} keeps each row in registers"
-
-
-LONG = Shape(LONG_ROW_WARPS, 1, 0)
-
-
-def row_shape(dtype: str, n: int, warps: tuple[int, ...]) -> Shape:
-    """The smallest shape that holds rows of n elements."""
-    most = MOST_CHUNKS[dtype]
-    chunk = CHUNK_BYTES // ITEMSIZE[dtype]
-    few = [Shape(1, ROWS, chunks) for chunks in (1, 2, 4) if chunks <= most]
-    for shape in (*few, *(Shape(each, 1, most) for each in warps)):
-        if n <= shape.warps * WARP * shape.chunks * chunk:
-            return shape
-    return LONG
+COLUMNS, TEAMS = 32, 8
+#: Numbers in the moments of a segment.
+MOMENTS = 4
 
 
 @cache
@@ -75,28 +49,29 @@ def source() -> str:
     return "\n".join((here / name).read_text(encoding="utf-8") for name in names)
 
 
-@cache
-def kernel(name: str, *parameters: str | int | bool) -> Any:
-    """A kernel for such template parameters, compiled when it is first launched on a device."""
+def expression(name: str, *parameters: str | int | bool) -> str:
+    """A kernel for such template parameters, in C++."""
     arguments = ", ".join(
         str(each).lower() if isinstance(each, bool) else str(each) for each in parameters
     )
-    expression = f"{name}<{arguments}>"
-    module = cupy.RawModule(code=source(), options=("-std=c++17",), name_expressions=(expression,))
-    return module.get_function(expression)
+    return f"{name}<{arguments}>"
 
 
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
+@cache
+def kernel(name: str, *parameters: str | int | bool) -> Any:
+    """The same, compiled when it is first launched on a device."""
+    wanted = expression(name, *parameters)
+    module = cupy.RawModule(code=source(), options=("-std=c++17",), name_expressions=(wanted,))
+    return module.get_function(wanted)
 
 
-class CuPyBackend:
+class CuPyBackend(RowsBackend):
     """Both rows primitives, for every dtype and option."""
 
     def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
         m, n = spec.shape
-        # A block has a 32-bit number, and computes with it and the number of groups.
-        return m > 0 and n > 0 and m < 1 << 31 and spec.groups < 1 << 29
+        # A block has a 32-bit number, and computes with it, the number of groups and `repeat`.
+        return 0 < m < 1 << 31 and n > 0 and spec.groups < 1 << 29 and spec.repeat < 1 << 31
 
     def prepare(self, primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
         call = _forward(spec) if primitive == "rows_forward" else _backward(spec)
@@ -110,29 +85,23 @@ class CuPyBackend:
         return on_its_device
 
     def describe(self, primitive: Primitive, spec: RowsSpec) -> str:
-        warps = FORWARD_WARPS if primitive == "rows_forward" else BACKWARD_WARPS
-        return f"CUDA C for {spec.dtype}, {row_shape(spec.dtype, spec.shape[1], warps)}"
-
-    def rows_forward(
-        self, x: Any, gamma: Any, beta: Any, *, out: Any = None, **options: Any
-    ) -> Any:
-        spec = _spec(x, gamma, beta, **options)
-        return self.prepare("rows_forward", spec)(x, gamma, beta, out=out)
-
-    def rows_backward(
-        self, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, **options: Any
-    ) -> Any:
-        spec = _spec(x, gamma, None, dy=dy.dtype.name, **options)
-        return self.prepare("rows_backward", spec)(dy, x, mean, rstd, gamma)
+        dtype, n = spec.dtype, spec.shape[1]
+        if primitive == "rows_forward":
+            how = forward_shape(dtype, n) or row_cut(dtype, n, MOST_CHUNKS[dtype])
+        else:
+            repeat = Repeat.of(dtype, spec.repeat)
+            how = backward_shape(dtype, n, repeat) or row_cut(
+                dtype, n, backward_chunks(dtype, repeat)
+            )
+        return f"CUDA C for {dtype}, {how}"
 
 
-def _spec(x: Any, gamma: Any, beta: Any, **options: Any) -> RowsSpec:
-    gamma, beta = (None if each is None else each.dtype.name for each in (gamma, beta))
-    return RowsSpec("cupy", str(x.device), x.shape, x.dtype.name, gamma, beta, **options)
+class Constant(CPointer):  # type: ignore[misc]  # CuPy has no types
+    """An argument of a kernel, converted once; CuPy would convert a number at every launch."""
 
-
-def _or_null(array: Any) -> Any:
-    return 0 if array is None else array
+    def __init__(self, value: Any) -> None:
+        self.value = np.asarray(value)
+        super().__init__(self.value.ctypes.data)
 
 
 def _launcher(
@@ -140,124 +109,189 @@ def _launcher(
 ) -> Callable[..., None]:
     """A kernel with all but its arrays, which stand first; None is a null pointer."""
     block = (threads,)
+    fixed = tuple(map(Constant, constants))
 
     def launch(*arrays: Any) -> None:
-        run(grid, block, (*map(_or_null, arrays), *constants))
+        run.kernel(grid, block, arrays + fixed)
 
     return launch
 
 
 def _forward(spec: RowsSpec) -> Callable[..., Any]:
     (m, n), center = spec.shape, spec.center
-    single = cupy.dtype(ACCUMULATION.get(spec.dtype, "float32"))
-    smallest = float(cupy.finfo(single).smallest_normal) if spec.epsilon > 0 else 0.0
+    single = np.dtype(ACCUMULATION.get(spec.dtype, "float32"))
+    smallest = float(np.finfo(single).smallest_normal) if spec.epsilon > 0 else 0.0
     epsilon = max(spec.epsilon, smallest)
-    shape = row_shape(spec.dtype, n, FORWARD_WARPS)
-    names = (C_NAME[each or spec.dtype] for each in (spec.dtype, spec.gamma, spec.beta))
-    normalise = _launcher(
-        kernel("rows_forward", *names, *shape, center, spec.repeat > 1),
-        (_ceil(m, shape.rows),),
-        shape.threads,
-        *(m, n, cupy.uint32(spec.groups), spec.repeat, 1 / n, epsilon, math.sqrt(epsilon)),
-    )
-    empty, column = cupy.empty, (m, 1)
+    names = [C_NAME[each or spec.dtype] for each in (spec.dtype, spec.gamma, spec.beta)]
+    flags = (center, Repeat.of(spec.dtype, spec.repeat))
+    places = (np.uint32(spec.groups), spec.repeat)
+    shape = forward_shape(spec.dtype, n)
+    of_segments, workspace = None, 0
+    if shape:
+        normalise = _launcher(
+            kernel("rows_forward", *names, *shape, *flags),
+            (ceil(m, shape.rows),),
+            shape.threads,
+            *(m, n, *places, 1 / n, epsilon),
+        )
+    else:
+        cut = row_cut(spec.dtype, n, MOST_CHUNKS[spec.dtype])
+        segments = (np.uint32(cut.segments), cut.length)
+        workspace = m * cut.segments * MOMENTS * single.itemsize
+        of_segments = _launcher(
+            kernel("segment_moments", names[0], cut.warps, cut.chunks, center),
+            (m * cut.segments,),
+            cut.threads,
+            *(n, *segments, epsilon),
+        )
+        normalise = _launcher(
+            kernel("segments_forward", *names, cut.warps, cut.chunks, *flags),
+            (m * cut.tiles,),
+            cut.threads,
+            *(n, *places, *segments, np.uint32(cut.tiles), epsilon),
+        )
+    array, alloc, whole, column = cupy.ndarray, cupy.cuda.alloc, (m, n), (m, 1)
+    statistic = m * single.itemsize
 
     def call(x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
-        y = empty((m, n), x.dtype) if out is None else out
-        mean = empty(column, single) if center else None
-        rstd = empty(column, single)
-        normalise(x, gamma, beta, y, mean, rstd)
+        y = array(whole, x.dtype) if out is None else out
+        memory = alloc(statistic * (1 + center))
+        rstd = array(column, single, memory)
+        mean = array(column, single, memory + statistic) if center else None
+        if of_segments is None:
+            normalise(x, gamma, beta, y, mean, rstd)
+        else:
+            moments = alloc(workspace)
+            of_segments(x, moments)
+            normalise(x, gamma, beta, y, mean, rstd, moments)
         return y, mean, rstd
 
     return call
 
 
-def slots_for(rows: int, units: int, at_once: int) -> int:
-    """Into how many parts sums over so many rows are cut, where `units` such sums run at once."""
-    return min(rows, max(_ceil(at_once, units), _ceil(rows, RUN)))
+def _per_sum(spec: RowsSpec) -> int:
+    """How many elements of a row each partial sum of a gradient is of."""
+    of_chunks = Repeat.of(spec.dtype, spec.repeat) == Repeat.CHUNKS_OF
+    return CHUNK_BYTES // ITEMSIZE[spec.dtype] if of_chunks else 1
 
 
-def _add_up(spec: RowsSpec, dtype: str, slots: int, gradients: int) -> Callable[..., None]:
-    """The launch that adds up the parts of one or both of dgamma and dbeta."""
-    width = spec.groups * spec.shape[1]
-    if spec.repeat > 1:
-        grid = (_ceil(width // spec.repeat, TEAMS), gradients)
-        run = kernel("add_up_repeated", C_NAME[dtype], TEAMS)
-        return _launcher(run, grid, TEAMS * WARP, slots, width, spec.repeat)
-    grid = (_ceil(width, COLUMNS), gradients)
-    run = kernel("add_up", C_NAME[dtype], COLUMNS, TEAMS)
-    return _launcher(run, grid, COLUMNS * TEAMS, slots, width)
+def _add_up(spec: RowsSpec, slots: int, gradients: int, per: int) -> Callable[..., None] | None:
+    """The launch that makes one or both of dgamma and dbeta of partial sums, each `per` elements'.
+
+    There is a row of them for each slot and group; none is needed where these are the gradients.
+    """
+    width, repeat = spec.groups * spec.shape[1] // per, spec.repeat // per
+    name = C_NAME[ACCUMULATION.get(spec.dtype, "float32")]
+    result = C_NAME[spec.gamma or spec.dtype]
+    if repeat > 1:
+        grid = (ceil(width // repeat, TEAMS), gradients)
+        run = kernel("add_up_repeated", name, result, TEAMS)
+        return _launcher(run, grid, TEAMS * WARP, slots, width, repeat)
+    if slots == 1 and name == result:
+        return None
+    grid = (ceil(width, COLUMNS), gradients)
+    run = kernel("add_up", name, name, result, COLUMNS, TEAMS)
+    return _launcher(run, grid, COLUMNS * TEAMS, slots, width, np.uint32(1))
 
 
 def _backward(spec: RowsSpec) -> Callable[..., Any]:
-    (m, n), center, groups, repeat = spec.shape, spec.center, spec.groups, spec.repeat
+    (m, n), groups, repeat = spec.shape, spec.groups, spec.repeat
     need_dx, need_dgamma, need_dbeta = spec.need
+    if not (need_dx or need_dgamma):
+        return _dbeta(spec) if need_dbeta else lambda *arrays: (None, None, None)
     wanted = need_dgamma + need_dbeta
-    single = cupy.dtype(ACCUMULATION.get(spec.dtype, "float32"))
+    single = np.dtype(ACCUMULATION.get(spec.dtype, "float32"))
     names = [C_NAME[each or spec.dtype] for each in (spec.dtype, spec.dy, spec.gamma)]
-    shape = row_shape(spec.dtype, n, BACKWARD_WARPS)
-    # Rows that are kept in registers give all gradients at once. Where rows are long, or dbeta
-    # alone is wanted, columns are summed by themselves, given what the mean of each row missed.
-    at_once = shape.chunks > 0 and (need_dx or need_dgamma)
-    by_columns = wanted > 0 and not at_once
-    keeps_missed = by_columns and need_dgamma and center
-    of_rows = of_columns = add_up = None
-    tiles = _ceil(n, THREADS)
-    slots = _ceil(m // groups, shape.rows)
-    if by_columns:
-        slots = slots_for(m // groups, groups * tiles, WARPS_AT_ONCE * WARP // THREADS)
-        of_columns = _launcher(
-            kernel("parameter_gradients", *names[:2], THREADS, center),
-            (tiles * slots * groups,),
-            THREADS,
-            *(m, n, groups, slots, tiles),
-        )
-    elif wanted:
-        slots = slots_for(slots, groups, WARPS_AT_ONCE // max(shape.warps, shape.rows))
-    if at_once:
-        of_rows = _launcher(
-            kernel("rows_backward", *names, *shape, center, repeat > 1),
+    sharing = Repeat.of(spec.dtype, repeat)
+    flags, places = (spec.center, sharing), (np.uint32(groups), repeat)
+    shape = backward_shape(spec.dtype, n, sharing)
+    of_segments, row_sums = None, 0
+    if shape:
+        slots = ceil(m // groups, shape.rows)
+        if wanted:
+            slots = slots_for(slots, groups, WARPS_AT_ONCE // max(shape.warps, shape.rows))
+        kept = are_kept(spec.dtype, shape)
+        differentiate = _launcher(
+            kernel("rows_backward", *names, *shape, kept, *flags),
             (slots * groups,),
             shape.threads,
-            *(m, n, cupy.uint32(groups), repeat, 1 / n, slots),
+            *(m, n, *places, 1 / n, slots),
         )
-    elif need_dx or keeps_missed:
-        of_rows = _launcher(
-            kernel("long_rows_backward", *names, LONG.warps, center, repeat > 1),
-            (m,),
-            LONG.threads,
-            *(n, cupy.uint32(groups), repeat, 1 / n),
+    else:
+        cut = row_cut(spec.dtype, n, backward_chunks(spec.dtype, sharing))
+        slots = m // groups
+        if wanted:
+            slots = slots_for(slots, groups * cut.tiles, WARPS_AT_ONCE // cut.warps)
+        segments, row_sums = np.uint32(cut.segments), 3 * m * cut.segments
+        of_segments = _launcher(
+            kernel("segment_sums", *names, cut.warps, cut.chunks, *flags),
+            (m * cut.segments,),
+            cut.threads,
+            *(n, *places, segments, cut.length),
         )
-    if wanted and (slots > 1 or repeat > 1):
-        add_up = _add_up(spec, single.name, slots, wanted)
-    parameters = (groups * n // repeat,)
-    part = slots * groups * n if add_up else 0
-    workspace = wanted * part + m * keeps_missed
-    empty = cupy.empty
+        differentiate = _launcher(
+            kernel("segments_backward", *names, cut.warps, cut.chunks, *flags),
+            (slots * groups * cut.tiles,),
+            cut.threads,
+            *(m, n, *places, 1 / n, slots, segments, np.uint32(cut.tiles)),
+        )
+    per = _per_sum(spec)
+    add_up = _add_up(spec, slots, wanted, per) if wanted else None
+    part = slots * groups * n // per * single.itemsize if add_up else 0
+    workspace = wanted * part + row_sums * single.itemsize
+    array, alloc, parameters = cupy.ndarray, cupy.cuda.alloc, (groups * n // repeat,)
 
     def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
-        dx = empty((m, n), x.dtype) if need_dx else None
-        dgamma = empty(parameters, single) if need_dgamma else None
-        dbeta = empty(parameters, single) if need_dbeta else None
-        memory = empty((workspace,), single) if workspace else None
-        begin = memory.data.ptr if memory is not None else 0
-        missed = begin + wanted * part * single.itemsize if keeps_missed else None
-        parts = [dgamma, dbeta]
+        dx = array((m, n), x.dtype) if need_dx else None
+        dtype = (x if gamma is None else gamma).dtype
+        gradients = [
+            array(parameters, dtype) if each else None for each in (need_dgamma, need_dbeta)
+        ]
+        memory: Any = alloc(workspace) if workspace else None
+        parts = gradients
         if add_up:
-            step = part * single.itemsize
             parts = [
-                begin if need_dgamma else None,
-                begin + step * need_dgamma if need_dbeta else None,
+                memory if need_dgamma else None,
+                memory + part * need_dgamma if need_dbeta else None,
             ]
-        if of_rows:
-            outputs = parts if at_once else (missed,)
-            of_rows(dy, x, mean, rstd, gamma, dx, *outputs)
-        if of_columns:
-            of_columns(dy, x, mean, rstd, missed, *parts)
+        if of_segments:
+            sums = memory + wanted * part
+            of_segments(dy, x, mean, rstd, gamma, sums)
+            differentiate(dy, x, mean, rstd, gamma, dx, *parts, sums)
+        else:
+            differentiate(dy, x, mean, rstd, gamma, dx, *parts)
         if add_up:
-            # The kernel's second block row, if there is one, is dbeta's.
-            first, result = (parts[0], dgamma) if need_dgamma else (parts[1], dbeta)
-            add_up(first, parts[1], result, dbeta)
-        return dx, dgamma, dbeta
+            # The kernel's first is dgamma, or what there is; its second is dbeta after dgamma.
+            first = 0 if need_dgamma else 1
+            add_up(parts[first], parts[1], gradients[first], gradients[1])
+        return dx, *gradients
+
+    return call
+
+
+def _dbeta(spec: RowsSpec) -> Callable[..., Any]:
+    """Dbeta alone is sums over columns of dy, whose rows of all groups stand side by side."""
+    rows, width = spec.shape[0] // spec.groups, spec.groups * spec.shape[1]
+    single = np.dtype(ACCUMULATION.get(spec.dtype, "float32"))
+    name, tiles = C_NAME[single.name], ceil(width, COLUMNS)
+    slots = slots_for(ceil(rows, TEAMS), tiles, WARPS_AT_ONCE // TEAMS)
+    add_rows_up = _launcher(
+        kernel("add_up", C_NAME[spec.dy or spec.dtype], name, name, COLUMNS, TEAMS),
+        (tiles * slots,),
+        COLUMNS * TEAMS,
+        *(rows, width, np.uint32(slots)),
+    )
+    add_up = _add_up(spec, slots, 1, per=1)
+    workspace = slots * width * single.itemsize
+
+    def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
+        dbeta = cupy.ndarray((width // spec.repeat,), (x if gamma is None else gamma).dtype)
+        if add_up:
+            parts = cupy.cuda.alloc(workspace)
+            add_rows_up(dy, None, parts, None)
+            add_up(parts, None, dbeta, None)
+        else:
+            add_rows_up(dy, None, dbeta, None)
+        return None, None, dbeta
 
     return call

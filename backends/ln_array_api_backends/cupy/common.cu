@@ -75,11 +75,17 @@ __device__ void load(const T* place, bool aligned, int count, A (&values)[V]) {
 
 template <class T, class A, int V>
 __device__ void store(T* place, bool aligned, int count, const A (&values)[V]) {
-    if (aligned && count == V) {
-        Pack<T, V> pack;
+    constexpr int WORDS = V * int(sizeof(T)) / CHUNK_BYTES;
+    if (WORDS > 0 && aligned && count == V) {
+        union {
+            Pack<T, V> pack;
+            uint4 words[WORDS > 0 ? WORDS : 1];
+        } both = {};
 #pragma unroll
-        for (int j = 0; j < V; ++j) pack.elements[j] = static_cast<T>(values[j]);
-        *reinterpret_cast<Pack<T, V>*>(place) = pack;
+        for (int j = 0; j < V; ++j) both.pack.elements[j] = static_cast<T>(values[j]);
+        // By name, since the compiler splits an assignment where it cannot follow the address.
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) __stcg(reinterpret_cast<uint4*>(place) + i, both.words[i]);
     } else {
 #pragma unroll
         for (int j = 0; j < V; ++j)
@@ -87,28 +93,42 @@ __device__ void store(T* place, bool aligned, int count, const A (&values)[V]) {
     }
 }
 
+// How many elements of a row share a parameter: one, any number, or whole chunks.
+enum Repeat { ONE, ANY, CHUNKS_OF };
+
 // Element c of a row has element c / repeat of its parameters, which are those of its residue, that
-// is its number modulo groups. Division is much faster in 32 bits, so c is an int where it can be.
-template <class P, bool REPEATED>
+// is its number modulo groups. Elements are counted from `begin`, so that 32 bits hold their number:
+// division is much faster in these.
+template <class P, Repeat REPEAT>
 struct Parameter {
     const P* place;
     bool aligned;
-    Index repeat;
+    unsigned repeat, past;
 
-    __device__ Parameter(const P* parameters, unsigned residue, Index n, Index repeat)
-        : place(parameters), repeat(repeat) {
-        if (parameters && residue) place += residue * (REPEATED ? n / repeat : n);
+    __device__ Parameter(const P* parameters, unsigned residue, Index n, Index repeat,
+                         Index begin = 0)
+        : place(parameters), repeat(unsigned(repeat)), past(0) {
+        if constexpr (REPEAT == ONE) {
+            if (place) place += residue * n + begin;
+        } else {
+            if (place) place += residue * (n / repeat) + begin / repeat;
+            past = unsigned(begin % repeat);
+        }
         aligned = is_aligned(place);
     }
 
-    template <class C, class A, int V>
-    __device__ void load(C c, int count, A (&values)[V]) const {
-        if constexpr (REPEATED) {
+    template <class A, int V>
+    __device__ void load(int c, int count, A (&values)[V]) const {
+        if constexpr (REPEAT == ONE) {
+            ::load(place + c, aligned, count, values);
+        } else if constexpr (REPEAT == ANY) {
 #pragma unroll
             for (int j = 0; j < V; ++j)
-                values[j] = j < count ? static_cast<A>(place[(c + j) / C(repeat)]) : A(0);
+                values[j] = j < count ? static_cast<A>(place[(past + c + j) / repeat]) : A(0);
         } else {
-            ::load(place + c, aligned, count, values);
+            const A value = static_cast<A>(place[(past + c) / repeat]);
+#pragma unroll
+            for (int j = 0; j < V; ++j) values[j] = value;
         }
     }
 };
@@ -170,6 +190,7 @@ struct Team {
         }
     }
 
+    // Of values that are not negative.
     __device__ A largest(A value) {
         A values[1] = {largest_of_warp(value)};
         if constexpr (WARPS > 1) {

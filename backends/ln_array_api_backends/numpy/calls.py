@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numba import from_dtype, types
 
-from ln_array_api.backend import Primitive, RowsSpec
+from ln_array_api.backend import Primitive, RowsBackend, RowsSpec
 
 from . import layout, threads
 from .backward import backward_in_order, backward_in_parallel
@@ -32,7 +32,7 @@ ACCUMULATION = {"float64": "float64"}
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
-class NumPyBackend:
+class NumPyBackend(RowsBackend):
     """Both rows primitives, for every dtype and option."""
 
     put_in_order = staticmethod(layout.put_in_order)
@@ -54,23 +54,6 @@ class NumPyBackend:
                 "memory from the pool" if size >= POOLED else "fresh memory",
             )
         )
-
-    def rows_forward(
-        self, x: Any, gamma: Any, beta: Any, *, out: Any = None, **options: Any
-    ) -> Any:
-        spec = _spec(x, gamma, beta, **options)
-        return self.prepare("rows_forward", spec)(x, gamma, beta, out=out)
-
-    def rows_backward(
-        self, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, **options: Any
-    ) -> Any:
-        spec = _spec(x, gamma, None, dy=dy.dtype.name, **options)
-        return self.prepare("rows_backward", spec)(dy, x, mean, rstd, gamma)
-
-
-def _spec(x: Any, gamma: Any, beta: Any, **options: Any) -> RowsSpec:
-    gamma, beta = (None if each is None else each.dtype.name for each in (gamma, beta))
-    return RowsSpec("numpy", "cpu", x.shape, x.dtype.name, gamma, beta, **options)
 
 
 def _compiled(kernel: Any, *arguments: Any) -> Callable[..., None]:

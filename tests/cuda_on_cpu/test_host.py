@@ -1,0 +1,151 @@
+"""What a call costs the host: launches, memory, waiting, and time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import cupy
+import cupy_on_cpu
+import numpy as np
+import pytest
+from ln_array_api_backends.cupy import calls
+from test_kernels import DTYPES, Case
+
+import ln_array_api as ln
+
+
+def launches(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
+    before = cupy_on_cpu.counts()["launches"]
+    function(*arguments, **options)
+    return cupy_on_cpu.counts()["launches"] - before
+
+
+def arrays(dtype: str, n: int) -> tuple[Any, ...]:
+    """Such as layer norm takes, of few rows."""
+    x = cupy.ones((3, n), DTYPES[dtype])
+    return x, x[0], x[0]
+
+
+@pytest.fixture
+def _idle() -> Iterator[None]:
+    cupy_on_cpu.driver.fake_cuda_set_idle(1)
+    yield
+    cupy_on_cpu.driver.fake_cuda_set_idle(0)
+
+
+@pytest.mark.usefixtures("_idle")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 400, 3072, 4096, 32768, 65536])
+def test_rows_of_64_kib_take_one_launch_forward_and_two_backward(dtype: str, size: int) -> None:
+    """That is 16384 elements of float32, 16384 of 16 bits too, since these are summed in 32."""
+    n = size // max(4, np.dtype(DTYPES[dtype]).itemsize)
+    x, gamma, beta = arrays(dtype, n)
+    assert launches(ln.layer_norm, x, gamma, beta) == 1
+    assert launches(ln.layer_norm_forward, x, gamma, beta) == 1
+    assert launches(ln.rms_norm, x, gamma) == 1
+    _, mean, rstd = ln.layer_norm_forward(x, gamma, beta)
+    assert launches(ln.layer_norm_backward, x, x, mean, rstd, gamma) <= 2
+    assert launches(ln.rms_norm_backward, x, x, rstd, gamma) <= 2
+
+
+@pytest.mark.usefixtures("_idle")
+def test_longer_rows_take_two_launches_forward_and_three_backward() -> None:
+    x, gamma, beta = arrays("float32", 40000)
+    assert launches(ln.layer_norm, x, gamma, beta) == 2
+    _, mean, rstd = ln.layer_norm_forward(x, gamma, beta)
+    assert launches(ln.layer_norm_backward, x, x, mean, rstd, gamma) == 3
+    assert launches(ln.layer_norm_backward, x, x, mean, rstd, gamma, need=("dx",)) == 2
+
+
+@pytest.mark.usefixtures("_idle")
+@pytest.mark.parametrize("n", [40, 12000, 40000])
+@pytest.mark.parametrize("need", list(product((False, True), repeat=3)))
+def test_what_is_not_needed_is_not_launched(n: int, need: tuple[bool, bool, bool]) -> None:
+    case = Case("float32", 700, n) if n == 40 else Case("float32", 7, n)
+    count = launches(case.run, need=need) - (1 if n < 40000 else 2)
+    of_rows = 0 if not (need[0] or need[1]) else 1 if n < 40000 else 2
+    of_parameters = int(need[1] or need[2]) + (not of_rows and need[2] and n == 40)
+    assert count == of_rows + of_parameters
+
+
+@pytest.mark.parametrize("n", [40, 3000, 40000])
+def test_nothing_waits_for_the_device(n: int) -> None:
+    """No synchronisation, no copy to the host; given memory from a pool, it can be captured."""
+    case = Case("float32", 70, n)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc), stream:
+        case.run()
+        before = cupy_on_cpu.counts()
+        stream.begin_capture()
+        case.run()
+        stream.end_capture()
+        after = cupy_on_cpu.counts()
+    assert after == {**before, "launches": after["launches"]}
+
+
+@pytest.mark.parametrize("n", [40, 3000, 40000])
+def test_nothing_is_allocated_but_results_and_a_workspace(n: int) -> None:
+    case = Case("float32", 70, n)
+    case.run()
+    before = cupy_on_cpu.counts()["allocations"]
+    results = case.run()
+    assert cupy_on_cpu.counts()["allocations"] - before <= len(results) + 1
+
+
+LIMIT = 8e-6
+
+
+def cost(call: Callable[[], Any]) -> float:
+    """Seconds of a call, as in the best of many rounds; until it is below the limit."""
+    best, give_up = float("inf"), time.monotonic() + 5
+    while best > LIMIT and time.monotonic() < give_up:
+        begin = time.perf_counter()
+        for _ in range(200):
+            call()
+        best = min(best, (time.perf_counter() - begin) / 200)
+    return best
+
+
+def small_call(function: Callable[..., Any]) -> Callable[[], Any]:
+    x, gamma, beta = arrays("float32", 64)
+    return lambda: function(x, gamma, beta)
+
+
+@pytest.fixture
+def _pooled() -> Iterator[None]:
+    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc):
+        yield
+
+
+@pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="a sanitizer takes its time")
+@pytest.mark.usefixtures("_idle", "_pooled")
+@pytest.mark.parametrize("function", [ln.layer_norm, ln.layer_norm_forward])
+def test_a_call_costs_the_host_8_microseconds_at_most(function: Callable[..., Any]) -> None:
+    """Apart from what the device does: of a launch, nothing but the count."""
+    assert cost(small_call(function)) <= LIMIT
+
+
+@pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="a sanitizer takes its time")
+@pytest.mark.usefixtures("_idle", "_pooled")
+def test_a_delay_of_a_call_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one more allocation, conversion and launch would make."""
+
+    def slow(*arguments: Any) -> Any:
+        normal = launcher(*arguments)
+
+        def launch(*arrays: Any) -> None:
+            end = time.perf_counter() + LIMIT
+            while time.perf_counter() < end:
+                pass
+            normal(*arrays)
+
+        return launch
+
+    launcher = calls._launcher
+    monkeypatch.setattr(calls, "_launcher", slow)
+    x, gamma, beta = arrays("float32", 65)  # not planned yet
+    call = small_call(ln.layer_norm_forward)
+    assert cost(lambda: ln.layer_norm_forward(x, gamma, beta)) > LIMIT >= cost(call)
