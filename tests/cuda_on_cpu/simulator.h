@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #define __CUDACC_VER_MAJOR__ 13  // as under NVRTC, for the headers of CUDA
 #define __CUDACC_VER_MINOR__ 0
@@ -182,6 +183,10 @@ T atomicCAS(T* place, std::common_type_t<T> expected, std::common_type_t<T> valu
     return old;
 }
 
+template <class T>
+void __stcg(T* place, T value) {
+    std::memcpy(place, &value, sizeof value);
+}
 template <class T>
 T __ldg(const T* place) {
     return *place;

@@ -176,7 +176,9 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, AT_LEAST<WARPS * ROWS * WAR
         of_row.finish(sums, A(share));
         row.differentiate(of_row, gammas, dx ? dx + r * n : dx, by_gamma, by_beta);
     }
-    __shared__ A of_teams[ROWS][ROWS == 1 ? 1 : CHUNKS * S * WARP];
+    // A word is left out after each WARP, so that threads S elements apart use different banks.
+    constexpr auto place = [](int c) { return c + c / WARP; };
+    __shared__ A of_teams[ROWS][ROWS == 1 ? 1 : place(CHUNKS * S * WARP)];
     const Index length = n / (CHUNK<T> / S);
 #pragma unroll
     for (int which = 0; which < 2; ++which) {
@@ -191,12 +193,12 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, AT_LEAST<WARPS * ROWS * WAR
             for (int i = 0; i < CHUNKS; ++i)
 #pragma unroll
                 for (int j = 0; j < S; ++j)
-                    of_teams[team_of_block][(i * THREADS + thread) * S + j] = values[i][j];
+                    of_teams[team_of_block][place((i * THREADS + thread) * S + j)] = values[i][j];
             __syncthreads();
             for (int c = threadIdx.x; c < length; c += ROWS * WARP) {
                 A sum = 0;
 #pragma unroll
-                for (int each = 0; each < ROWS; ++each) sum += of_teams[each][c];
+                for (int each = 0; each < ROWS; ++each) sum += of_teams[each][place(c)];
                 part[c] = sum;
             }
             __syncthreads();

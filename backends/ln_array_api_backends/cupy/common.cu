@@ -75,11 +75,17 @@ __device__ void load(const T* place, bool aligned, int count, A (&values)[V]) {
 
 template <class T, class A, int V>
 __device__ void store(T* place, bool aligned, int count, const A (&values)[V]) {
-    if (aligned && count == V) {
-        Pack<T, V> pack;
+    constexpr int WORDS = V * int(sizeof(T)) / CHUNK_BYTES;
+    if (WORDS > 0 && aligned && count == V) {
+        union {
+            Pack<T, V> pack;
+            uint4 words[WORDS > 0 ? WORDS : 1];
+        } both = {};
 #pragma unroll
-        for (int j = 0; j < V; ++j) pack.elements[j] = static_cast<T>(values[j]);
-        *reinterpret_cast<Pack<T, V>*>(place) = pack;
+        for (int j = 0; j < V; ++j) both.pack.elements[j] = static_cast<T>(values[j]);
+        // By name, since the compiler splits an assignment where it cannot follow the address.
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) __stcg(reinterpret_cast<uint4*>(place) + i, both.words[i]);
     } else {
 #pragma unroll
         for (int j = 0; j < V; ++j)

@@ -18,7 +18,7 @@ struct Row {
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
             const int c = (i * THREADS + thread) * V;
-            load(row + c, aligned, n - c, values[i]);
+            load(row + c, aligned, min(V, n - c), values[i]);
         }
     }
 

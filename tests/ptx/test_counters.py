@@ -1,0 +1,225 @@
+"""What the kernels ask of memory is what they were designed to ask for, and faults are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from cases import Case
+from counters import WARP, Traffic
+from device import Device, Launch, calls, shapes, used
+
+#: More than the least: a row's first element, and statistics, are read by each of its warps.
+SLACK = 1.02
+#: Whole chunks of 16 bytes, and whole sectors: rows of no other length can be coalesced.
+CASES = [
+    Case(dtype, m, n, center=center)
+    for dtype in ("float16", "bfloat16", "float32", "float64")
+    for m, n, center in (
+        (37, 64, True),
+        (9, 512, False),
+        (9, 2048, True),
+        (4, 12288, True),
+        (3, 49152, True),
+    )
+]
+
+
+def launches(case: Case) -> tuple[dict[str, int], list[Launch]]:
+    """The sizes of all arrays, by the names that traffic has, and what was launched."""
+    with used(Device()) as device:
+        results = case.run(calls.CuPyBackend(), device.memory.array)
+    names = {array.data.ptr: name for name, array in results.items() if array is not None}
+    sizes = {}
+    for memory in device.memory.allocations:
+        name = names.get(memory.begin, memory.name)
+        sizes[name] = memory.bytes.size
+        for launch in device.launches:
+            for traffics in (launch.counters.reads, launch.counters.writes):
+                if memory.name in traffics:
+                    traffics[name] = traffics.pop(memory.name)
+    return sizes, device.launches
+
+
+def parameters(launch: Launch) -> list[str]:
+    """Of the template."""
+    return launch.expression.partition("<")[2][:-1].split(", ")
+
+
+def sweeps(launch: Launch) -> int:
+    """How often x and dy are read by a kernel: once, but where they are not kept in registers."""
+    return 2 if launch.name == "rows_backward" and parameters(launch)[6] == "false" else 1
+
+
+def problems(case: Case) -> list[str]:
+    """Where the kernels for a case ask for more than their design says."""
+    sizes, each = launches(case)
+    return [problem for launch in each for problem in problems_of(launch, sizes)]
+
+
+def problems_of(launch: Launch, sizes: dict[str, int]) -> Iterator[str]:
+    counters = launch.counters
+    shared = max(counters.shared_reads.ways, counters.shared_writes.ways)
+    if shared > 2:
+        yield f"{launch.name}: {shared}-way bank conflict"
+    if counters.barriers != barriers(launch) * counters.blocks:
+        yield f"{launch.name}: {counters.barriers / counters.blocks} barriers for each block"
+    for kind, traffics in (("reads", counters.reads), ("writes", counters.writes)):
+        for name, traffic in traffics.items():
+            yield from problems_of_array(f"{launch.name} {kind} {name}", launch, traffic)
+            if not name.startswith("allocation") and traffic.distinct != sizes[name]:
+                yield f"{launch.name} {kind} {traffic.distinct} of {sizes[name]} bytes of {name}"
+
+
+def problems_of_array(what: str, launch: Launch, traffic: Traffic) -> Iterator[str]:
+    times = traffic.bytes / traffic.distinct
+    if "reads" not in what:
+        most = 1.0
+    elif what.endswith((" x", " dy")):
+        most = sweeps(launch) * SLACK
+    else:
+        most = np.inf  # of parameters and statistics, which caches hold
+    if times > most:
+        yield f"{what} {times:.2f} times"
+    # Partial sums of 16-bit rows are 32 bytes for each thread, which are written half by half.
+    halves = "_backward writes allocation" in what and "<__" in launch.expression
+    most_sectors = traffic.least_sectors * (2 if halves else 1)
+    # Those of segments are few, and begin anywhere.
+    if launch.name.startswith("segments_") and "reads allocation" in what:
+        most_sectors += traffic.requests
+    if traffic.sectors > most_sectors:
+        yield f"{what} in {traffic.sectors / traffic.least_sectors:.1f} times the sectors"
+
+
+def barriers(launch: Launch) -> int:
+    """Of a block that has one row or tile: one for each reduction, and for each change of hands."""
+    given = parameters(launch)
+    if launch.name == "rows_forward":
+        return 0 if given[3] == "1" else 1 + (given[6] == "true")
+    if launch.name == "rows_backward":
+        return 4 if given[3] == "1" else 1  # two for each gradient, or one for each row
+    return {
+        "segment_moments": 2,
+        "segments_forward": 3,
+        "segment_sums": 1,
+        "segments_backward": 1,
+        "add_up": 1,
+    }[launch.name]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernels_ask_for_what_their_design_says(case: Case) -> None:
+    assert problems(case) == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_rows_in_registers_move_the_least_bytes(case: Case) -> None:
+    """Each input once, each output once, and partial sums."""
+    wide = 8 if case.dtype == "float64" else 4
+    for launch in launches(case)[1]:
+        if launch.name not in ("rows_forward", "rows_backward") or sweeps(launch) > 1:
+            continue
+        arrays = 2 if launch.name == "rows_forward" else 3
+        partials = 0 if launch.name == "rows_forward" else 2 * launch.grid[0] * case.n
+        size = shapes.ITEMSIZE[case.dtype]
+        least = arrays * case.m * case.n * size + ((1 + case.center) * case.m + partials) * wide
+        counters = launch.counters
+        moved = sum(
+            traffic.bytes
+            for traffics in (counters.reads, counters.writes)
+            for name, traffic in traffics.items()
+            if name not in ("gamma", "beta")
+        )
+        assert least <= moved <= SLACK * least
+
+
+def test_rows_that_do_not_begin_at_a_sector() -> None:
+    """Most are loaded element by element, from the same places as ever: caches have to help."""
+    case = Case("float32", 8, 1601)
+    forward = launches(case)[1][0].counters.reads["x"]
+    assert forward.distinct == case.m * case.n * 4
+    assert forward.bytes <= SLACK * forward.distinct
+    assert 3 < forward.sectors / forward.least_sectors < 4
+
+
+class Fault(NamedTuple):
+    """Code that costs what it need not, but whose results are right; and what is seen of it."""
+
+    what: str
+    old: str
+    new: str
+    case: Case
+    seen: str
+
+
+BLOCK, TEAM = Case("float32", 9, 1536), Case("float32", 37, 64)
+FAULTS = (
+    Fault(
+        "a thread's chunks side by side",
+        "(i * THREADS + thread) * V",
+        "(thread * CHUNKS + i) * V",
+        BLOCK,
+        "rows_forward reads x in",
+    ),
+    Fault(
+        "elements one by one",
+        "min(V, n - c), values[i]",
+        "n - c, values[i]",
+        BLOCK,
+        "rows_forward reads x in",
+    ),
+    Fault(
+        "partial sums one by one",
+        "store(part + c, aligned,",
+        "store(part + c, false,",
+        BLOCK,
+        "rows_backward writes allocation",
+    ),
+    Fault(
+        "a row read again",
+        "normalise(row, of_row, gammas, betas, y + r * n);",
+        "const Row<T, WARPS * WARP, CHUNKS> again(x_row, int(n), team.thread());"
+        "normalise(again, of_row, gammas, betas, y + r * n);",
+        BLOCK,
+        "rows_forward reads x 2.00 times",
+    ),
+    Fault(
+        "a result written twice",
+        "store(place + c, aligned, count, result);",
+        'store(place + c, aligned, count, result); asm volatile("" ::: "memory");'
+        "store(place + c, aligned, count, parameters);",
+        BLOCK,
+        "rows_forward writes",
+    ),
+    Fault("banks in conflict", "c + c / WARP;", "c;", TEAM, "rows_backward: 4-way bank conflict"),
+    Fault(
+        "a barrier too many",
+        "turn ^= 1;",
+        "turn ^= 1; __syncthreads();",
+        BLOCK,
+        "rows_forward: 4.0 barriers for each block",
+    ),
+    Fault(
+        "half of the parameters",
+        "if (betas.place) {",
+        "if (betas.place && c < row.n / 2) {",
+        BLOCK,
+        "rows_forward reads 3072 of 6144 bytes of beta",
+    ),
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
+def test_a_fault_is_seen(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = calls.source()
+    assert fault.old in source, "the code has changed; plant this fault anew"
+    assert problems(fault.case) == []
+    monkeypatch.setattr(calls, "source", lambda: source.replace(fault.old, fault.new))
+    found = problems(fault.case)
+    assert any(fault.seen in problem for problem in found), found
+
+
+def test_warps_are_whole() -> None:
+    assert all(launch.block[0] % WARP == 0 for launch in launches(TEAM)[1])

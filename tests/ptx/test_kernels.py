@@ -1,0 +1,75 @@
+"""The PTX of each kernel, launched as the backend launches it: right, and as on the fibers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import Case, cases
+from device import Device, calls, shapes, used
+from ln_array_api_conformance import tolerances
+from numpy.lib.npyio import NpzFile
+
+CASES = cases(shapes)
+FIBERS = Path(__file__).resolve().parents[2] / ".cuda_on_cpu" / "fibers.npz"
+
+
+def run(case: Case, offset: int = 0) -> dict[str, Any]:
+    with used(Device()) as device:
+        return case.run(
+            calls.CuPyBackend(), lambda values, name: device.memory.array(values, name, offset)
+        )
+
+
+def check(case: Case, results: dict[str, Any]) -> None:
+    """Within the library's contract."""
+    wide = tolerances.ACCUMULATION[case.dtype]
+    for name, (expected, steps, scale) in case.expected().items():
+        if results[name] is not None:
+            dtype = case.dtype if results[name].itemsize == 2 else wide
+            assert results[name].shape == expected.shape
+            tolerances.assert_close(name, results[name], expected, steps, scale, dtype)
+
+
+@pytest.fixture(scope="module")
+def of_fibers() -> NpzFile:
+    """What the same CUDA C gives when it is compiled for the host; the Makefile has it made."""
+    return np.load(FIBERS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_results(case: Case, of_fibers: NpzFile) -> None:
+    results = run(case)
+    check(case, results)
+    for name, (_, steps, scale) in case.expected().items():
+        if results[name] is not None:
+            values, other = results[name].astype(np.float64), of_fibers[f"{case}: {name}"]
+            # One of them fuses some products and sums, and both may round to 16 bits differently.
+            allowed = tolerances.allowed(steps, scale, other, results[name].dtype.name)
+            assert np.all(abs(values - other) <= 2 * allowed), name
+            if results[name].itemsize == 2:
+                assert np.mean(values != other) < 0.01, name
+
+
+@pytest.mark.parametrize(("dtype", "n"), [("float16", 300), ("float32", 1600), ("float64", 9000)])
+def test_bits_do_not_depend_on_alignment(dtype: str, n: int) -> None:
+    case = Case(dtype, 3, n)
+    aligned = run(case)
+    for name, values in run(case, offset=1).items():
+        assert values.tobytes() == aligned[name].tobytes(), name
+
+
+def test_bits_of_a_row_do_not_depend_on_others() -> None:
+    many, one = Case("float32", 9, 1600), Case("float32", 1, 1600)
+    rows = {name: None if v is None else v for name, v in many.arrays().items()}
+    results = run(many)
+
+    class First(Case):
+        def arrays(self) -> dict[str, Any]:
+            return {k: v[:1] if k in ("x", "dy") else v for k, v in rows.items()}
+
+    alone = run(First(*one))
+    for name in ("y", "mean", "rstd", "dx"):
+        assert alone[name].tobytes() == results[name][:1].tobytes(), name

@@ -1,0 +1,60 @@
+"""The page of predictions is that of these kernels, and its arithmetic is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from page import page
+from predict import ACHIEVED, GPUS, LAUNCH, SHAPES, Count, count, predictions, sample
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "predicted-speed"
+H100 = GPUS[0]
+
+
+def test_the_page_is_up_to_date() -> None:
+    """Within what another version of the compiler changes; some shapes stand for all."""
+    table = json.loads(DOCS.with_suffix(".json").read_text())["table"]
+    assert page(table) == DOCS.with_suffix(".md").read_text(encoding="utf-8")
+    told = {(row["pass"], row["dtype"], row["m"], row["n"]): row for row in table}
+    for row in predictions([shape for shape in SHAPES if shape[1] * shape[2] < 1 << 23]):
+        before = told[row["pass"], row["dtype"], row["m"], row["n"]]
+        assert row["kernels"] == before["kernels"], "make predictions"
+        for gpu in GPUS:
+            assert row[gpu.name]["predicted"] == pytest.approx(
+                before[gpu.name]["predicted"], rel=0.05
+            ), "make predictions"
+
+
+def test_a_sample_of_blocks_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = count("float32", 600, 768)
+    monkeypatch.setattr("predict.sample", range)
+    for direction, launches in count("float32", 600, 768).items():
+        for each, whole in zip(some[direction], launches, strict=True):
+            assert each.blocks == whole.blocks
+            assert each.seconds(H100)[0] == pytest.approx(whole.seconds(H100)[0], rel=0.02)
+    assert len(sample(600)) < 10
+    assert sample(3) == [0, 1, 2]
+
+
+def test_what_limits_a_launch() -> None:
+    def seconds(blocks: int, moved: float, instructions: float) -> tuple[float, str]:
+        traffic = ((moved, moved, moved),)
+        return Count("kernel", blocks, 256, instructions, 0, traffic).seconds(H100)
+
+    assert seconds(1000, 1e3, 1e3) == (pytest.approx(LAUNCH, rel=0.01), "launch")
+    memory = 1e9 / (ACHIEVED * H100.bandwidth)
+    assert seconds(1000, 1e9, 1e6) == (pytest.approx(LAUNCH + memory), "memory")
+    assert seconds(1, 1e6, 1e3) == (pytest.approx(LAUNCH + 1e6 / 64 / H100.clock), "memory")
+    issuing = 1e9 / (4 * 132 * H100.clock)
+    assert seconds(1000, 1e6, 1e9) == (pytest.approx(LAUNCH + issuing), "instructions")
+
+
+def test_what_is_read_again() -> None:
+    """Comes from the cache if what is in flight fits."""
+    sizes = [(1 << 30, 1 << 30, 3 << 30), (1 << 10, 1 << 10, 1 << 30)]
+    many = Count("kernel", 1 << 15, 512, 0, 0, tuple(sizes))  # rows of 32 KiB: 4 MiB in flight
+    few = many._replace(blocks=1 << 10)  # of 1 MiB: more than the cache
+    assert many.moved(H100) == (1 << 30) + (1 << 10)
+    assert few.moved(H100) == (3 << 30) + (1 << 10)
