@@ -178,9 +178,8 @@ def accumulate(xp: Any, x: Array) -> Array:
 
 
 def strides_of(x: Array) -> tuple[int, ...] | None:
-    """The bytes from an element to the next on each axis, where the library tells them."""
-    strides = getattr(x, "strides", None)
-    return strides if type(strides) is tuple else None
+    """The bytes from an element to the next on each axis, where a signature has them."""
+    return x.strides if library_of(x).name == "cupy" else None
 
 
 def is_unknown(length: Any) -> bool:

@@ -89,8 +89,8 @@ class Backend(Protocol):
     ``prepare_strided(primitive, spec, layout)`` may run a call on arrays as they lie, with all
     their axes: it gives such a kernel and a line for `explain`, or None. The kernel gets
     statistics and parameters of x's rank, to broadcast with it, and `out` of any layout; it gives
-    parameters' gradients of any shape in their order. Only for libraries that tell strides. One
-    with ``caffe2_stages`` has functions there in place of stages of ``ln_array_api.caffe2``, of
+    parameters' gradients of any shape in their order. Asked for CuPy arrays only. One with
+    ``caffe2_stages`` has functions there in place of stages of ``ln_array_api.caffe2``, of
     the same names, for arrays that are checked and not empty.
     """
 
