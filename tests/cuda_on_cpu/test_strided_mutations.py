@@ -33,7 +33,7 @@ def few_rows() -> None:
 
 def half_precision() -> None:
     """Sums of many slots, rounded once."""
-    check(Case(Kind((3, 3000), (0,)), "float16"), steps=0.6)
+    check(Case(Kind((3, 6000), (0,)), "float16"), steps=0.6)
 
 
 def two_strides() -> None:
@@ -60,7 +60,7 @@ class Fault(NamedTuple):
 
 
 FAULTS = (
-    Fault("sums in the dtype of the result", "add_up", "", "", half_precision),
+    Fault("sums in the dtype of the result", "add_up_many", "", "", half_precision),
     Fault(
         "moments merged without their difference",
         "preamble",
@@ -118,6 +118,8 @@ FAULTS = (
     Fault(
         "an axis that begins at 0", "preamble", "inner(number % length)", "inner(0)", two_strides
     ),
+    Fault("a slot left out", "add_up_few", "slot < slots", "slot < slots - 1", columns),
+    Fault("rows side by side merged", "merge_few_moments", "at += padded", "++at", columns),
     Fault(
         "slots not told apart",
         "moments",
@@ -158,8 +160,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> It
         monkeypatch.setattr(
             strided_kernels, "preamble", lambda: source.replace(fault.old, fault.new)
         )
-    elif fault.place == "add_up":
-        monkeypatch.setattr(strided, "add_up", without_reduce_type)
+    elif fault.place == "add_up_many":
+        monkeypatch.setattr(strided, "add_up_many", without_reduce_type)
     else:
         kernel = strided_kernels.ELEMENTWISE[fault.place]
         assert kernel.operation.count(fault.old) == 1, "the code has changed; plant this fault anew"

@@ -12,8 +12,8 @@ from typing import Any
 import cupy
 
 from .devices import on_its_device
-from .strided import Sums, present
-from .strided_kernels import SUMS, Elementwise, add_up, build
+from .strided import Sums, add_up, present
+from .strided_kernels import SUMS, Elementwise, build
 
 STAGES = {
     "sigma_and_fused_params": Elementwise(
@@ -137,7 +137,7 @@ def compute_internal_gradients(dY: Any, X: Any, gamma: Any) -> tuple[Any, Any, A
     stage("internal_gradients")(
         *(dY, X, weights, gamma is not None, *sums, dYxX, parts), size=sums.threads
     )
-    ds, db = _added_up(parts, sums)
+    ds, db = add_up(parts, sums, _room_for(parts, sums))
     return dYxX, ds, db
 
 
@@ -164,11 +164,9 @@ def gamma_beta_backward(dYxX: Any, dY: Any, rstd: Any, g_scale: Any) -> tuple[An
     sums = Sums.over(columns, rows, lines_together=True)
     parts = cupy.empty(sums.parts(2), _accumulation(dY))
     stage("gamma_beta")(dYxX, dY, rstd, g_scale, *sums, parts, size=sums.threads)
-    dgamma, dbeta = _added_up(parts, sums)
+    dgamma, dbeta = add_up(parts, sums, _room_for(parts, sums))
     return dgamma, dbeta
 
 
-def _added_up(parts: Any, sums: Sums) -> Any:
-    results = cupy.empty((len(parts), sums.padded), parts.dtype)
-    add_up()(parts, results, axis=1)
-    return results[:, : sums.lines]
+def _room_for(parts: Any, sums: Sums) -> Any:
+    return cupy.empty((len(parts), sums.padded), parts.dtype)

@@ -26,10 +26,13 @@ import cupy
 
 from ln_array_api.backend import Layout, Primitive, RowsSpec
 
-from .strided_kernels import add_up, elementwise, merge_moments
+from .strided_kernels import add_up_many, elementwise, merge_moments
 
 #: Elements that a thread sums up, at least.
 RUN = 64
+#: Slots that one thread merges or adds up, at most: CuPy's reductions are for more. They take the
+#: host as long as the rest of a pass.
+FEW = 64
 #: Results that a block of CuPy's reductions takes at once, at most, where they lie side by side.
 LINE = 32
 #: Arrays in which a thread of the first step leaves the moments of its slot.
@@ -145,20 +148,28 @@ class Strided:
         result = cupy.empty(self.in_memory, x.dtype)
         return result.transpose(self.to_axes) if self.to_axes else result
 
-    def beside_x(self, values: Any) -> Any:
-        """A value for each row, in a shape that broadcasts with x."""
-        return values[: self.rows.lines].reshape(self.statistic)
+    def merged(self, parts: Any) -> Any:
+        """Mean, what it misses and rstd of each row, in a shape that broadcasts with x."""
+        if self.rows.slots <= FEW:
+            mean, missed = cupy.empty((2, *self.statistic), self.single)
+            rstd = cupy.empty(self.statistic, self.single)
+            elementwise("merge_few_moments")(
+                *(parts, self.rows.slots, self.rows.padded, self.share, self.epsilon),
+                *(mean, missed, rstd),
+            )
+            return mean, missed, rstd
+        results = cupy.empty((3, self.rows.padded), self.single)
+        merge_moments()(*parts, self.share, self.epsilon, *results, axis=0)
+        return results[:, : self.rows.lines].reshape(3, *self.statistic)
 
     def forward(self, x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
         y = self.empty_as_x(x) if out is None else out
-        statistics = cupy.empty((3, self.rows.padded), self.single)
         parts = cupy.empty(self.rows.parts(MOMENTS), self.single)
         elementwise("moments")(
             *(x.transpose(self.by_row), *self.x_along_rows, *self.rows, self.center, parts),
             size=self.rows.threads,
         )
-        merge_moments()(*parts, self.share, self.epsilon, *statistics, axis=0)
-        mean, missed, rstd = map(self.beside_x, statistics)
+        mean, missed, rstd = self.merged(parts)
         parameters, scalars = present(gamma=(gamma, 1.0), beta=(beta, 0.0))
         elementwise("normalise", *scalars)(x, mean, missed, rstd, *parameters, y)
         return y, mean if self.center else None, rstd
@@ -168,60 +179,68 @@ class Strided:
         planes = 3 if need_dx else int(need_dgamma and self.center)
         wanted = need_dgamma + need_dbeta
         of_rows, sums, of_columns = _workspace(
-            (self.rows.parts(planes), (planes, self.rows.padded), self.columns.parts(wanted)),
             self.single,
+            *(self.rows.parts(planes), (planes, self.rows.padded), self.columns.parts(wanted)),
         )
         # What a kernel does not read is some array that is there.
         mean = mean if self.center else rstd
-        statistics = mean.reshape(-1), rstd.reshape(-1)
         if planes:
-            weights = rstd if gamma is None else gamma
             elementwise("sums_of_rows")(
                 *(dy.transpose(self.by_row), *self.dy_along_rows),
                 *(x.transpose(self.by_row), *self.x_along_rows),
-                *(*statistics, weights.reshape(-1), gamma is not None, need_dx),
+                *(mean, rstd, rstd if gamma is None else gamma, gamma is not None, need_dx),
                 *(*self.rows, self.center, of_rows),
                 size=self.rows.threads,
             )
-            add_up()(of_rows, sums, axis=1)
+            sums = add_up(of_rows, self.rows, sums)
         dx = dgamma = dbeta = None
         if need_dx:
             dx = self.empty_as_x(x)
             parameters, scalars = present(gamma=(gamma, 1.0))
             elementwise("dx", *scalars)(
-                *(dy, x, mean, rstd, *map(self.beside_x, sums)),
+                *(dy, x, mean, rstd, *sums.reshape(planes, *self.statistic)),
                 *(*parameters, self.share, self.center, dx),
             )
         if wanted:
             elementwise("sums_of_columns")(
                 *(dy.transpose(self.by_column), *self.dy_along_columns),
                 *(x.transpose(self.by_column), *self.x_along_columns),
-                *(*statistics, sums[0] if planes else statistics[0], self.share),
+                *(mean, rstd, sums[0] if planes else rstd, self.share),
                 *(need_dgamma, need_dbeta, *self.columns, self.center, of_columns),
                 size=self.columns.threads,
             )
             dtype = (x if gamma is None else gamma).dtype
             gradients = cupy.empty((wanted, self.columns.padded), dtype)
-            add_up()(of_columns, gradients, axis=1)
-            dgamma = gradients[0, : self.columns.lines] if need_dgamma else None
-            dbeta = gradients[wanted - 1, : self.columns.lines] if need_dbeta else None
+            gradients = add_up(of_columns, self.columns, gradients)
+            dgamma = gradients[0] if need_dgamma else None
+            dbeta = gradients[-1] if need_dbeta else None
         return dx, dgamma, dbeta
+
+
+def add_up(parts: Any, sums: Sums, results: Any) -> Any:
+    """The sums of some slots of several lines of sums, left in `results`, which has room for it."""
+    if sums.slots > FEW:
+        add_up_many()(parts, results, axis=1)
+        return results[:, : sums.lines]
+    results = cupy.ndarray((len(parts), sums.lines), results.dtype, results.data)
+    elementwise("add_up_few")(parts, sums.lines, sums.slots, sums.padded, results)
+    return results
+
+
+def _workspace(dtype: Any, *shapes: tuple[int, ...]) -> list[Any]:
+    """Arrays of such shapes in one piece of memory."""
+    sizes = [math.prod(shape) for shape in shapes]
+    memory, arrays = cupy.empty(sum(sizes), dtype).data, []
+    for shape, size in zip(shapes, sizes, strict=True):
+        arrays.append(cupy.ndarray(shape, dtype, memory))
+        memory = memory + size * dtype.itemsize  # and not in place, which the array would notice
+    return arrays
 
 
 def present(**parameters: tuple[Any, float]) -> tuple[list[Any], list[str]]:
     """Parameters, or numbers in place of those that are absent, and the names of these."""
     arrays = [number if each is None else each for each, number in parameters.values()]
     return arrays, [name for name, (each, _) in parameters.items() if each is None]
-
-
-def _workspace(shapes: Sequence[tuple[int, ...]], dtype: Any) -> list[Any]:
-    """Arrays of such shapes in one piece of memory."""
-    ends = [math.prod(shape) for shape in shapes]
-    memory, arrays, begin = cupy.empty(sum(ends), dtype), [], 0
-    for shape, size in zip(shapes, ends, strict=True):
-        arrays.append(memory[begin : begin + size].reshape(shape))
-        begin += size
-    return arrays
 
 
 def prepare_strided(

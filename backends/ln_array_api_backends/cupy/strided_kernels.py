@@ -43,6 +43,28 @@ ELEMENTWISE = {
         parts[target + 4 * plane] = part.exponent;
         """,
     ),
+    "merge_few_moments": Elementwise(
+        ("raw A parts", "int64 slots", "int64 padded", "float64 share", "float64 epsilon"),
+        "A mean, A missed, A rstd",
+        """
+        Moments<A> row;
+        const Index plane = slots * padded;
+        for (Index at = i; at < plane; at += padded)
+            row = merge(row, Moments<A>(parts[at], parts[at + plane], parts[at + 2 * plane],
+                                        parts[at + 3 * plane], parts[at + 4 * plane]));
+        finish(row, share, epsilon, mean, missed, rstd);
+        """,
+    ),
+    "add_up_few": Elementwise(
+        ("raw A parts", "int64 lines", "int64 slots", "int64 padded"),
+        "R total",
+        """
+        const Index first = i / lines * slots * padded + i % lines;
+        A sum = 0;
+        for (Index slot = 0; slot < slots; ++slot) sum += parts[first + slot * padded];
+        total = static_cast<R>(sum);
+        """,
+    ),
     "normalise": Elementwise(
         ("T x", "A mean", "A missed", "A rstd", "G gamma", "B beta"),
         "T y",
@@ -174,10 +196,10 @@ def merge_moments() -> Any:
 
 
 @cache
-def add_up() -> Any:
+def add_up_many() -> Any:
     """Add up the sums of slots, in their own dtype, and round once to that of the result."""
     return cupy.ReductionKernel(
         *("A part", "R total", "part", "a + b", "total = static_cast<R>(a)", "0"),
-        "strided_add_up",
+        "strided_add_up_many",
         reduce_type="A",
     )
