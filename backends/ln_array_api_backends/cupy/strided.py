@@ -9,6 +9,10 @@ Forward, this reads x twice and writes y; a copy of x into rows would be a read 
 Backward, it reads and writes as much as with copies of dy and x, less where either is broadcast,
 and needs no memory for them.
 
+Copied into rows are, still: rows that only lie further apart than they are long; dy that lies
+otherwise or is broadcast beside an x that lies in rows, since reading x thrice instead would cost
+as much; and what takes more than two strides to walk along.
+
 Which arrays come here may not depend on the number of rows, nor may the order of a sum, because the
 bits of a row would. So strides decide, that of a single row among them, and small arrays come here
 too, though they wait for more launches than with a copy. CuPy's reductions arrange their threads by
