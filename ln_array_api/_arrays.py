@@ -177,6 +177,11 @@ def accumulate(xp: Any, x: Array) -> Array:
     return xp.astype(x, getattr(xp, ACCUMULATION[dtype_name(x.dtype)]), copy=False)
 
 
+def strides_of(x: Array) -> tuple[int, ...] | None:
+    """The bytes from an element to the next on each axis, where a signature has them."""
+    return x.strides if library_of(x).name == "cupy" else None
+
+
 def is_unknown(length: Any) -> bool:
     """Whether a dimension's length is not known before computing (NaN in Dask, None elsewhere)."""
     return length is None or math.isnan(length)

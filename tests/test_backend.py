@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import ln_array_api as ln
-from ln_array_api import _rows, backend
-from ln_array_api.backend import Entry, RowsSpec
+from ln_array_api import _rows, backend, caffe2
+from ln_array_api.backend import Entry, Layout, Primitive, RowsSpec
 from ln_array_api.kernels import rows
 
 X = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
@@ -449,6 +449,52 @@ def test_a_primitive_that_a_backend_lacks_is_not_asked_for(register: Register) -
     choice = ln.explain(ln.layer_norm_backward, X, X, X[:, :1], X[:, :1])
     assert choice.backend == "generic"
     assert choice.reason == "null: does not accelerate rows_backward"
+
+
+class Strided(Counting):
+    """Takes arrays as they lie where the first axis is normalised."""
+
+    def prepare_strided(
+        self, primitive: Primitive, spec: RowsSpec, layout: Layout
+    ) -> tuple[Callable[..., Any], str] | None:
+        return (len, "as it lies") if layout.axes == (0,) else None
+
+
+def test_a_backend_may_take_arrays_as_they_lie(register: Register) -> None:
+    instance = Strided()
+    register(Entry("strided", "numpy", lambda: instance))
+    spec = RowsSpec("numpy", "cpu", (4, 3), "float32", None, None, True)
+    columns, rows_of_it = (Layout((3, 4), (axis,), (16, 4)) for axis in (0, 1))
+    primitive: Primitive = "rows_forward"
+    taken = backend.choose(primitive, spec, columns)
+    assert (taken.kernel, taken.reason, taken.keeps_axes) == (len, "as it lies", True)
+    assert not backend.choose(primitive, spec, rows_of_it).keeps_axes
+    assert not backend.choose(primitive, spec).keeps_axes
+    with ln.use_backend("generic"):
+        assert not backend.choose(primitive, spec, columns).keeps_axes
+    instance.takes = lambda spec: False
+    assert not backend.choose(primitive, spec, columns).keeps_axes
+
+
+class Stages(Counting):
+    """Has one of the stages of Caffe2's operator."""
+
+    class caffe2_stages:  # noqa: N801 - as a module, it is a name for functions
+        @staticmethod
+        def layer_norm_forward(*arrays: Any) -> str:
+            return f"{sum(each is not None for each in arrays)} arrays"
+
+
+def test_a_backend_may_have_stages_of_caffe2(register: Register) -> None:
+    register(Entry("stages", "numpy", Stages))
+    vector = np.ones(8, np.float32)
+    assert caffe2.layer_norm_forward(X, vector, vector) == "3 arrays"
+    assert caffe2.compute_internal_gradients(X, X)[0].shape == X.shape
+    assert caffe2.layer_norm_forward(X[:0], vector[:0], vector[:0]).shape == (0, 64)
+    with pytest.raises(ValueError, match="scale"):
+        caffe2.layer_norm_forward(X, vector[:3], vector)
+    with ln.use_backend("generic"):
+        assert caffe2.layer_norm_forward(X, vector, vector).shape == X.shape
 
 
 def test_a_backend_asked_for_by_name_leaves_other_libraries_alone(register: Register) -> None:

@@ -11,8 +11,10 @@ import cupy
 import numpy as np
 from cupy.cuda.function import CPointer
 
-from ln_array_api.backend import Primitive, RowsBackend, RowsSpec
+from ln_array_api.backend import Layout, Primitive, RowsBackend, RowsSpec
 
+from . import stages
+from .devices import if_there_are_several
 from .shapes import (
     CHUNK_BYTES,
     ITEMSIZE,
@@ -28,6 +30,7 @@ from .shapes import (
     row_cut,
     slots_for,
 )
+from .strided import prepare_strided
 
 ACCUMULATION = {"float64": "float64"}
 C_NAME = {
@@ -68,21 +71,23 @@ def kernel(name: str, *parameters: str | int | bool) -> Any:
 class CuPyBackend(RowsBackend):
     """Both rows primitives, for every dtype and option."""
 
+    caffe2_stages = stages
+
     def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
         m, n = spec.shape
         # A block has a 32-bit number, and computes with it, the number of groups and `repeat`.
         return 0 < m < 1 << 31 and n > 0 and spec.groups < 1 << 29 and spec.repeat < 1 << 31
 
     def prepare(self, primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
-        call = _forward(spec) if primitive == "rows_forward" else _backward(spec)
-        if cupy.cuda.runtime.getDeviceCount() == 1:
-            return call
+        return if_there_are_several(
+            _forward(spec) if primitive == "rows_forward" else _backward(spec)
+        )
 
-        def on_its_device(*arrays: Any, **options: Any) -> Any:
-            with arrays[0].device:
-                return call(*arrays, **options)
-
-        return on_its_device
+    def prepare_strided(
+        self, primitive: Primitive, spec: RowsSpec, layout: Layout
+    ) -> tuple[Callable[..., Any], str] | None:
+        found = prepare_strided(primitive, spec, layout)
+        return None if found is None else (if_there_are_several(found[0]), found[1])
 
     def describe(self, primitive: Primitive, spec: RowsSpec) -> str:
         dtype, n = spec.dtype, spec.shape[1]
