@@ -22,6 +22,8 @@ DTYPES: dict[str, Any] = {
     "float64": np.float64,
 }
 EPSILON = 1e-5
+#: What a sanitizer finds, it finds in any order.
+ORDERS = cupy_on_cpu.ORDERS[: 1 if cupy_on_cpu.SANITIZE else None]
 
 
 @pytest.fixture(autouse=True)
@@ -92,12 +94,12 @@ def bits(results: list[Any]) -> list[bytes | None]:
 
 
 def check(case: Case) -> None:
-    eps = float(ml_dtypes.finfo(case.x.dtype).eps)
     for actual, expected in zip(case.run(), case.expected(), strict=True):
         if expected is None:
             assert actual is None
         else:
             assert actual.shape == expected.shape
+            eps = float(ml_dtypes.finfo(actual.dtype).eps)
             np.testing.assert_allclose(
                 actual.get().astype(np.float64), expected, rtol=8 * eps, atol=32 * eps
             )
@@ -122,7 +124,7 @@ def test_every_order_of_threads_gives_the_same_bits(dtype: str, n: int, center: 
     case = Case(dtype, 7, n, center=center)
     check(case)
     results = []
-    for order in cupy_on_cpu.ORDERS:
+    for order in ORDERS:
         cupy_on_cpu.set_order(order)
         results.append(bits(case.run()))
     assert all(each == results[0] for each in results[1:])
@@ -135,7 +137,7 @@ def test_groups(n: int, groups: int, repeat: int) -> None:
     case = Case("float32", 12, n, groups=groups, repeat=repeat)
     check(case)
     results = []
-    for order in cupy_on_cpu.ORDERS:
+    for order in ORDERS:
         cupy_on_cpu.set_order(order)
         results.append(bits(case.run()))
     assert all(each == results[0] for each in results[1:])

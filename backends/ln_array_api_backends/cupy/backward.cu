@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, AT_LEAST<WARPS * ROWS * WAR
         }
         sum_of_row<CENTER>(team, sums);
         of_row.finish(sums, A(share));
-        T* const dx_row = dx + r * n;
+        T* const dx_row = dx ? dx + r * n : nullptr;
         const bool dx_aligned = is_aligned(dx_row);
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
