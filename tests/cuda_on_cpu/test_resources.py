@@ -1,0 +1,73 @@
+"""The check of what kernels need: that it finds those that need too much."""
+
+from __future__ import annotations
+
+import cupy_on_cpu
+import pytest
+import resources
+from dispatch import chosen
+from resources import ARCHITECTURES, Row, Usage, row_of
+
+GOOD = Usage(0, 0, 64, 96, 128, 4, 8, 4)
+KERNELS = """
+template <int N>
+__global__ void __launch_bounds__(1024) many_values(float* x) {
+    float values[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = x[i * 1024 + threadIdx.x];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[threadIdx.x * N + i] = values[N - 1 - i] * values[i];
+}
+template <int N>
+__global__ void any_value(float* x, int which) {
+    float values[N];
+    for (int i = 0; i < N; ++i) values[i] = x[i] * x[0];
+    x[threadIdx.x] = values[which];
+}
+template <int N>
+__global__ void vectors(float4* x) { x[threadIdx.x] = x[threadIdx.x + N]; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"stack": 8}, "a stack of 8 bytes"),
+        ({"spilled": 4}, "4 bytes of registers spilled"),
+        ({"registers": 129}, "room for 3 blocks, not 4"),
+        ({"shared": 50000}, "room for 3 blocks, not 4"),
+        ({"vector_loads": 0}, "no load of 128 bits"),
+        ({"vector_stores": 0}, "no store of 128 bits"),
+    ],
+)
+def test_what_is_too_much(change: dict[str, int], fault: str) -> None:
+    on = ARCHITECTURES["80"]
+    assert GOOD.faults("rows<float>", on) == []
+    assert GOOD._replace(**change).faults("rows<float>", on) == [fault]
+
+
+@pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="the same under a sanitizer")
+def test_what_the_compiler_tells() -> None:
+    names = ["many_values<128>", "any_value<100>", "vectors<9>"]
+    usages = resources.measured(dict.fromkeys(names, KERNELS), ("-std=c++17",), names)
+    assert usages.keys() == ARCHITECTURES.keys()
+    for usage in usages.values():
+        spilling, stacked, vectors = (usage[name] for name in names)
+        assert spilling.spilled > 0
+        assert spilling.threads == 1024
+        assert stacked.stack > 0
+        assert vectors.vector_loads == vectors.vector_stores == 1
+        assert not vectors.spilled + vectors.stack
+
+
+def test_every_dtype_and_kernel_is_found() -> None:
+    rows = {row_of(name) for name in chosen()[0]}
+    assert {row.dtype for row in rows} == {"float16", "bfloat16", "float32", "float64"}
+    assert {row.parameters for row in rows} == {"", "wider"}
+    assert {"rows_forward", "rows_backward"} <= {row.kernel for row in rows}
+
+
+def test_rows() -> None:
+    assert row_of("f<__half, __half, 4, 1, true>") == Row("f", "float16", "4, 1", "")
+    assert row_of("f<float, double, 4, true>") == Row("f", "float32", "4", "wider")
