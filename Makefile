@@ -5,7 +5,7 @@ LIBRARY ?= numpy
 BACKEND ?=
 WORKERS ?= auto
 
-.PHONY: help demo test test-cuda unit conformance conformance-all bench bench-quick lint clean
+.PHONY: help demo test test-cuda gpu unit conformance conformance-all bench bench-quick lint clean
 .DEFAULT_GOAL := help
 
 help: ## tell what there is
@@ -18,6 +18,9 @@ test: unit conformance-all ## run every test: the library's own, then the confor
 
 test-cuda: ## test the CUDA kernels on the CPU, without a GPU; needs a C++ compiler
 	$(MAKE) --no-print-directory -C tests/cuda_on_cpu
+
+gpu: ## on a GPU: conformance, and speed next to what was predicted, into docs/gpu-report.md
+	$(PYTHON) benchmarks/gpu.py
 
 unit: .venv/installed ## run the library's own tests and its doctests
 	$(BIN)/pytest -n $(WORKERS) --doctest-modules --cov --cov-fail-under=95
