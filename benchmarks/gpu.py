@@ -235,7 +235,7 @@ def report(passed: bool, verdict: str, seconds: float, times: Sequence[Time]) ->
         "",
         "Medians of calls through the public functions, memory for the results and what Python",
         "takes included. *Predicted* is the time for reading each input and writing each output",
-        "once, at the rate of the fastest copy here; *of a copy* compares with one of as many bytes.",
+        "once, at the rate of the fastest copy here; *of a copy* compares with a copy of as many.",
         "",
         *table(times),
     ]

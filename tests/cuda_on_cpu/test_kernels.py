@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -192,11 +192,44 @@ def test_nothing_waits_for_the_device(n: int) -> None:
     with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc), stream:
         case.run()
         before = cupy_on_cpu.counts()
-        stream.begin_capture()
         case.run()
-        stream.end_capture()
-        after = cupy_on_cpu.counts()
-    assert after == {**before, "launches": after["launches"]}
+        between = cupy_on_cpu.counts()
+        assert between == {**before, "launches": between["launches"]}
+        stream.begin_capture()
+        try:
+            case.run()
+        finally:
+            stream.end_capture()
+        assert cupy_on_cpu.counts() == between
+
+
+KEPT: list[Any] = []
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda x: x.get(),
+        lambda x: KEPT.append(cupy.empty(999)),
+        lambda x: cupy.cuda.Stream.null.synchronize(),
+        lambda x: cupy.cuda.get_current_stream().synchronize(),
+        lambda x: float(x[0, 0]),
+    ],
+    ids=["copy", "allocation", "wait", "wait for its stream", "value"],
+)
+def test_what_a_call_must_not_do_is_noticed(
+    harm: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = backend.rows_forward
+
+    def harmful(x: Any, *arrays: Any, **options: Any) -> Any:
+        harm(x)
+        return forward(x, *arrays, **options)
+
+    monkeypatch.setattr(backend, "rows_forward", harmful)
+    with pytest.raises(AssertionError):
+        test_nothing_waits_for_the_device(40)
+    KEPT.clear()
 
 
 @pytest.mark.parametrize("n", [40, 3000, 18000])

@@ -124,6 +124,7 @@ FAULTS = (
         "value = A(__half(float(value + __shfl_xor_sync(ALL_LANES, value, flip))));",
         *("float16", 40),
     ),
+    Fault("a mean not written", "if (CENTER) mean[r] = of_row.mean();", "", *WARP),
     Fault("no tail", "j < count ? static_cast<A>(place[j])", "false ? A(place[j])", *ODD),
     Fault(
         "an element too many",
