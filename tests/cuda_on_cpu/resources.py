@@ -24,8 +24,10 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "cuda-kernels.md"
 KEPT = HERE.parents[1] / ".cuda_on_cpu" / "resources"
 PROCESSES, BATCH = 2, 40
-#: These go through columns, one element for each thread; all others have to use vectors.
-WITHOUT_VECTORS = {"parameter_gradients", "add_up", "add_up_repeated"}
+#: These go through columns, one element for each thread; all others have to load vectors.
+SCALAR_LOADS = {"parameter_gradients", "add_up", "add_up_repeated"}
+#: Nor do those store any that leave a few sums for each block.
+SCALAR_STORES = SCALAR_LOADS | {"segment_moments", "segment_sums"}
 REGISTERS, WARP = 65536, 32
 
 
@@ -67,14 +69,14 @@ class Usage(NamedTuple):
 
     def faults(self, name: str, on: Multiprocessor) -> list[str]:
         """What is wrong with it."""
-        needs_vectors = name.partition("<")[0] not in WITHOUT_VECTORS
+        kernel = name.partition("<")[0]
         claimed = min(self.claimed, on.threads // self.threads)
         wrong = {
             f"a stack of {self.stack} bytes": self.stack > 0,
             f"{self.spilled} bytes of registers spilled": self.spilled > 0,
             f"room for {self.blocks(on)} blocks, not {claimed}": self.blocks(on) < claimed,
-            "no load of 128 bits": needs_vectors and not self.vector_loads,
-            "no store of 128 bits": needs_vectors and not self.vector_stores,
+            "no load of 128 bits": kernel not in SCALAR_LOADS and not self.vector_loads,
+            "no store of 128 bits": kernel not in SCALAR_STORES and not self.vector_stores,
         }
         return [what for what, is_so in wrong.items() if is_so]
 
