@@ -22,6 +22,9 @@ from ln_array_api.backend import Primitive, RowsSpec
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 ROWS = (1, 12, 100_000)
 LENGTHS = [n for bit in range(1, 23) for n in (1 << bit, (1 << bit) + 2)]
+GROUPS = (1, 4)
+#: Elements that share a parameter: none, some of a chunk, and several chunks.
+REPEATS = (1, 2, 3, 16)
 NEEDS = [each for each in product((True, False), repeat=3) if any(each)]
 
 
@@ -46,8 +49,9 @@ class Kernels:
 def calls(dtype: str) -> Iterator[tuple[Primitive, RowsSpec]]:
     """Every kind of call for x of a dtype."""
     wider = AT_LEAST[dtype]
-    kinds = list(product(ROWS, LENGTHS, (True, False), ((1, 1), (1, 2), (4, 1), (4, 2))))
-    for (m, n, center, (groups, repeat)), gamma in product(kinds, wider):
+    kinds = product(ROWS, LENGTHS, (True, False), GROUPS, REPEATS, wider)
+    for m, at_least, center, groups, repeat, gamma in kinds:
+        n = -(-at_least // repeat) * repeat
         spec = RowsSpec("cupy", "0", (m * groups, n), dtype, gamma, gamma, center, 1e-5)
         spec = spec._replace(groups=groups, repeat=repeat)
         for beta in wider if center else (None,):
