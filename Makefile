@@ -5,7 +5,8 @@ LIBRARY ?= numpy
 BACKEND ?=
 WORKERS ?= auto
 
-.PHONY: help demo test test-cuda predictions unit conformance conformance-all bench bench-quick lint clean
+.PHONY: help demo test test-cuda predictions gpu unit conformance conformance-all bench bench-quick \
+	lint clean
 .DEFAULT_GOAL := help
 
 help: ## tell what there is
@@ -23,6 +24,9 @@ test-cuda: ## test the CUDA kernels on the CPU, without a GPU; needs a C++ compi
 predictions: .venv/installed ## predict the speed of the CUDA kernels anew, into docs/
 	$(MAKE) --no-print-directory -C tests/ptx predictions
 	$(BIN)/python tests/ptx/plot.py docs/predicted-speed
+
+gpu: ## on a GPU: conformance, and speed next to what was predicted, into docs/gpu-report.md
+	$(PYTHON) benchmarks/gpu.py
 
 unit: .venv/installed ## run the library's own tests and its doctests
 	$(BIN)/pytest -n $(WORKERS) --doctest-modules --cov --cov-fail-under=95

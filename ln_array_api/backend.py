@@ -158,7 +158,8 @@ class Entry:
         absent = [each for each in self._requires if importlib.util.find_spec(each) is None]
         if not absent:
             return ""
-        return f"needs {', '.join(absent)}: pip install 'ln-array-api[{self.extra}]'"
+        extras = " or ".join(f"'ln-array-api[{each}]'" for each in self.extra.split(" or "))
+        return f"needs {', '.join(absent)}: pip install {extras}"
 
     def unavailable(self) -> str:
         """Why this backend cannot be had, or nothing."""
@@ -194,7 +195,13 @@ def _built_in(
 
 BUILT_IN = (
     _built_in("numpy", "numpy", "ln_array_api_backends.numpy", requires=("numba",), extra="cpu"),
-    _built_in("cupy", "cupy", "ln_array_api_backends.cupy", requires=("cupy",), extra="cuda13"),
+    _built_in(
+        "cupy",
+        "cupy",
+        "ln_array_api_backends.cupy",
+        requires=("cupy",),
+        extra="cuda13 or cuda12",  # whichever the driver has
+    ),
     _built_in("jax", "jax", "ln_array_api_backends.jax", requires=("jax",), extra="jax"),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import threading
 import timeit
@@ -208,6 +209,18 @@ def test_the_object_of_an_entry_point_is_the_backend(
     monkeypatch.setattr(backend, "BUILT_IN", ())
     ln.layer_norm(X)
     assert counting.calls == ["rows_forward"]
+
+
+def test_a_missing_cupy_is_told_with_an_extra_for_each_cuda(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
+    built_in = {each.name: each for each in backend.BUILT_IN}["cupy"]
+    register(Entry("cupy", "cupy", refuse_to_load, requires=("cupy",), extra=built_in.extra))
+    expected = "needs cupy: pip install 'ln-array-api[cuda13]' or 'ln-array-api[cuda12]'"
+    assert expected in str(ln.backends())
+    with pytest.raises(ln.BackendError, match=re.escape(expected)), ln.use_backend("cupy"):
+        pass
 
 
 def test_a_built_in_backend_is_the_attribute_of_its_module(monkeypatch: pytest.MonkeyPatch) -> None:

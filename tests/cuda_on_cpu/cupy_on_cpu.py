@@ -2,7 +2,7 @@
 
 As a pytest plugin (``-p cupy_on_cpu``) it comes early enough. Environment variables, for a whole
 process: ``CUDA_ON_CPU_ORDER`` (forward, reverse, greedy, greedy-reverse), ``CUDA_ON_CPU_SANITIZE``
-(address: needs the sanitizer's library in ``LD_PRELOAD``).
+(``address,undefined`` or ``thread``: needs the sanitizer's library in ``LD_PRELOAD``).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ BUILD = HERE.parents[1] / ".cuda_on_cpu"
 KERNELS = BUILD / "kernels"
 CXX = shutil.which("clang++") or "g++"
 SANITIZE = os.environ.get("CUDA_ON_CPU_SANITIZE", "")
-#: g++ cannot put the static variables of a template in a section, to be found and filled.
-FILLS_SHARED_MEMORY = "clang" in CXX and not SANITIZE
+#: g++ cannot put the static variables of a template in a section, to be found and filled;
+#: AddressSanitizer has guards between them.
+FILLS_SHARED_MEMORY = "clang" in CXX and "address" not in SANITIZE
 ORDERS = ("forward", "reverse", "greedy", "greedy-reverse")
 
 os.environ["CUPY_ACCELERATORS"] = ""  # CUB's own kernels are not simulated
@@ -76,18 +77,23 @@ _KERNEL = re.compile(
 )
 _DYNAMIC_SHARED = re.compile(r"extern\s+__shared__\s+([\w:]+)\s+(\w+)\s*\[\s*\]\s*;")
 
+#: A GPU refuses to read a vector where it is not aligned; a host compiler reads its parts.
+_VECTOR = re.compile(r"\*\s*reinterpret_cast<([^;()]*)\*\s*>\(")
+
 
 def host_source(source: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
     """C++ for the host from CUDA C++, and the name of each kernel in what is compiled of it."""
     source = _DYNAMIC_SHARED.sub(
         r"\1* const \2 = static_cast<\1*>(simulator::machine.dynamic_shared);", source
     )
+    source = _VECTOR.sub(r"simulator::aligned<\1>(", source)
     mapping = {name: f"kernel_{place}" for place, name in enumerate(names)}
     plain = re.sub(r"//[^\n]*|/\*.*?\*/", "", source, flags=re.DOTALL)
     exported = mapping or {name: name for name in _KERNEL.findall(plain)}
     launchers = "".join(
         f'extern "C" int launch__{symbol}(void** arguments, const unsigned* dimensions, '
-        f"size_t shared) {{ return simulator::launch(&{name}, arguments, dimensions, shared); }}\n"
+        f"size_t shared, std::function<int()>* recorded) "
+        f"{{ return simulator::launch(&{name}, arguments, dimensions, shared, recorded); }}\n"
         for name, symbol in exported.items()
     )
     head = '#include "simulator.h"\n#line 1 "kernel.cu"\n'
@@ -107,7 +113,9 @@ def compile_for_host(source: str, options: Sequence[str]) -> Path:
     command = [CXX, *kept, "-O1", "-g1", "-w", "-shared", "-fPIC", "-mfma", "-ffp-contract=fast"]
     command += [f"-I{each}" for each in (HERE, *bundled, include, toolkit)]
     if SANITIZE:
-        command += [f"-fsanitize={SANITIZE}", "-shared-libsan"]
+        command += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"]
+        if SANITIZE != "thread":
+            command += ["-shared-libsan"]
     if FILLS_SHARED_MEMORY:
         command += ["-DSIMULATOR_POISON"]
     header = (HERE / "simulator.h").read_text()

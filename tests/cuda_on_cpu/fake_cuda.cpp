@@ -12,9 +12,11 @@
 #include <cstring>
 #include <ctime>
 #include <dlfcn.h>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
+#include <vector>
 
 extern "C" const char* simulator_failure();
 
@@ -25,13 +27,17 @@ constexpr int VERSION = 13020, MULTIPROCESSORS = 132, ARCHITECTURE = 90;
 constexpr size_t MEMORY = size_t(8) << 30, ALIGNMENT = 512, SHARED = 48 << 10;
 constexpr int POISON = 0xff;
 
-using Launch = int(void** arguments, const unsigned* dimensions, size_t dynamic_shared);
+using Work = std::function<int()>;
+using Graph = std::vector<Work>;
+using Launch = int(void** arguments, const unsigned* dimensions, size_t dynamic_shared,
+                   Work* recorded);
 
 std::mutex memory_lock, launch_lock;
 std::map<uintptr_t, size_t> allocations;
 size_t used;
 std::atomic<long> launches, synchronisations, allocated, copies_to_host;
 std::atomic<bool> capturing, idle;
+Graph captured;
 thread_local cudaError_t last_error = cudaSuccess;
 
 cudaError_t result(cudaError_t error) {
@@ -65,6 +71,18 @@ cudaError_t release(void* place) {
     used -= found->second;
     allocations.erase(found);
     free(place);
+    return cudaSuccess;
+}
+
+template <class Do>
+cudaError_t later_if_captured(const Do& work) {
+    if (!capturing)
+        work();
+    else
+        captured.push_back([=] {
+            work();
+            return 0;
+        });
     return cudaSuccess;
 }
 
@@ -143,10 +161,14 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, u
     if (size_t(block_x) * block_y * block_z > 1024 || grid_x > 0x7fffffff || grid_y > 65535 ||
         grid_z > 65535 || shared > SHARED)
         return CUDA_ERROR_INVALID_VALUE;
-    ++launches;
-    if (idle) return CUDA_SUCCESS;
+    if (idle) {
+        ++launches;
+        return CUDA_SUCCESS;
+    }
     const std::lock_guard<std::mutex> guard(launch_lock);
-    return CUresult(reinterpret_cast<Launch*>(function)(arguments, dimensions, shared));
+    Work* const recorded = capturing ? &captured.emplace_back() : nullptr;
+    launches += !recorded;
+    return CUresult(reinterpret_cast<Launch*>(function)(arguments, dimensions, shared, recorded));
 }
 
 const char* cudaGetErrorName(cudaError_t error) {
@@ -202,6 +224,14 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     }
     return cudaSuccess;
 }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+    *properties = {};
+    strcpy(properties->name, "the CPU");
+    properties->totalGlobalMem = MEMORY;
+    properties->l2CacheSize = 1 << 20;
+    properties->multiProcessorCount = MULTIPROCESSORS;
+    return cudaSuccess;
+}
 cudaError_t cudaDeviceSynchronize() { return synchronise(); }
 cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
     *can = 0;
@@ -230,16 +260,14 @@ cudaError_t cudaMemGetInfo(size_t* left, size_t* total) {
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind kind,
                             cudaStream_t) {
     if (kind == cudaMemcpyDeviceToHost) ++copies_to_host;
-    memmove(to, from, size);
-    return cudaSuccess;
+    return later_if_captured([=] { memmove(to, from, size); });
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind kind) {
     const cudaError_t error = synchronise();
     return error ? error : cudaMemcpyAsync(to, from, size, kind, nullptr);
 }
 cudaError_t cudaMemset(void* place, int value, size_t size) {
-    memset(place, value, size);
-    return cudaSuccess;
+    return later_if_captured([=] { memset(place, value, size); });
 }
 cudaError_t cudaMemsetAsync(void* place, int value, size_t size, cudaStream_t) {
     return cudaMemset(place, value, size);
@@ -273,24 +301,33 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status)
     return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+    captured.clear();
     capturing = true;
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
     capturing = false;
-    *graph = cudaGraph_t(malloc(1));
+    *graph = cudaGraph_t(new Graph(std::move(captured)));
     return cudaSuccess;
 }
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* graph, cudaGraph_t, unsigned long long) {
-    *graph = cudaGraphExec_t(malloc(1));
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
+    *made = cudaGraphExec_t(new Graph(*reinterpret_cast<Graph*>(graph)));
+    return cudaSuccess;
+}
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+    const std::lock_guard<std::mutex> guard(launch_lock);
+    ++launches;
+    for (Work& each : *reinterpret_cast<Graph*>(graph))
+        if (each()) return result(cudaErrorLaunchFailure);
     return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
-    free(graph);
+    delete reinterpret_cast<Graph*>(graph);
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-    free(graph);
+    delete reinterpret_cast<Graph*>(graph);
     return cudaSuccess;
 }
 
@@ -305,6 +342,11 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
     clock_gettime(CLOCK_MONOTONIC, reinterpret_cast<timespec*>(event));
+    return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+    const timespec &a = *reinterpret_cast<timespec*>(from), &b = *reinterpret_cast<timespec*>(to);
+    *milliseconds = float(b.tv_sec - a.tv_sec) * 1e3f + float(b.tv_nsec - a.tv_nsec) * 1e-6f;
     return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }

@@ -1,118 +1,272 @@
-"""Compile every kernel by NVRTC for real architectures, and tell those that spill registers.
+"""What every kernel needs on real architectures, by NVRTC: a page in docs/, and whether it holds.
 
-Needs NVRTC, and neither a GPU nor a driver. ``resources.py 90 120`` is for sm_90 and sm_120. With
-``-a``, dy and parameters in wider dtypes than x's are compiled as well; with ``-v``, the registers
-of each kernel are told.
+Needs NVRTC, and neither a GPU nor a driver. Without an option, kernels whose parameters have the
+dtype of x are compiled and compared with the page, which has to be of these sources; ``--write``
+compiles all of them and writes the page, in a quarter of an hour. What has been compiled once is
+kept in the build folder.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import difflib
+import hashlib
+import json
+import multiprocessing
 import re
 import sys
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import cupy
-from cupy_backends.cuda.libs import nvrtc
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parents[1] / "docs" / "cuda-kernels.md"
+KEPT = HERE.parents[1] / ".cuda_on_cpu" / "resources"
+PROCESSES, BATCH = 2, 40
+#: These go through columns, one element for each thread; all others have to load vectors.
+SCALAR_LOADS = {"parameter_gradients", "add_up", "add_up_repeated"}
+#: Nor do those store any that leave a few sums for each block.
+SCALAR_STORES = SCALAR_LOADS | {"segment_moments", "segment_sums"}
+REGISTERS, WARP = 65536, 32
 
-from ln_array_api.errors import BackendError
 
-try:
-    importlib.import_module("ln_array_api_backends.cupy")
-except BackendError:  # for want of a GPU; its modules will do, in a package that is not run
-    _spec = importlib.util.find_spec("ln_array_api_backends.cupy")
-    assert _spec is not None
-    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
-from ln_array_api_backends.cupy import calls, shapes
+class Multiprocessor(NamedTuple):
+    """What one has for blocks: CUDA Programming Guide, technical specifications."""
 
-ARCHITECTURES = ("75", "80", "90", "100", "120")
-PARAMETERS = {
-    "float16": ("float16", "float32"),
-    "bfloat16": ("bfloat16", "float32"),
-    "float32": ("float32", "float64"),
-    "float64": ("float64",),
+    threads: int
+    blocks: int
+    shared: int
+
+
+ARCHITECTURES = {
+    "75": Multiprocessor(1024, 16, 64 << 10),
+    "80": Multiprocessor(2048, 32, 164 << 10),
+    "90": Multiprocessor(2048, 32, 228 << 10),
+    "100": Multiprocessor(2048, 32, 228 << 10),
+    "120": Multiprocessor(1536, 24, 100 << 10),
 }
-_USAGE = re.compile(
-    r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-    r"(\d+) bytes spill loads.*?Used (\d+) registers",
-    re.DOTALL,
-)
 
 
 class Usage(NamedTuple):
-    """Of one kernel, as ptxas tells it."""
+    """Of one kernel: what ptxas tells, then what PTX has."""
 
     stack: int
-    stores: int
-    loads: int
+    spilled: int
     registers: int
+    shared: int
+    threads: int
+    claimed: int
+    """Blocks that its launch bounds promise room for on a multiprocessor."""
+    vector_loads: int
+    vector_stores: int
+
+    def blocks(self, on: Multiprocessor) -> int:
+        """Blocks at once on a multiprocessor; registers are given out in eights to a thread."""
+        by_registers = REGISTERS // (-(-self.registers // 8) * 8 * self.threads)
+        by_shared = on.shared // (self.shared + 1024)  # that much of it is the system's
+        return min(by_registers, by_shared, on.threads // self.threads, on.blocks)
+
+    def faults(self, name: str, on: Multiprocessor) -> list[str]:
+        """What is wrong with it."""
+        kernel = name.partition("<")[0]
+        claimed = min(self.claimed, on.threads // self.threads)
+        wrong = {
+            f"a stack of {self.stack} bytes": self.stack > 0,
+            f"{self.spilled} bytes of registers spilled": self.spilled > 0,
+            f"room for {self.blocks(on)} blocks, not {claimed}": self.blocks(on) < claimed,
+            "no load of 128 bits": kernel not in SCALAR_LOADS and not self.vector_loads,
+            "no store of 128 bits": kernel not in SCALAR_STORES and not self.vector_stores,
+        }
+        return [what for what, is_so in wrong.items() if is_so]
 
 
-def every_shape(shape_of: Callable[[int], shapes.Shape | None]) -> list[shapes.Shape]:
-    """Every shape of rows that a block holds."""
-    return list(dict.fromkeys(shape for bit in range(20) if (shape := shape_of(1 << bit))))
+class Row(NamedTuple):
+    """Kernels that stand in one row of the page: those that differ in flags or wider dtypes."""
+
+    kernel: str
+    dtype: str
+    shape: str
+    parameters: str
 
 
-def expressions(dtype: str, wider: bool = False) -> Iterator[str]:
-    """Every kernel for x of a dtype, and whether dy and parameters may be wider."""
-    name, single = calls.C_NAME[dtype], calls.C_NAME[calls.ACCUMULATION.get(dtype, "float32")]
-    flags = [*product((False, True), shapes.Repeat)]
-    parameters = [calls.C_NAME[each] for each in PARAMETERS[dtype][: 1 + wider]]
-    tile = shapes.LONG_ROW_WARPS, shapes.MOST_CHUNKS[dtype]
-    for center in (False, True):
-        yield calls.expression("segment_moments", name, *tile, center)
-    for p, some in product(parameters, flags):
-        for shape in every_shape(lambda n: shapes.forward_shape(dtype, n)):
-            yield calls.expression("rows_forward", name, p, p, *shape, *some)
-        yield calls.expression("segments_forward", name, p, p, *tile, *some)
-    for dy, p, (center, repeat) in product(parameters, parameters, flags):
-        for shape in every_shape(lambda n, repeat=repeat: shapes.backward_shape(dtype, n, repeat)):  # type: ignore[misc]
-            how = *shape, shapes.are_kept(dtype, shape), center, repeat
-            yield calls.expression("rows_backward", name, dy, p, *how)
-        how = shapes.LONG_ROW_WARPS, shapes.backward_chunks(dtype, repeat), center, repeat
-        yield calls.expression("segment_sums", name, dy, p, *how)
-        yield calls.expression("segments_backward", name, dy, p, *how)
-    for terms, result in product({single, *parameters}, repeat=2):
-        if single in (terms, result):
-            yield calls.expression("add_up", terms, single, result, calls.COLUMNS, calls.TEAMS)
-    for result in {single, *parameters}:
-        yield calls.expression("add_up_repeated", single, result, calls.TEAMS)
+_TOLD = re.compile(
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+    r"(\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
+    re.DOTALL,
+)
+_ENTRY = re.compile(r"\.entry (\w+)\((.*?)^}", re.DOTALL | re.MULTILINE)
 
 
-def usages(dtype: str, architecture: str, wider: bool = False) -> dict[str, Usage]:
-    """What each kernel for x of a dtype needs on an architecture."""
-    names = list(expressions(dtype, wider))
-    program = nvrtc.createProgram(calls.source(), "kernels.cu", (), ())
+def _number(pattern: str, text: str, otherwise: int = 0) -> int:
+    match = re.search(pattern, text)
+    return int(match[1]) if match else otherwise
+
+
+def compiled(
+    source: str, options: tuple[str, ...], names: tuple[str, ...], architecture: str
+) -> dict[str, Usage]:
+    """What each kernel needs on an architecture."""
+    import cupy
+    from cupy_backends.cuda.libs import nvrtc
+
+    key = repr((source, options, names, architecture, nvrtc.getVersion(), Usage._fields))
+    kept = KEPT / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    if kept.exists():
+        return {name: Usage(*each) for name, each in json.loads(kept.read_text()).items()}
+    program = nvrtc.createProgram(source, "kernels.cu", (), ())
     for name in names:
         nvrtc.addNameExpression(program, name)
     include = Path(cupy.__file__).parents[1] / "nvidia" / "cu13" / "include"
-    options = ("-std=c++17", f"-arch=sm_{architecture}", f"-I{include}", "--ptxas-options=-v")
     try:
-        nvrtc.compileProgram(program, options)
+        nvrtc.compileProgram(
+            program, (*options, f"-arch=sm_{architecture}", f"-I{include}", "--ptxas-options=-v")
+        )
     except nvrtc.NVRTCError:
         sys.exit(nvrtc.getProgramLog(program))
-    told = {
-        match[1]: Usage(*map(int, match.groups()[1:]))
-        for match in _USAGE.finditer(nvrtc.getProgramLog(program))
-    }
-    return {name: told[nvrtc.getLoweredName(program, name)] for name in names}
+    told = {match[1]: match for match in _TOLD.finditer(nvrtc.getProgramLog(program))}
+    bodies = {match[1]: match[2] for match in _ENTRY.finditer(nvrtc.getPTX(program).decode())}
+    usages = {}
+    for name in names:
+        lowered = nvrtc.getLoweredName(program, name)
+        _, stack, stores, loads, registers, rest = told[lowered].groups()
+        body = bodies[lowered]
+        usages[name] = Usage(
+            int(stack),
+            int(stores) + int(loads),
+            int(registers),
+            _number(r"(\d+) bytes smem", rest),
+            _number(r"\.maxntid (\d+)", body),
+            _number(r"\.minnctapersm (\d+)", body, 1),
+            len(re.findall(r"ld\.global\S*\.v4\.[bfu]32|ld\.global\S*\.v2\.[bfu]64", body)),
+            len(re.findall(r"st\.global\S*\.v4\.[bfu]32|st\.global\S*\.v2\.[bfu]64", body)),
+        )
+    KEPT.mkdir(exist_ok=True)
+    kept.write_text(json.dumps(usages))
+    return usages
+
+
+def row_of(name: str) -> Row:
+    """The row of the page that a kernel belongs in, by its template arguments."""
+    kernel, _, arguments = name.rstrip(">").partition("<")
+    each = arguments.split(", ")
+    types = [one for one in each if re.match(r"[a-z_]", one) and one not in ("true", "false")]
+    numbers = ", ".join(one for one in each if one.isdigit())
+    dtype = {"__half": "float16", "__nv_bfloat16": "bfloat16", "float": "float32"}
+    plain = all(one == types[0] for one in types)
+    return Row(kernel, dtype.get(types[0], "float64"), numbers, "" if plain else "wider")
+
+
+def measured(
+    sources: dict[str, str], options: tuple[str, ...], names: Sequence[str]
+) -> dict[str, dict[str, Usage]]:
+    """For each architecture, what kernels need; batches of them are compiled at once."""
+    tasks = []
+    together = defaultdict(list)
+    for name in sorted(names):
+        together[sources[name], row_of(name).parameters].append(name)
+    for architecture in ARCHITECTURES:
+        for (source, _), some in together.items():
+            for first in range(0, len(some), BATCH):
+                batch = tuple(some[first : first + BATCH])
+                tasks.append((source, options, batch, architecture))
+    usages: dict[str, dict[str, Usage]] = {each: {} for each in ARCHITECTURES}
+    context = multiprocessing.get_context("spawn")  # without what stands in for CUDA's driver here
+    with ProcessPoolExecutor(PROCESSES, context) as pool:
+        for task, result in zip(tasks, pool.map(compiled, *zip(*tasks, strict=True)), strict=True):
+            usages[task[3]].update(result)
+    return usages
+
+
+def lines(usages: dict[str, dict[str, Usage]]) -> dict[Row, str]:
+    """The rows of the page's table."""
+    rows = defaultdict(list)
+    for name in next(iter(usages.values())):
+        rows[row_of(name)].append(name)
+    table = {}
+    for row, names in sorted(rows.items()):
+        some = [each[name] for each in usages.values() for name in names]
+        cells = []
+        for architecture, on in ARCHITECTURES.items():
+            here = [usages[architecture][name] for name in names]
+            least, most = min(e.registers for e in here), max(e.registers for e in here)
+            registers = str(most) if least == most else f"{least}-{most}"
+            cells.append(f"{registers} ({min(each.blocks(on) for each in here)})")
+        vectors = min(e.vector_loads for e in some), min(e.vector_stores for e in some)
+        facts = [some[0].threads, some[0].claimed, max(each.shared for each in some), *vectors]
+        words = [f"{row.kernel}<{row.shape}>", row.dtype, row.parameters or "x's", len(names)]
+        table[row] = "| " + " | ".join(map(str, [*words, *facts, *cells])) + " |"
+    return table
+
+
+def digest(sources: dict[str, str], options: set[str]) -> str:
+    """Changes with anything that the page depends on."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    everything = (sorted(sources.items()), sorted(options), nvrtc.getVersion())
+    return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
+
+
+PREFACE = """# The CUDA kernels, and what each needs
+
+Every kernel that a call on CuPy arrays can choose, {count} in all, found by asking the backend for
+every kind of call, and compiled by NVRTC {version} for each architecture. None has a stack or
+spills a register. Made by `make -C tests/cuda_on_cpu coverage`; `make test-cuda` compares it with
+the code.
+
+A row is for a kernel with its shape (as in its template arguments), the dtype of x, and whether
+gamma, beta and dy have the dtype of x or may be wider; so many kernels differ in flags and those
+dtypes. Threads are those of a block, and *claimed* is for how many blocks at once its launch bounds
+make the compiler leave registers on a multiprocessor. Then: bytes of shared memory; the loads and
+stores of 128 bits in its code, at least; and, for each architecture, the registers of a thread, and
+in brackets how many blocks a multiprocessor has room for.
+
+Of: {digest}
+
+| kernel | x | parameters | kernels | threads | claimed | shared | loads | stores | {heads} |
+|{rules}
+"""
+
+
+def preface(sources: dict[str, str], options: set[str]) -> str:
+    from cupy_backends.cuda.libs import nvrtc
+
+    return PREFACE.format(
+        count=len(sources),
+        version=".".join(map(str, nvrtc.getVersion())),
+        digest=digest(sources, options),
+        heads=" | ".join(f"sm_{each}" for each in ARCHITECTURES),
+        rules="---|---|---|" + "---:|" * (6 + len(ARCHITECTURES)),
+    )
+
+
+def main(write: bool) -> int:
+    """Whether anything is wrong."""
+    from dispatch import chosen
+
+    sources, options = chosen()
+    names = [name for name in sources if write or not row_of(name).parameters]
+    usages = measured(sources, tuple(sorted(options)), names)
+    wrong = [
+        f"{name} on sm_{architecture}: {fault}"
+        for architecture, on in ARCHITECTURES.items()
+        for name, usage in usages[architecture].items()
+        for fault in usage.faults(name, on)
+    ]
+    print("\n".join(wrong) or f"{len(names)} of {len(sources)} kernels: nothing is wrong")
+    page = preface(sources, options) + "\n".join(lines(usages).values()) + "\n"
+    if write:
+        PAGE.write_text(page, encoding="utf-8")
+        return bool(wrong)
+    there = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    old = [each for each in there.splitlines() if "| wider |" not in each]
+    differences = [
+        *difflib.unified_diff(old, page.splitlines(), str(PAGE), "now", n=0, lineterm="")
+    ]
+    if differences:
+        print(*differences, "", "Write it anew: make -C tests/cuda_on_cpu coverage", sep="\n")
+    return bool(wrong or differences)
 
 
 if __name__ == "__main__":
-    arguments = [each for each in sys.argv[1:] if each.isdigit()]
-    wrong = 0
-    for architecture in arguments or ARCHITECTURES:
-        kernels = most = 0
-        for dtype in PARAMETERS:
-            for name, usage in usages(dtype, architecture, "-a" in sys.argv).items():
-                kernels, most = kernels + 1, max(most, usage.registers)
-                spills = usage.stack or usage.stores or usage.loads
-                wrong += bool(spills)
-                if spills or "-v" in sys.argv:
-                    print(f"sm_{architecture}: {name}: {usage}")
-        print(f"sm_{architecture}: {kernels} kernels, at most {most} registers", flush=True)
-    print(f"{wrong} kernels spill or have a stack" if wrong else "no kernel spills or has a stack")
-    sys.exit(wrong > 0)
+    sys.exit(main("--write" in sys.argv))

@@ -14,6 +14,16 @@ __attribute__((weak)) void __sanitizer_finish_switch_fiber(void*, const void**, 
 void simulator_switch(void** save, void* load);
 }
 
+// Present where ThreadSanitizer is. To it, each fiber is a thread, and its own switches are none of
+// its business: only what CUDA orders is ordered, by a release before it and an acquire after.
+extern "C" {
+__attribute__((weak)) void* __tsan_get_current_fiber();
+__attribute__((weak)) void* __tsan_create_fiber(unsigned flags);
+__attribute__((weak)) void __tsan_switch_to_fiber(void*, unsigned flags);
+__attribute__((weak)) void __tsan_acquire(void*);
+__attribute__((weak)) void __tsan_release(void*);
+}
+
 // Saves what the ABI of x86-64 asks a callee to keep, and goes on where `load` was saved.
 __asm__(R"(
     .text
@@ -47,9 +57,18 @@ constexpr size_t STACK = 256 << 10;
 constexpr unsigned SAVED_REGISTERS = 6;
 constexpr int LAUNCH_FAILED = 719;
 constexpr int POISON = 0xff;  // a NaN in every dtype
+constexpr unsigned WITHOUT_ORDER = 1;
+
+// A thread may arrive at the next barrier before others have left this one, which are not to be
+// ordered after that: so barriers take turns at two places to release and acquire.
+struct Meeting {
+    unsigned count;
+    char places[2];
+};
 
 struct Warp {
     unsigned arrived, mask;
+    Meeting meeting;
     int line;
     Slot slots[2][32];
 };
@@ -69,12 +88,25 @@ int barrier_line;
 char failure[256];
 void (*thread_function)(void*);
 void* thread_argument;
+void* scheduler_fiber;
+std::vector<void*> sanitizer_fibers;  // to ThreadSanitizer, one for each thread of the largest block
+char block_begins, block_ends;
+Meeting meeting;
+
+void release(void* place) {
+    if (__tsan_release) __tsan_release(place);
+}
+
+void acquire(void* place) {
+    if (__tsan_acquire) __tsan_acquire(place);
+}
 
 void suspend(bool for_good = false) {
     Fiber* self = machine.current;
     if (__sanitizer_start_switch_fiber)
         __sanitizer_start_switch_fiber(for_good ? nullptr : &self->fake_stack, scheduler_stack,
                                        scheduler_stack_size);
+    if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(scheduler_fiber, WITHOUT_ORDER);
     simulator_switch(&self->stack_pointer, scheduler_stack_pointer);
     if (__sanitizer_finish_switch_fiber)
         __sanitizer_finish_switch_fiber(self->fake_stack, &scheduler_stack, &scheduler_stack_size);
@@ -83,7 +115,9 @@ void suspend(bool for_good = false) {
 void begin() {
     if (__sanitizer_finish_switch_fiber)
         __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
+    acquire(&block_begins);
     thread_function(thread_argument);
+    release(&block_ends);
     machine.current->state = State::done;
     --alive;
     suspend(true);
@@ -105,16 +139,24 @@ void start(Fiber& fiber) {
     fiber.stack_pointer = top;
 }
 
+void give_back(Fiber& fiber) {
+    stacks.push_back(fiber.stack);
+    fiber.stack = nullptr;
+}
+
 void resume(Fiber& fiber) {
     machine.current = &fiber;
     if (!fiber.started) start(fiber);
     void* fake_stack = nullptr;
     if (__sanitizer_start_switch_fiber)
         __sanitizer_start_switch_fiber(&fake_stack, fiber.stack, STACK);
+    if (__tsan_switch_to_fiber)
+        __tsan_switch_to_fiber(sanitizer_fibers[fiber.index], WITHOUT_ORDER);
     simulator_switch(&scheduler_stack_pointer, fiber.stack_pointer);
     if (__sanitizer_finish_switch_fiber)
         __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-    if (fiber.state == State::done) stacks.push_back(fiber.stack);
+    // To ThreadSanitizer, another thread of the block on this stack would be a race.
+    if (fiber.state == State::done && !__tsan_create_fiber) give_back(fiber);
 }
 
 // Lets threads of one warp run until none can; whether any could.
@@ -170,11 +212,11 @@ void run_block(const unsigned* dimensions) {
     alive = count;
     arrived = 0;
     for (Warp& warp : warps) warp.arrived = 0;
+    release(&block_begins);
     while (alive && !*failure)
         if (!advance() && !*failure) report_deadlock();
-    if (*failure)
-        for (const Fiber& fiber : fibers)
-            if (fiber.started && fiber.state != State::done) stacks.push_back(fiber.stack);
+    for (Fiber& fiber : fibers)
+        if (fiber.stack) give_back(fiber);
 }
 
 }  // namespace
@@ -191,15 +233,19 @@ void block_barrier(int line) {
              barrier_line, line);
     machine.current->state = State::at_block_barrier;
     machine.current->line = line;
+    char* const place = &meeting.places[meeting.count & 1];
+    release(place);
     // A thread that has left never arrives, so a barrier after a return of some is a deadlock.
     if (++arrived == fibers.size()) {
         arrived = 0;
+        ++meeting.count;
         for (Fiber& fiber : fibers) fiber.state = State::ready;
     }
     suspend();
+    acquire(place);
 }
 
-void warp_barrier(unsigned mask, int line) {
+void warp_barrier(unsigned mask, int line, bool orders_memory) {
     Fiber& self = *machine.current;
     Warp& warp = warps[self.index / 32];
     const unsigned lane = self.index % 32;
@@ -211,23 +257,27 @@ void warp_barrier(unsigned mask, int line) {
         fail("warp barriers of lines %d and %d met, with masks %08x and %08x", warp.line, line,
              int(warp.mask), int(mask));
     }
+    char* const place = &warp.meeting.places[warp.meeting.count & 1];
+    if (orders_memory) release(place);
     warp.arrived |= 1u << lane;
     self.state = State::at_warp_barrier;
     self.line = line;
     if (warp.arrived == mask) {
         warp.arrived = 0;
+        ++warp.meeting.count;
         const size_t first = self.index / 32 * 32, end = std::min(first + 32, fibers.size());
         for (size_t each = first; each < end; ++each)
             if (mask >> (each - first) & 1) fibers[each].state = State::ready;
     }
     suspend();
+    if (orders_memory) acquire(place);
 }
 
-const Slot* exchange(unsigned mask, const void* value, size_t size, int line) {
+const Slot* exchange(unsigned mask, Slot value, int line) {
     Fiber& self = *machine.current;
     Slot* slots = warps[self.index / 32].slots[self.exchanges++ & 1];
-    memcpy(slots[self.index % 32].bytes, value, size);
-    warp_barrier(mask, line);
+    slots[self.index % 32] = value;
+    warp_barrier(mask, line, false);
     return slots;
 }
 
@@ -239,6 +289,11 @@ int run(void (*thread)(void*), void* argument, const unsigned* dimensions, size_
     machine.block = dim3(dimensions[3], dimensions[4], dimensions[5]);
     *failure = 0;
     fibers.resize(size_t(dimensions[3]) * dimensions[4] * dimensions[5]);
+    if (__tsan_create_fiber) {
+        scheduler_fiber = __tsan_get_current_fiber();
+        while (sanitizer_fibers.size() < fibers.size())
+            sanitizer_fibers.push_back(__tsan_create_fiber(0));
+    }
     warps.resize((fibers.size() + 31) / 32);
     machine.dynamic_shared = malloc(dynamic_shared ? dynamic_shared : 1);
     const uint64_t blocks = uint64_t(dimensions[0]) * dimensions[1] * dimensions[2];
@@ -252,6 +307,7 @@ int run(void (*thread)(void*), void* argument, const unsigned* dimensions, size_
         memset(machine.dynamic_shared, POISON, dynamic_shared);
         if (static_shared_size) memset(static_shared, POISON, static_shared_size);
         run_block(dimensions);
+        acquire(&block_ends);
     }
     free(machine.dynamic_shared);
     return *failure ? LAUNCH_FAILED : 0;

@@ -61,9 +61,10 @@ struct Machine {
 extern Machine machine;
 
 void block_barrier(int line);
-void warp_barrier(unsigned mask, int line);
-// Leaves a value for the other lanes of `mask`, waits for theirs, and gives all 32 slots.
-const Slot* exchange(unsigned mask, const void* value, size_t size, int line);
+void warp_barrier(unsigned mask, int line, bool orders_memory = true);
+// Leaves a value for the other lanes of `mask`, waits for theirs, and gives all 32 slots. As on a
+// GPU, nothing is said about other memory.
+const Slot* exchange(unsigned mask, Slot value, int line);
 void fail(const char* format, int a = 0, int b = 0, int c = 0, int d = 0);
 // Runs every thread of every block; 0 or CUDA_ERROR_LAUNCH_FAILED.
 int run(void (*thread)(void*), void* argument, const unsigned* dimensions, size_t dynamic_shared,
@@ -72,16 +73,30 @@ int run(void (*thread)(void*), void* argument, const unsigned* dimensions, size_
 inline unsigned lane() { return machine.current->index & 31; }
 
 template <class T>
-T shuffle(unsigned mask, T value, int source, int line) {
+Slot slot(T value) {
     static_assert(sizeof(T) <= sizeof(Slot));
-    const Slot* slots = exchange(mask, &value, sizeof value, line);
+    Slot slot{};
+    __builtin_memcpy(slot.bytes, &value, sizeof value);
+    return slot;
+}
+
+template <class T>
+T shuffle(unsigned mask, T value, int source, int line) {
+    const Slot* slots = exchange(mask, slot(value), line);
     if (!(mask >> source & 1)) fail("line %d: shuffle from lane %d, which takes no part", line, source);
     __builtin_memcpy(&value, slots[source].bytes, sizeof value);
     return value;
 }
 
+template <class T, class From>
+T& aligned(From* place, int line = __builtin_LINE()) {
+    if (uintptr_t(place) % alignof(T))
+        fail("line %d: a vector that is not aligned to %d bytes", line, int(alignof(T)));
+    return *reinterpret_cast<T*>(place);
+}
+
 inline unsigned ballot(unsigned mask, bool vote, int line) {
-    const Slot* slots = exchange(mask, &vote, sizeof vote, line);
+    const Slot* slots = exchange(mask, slot(vote), line);
     unsigned votes = 0;
     for (int each = 0; each < 32; ++each)
         if (mask >> each & 1) votes |= unsigned(slots[each].bytes[0] != 0) << each;
@@ -142,7 +157,10 @@ inline int __all_sync(unsigned mask, int vote, SIMULATOR_LINE) {
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <functional>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -236,11 +254,29 @@ int launch(void (*kernel)(Parameters...), void** arguments, const unsigned* dime
                size_t(__stop_simulator_shared - __start_simulator_shared));
 }
 
+// What will launch a kernel with these arguments, which do not live as long.
+template <class... Parameters, size_t... Places>
+std::function<int()> later(void (*kernel)(Parameters...), void** arguments,
+                           const unsigned* dimensions, size_t dynamic_shared,
+                           std::index_sequence<Places...> places) {
+    std::array<unsigned, 6> shape;
+    std::copy(dimensions, dimensions + shape.size(), shape.begin());
+    std::tuple<std::remove_cv_t<Parameters>...> values(
+        *static_cast<std::remove_cv_t<Parameters>*>(arguments[Places])...);
+    return [=]() mutable {
+        void* kept[] = {&std::get<Places>(values)..., nullptr};
+        return launch(kernel, kept, shape.data(), dynamic_shared, places);
+    };
+}
+
+// Launches a kernel, or where a graph is captured, leaves in `recorded` what will.
 template <class... Parameters>
 int launch(void (*kernel)(Parameters...), void** arguments, const unsigned* dimensions,
-           size_t dynamic_shared) {
-    return launch(kernel, arguments, dimensions, dynamic_shared,
-                  std::index_sequence_for<Parameters...>{});
+           size_t dynamic_shared, std::function<int()>* recorded) {
+    const auto places = std::index_sequence_for<Parameters...>{};
+    if (!recorded) return launch(kernel, arguments, dimensions, dynamic_shared, places);
+    *recorded = later(kernel, arguments, dimensions, dynamic_shared, places);
+    return 0;
 }
 
 }  // namespace simulator

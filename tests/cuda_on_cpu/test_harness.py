@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import cupy
 import cupy_on_cpu
@@ -49,6 +50,40 @@ def test_what_a_call_costs_is_counted() -> None:
     assert after["copies_to_host"] == between["copies_to_host"] + 1
 
 
+def test_a_captured_graph_runs_when_it_is_launched() -> None:
+    x = cupy.zeros(3, np.float32)
+    y = cupy.ones(3, np.float32)
+    x += 1
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        x += 1
+        y[...] = x
+        graph = stream.end_capture()
+    assert (x.get() == 1).all()
+    graph.launch(stream)
+    graph.launch(stream)
+    assert (x.get() == 3).all()
+    assert (y.get() == 3).all()
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [lambda x: x.get(), lambda x: cupy.empty(9), lambda x: cupy.cuda.Device().synchronize()],
+    ids=["a copy to the host", "an allocation", "a synchronisation"],
+)
+def test_what_a_capture_does_not_allow_is_refused(forbidden: Callable[[Any], Any]) -> None:
+    x = cupy.zeros(3)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        try:
+            with pytest.raises((RuntimeError, MemoryError)):
+                forbidden(x)
+        finally:
+            stream.end_capture()
+
+
 def launch(body: str, threads: int = 64) -> np.ndarray:
     """What threads write to y, an array of an int for each."""
     code = f'extern "C" __global__ void kernel(int* y) {{ const int t = threadIdx.x; {body} }}'
@@ -76,9 +111,10 @@ def test_shuffles_and_votes() -> None:
         ("if (t % 2) __syncwarp();\nelse __syncwarp();", "warp barriers of lines 2 and 1 met"),
         ("if (t < 4) y[t] = __shfl_sync(15, t, 9);", "shuffle from lane 9, which takes no part"),
         ("if (t < 4) __syncwarp(3);", "lane 2 is not in its own mask"),
+        ("*reinterpret_cast<int4*>(y + 1) = int4{t};", "not aligned to 16 bytes"),
     ],
 )
-def test_threads_that_part_ways_are_reported(body: str, message: str) -> None:
+def test_what_a_gpu_would_not_do_is_reported(body: str, message: str) -> None:
     with pytest.raises(cupy.cuda.driver.CUDADriverError, match=message):
         launch(body)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from itertools import product
 from typing import Any
@@ -24,6 +24,8 @@ DTYPES: dict[str, Any] = {
     "float64": np.float64,
 }
 EPSILON = 1e-5
+#: What a sanitizer finds, it finds in any order.
+ORDERS = cupy_on_cpu.ORDERS[: 1 if cupy_on_cpu.SANITIZE else None]
 
 
 @pytest.fixture(autouse=True)
@@ -96,12 +98,12 @@ def bits(results: list[Any]) -> list[bytes | None]:
 
 
 def check(case: Case) -> None:
-    eps = float(ml_dtypes.finfo(case.x.dtype).eps)
     for actual, expected in zip(case.run(), case.expected(), strict=True):
         if expected is None:
             assert actual is None
         else:
             assert actual.shape == expected.shape
+            eps = float(ml_dtypes.finfo(actual.dtype).eps)
             np.testing.assert_allclose(
                 actual.get().astype(np.float64), expected, rtol=8 * eps, atol=32 * eps
             )
@@ -225,6 +227,63 @@ def test_out_may_be_x() -> None:
             case.x, case.gamma, case.beta, epsilon=EPSILON, out=case.x, **case.options
         )
         assert case.x.get().tobytes() == y
+
+
+@pytest.mark.parametrize("n", [40, 3000, 40000])
+def test_nothing_waits_for_the_device(n: int) -> None:
+    """No synchronisation, no copy to the host; given memory from a pool, it can be captured."""
+    case = Case("float32", 70, n)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc), stream:
+        case.run()
+        before = cupy_on_cpu.counts()
+        case.run()
+        between = cupy_on_cpu.counts()
+        assert between == {**before, "launches": between["launches"]}
+        stream.begin_capture()
+        try:
+            case.run()
+        finally:
+            stream.end_capture()
+        assert cupy_on_cpu.counts() == between
+
+
+KEPT: list[Any] = []
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda x: x.get(),
+        lambda x: KEPT.append(cupy.empty(999)),
+        lambda x: cupy.cuda.Stream.null.synchronize(),
+        lambda x: cupy.cuda.get_current_stream().synchronize(),
+        lambda x: float(x[0, 0]),
+    ],
+    ids=["copy", "allocation", "wait", "wait for its stream", "value"],
+)
+def test_what_a_call_must_not_do_is_noticed(
+    harm: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = backend.rows_forward
+
+    def harmful(x: Any, *arrays: Any, **options: Any) -> Any:
+        harm(x)
+        return forward(x, *arrays, **options)
+
+    monkeypatch.setattr(backend, "rows_forward", harmful)
+    with pytest.raises(AssertionError):
+        test_nothing_waits_for_the_device(40)
+    KEPT.clear()
+
+
+@pytest.mark.parametrize("n", [40, 3000, 40000])
+def test_nothing_is_allocated_but_results_and_a_workspace(n: int) -> None:
+    case = Case("float32", 70, n)
+    case.run()
+    before = cupy_on_cpu.counts()["allocations"]
+    results = case.run()
+    assert cupy_on_cpu.counts()["allocations"] - before <= len(results) + 1
 
 
 @pytest.mark.parametrize("n", [40, 3000, 40000])

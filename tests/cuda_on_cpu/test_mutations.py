@@ -1,7 +1,7 @@
 """Faults planted in the kernels, each of which some check has to find.
 
-Under AddressSanitizer, those that reach beyond an array are planted, and have to end the process;
-otherwise those that make results wrong, or different in another order of threads, or hang.
+Each names the checks that find it, and README.md tells of all. A sanitizer ends the process, so
+there each fault has one to itself.
 """
 
 from __future__ import annotations
@@ -19,9 +19,19 @@ from ln_array_api_backends.cupy.shapes import Cut, row_cut
 from test_kernels import Case, bits, check, check_rounding
 from test_long_rows import joined
 
+RESULT, ORDER, SIMULATOR = "a wrong result", "bits that depend on the order", "the simulator"
+SANITIZERS = {
+    "address": "AddressSanitizer",
+    "undefined": "UndefinedBehaviorSanitizer",
+    "thread": "ThreadSanitizer",
+}
+ADDRESS, UNDEFINED, THREAD = SANITIZERS.values()
+#: How a report begins.
+REPORTS = {ADDRESS: "AddressSanitizer", UNDEFINED: "runtime error", THREAD: "data race"}
+
 
 class Fault(NamedTuple):
-    """What is wrong, the code that makes it so, and a shape of x that shows it."""
+    """What is wrong, the code that makes it so, a shape of x that shows it, and what finds it."""
 
     what: str
     old: str
@@ -30,6 +40,7 @@ class Fault(NamedTuple):
     n: int
     options: dict[str, float] = {}  # noqa: RUF012 - of a tuple
     cut: Callable[[str, int, int], Cut] = row_cut
+    by: tuple[str, ...] = (RESULT,)
 
 
 BARRIER = "        __syncthreads();\n"
@@ -42,16 +53,24 @@ COLUMNS_LEFT = "of_teams[team][column] = sum.total();\n"
 BLOCK, WARP = ("float32", 1600), ("float32", 40)
 LONG, LONG_REPEATED = ("float32", 40001), ("float32", 40000, {"repeat": 20})
 GROUPS, OFF_CENTER = ("float32", 48, {"groups": 3}), ("float32", 40, {"mean": 1e4})
+ODD = ("float32", 41)
 
 FAULTS = (
-    Fault("no barrier for the sums of warps", BARRIER + GATHERED, GATHERED, *BLOCK),
+    Fault(
+        "no barrier for the sums of warps",
+        BARRIER + GATHERED,
+        GATHERED,
+        *BLOCK,
+        by=(RESULT, THREAD),
+    ),
     Fault(
         "a barrier that only first lanes reach",
         "        }\n" + BARRIER + GATHERED,
         BARRIER + "        }\n" + GATHERED,
         *BLOCK,
+        by=(SIMULATOR,),
     ),
-    Fault("sums of warps in one buffer", "turn ^= 1;", "", *BLOCK),
+    Fault("sums of warps in one buffer", "turn ^= 1;", "", *BLOCK, by=(RESULT, THREAD)),
     Fault("sums of warps that are not there", "lane < WARPS ? slots", "true ? slots", *BLOCK),
     Fault(
         "half of a warp's sum",
@@ -60,7 +79,13 @@ FAULTS = (
         "float32",
         100,
     ),
-    Fault("a shuffle that one lane misses", SHUFFLED, f"if (threadIdx.x % WARP) {SHUFFLED}", *WARP),
+    Fault(
+        "a shuffle that one lane misses",
+        SHUFFLED,
+        f"if (threadIdx.x % WARP) {SHUFFLED}",
+        *WARP,
+        by=(SIMULATOR,),
+    ),
     Fault("what the mean missed kept", "- of_row.missed", "", *OFF_CENTER),
     Fault(
         "what the saved mean missed kept", "CENTER ? rough - missed : rough", "rough", *OFF_CENTER
@@ -71,18 +96,21 @@ FAULTS = (
         TEAMS_LEFT,
         TEAMS_LEFT.replace("__syncthreads();", ""),
         *WARP,
+        by=(RESULT, THREAD),
     ),
     Fault(
         "no barrier before the next gradient of teams",
         TEAM_ADDED + "            __syncthreads();",
         TEAM_ADDED,
         *WARP,
+        by=(RESULT, THREAD),
     ),
     Fault(
         "no barrier before columns are added up",
         COLUMNS_LEFT + "    __syncthreads();",
         COLUMNS_LEFT,
         *WARP,
+        by=(RESULT, THREAD),
     ),
     Fault(
         "parts laid out wrong", "partial + blockIdx.x * length", "partial + blockIdx.x * 9", *BLOCK
@@ -165,22 +193,74 @@ FAULTS = (
         "sums[0] = static_cast<A>(static_cast<T>(sums[0] + g[j] * rough[kept][j]));",
         *("float16", 3000),
     ),
-)
-
-ODD = ("float32", 41)
-OVERRUNS = (
-    Fault("an element too many", "j < count ? static_cast<A>(place", "true ? A(place", *ODD),
-    Fault("a chunk beyond", "count == V) {\n        const", "true) {\n        const", *ODD),
+    Fault(
+        "sums in float16",
+        SHUFFLED,
+        "value = A(__half(float(value + __shfl_xor_sync(ALL_LANES, value, flip))));",
+        *("float16", 40),
+    ),
+    Fault("a mean not written", "if (CENTER) mean[r] = of_row.mean();", "", *WARP),
+    Fault("no tail", "j < count ? static_cast<A>(place[j])", "false ? A(place[j])", *ODD),
+    Fault(
+        "an element too many",
+        "j < count ? static_cast<A>(place",
+        "true ? A(place",
+        *ODD,
+        by=(ADDRESS,),
+    ),
+    Fault(
+        "a chunk beyond",
+        "count == V) {\n        const",
+        "true) {\n        const",
+        *ODD,
+        by=(ADDRESS,),
+    ),
     Fault(
         "a store beyond",
         "count == V) {\n        Pack<T, V> p",
         "true) {\n        Pack<T, V> p",
         *ODD,
+        by=(ADDRESS,),
     ),
-    Fault("a row too many", "if (r >= m) return;", "if (r > m) return;", *ODD),
-    Fault("a column too many", "if (c < width)", "if (c <= width)", *ODD),
-    Fault("a tile beyond a row", "int(min(Index(TILE), n - begin))", "TILE", "float32", 40001),
-    Fault("a segment too many", "thread < segments) {", "thread <= segments) {", "float32", 40001),
+    Fault("a row too many", "if (r >= m) return;", "if (r > m) return;", *ODD, by=(ADDRESS,)),
+    Fault(
+        "a column too many",
+        "if (c < width)",
+        "if (c <= width)",
+        *ODD,
+        by=(ADDRESS,),
+    ),
+    Fault("shared memory too small", "2 * 3 * WARPS;", "2 * WARPS;", *BLOCK, by=(ADDRESS,)),
+    Fault(
+        "a vector where memory is not aligned",
+        "if (aligned && count == V) {\n        const",
+        "if (count == V) {\n        const",
+        *("float32", 40, {"offset": 1}),
+        by=(SIMULATOR,),
+    ),
+    Fault(
+        "a thread's number that overflows",
+        "WARPS == 1 ? threadIdx.x % WARP",
+        "WARPS == 1 ? int(threadIdx.x % WARP) + 0x7fffffff - 0x7fffffff",
+        *WARP,
+        by=(UNDEFINED,),
+    ),
+    Fault(
+        "a tile beyond a row",
+        "int(min(Index(TILE), n - begin))",
+        "TILE",
+        "float32",
+        40001,
+        by=(ADDRESS,),
+    ),
+    Fault(
+        "a segment too many",
+        "thread < segments) {",
+        "thread <= segments) {",
+        "float32",
+        40001,
+        by=(ADDRESS,),
+    ),
 )
 
 
@@ -197,8 +277,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> It
     cupy_on_cpu.set_order("forward")
 
 
-def find(fault: Fault) -> str:
-    """What gives a fault away, or nothing."""
+def find(fault: Fault) -> tuple[str, str]:
+    """The check that finds a fault, and what it says."""
     m = 12 if fault.n < 16000 else 3
     case = Case(fault.dtype, m, fault.n, **fault.options)  # type: ignore[arg-type]
     results = []
@@ -210,31 +290,57 @@ def find(fault: Fault) -> str:
             if fault.dtype in ("float16", "bfloat16"):
                 check_rounding(case)
         except cupy.cuda.driver.CUDADriverError as error:
-            return str(error)
+            return SIMULATOR, str(error)
         except AssertionError:
-            return f"wrong in {order} order"
-    return "" if all(each == results[0] for each in results) else "depends on the order"
+            return RESULT, f"in {order} order"
+    return ("", "") if all(each == results[0] for each in results) else (ORDER, "")
 
 
-@pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="reaches beyond arrays as well")
-@pytest.mark.parametrize("plant", FAULTS, indirect=True, ids=lambda fault: fault.what)
+def found_by(*checks: str) -> list[Fault]:
+    return [fault for fault in FAULTS if {*fault.by}.intersection(checks)]
+
+
+@pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="a sanitizer may end the process first")
+@pytest.mark.parametrize(
+    "plant", found_by(RESULT, ORDER, SIMULATOR), indirect=True, ids=lambda fault: fault.what
+)
 def test_a_fault_is_found(plant: Fault) -> None:
-    found = find(plant)
-    print(f"{plant.what}: {found}")
-    assert found
+    check, message = find(plant)
+    print(f"{plant.what}: found by {check} {message}")
+    assert check in plant.by
 
 
-@pytest.mark.skipif(cupy_on_cpu.SANITIZE != "address", reason="needs AddressSanitizer")
-@pytest.mark.parametrize("fault", OVERRUNS, ids=lambda fault: fault.what)
-def test_an_overrun_is_found(fault: Fault) -> None:
+@pytest.mark.parametrize(
+    ("fault", "sanitizer"),
+    [
+        pytest.param(
+            fault,
+            name,
+            id=f"{name}: {fault.what}",
+            marks=pytest.mark.skipif(
+                key not in cupy_on_cpu.SANITIZE.split(","), reason=f"runs under {name} alone"
+            ),
+        )
+        for key, name in SANITIZERS.items()
+        for fault in found_by(name)
+    ],
+)
+def test_a_fault_is_reported(fault: Fault, sanitizer: str) -> None:
     code = f"""
 import cupy_on_cpu, test_kernels
 from ln_array_api_backends.cupy import calls
 source = calls.source().replace({fault.old!r}, {fault.new!r})
 assert source != calls.source()
 calls.source = lambda: source
-test_kernels.Case({fault.dtype!r}, 5, {fault.n}).run()
+test_kernels.Case({fault.dtype!r}, 5, {fault.n}, **{fault.options!r}).run()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "AddressSanitizer" in result.stderr, result.stderr
+    assert REPORTS[sanitizer] in result.stderr, result.stderr
     assert "kernel.cu" in result.stderr
+
+
+def test_the_table_of_faults_is_that_of_these() -> None:
+    rows = [f"| {fault.what} | {', '.join(fault.by)} |" for fault in FAULTS]
+    text = (cupy_on_cpu.HERE / "README.md").read_text(encoding="utf-8")
+    _, _, table = text.partition("| fault | found by |\n|---|---|\n")
+    assert table.split("\n\n")[0].splitlines() == rows, "\n".join(rows)

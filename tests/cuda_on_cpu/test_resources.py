@@ -1,41 +1,73 @@
-"""That every kernel which a call can choose is among those whose registers are looked at."""
+"""The check of what kernels need: that it finds those that need too much."""
 
 from __future__ import annotations
 
-from itertools import product
-from typing import Any
-
+import cupy_on_cpu
 import pytest
 import resources
-from ln_array_api_backends.cupy import backend, calls
+from dispatch import chosen
+from resources import ARCHITECTURES, Row, Usage, row_of
 
-from ln_array_api.backend import RowsSpec
-
-NEEDS = [(True, True, True), (True, False, False), (False, False, True)]
-
-
-def chosen(monkeypatch: pytest.MonkeyPatch, dtype: str) -> set[str]:
-    """The kernels of calls of every kind, with gamma and beta of one dtype, as dy may have too."""
-    names: set[str] = set()
-
-    def note(*parameters: Any) -> None:
-        names.add(calls.expression(*parameters))
-
-    monkeypatch.setattr(calls, "kernel", note)
-    lengths = [48 << bit for bit in range(14)]
-    others = resources.PARAMETERS[dtype]
-    for n, m, repeat, center, given in product(
-        lengths, (1, 6, 5000), (1, 3, 16), (True, False), others
-    ):
-        spec = RowsSpec("cupy", "0", (m, n), dtype, given, given, center, repeat=repeat)
-        backend.prepare("rows_forward", spec)
-        for dy, need in product(others, NEEDS):
-            backend.prepare("rows_backward", spec._replace(dy=dy, need=need))
-    return names
+GOOD = Usage(0, 0, 64, 96, 128, 4, 8, 4)
+KERNELS = """
+template <int N>
+__global__ void __launch_bounds__(1024) many_values(float* x) {
+    float values[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = x[i * 1024 + threadIdx.x];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[threadIdx.x * N + i] = values[N - 1 - i] * values[i];
+}
+template <int N>
+__global__ void any_value(float* x, int which) {
+    float values[N];
+    for (int i = 0; i < N; ++i) values[i] = x[i] * x[0];
+    x[threadIdx.x] = values[which];
+}
+template <int N>
+__global__ void vectors(float4* x) { x[threadIdx.x] = x[threadIdx.x + N]; }
+"""
 
 
-@pytest.mark.parametrize("dtype", resources.PARAMETERS)
-def test_every_kernel_that_a_call_chooses(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    listed, used = set(resources.expressions(dtype, wider=True)), chosen(monkeypatch, dtype)
-    assert used - listed == set()
-    assert listed - used == set()
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"stack": 8}, "a stack of 8 bytes"),
+        ({"spilled": 4}, "4 bytes of registers spilled"),
+        ({"registers": 129}, "room for 3 blocks, not 4"),
+        ({"shared": 50000}, "room for 3 blocks, not 4"),
+        ({"vector_loads": 0}, "no load of 128 bits"),
+        ({"vector_stores": 0}, "no store of 128 bits"),
+    ],
+)
+def test_what_is_too_much(change: dict[str, int], fault: str) -> None:
+    on = ARCHITECTURES["80"]
+    assert GOOD.faults("rows<float>", on) == []
+    assert GOOD._replace(**change).faults("rows<float>", on) == [fault]
+
+
+@pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="the same under a sanitizer")
+def test_what_the_compiler_tells() -> None:
+    names = ["many_values<128>", "any_value<100>", "vectors<9>"]
+    usages = resources.measured(dict.fromkeys(names, KERNELS), ("-std=c++17",), names)
+    assert usages.keys() == ARCHITECTURES.keys()
+    for usage in usages.values():
+        spilling, stacked, vectors = (usage[name] for name in names)
+        assert spilling.spilled > 0
+        assert spilling.threads == 1024
+        assert stacked.stack > 0
+        assert vectors.vector_loads == vectors.vector_stores == 1
+        assert not vectors.spilled + vectors.stack
+
+
+def test_every_dtype_and_kernel_is_found() -> None:
+    rows = {row_of(name) for name in chosen()[0]}
+    assert {row.dtype for row in rows} == {"float16", "bfloat16", "float32", "float64"}
+    assert {row.parameters for row in rows} == {"", "wider"}
+    assert {"rows_forward", "rows_backward"} <= {row.kernel for row in rows}
+
+
+def test_rows() -> None:
+    assert row_of("f<__half, __half, 4, 1, true>") == Row("f", "float16", "4, 1", "")
+    assert row_of("f<float, double, 4, true>") == Row("f", "float32", "4", "wider")

@@ -1,0 +1,78 @@
+"""Every kernel that the CuPy backend can choose, found by asking it for every kind of call.
+
+Kernels are noted where CuPy is asked for them, so nothing here knows their names, nor how the
+backend chooses. Lengths are those around powers of two, where shapes can change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import cupy_on_cpu  # noqa: F401 - before CuPy
+
+# isort: split
+import cupy
+from ln_array_api_backends.cupy import backend
+
+from ln_array_api._check import AT_LEAST
+from ln_array_api.backend import Primitive, RowsSpec
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+ROWS = (1, 12, 100_000)
+LENGTHS = [n for bit in range(1, 23) for n in (1 << bit, (1 << bit) + 2)]
+GROUPS = (1, 4)
+#: Elements that share a parameter: none, some of a chunk, and several chunks.
+REPEATS = (1, 2, 3, 16)
+NEEDS = [each for each in product((True, False), repeat=3) if any(each)]
+
+
+class Kernels:
+    """In the place of ``cupy.RawModule``: notes what is asked for, and compiles nothing."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, str] = {}
+        self.options: set[str] = set()
+
+    def __call__(
+        self, *, code: str, options: tuple[str, ...] = (), name_expressions: tuple[str, ...]
+    ) -> Any:
+        self.sources.update(dict.fromkeys(name_expressions, code))
+        self.options.update(options)
+        return self
+
+    def get_function(self, name: str) -> Any:
+        return None
+
+
+def calls(dtype: str) -> Iterator[tuple[Primitive, RowsSpec]]:
+    """Every kind of call for x of a dtype."""
+    wider = AT_LEAST[dtype]
+    kinds = product(ROWS, LENGTHS, (True, False), GROUPS, REPEATS, wider)
+    for m, at_least, center, groups, repeat, gamma in kinds:
+        n = -(-at_least // repeat) * repeat
+        spec = RowsSpec("cupy", "0", (m * groups, n), dtype, gamma, gamma, center, 1e-5)
+        spec = spec._replace(groups=groups, repeat=repeat)
+        for beta in wider if center else (None,):
+            yield "rows_forward", spec._replace(beta=beta)
+        for dy, need in product(wider, NEEDS):
+            yield "rows_backward", spec._replace(beta=None, epsilon=0.0, dy=dy, need=need)
+
+
+def chosen() -> tuple[dict[str, str], set[str]]:
+    """The source of each kernel by its name, and the options that all are compiled with."""
+    kernels, module = Kernels(), cupy.RawModule
+    cupy.RawModule = kernels
+    try:
+        for dtype in DTYPES:
+            for primitive, spec in calls(dtype):
+                if backend.can_run(primitive, spec):
+                    backend.prepare(primitive, spec)
+    finally:
+        cupy.RawModule = module
+    return kernels.sources, kernels.options
+
+
+if __name__ == "__main__":
+    print("\n".join(sorted(chosen()[0])))

@@ -1,0 +1,38 @@
+"""Each kernel under ThreadSanitizer, to which every thread of a block is a thread of its own.
+
+Blocks are few: a barrier costs it much. What shared memory is used for does not depend on dtypes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cupy
+import cupy_on_cpu
+import pytest
+from test_kernels import Case, check, lengths
+
+pytestmark = pytest.mark.skipif(
+    cupy_on_cpu.SANITIZE != "thread", reason="runs under ThreadSanitizer alone"
+)
+
+
+@pytest.mark.parametrize("center", [True, False], ids=["layer norm", "RMS norm"])
+@pytest.mark.parametrize("n", lengths("float32"))
+def test_rows(n: int, center: bool) -> None:
+    check(Case("float32", 5, n, center=center))
+
+
+@pytest.mark.parametrize("n", [12, 600, 6000])
+def test_groups(n: int) -> None:
+    check(Case("float32", 6, n, groups=3, repeat=4))
+
+
+@pytest.mark.parametrize("need", [(False, False, True), (False, True, False)])
+def test_sums_by_columns(need: tuple[bool, bool, bool]) -> None:
+    Case("float32", 70, 40).run(need=need)
+
+
+def test_reductions_of_cupy() -> None:
+    x: Any = cupy.ones((3, 300), "float32")
+    assert (x.sum(axis=1) == 300).all()
