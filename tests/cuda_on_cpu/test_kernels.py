@@ -132,8 +132,11 @@ def check_rounding(case: Case) -> None:
     exact_y, _, _, exact_dx, *_ = single.run()
     for actual, exact in ((y, exact_y), (dx, exact_dx)):
         off = np.abs(steps(actual) - steps(exact.astype(actual.dtype)))
-        assert off.max() <= 1
         assert np.count_nonzero(off) <= off.size // 100
+        # Close to 0, steps are finer than what sums in another order are off by.
+        plain = exact.get()
+        assert off[np.abs(plain) >= 2**-10].max() <= 1
+        np.testing.assert_allclose(actual.get().astype(np.float32), plain, rtol=2**-7, atol=2**-20)
 
 
 def lengths(dtype: str) -> list[int]:

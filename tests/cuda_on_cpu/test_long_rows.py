@@ -8,7 +8,7 @@ import cupy_on_cpu
 import numpy as np
 import pytest
 from ln_array_api_backends.cupy import calls
-from ln_array_api_backends.cupy.shapes import Cut, ceil, row_cut
+from ln_array_api_backends.cupy.shapes import MOST_CHUNKS, WARPS_AT_ONCE, Cut, ceil, row_cut
 from test_kernels import Case, check, in_every_order
 
 N = 40001
@@ -123,6 +123,11 @@ def test_what_is_not_finite_spoils_its_own_row(value: float) -> None:
         assert np.isnan(each[0].get()).any()
         assert np.isfinite(each[1].get()).all()
     assert not (rstd[0] > 0).any()
+
+
+def test_few_long_rows_fill_a_gpu() -> None:
+    cut = row_cut("float32", 1 << 18, MOST_CHUNKS["float32"])
+    assert 16 * min(cut.segments, cut.tiles) * cut.warps >= WARPS_AT_ONCE
 
 
 @pytest.mark.parametrize("n", [16385, 1 << 22, (1 << 22) + 1, (1 << 31) + 1, 1 << 40])
