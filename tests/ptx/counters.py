@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +28,6 @@ class Traffic:
     sectors: int = 0
     #: The sectors that these requests would need if their bytes lay together.
     least_sectors: int = 0
-    #: Bytes that a thread asks for at once, with the requests of this kind.
-    widths: Counter[int] = field(default_factory=Counter)
     _touched: Array | None = None
 
     def add(self, begin: int, size: int, addresses: Array, warps: Array, width: int) -> None:
@@ -40,7 +37,6 @@ class Traffic:
         asked = width * _distinct(rows)
         self.bytes += int(asked.sum())
         self.requests += len(rows)
-        self.widths[width] += len(rows)
         # An access is aligned, and no wider than a sector, so it lies in one.
         sectors = np.where(rows < 0, _NO_SECTOR, (rows + begin % SECTOR) // SECTOR)
         self.sectors += int(_distinct(sectors).sum())
@@ -104,7 +100,6 @@ class Counters:
     thread_instructions: int = 0
     #: Barriers that a block has waited at, over all blocks.
     barriers: int = 0
-    shuffles: int = 0
     reads: dict[str, Traffic] = field(default_factory=dict)
     writes: dict[str, Traffic] = field(default_factory=dict)
     shared_reads: Shared = field(default_factory=Shared)

@@ -346,7 +346,6 @@ class _Blocks:
         self._set(str(targets[0]), values[other], active)
         for each in targets[1:]:
             self._set(str(each), np.ones(active.shape, bool), active)
-        self.counters.shuffles += int(np.count_nonzero(active)) // WARP
 
     def _is(self, operand: Operand, number: int, active: Array) -> bool:
         """Whether it is that number in all active threads."""

@@ -31,7 +31,8 @@ ask for, when [the CPU runs their PTX](../tests/ptx/README.md), and from these a
   of {bandwidths}.
   A multiprocessor takes at most {bytes} bytes a clock, which limits launches of few blocks.
 - What a row reads again comes from the second-level cache if all rows in flight fit in it, else
-  from memory. Arrays of up to a quarter of the cache come from memory once.
+  from memory. Arrays of up to a quarter of the cache come from memory once a launch. Nothing is
+  left in the cache from one launch to the next.
 - A multiprocessor issues {warps} instructions a clock, at {clocks}.
   They are PTX, of which an assembler fuses some and spends others on addresses: rough.
 - All blocks of a launch are like the few of them that were counted.

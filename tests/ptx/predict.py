@@ -62,6 +62,7 @@ class Count(NamedTuple):
     """What one launch asks for, all blocks together. Traffic is (size, distinct, asked) bytes."""
 
     kernel: str
+    rows: int
     blocks: int
     threads: int
     warp_instructions: float
@@ -80,14 +81,16 @@ class Count(NamedTuple):
     def moved(self, gpu: GPU) -> float:
         """Bytes that come from memory, or go to it, rather than from caches."""
         resident = min(self.blocks, gpu.processors * max(1, RESIDENT // self.threads))
-        at_once = sum(distinct / self.blocks for _, distinct, _ in self.traffic) * resident
+        # A block has its rows one after the other.
+        steps = max(self.rows, self.blocks)
+        at_once = sum(distinct / steps for _, distinct, _ in self.traffic) * resident
         return sum(
             min(size, distinct) if at_once <= gpu.cache or size <= gpu.cache / 4 else asked
             for size, distinct, asked in self.traffic
         )
 
 
-def counted(launch: Launch, sizes: dict[str, int]) -> Count:
+def counted(launch: Launch, rows: int, sizes: dict[str, int]) -> Count:
     """A sample of blocks, as if all had run."""
     blocks, counters = int(np.prod(launch.grid)), launch.counters
     scale = blocks / counters.blocks
@@ -98,6 +101,7 @@ def counted(launch: Launch, sizes: dict[str, int]) -> Count:
     )
     return Count(
         launch.name,
+        rows,
         blocks,
         launch.block[0],
         scale * counters.warp_instructions,
@@ -119,7 +123,7 @@ def count(dtype: str, m: int, n: int) -> dict[str, list[Count]]:
         forward = len(device.launches)
         backend.rows_backward(dy, x, mean, rstd, gamma, need=(True, True, True), **options)
     sizes = {each.name: each.bytes.size for each in device.memory.allocations}
-    counts = [counted(each, sizes) for each in device.launches]
+    counts = [counted(each, m, sizes) for each in device.launches]
     return {"forward": counts[:forward], "backward": counts[forward:]}
 
 

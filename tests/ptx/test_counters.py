@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from cases import Case
-from counters import WARP, Traffic
+from counters import Traffic
 from device import Device, Launch, calls, shapes, used
 
 #: More than the least: a row's first element, and statistics, are read by each of its warps.
@@ -219,7 +219,3 @@ def test_a_fault_is_seen(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "source", lambda: source.replace(fault.old, fault.new))
     found = problems(fault.case)
     assert any(fault.seen in problem for problem in found), found
-
-
-def test_warps_are_whole() -> None:
-    assert all(launch.block[0] % WARP == 0 for launch in launches(TEAM)[1])

@@ -41,7 +41,7 @@ def test_a_sample_of_blocks_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_limits_a_launch() -> None:
     def seconds(blocks: int, moved: float, instructions: float) -> tuple[float, str]:
         traffic = ((moved, moved, moved),)
-        return Count("kernel", blocks, 256, instructions, 0, traffic).seconds(H100)
+        return Count("kernel", blocks, blocks, 256, instructions, 0, traffic).seconds(H100)
 
     assert seconds(1000, 1e3, 1e3) == (pytest.approx(LAUNCH, rel=0.01), "launch")
     memory = 1e9 / (ACHIEVED * H100.bandwidth)
@@ -54,7 +54,9 @@ def test_what_limits_a_launch() -> None:
 def test_what_is_read_again() -> None:
     """Comes from the cache if what is in flight fits."""
     sizes = [(1 << 30, 1 << 30, 3 << 30), (1 << 10, 1 << 10, 1 << 30)]
-    many = Count("kernel", 1 << 15, 512, 0, 0, tuple(sizes))  # rows of 32 KiB: 4 MiB in flight
-    few = many._replace(blocks=1 << 10)  # of 1 MiB: more than the cache
+    rows = 1 << 15  # of 32 KiB: 4 MiB in flight
+    many = Count("kernel", rows, rows, 512, 0, 0, tuple(sizes))
+    few = many._replace(rows=1 << 10, blocks=1 << 10)  # of 1 MiB: more than the cache
     assert many.moved(H100) == (1 << 30) + (1 << 10)
+    assert many._replace(blocks=1 << 10).moved(H100) == (1 << 30) + (1 << 10)
     assert few.moved(H100) == (3 << 30) + (1 << 10)
