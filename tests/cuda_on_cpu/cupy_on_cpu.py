@@ -77,6 +77,8 @@ _KERNEL = re.compile(
 )
 _DYNAMIC_SHARED = re.compile(r"extern\s+__shared__\s+([\w:]+)\s+(\w+)\s*\[\s*\]\s*;")
 
+_INCLUDE = re.compile(r"^#include.*$", re.MULTILINE)
+
 #: A GPU refuses to read a vector where it is not aligned; a host compiler reads its parts.
 _VECTOR = re.compile(r"\*\s*reinterpret_cast<([^;()]*)\*\s*>\(")
 
@@ -96,7 +98,12 @@ def host_source(source: str, names: Iterable[str]) -> tuple[str, dict[str, str]]
         f"{{ return simulator::launch(&{name}, arguments, dimensions, shared, recorded); }}\n"
         for name, symbol in exported.items()
     )
-    head = '#include "simulator.h"\n#line 1 "kernel.cu"\n'
+    head = '#include "simulator.h"\n'
+    if mapping and "address" in SANITIZE:
+        # AddressSanitizer guards no variable of a template, unless other files cannot see it.
+        head += "\n".join(_INCLUDE.findall(source)) + "\nnamespace {"
+        source = _INCLUDE.sub("", source) + "\n}"
+    head += '\n#line 1 "kernel.cu"\n'
     return f'{head}{source}\n#line 1 "launchers"\n{launchers}', mapping
 
 

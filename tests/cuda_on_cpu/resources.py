@@ -152,9 +152,14 @@ def row_of(name: str) -> Row:
     each = arguments.split(", ")
     types = [one for one in each if re.match(r"[a-z_]", one) and one not in ("true", "false")]
     numbers = ", ".join(one for one in each if one.isdigit())
-    dtype = {"__half": "float16", "__nv_bfloat16": "bfloat16", "float": "float32"}
-    plain = all(one == types[0] for one in types)
-    return Row(kernel, dtype.get(types[0], "float64"), numbers, "" if plain else "wider")
+    names = {
+        "__half": "float16",
+        "__nv_bfloat16": "bfloat16",
+        "float": "float32",
+        "double": "float64",
+    }
+    dtype = names[types[0]] if types else "none"
+    return Row(kernel, dtype, numbers, "wider" if len({*types}) > 1 else "")
 
 
 def measured(

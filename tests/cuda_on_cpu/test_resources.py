@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import cupy_on_cpu
 import pytest
 import resources
-from dispatch import chosen
 from resources import ARCHITECTURES, Row, Usage, row_of
 
 GOOD = Usage(0, 0, 64, 96, 128, 4, 8, 4)
@@ -21,9 +23,9 @@ __global__ void __launch_bounds__(1024) many_values(float* x) {
 }
 template <int N>
 __global__ void any_value(float* x, int which) {
-    float values[N];
-    for (int i = 0; i < N; ++i) values[i] = x[i] * x[0];
-    x[threadIdx.x] = values[which];
+    float values[N] = {};
+    for (int i = 0; i < N; ++i) values[i * which % N] += x[i];
+    x[threadIdx.x] = values[threadIdx.x % N];
 }
 template <int N>
 __global__ void vectors(float4* x) { x[threadIdx.x] = x[threadIdx.x + N]; }
@@ -62,7 +64,11 @@ def test_what_the_compiler_tells() -> None:
 
 
 def test_every_dtype_and_kernel_is_found() -> None:
-    rows = {row_of(name) for name in chosen()[0]}
+    # Alone, since the backend keeps the kernels that it was given, which are none.
+    printed = subprocess.run(
+        [sys.executable, "dispatch.py"], cwd=cupy_on_cpu.HERE, capture_output=True, check=True
+    ).stdout
+    rows = {row_of(name) for name in printed.decode().splitlines()}
     assert {row.dtype for row in rows} == {"float16", "bfloat16", "float32", "float64"}
     assert {row.parameters for row in rows} == {"", "wider"}
     assert {"rows_forward", "rows_backward"} <= {row.kernel for row in rows}
