@@ -37,7 +37,7 @@ class FakeCuPy:
             SimpleNamespace(c_contiguous=values.flags.c_contiguous),
         )
         self.device = SimpleNamespace(id=3)
-        self.data = SimpleNamespace(ptr=values.__array_interface__["data"][0])
+        self.data = SimpleNamespace(ptr=values.__array_interface__["data"][0], device_id=3)
         self.__cuda_array_interface__ = values.__array_interface__
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
@@ -210,7 +210,7 @@ def test_cupy_is_recognised_by_its_namespace() -> None:
     x = FakeCuPy(np.ones((2, 3), np.float32))
     library = library_of(x)
     assert (library.name, library.writable, library.lazy) == ("cupy", True, False)
-    assert library.signature(x) == (FakeCuPy, np.dtype(np.float32), (2, 3), 3, True)
+    assert library.signature(x) == (FakeCuPy, np.dtype(np.float32), (2, 3), (12, 4), 3)
 
 
 @pytest.mark.parametrize("kind", VIEWED)

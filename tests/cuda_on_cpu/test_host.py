@@ -98,9 +98,12 @@ def test_nothing_is_allocated_but_results_and_a_workspace(n: int) -> None:
 LIMIT = 8e-6
 
 
-def cost(call: Callable[[], Any]) -> float:
-    """Seconds of a call, as in the best of many rounds; until it is below the limit."""
-    best, give_up = float("inf"), time.monotonic() + 5
+def cost(call: Callable[[], Any], patience: float = 30) -> float:
+    """Seconds of a call in the best of many rounds, until it is below the limit.
+
+    On a machine with much else to do that may take as many seconds as `patience`.
+    """
+    best, give_up = float("inf"), time.monotonic() + patience
     while best > LIMIT and time.monotonic() < give_up:
         begin = time.perf_counter()
         for _ in range(200):
@@ -148,4 +151,5 @@ def test_a_delay_of_a_call_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "_launcher", slow)
     x, gamma, beta = arrays("float32", 65)  # not planned yet
     call = small_call(ln.layer_norm_forward)
-    assert cost(lambda: ln.layer_norm_forward(x, gamma, beta)) > LIMIT >= cost(call)
+    delayed = cost(lambda: ln.layer_norm_forward(x, gamma, beta), patience=1)
+    assert delayed > LIMIT >= cost(call)
