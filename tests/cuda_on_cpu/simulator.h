@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define __CUDACC_VER_MAJOR__ 13  // as under NVRTC, for the headers of CUDA
 #define __CUDACC_VER_MINOR__ 0
@@ -90,8 +91,11 @@ T shuffle(unsigned mask, T value, int source, int line) {
 
 template <class T, class From>
 T& aligned(From* place, int line = __builtin_LINE()) {
-    if (uintptr_t(place) % alignof(T))
+    if (uintptr_t(place) % alignof(T)) {
         fail("line %d: a vector that is not aligned to %d bytes", line, int(alignof(T)));
+        static std::remove_const_t<T> instead;  // UndefinedBehaviorSanitizer would end the process
+        return instead;
+    }
     return *reinterpret_cast<T*>(place);
 }
 

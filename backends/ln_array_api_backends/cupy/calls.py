@@ -95,7 +95,7 @@ class CuPyBackend(RowsBackend):
             how = forward_shape(dtype, n) or row_cut(dtype, n, MOST_CHUNKS[dtype])
         else:
             repeat = Repeat.of(dtype, spec.repeat)
-            how = backward_shape(dtype, n, repeat) or row_cut(
+            how = backward_shape(dtype, n, repeat, spec.gamma) or row_cut(
                 dtype, n, backward_chunks(dtype, repeat)
             )
         return f"CUDA C for {dtype}, {how}"
@@ -209,7 +209,7 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     names = [C_NAME[each or spec.dtype] for each in (spec.dtype, spec.dy, spec.gamma)]
     sharing = Repeat.of(spec.dtype, repeat)
     flags, places = (spec.center, sharing), (np.uint32(groups), repeat)
-    shape = backward_shape(spec.dtype, n, sharing)
+    shape = backward_shape(spec.dtype, n, sharing, spec.gamma)
     of_segments, row_sums = None, 0
     if shape:
         slots = ceil(m // groups, shape.rows)

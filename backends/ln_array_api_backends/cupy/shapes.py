@@ -58,14 +58,15 @@ def forward_shape(dtype: str, n: int) -> Shape | None:
     return _smallest(dtype, n, MOST_CHUNKS[dtype], (4, 8, 16, 32))
 
 
-def backward_shape(dtype: str, n: int, repeat: Repeat) -> Shape | None:
-    """The same for the backward pass.
+def backward_shape(dtype: str, n: int, repeat: Repeat, gamma: str | None = None) -> Shape | None:
+    """The same for the backward pass, with gamma of some dtype.
 
-    The largest has room for two sums of each element alone, and reads x and dy twice.
+    The largest has room for two sums of each element alone, and reads x and dy twice; gamma in
+    float64 beside 16-bit x would not fit in there.
     """
     most = backward_chunks(dtype, repeat)
     shape = _smallest(dtype, n, most, (4, 8, 16))
-    if shape or repeat == Repeat.ANY:
+    if shape or repeat == Repeat.ANY or (gamma == "float64" and ITEMSIZE[dtype] == 2):
         return shape
     return _smallest(dtype, n, 2 * most, (16,))
 
