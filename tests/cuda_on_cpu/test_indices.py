@@ -127,6 +127,7 @@ PLANTS = (
 )
 
 
+@pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="a sanitizer ends the process first")
 @pytest.mark.parametrize(("old", "new", "n"), PLANTS)
 def test_an_index_of_32_bits_is_found(
     monkeypatch: pytest.MonkeyPatch, old: str, new: str, n: int

@@ -92,8 +92,9 @@ struct Moments {
 // Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983, equation (1.5).
 template <class A>
 __device__ Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
-    if (b.count == 0) return a;
-    if (a.count == 0) return b;
+    // Lines that only pad the workspace have NaN for a count: an exponent of theirs is no int.
+    if (!(b.count > 0)) return a;
+    if (!(a.count > 0)) return b;
     const A count = a.count + b.count, weight = b.count / count;
     const A delta = (b.mean - a.mean) + (b.missed - a.missed);
     Sum<A> mean;
