@@ -163,7 +163,7 @@ def properties() -> dict[str, Any]:
 
 
 def measure(cases: Sequence[Case], rounds: int) -> list[Time]:
-    """Every case with everybody, on one stream. What another library cannot do is left out."""
+    """Every case with everybody, on one stream."""
     times = []
     cache = properties()["l2CacheSize"]
     for case in cases:

@@ -195,17 +195,18 @@ def magnitude(typing: Any, vector: Any) -> Any:
     return vector(vector), generate
 
 
+def _lanes_of(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:
+    """Lanes of two vectors, by their numbers: those of the second follow those of the first."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(numbers)), numbers))
+
+
 def _fold(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
     """All lanes combined: halves with halves, until one is left."""
     lanes = value.type.count
     while lanes > 1:
         lanes //= 2
         low, high = (
-            builder.shuffle_vector(
-                value,
-                ir.Constant(value.type, ir.Undefined),
-                ir.Constant(ir.VectorType(I32, lanes), list(range(start, start + lanes))),
-            )
+            _lanes_of(builder, value, value, list(range(start, start + lanes)))
             for start in (0, lanes)
         )
         value = combine(low, high)
@@ -220,11 +221,6 @@ def total(typing: Any, vector: Any) -> Any:
         return _fold(builder, args[0], builder.fadd)
 
     return vector.scalar(vector), generate
-
-
-def _lanes_of(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:
-    mask = ir.Constant(ir.VectorType(I32, len(numbers)), numbers)
-    return builder.shuffle_vector(a, b, mask)
 
 
 @intrinsic
