@@ -146,8 +146,10 @@ class Entry:
         *,
         requires: tuple[str, ...] = (),
         extra: str = "",
+        may_have_stages: bool = True,
     ) -> None:
         self.name, self.library, self.extra = name, library, extra
+        self.may_have_stages = may_have_stages  # of Caffe2's; if not, it is not loaded for these
         self._load, self._requires = load, requires
         self._backend: Backend | None = None
         self._failure = ""
@@ -185,12 +187,20 @@ class Entry:
 
 
 def _built_in(
-    name: str, library: str, module: str, *, requires: tuple[str, ...], extra: str
+    name: str,
+    library: str,
+    module: str,
+    *,
+    requires: tuple[str, ...],
+    extra: str,
+    may_have_stages: bool = False,
 ) -> Entry:
     def load() -> Backend:
         return importlib.import_module(module).backend  # type: ignore[no-any-return]
 
-    return Entry(name, library, load, requires=requires, extra=extra)
+    return Entry(
+        name, library, load, requires=requires, extra=extra, may_have_stages=may_have_stages
+    )
 
 
 BUILT_IN = (
@@ -201,6 +211,7 @@ BUILT_IN = (
         "ln_array_api_backends.cupy",
         requires=("cupy",),
         extra="cuda13 or cuda12",  # whichever the driver has
+        may_have_stages=True,
     ),
     _built_in("jax", "jax", "ln_array_api_backends.jax", requires=("jax",), extra="jax"),
 )
@@ -271,7 +282,8 @@ def accelerated_stage(library: str, name: str) -> Callable[..., Any] | None:
     """What a backend has in place of a stage of ``ln_array_api.caffe2``, or None."""
     if _wanted.get() != "generic":
         for entry in _candidates(library):
-            stages = getattr(entry.backend(), "caffe2_stages", None)
+            backend = entry.backend() if entry.may_have_stages else None
+            stages = getattr(backend, "caffe2_stages", None)
             if hasattr(stages, name):
                 return getattr(stages, name)  # type: ignore[no-any-return]
     return None

@@ -510,6 +510,14 @@ def test_a_backend_may_have_stages_of_caffe2(register: Register) -> None:
         assert caffe2.layer_norm_forward(X, vector, vector).shape == X.shape
 
 
+def test_a_backend_without_stages_is_not_loaded_for_one(register: Register) -> None:
+    def load() -> Any:
+        pytest.fail("it was loaded")
+
+    register(Entry("without", "numpy", load, may_have_stages=False))
+    assert caffe2.compute_internal_gradients(X, X)[0].shape == X.shape
+
+
 def test_a_backend_asked_for_by_name_leaves_other_libraries_alone(register: Register) -> None:
     xp = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
     for_numpy, for_strict = Counting(), Counting()
