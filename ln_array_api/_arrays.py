@@ -134,7 +134,7 @@ def _torch_signature(x: Array) -> Hashable:
 
 
 def _cupy_signature(x: Array) -> Hashable:
-    return type(x), x.dtype, x.shape, x.device.id, x.flags.c_contiguous
+    return type(x), x.dtype, x.shape, x.device.id, x.strides
 
 
 def _standard_signature(x: Array) -> Hashable:
@@ -175,6 +175,11 @@ def device_of(x: Array) -> Hashable:
 def accumulate(xp: Any, x: Array) -> Array:
     """X in its accumulation dtype; x itself where it has that dtype already."""
     return xp.astype(x, getattr(xp, ACCUMULATION[dtype_name(x.dtype)]), copy=False)
+
+
+def strides_of(x: Array) -> tuple[int, ...] | None:
+    """The bytes from an element to the next on each axis, where a signature has them."""
+    return x.strides if library_of(x).name == "cupy" else None
 
 
 def is_unknown(length: Any) -> bool:

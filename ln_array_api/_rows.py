@@ -19,8 +19,18 @@ from ._arrays import (
     in_shape,
     library_of,
     signatures,
+    strides_of,
 )
-from .backend import Choice, Primitive, RowsSpec, cache_plan, choose, plans, wanted_backend
+from .backend import (
+    Choice,
+    Layout,
+    Primitive,
+    RowsSpec,
+    cache_plan,
+    choose,
+    plans,
+    wanted_backend,
+)
 from .kernels import rows
 
 GRADIENTS = ("dx", "dgamma", "dbeta")
@@ -91,6 +101,7 @@ class RowsPlan(Plan):
         primitive: Primitive,
         spec: RowsSpec,
         view: View,
+        choice: Choice,
         *arrays: Array | None,
         accumulated: tuple[Array | None, ...] = (),
     ) -> None:
@@ -98,7 +109,7 @@ class RowsPlan(Plan):
 
         `accumulated` are those whose like the kernel takes or gives in the accumulation dtype.
         """
-        super().__init__(primitive, spec, view, choose(primitive, spec))
+        super().__init__(primitive, spec, view, choice)
         self.kernel: Callable[..., tuple[Any, Any, Any]] = self.choice.kernel
         # Whether arrays go to the kernel, and its results to the caller, as they are.
         self.direct = (
@@ -161,16 +172,8 @@ class RowsPlan(Plan):
         )
 
 
-class ChunkedPlan(Plan):
-    """X keeps its axes, because a reshape would cut its chunks anew. Always generic."""
-
-    def __init__(self, primitive: Primitive, spec: RowsSpec, view: View) -> None:
-        reason = "chunked arrays keep their axes, and compute nothing until asked"
-        kernels: dict[Primitive, Callable[..., Any]] = {
-            "rows_forward": rows.normalise,
-            "rows_backward": rows.differentiate,
-        }
-        super().__init__(primitive, spec, view, Choice(kernels[primitive], "generic", reason))
+class AxesPlan(Plan):
+    """X keeps its axes: the kernel takes them as they are, and what goes with x broadcasts."""
 
     def _parameter(self, values: Array | None) -> Array | None:
         if values is None:
@@ -178,21 +181,13 @@ class ChunkedPlan(Plan):
         return library_of(values).xp.reshape(values, self.view.broadcast_parameter)
 
     def run(
-        self, x: Array, gamma: Array | None, beta: Array | None, out: None
+        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, Array | None, Array]:
         return self.choice.kernel(  # type: ignore[no-any-return]
-            x,
-            self._parameter(gamma),
-            self._parameter(beta),
-            axes=self.view.axes,
-            epsilon=self.spec.epsilon,
-            center=self.spec.center,
+            x, self._parameter(gamma), self._parameter(beta), out=out
         )
 
-    def forward(
-        self, x: Array, gamma: Array | None, beta: Array | None, out: None
-    ) -> tuple[Array, Array | None, Array]:
-        return self.run(x, gamma, beta, out)
+    forward = run
 
     def backward(
         self, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
@@ -204,10 +199,6 @@ class ChunkedPlan(Plan):
             None if mean is None else _statistic(xp, mean, self.spec),
             _statistic(xp, rstd, self.spec),
             self._parameter(gamma),
-            axes=self.view.axes,
-            parameter_axes=self.view.axes,
-            center=self.spec.center,
-            need=self.spec.need,
         )
         return (
             dx,
@@ -230,6 +221,46 @@ def _gradient(
     return xp.reshape(xp.astype(values, dtype, copy=False), shape)
 
 
+def _plan(
+    primitive: Primitive,
+    spec: RowsSpec,
+    view: View,
+    x: Array,
+    *others: Array | None,
+    accumulated: tuple[Array | None, ...] = (),
+) -> RowsPlan | AxesPlan:
+    """The plan for calls with such arrays, of which dy is the next after x where there is one."""
+    if library_of(x).lazy:
+        return AxesPlan(primitive, spec, view, _by_axes(primitive, spec, view))
+    strides, layout = strides_of(x), None
+    if strides is not None:
+        dy = strides_of(others[0]) if primitive == "rows_backward" else None
+        layout = Layout(view.shape, view.axes, strides, dy)
+    choice = choose(primitive, spec, layout)
+    if choice.keeps_axes:
+        return AxesPlan(primitive, spec, view, choice)
+    return RowsPlan(primitive, spec, view, choice, x, *others, accumulated=accumulated)
+
+
+def _by_axes(primitive: Primitive, spec: RowsSpec, view: View) -> Choice:
+    """The generic kernel for chunked arrays, whose chunks a reshape would cut anew."""
+    reason = "chunked arrays keep their axes, and compute nothing until asked"
+
+    def forward(x: Array, gamma: Array | None, beta: Array | None, out: None) -> Any:
+        epsilon, center = spec.epsilon, spec.center
+        return rows.normalise(x, gamma, beta, axes=view.axes, epsilon=epsilon, center=center)
+
+    def backward(*arrays: Array | None) -> Any:
+        axes, center = view.axes, spec.center
+        return rows.differentiate(
+            *arrays, axes=axes, parameter_axes=axes, center=center, need=spec.need
+        )
+
+    return Choice(
+        forward if primitive == "rows_forward" else backward, "generic", reason, None, True
+    )
+
+
 def forward_plan(
     function: str,
     x: Array,
@@ -239,7 +270,7 @@ def forward_plan(
     epsilon: float,
     out: Array | None,
     center: bool,
-) -> RowsPlan | ChunkedPlan:
+) -> RowsPlan | AxesPlan:
     """The plan of a forward call, made if there is none; a wrong call raises here."""
     if type(axis) is not int:
         axis = _check.canonical_axis(function, axis)
@@ -264,11 +295,7 @@ def forward_plan(
         if beta is not None:
             _parameter("beta", function, beta, x, view)
         spec = spec._replace(beta=_dtype_of(beta), epsilon=epsilon)
-        plan = (
-            ChunkedPlan("rows_forward", spec, view)
-            if library_of(x).lazy
-            else RowsPlan("rows_forward", spec, view, x, gamma, beta)
-        )
+        plan = _plan("rows_forward", spec, view, x, gamma, beta)
         cache_plan(key, plan)
     if out is not None:
         _check.out(function, out, x, {"gamma": gamma, "beta": beta})
@@ -285,7 +312,7 @@ def backward_plan(
     axis: int | tuple[int, ...],
     need: tuple[str, ...],
     center: bool,
-) -> RowsPlan | ChunkedPlan:
+) -> RowsPlan | AxesPlan:
     """The plan of a backward call, made if there is none; a wrong call raises here."""
     if type(axis) is not int:
         axis = _check.canonical_axis(function, axis)
@@ -322,16 +349,12 @@ def backward_plan(
             dy=_dtype_of(dy),
             need=("dx" in need, "dgamma" in need and gamma is not None, "dbeta" in need),
         )
-        plan = (
-            ChunkedPlan("rows_backward", spec, view)
-            if library_of(x).lazy
-            else RowsPlan(
-                "rows_backward",
-                spec,
-                view,
-                *(dy, x, mean, rstd, gamma),
-                accumulated=(mean, rstd, x if gamma is None else gamma),
-            )
+        plan = _plan(
+            "rows_backward",
+            spec,
+            view,
+            *(x, dy, mean, rstd, gamma),
+            accumulated=(mean, rstd, x if gamma is None else gamma),
         )
         cache_plan(key, plan)
     return plan

@@ -62,6 +62,18 @@ class RowsSpec(NamedTuple):
         return {"center": self.center, "groups": self.groups, "repeat": self.repeat, **particular}
 
 
+class Layout(NamedTuple):
+    """How x lies in memory, and what its rows are there."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    """The normalised axes, ascending."""
+    strides: tuple[int, ...]
+    """Of x, in bytes."""
+    dy: tuple[int, ...] | None = None
+    """The strides of dy in a backward call."""
+
+
 class Backend(Protocol):
     """Accelerated primitives for the arrays of one library.
 
@@ -73,7 +85,13 @@ class Backend(Protocol):
     A backend may add ``describe(primitive, spec)``, a line for `explain`, and
     ``prepare(primitive, spec)``, which is asked once for a kind of call, and gives what will be
     called with the arrays alone, and `out`, instead of the method with all its options. One with
-    ``put_in_order(x)`` copies arrays that do not lie in C order for its kernels itself.
+    ``put_in_order(x)`` copies arrays that do not lie in C order for its kernels itself. One with
+    ``prepare_strided(primitive, spec, layout)`` may run a call on arrays as they lie, with all
+    their axes: it gives such a kernel and a line for `explain`, or None. The kernel gets
+    statistics and parameters of x's rank, to broadcast with it, and `out` of any layout; it gives
+    parameters' gradients of any shape in their order. Asked for CuPy arrays only. One with
+    ``caffe2_stages`` has functions there in place of stages of ``ln_array_api.caffe2``, of
+    the same names, for arrays that are checked and not empty.
     """
 
     def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
@@ -174,18 +192,17 @@ class Choice(NamedTuple):
     reason: str
     put_in_order: Callable[[Any], Any] | None = None
     """How the backend wants arrays to be copied that do not lie in C order, if it cares."""
+    keeps_axes: bool = False
+    """Whether the kernel takes arrays as they are, and not as rows."""
 
 
-def choose(primitive: Primitive, spec: RowsSpec) -> Choice:
+def choose(primitive: Primitive, spec: RowsSpec, layout: Layout | None = None) -> Choice:
     """The kernel for a call: that of the first backend that takes it, else the generic one."""
     wanted = _wanted.get()
     if wanted == "generic":
         return _generic(primitive, spec, "asked for by use_backend('generic')")
-    candidates = [entry for entry in entries().values() if entry.library == spec.library]
-    if any(entry.name == wanted for entry in candidates):
-        candidates = [entry for entry in candidates if entry.name == wanted]
     refusals = []
-    for entry in candidates:
+    for entry in _candidates(spec.library):
         backend = entry.backend()
         kernel = getattr(backend, primitive, None)
         if backend is None:
@@ -195,12 +212,32 @@ def choose(primitive: Primitive, spec: RowsSpec) -> Choice:
         elif not backend.can_run(primitive, spec):
             refusals.append(f"{entry.name}: does not take such a call")
         else:
+            strided = getattr(backend, "prepare_strided", None)
+            found = strided(primitive, spec, layout) if strided and layout else None
+            if found is not None:
+                return Choice(found[0], entry.name, found[1], keeps_axes=True)
             prepare, describe = (getattr(backend, each, None) for each in ("prepare", "describe"))
             prepared = prepare(primitive, spec) if prepare else _bound(kernel, primitive, spec)
             reason = describe(primitive, spec) if describe else ""
             return Choice(prepared, entry.name, reason, getattr(backend, "put_in_order", None))
     nobody = f"no backend is known for {spec.library}"
     return _generic(primitive, spec, "; ".join(refusals) or nobody)
+
+
+def accelerated_stage(library: str, name: str) -> Callable[..., Any] | None:
+    """What a backend has in place of a stage of ``ln_array_api.caffe2``, or None."""
+    if _wanted.get() != "generic":
+        for entry in _candidates(library):
+            stages = getattr(entry.backend(), "caffe2_stages", None)
+            if hasattr(stages, name):
+                return getattr(stages, name)  # type: ignore[no-any-return]
+    return None
+
+
+def _candidates(library: str) -> list[Entry]:
+    """The backends for arrays of a library; only the one asked for, if that is among them."""
+    known, wanted = [each for each in entries().values() if each.library == library], _wanted.get()
+    return [entry for entry in known if entry.name == wanted] or known
 
 
 def _generic(primitive: Primitive, spec: RowsSpec, reason: str) -> Choice:

@@ -210,7 +210,7 @@ def test_cupy_is_recognised_by_its_namespace() -> None:
     x = FakeCuPy(np.ones((2, 3), np.float32))
     library = library_of(x)
     assert (library.name, library.writable, library.lazy) == ("cupy", True, False)
-    assert library.signature(x) == (FakeCuPy, np.dtype(np.float32), (2, 3), 3, True)
+    assert library.signature(x) == (FakeCuPy, np.dtype(np.float32), (2, 3), 3, (12, 4))
 
 
 @pytest.mark.parametrize("kind", VIEWED)

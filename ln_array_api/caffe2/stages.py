@@ -21,13 +21,15 @@ into the form dY * gamma * rstd + X * X_scale + bias.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from .. import _check
-from .._arrays import ACCUMULATION, Array, accumulate, dtype_name
+from .._arrays import ACCUMULATION, Array, accumulate, dtype_name, library_of
+from ..backend import accelerated_stage
 from ..kernels.rows import accumulate_as
 
 # A zero variance, a NaN or an infinity is no news here.
@@ -72,6 +74,8 @@ def compute_sigma_and_fused_params(
     xp = _vector(function, "mean", mean)
     _check.companion(function, "var", var, mean, tuple(mean.shape), "the shape of mean")
     epsilon = _check.epsilon(function, epsilon, mean.dtype)
+    if run := _accelerated(function, mean):
+        return run(mean, var, epsilon)  # type: ignore[no-any-return]
     mean = accumulate(xp, mean)
     shifted = accumulate_as(xp, var, mean) + epsilon
     scale = 1 / xp.sqrt(shifted)
@@ -115,6 +119,8 @@ def layer_norm_forward(
     xp = _matrix(function, "X", X)
     _of_rows(function, X, scale=scale, bias=bias)
     _of_columns(function, X, gamma=gamma, beta=beta)
+    if run := _accelerated(function, X):
+        return run(X, scale, bias, gamma, beta)
     x = accumulate(xp, X)
     y = x * _down(xp, scale, x) + _down(xp, bias, x)
     if gamma is not None:
@@ -162,6 +168,8 @@ def compute_internal_gradients(
     xp = _matrix(function, "X", X)
     _check.companion(function, "dY", dY, X, tuple(X.shape), "the shape of X")
     _of_columns(function, X, gamma=gamma)
+    if run := _accelerated(function, X):
+        return run(dY, X, gamma)  # type: ignore[no-any-return]
     x = accumulate(xp, X)
     g = accumulate_as(xp, dY, x)
     dYxX = weighted = g * x
@@ -213,6 +221,8 @@ def compute_fused_params(
     if not isinstance(N, Integral) or isinstance(N, bool) or N < 0:
         raise ValueError(f"{function}: N must be the length of a row, not {N!r}")
     n = max(int(N), 1)  # empty rows have nothing to scale
+    if run := _accelerated(function, mean):
+        return run(mean, sigma, ds, db, n)
     mean = accumulate(xp, mean)
     sigma, ds, db = (accumulate_as(xp, each, mean) for each in (sigma, ds, db))
     rstd = 1 / sigma
@@ -260,6 +270,8 @@ def layer_norm_backward(
     _check.companion(function, "dY", dY, X, tuple(X.shape), "the shape of X")
     _of_columns(function, X, gamma=gamma)
     _of_rows(function, X, rstd=rstd, X_scale=X_scale, bias=bias)
+    if run := _accelerated(function, X):
+        return run(dY, X, gamma, rstd, X_scale, bias)
     x = accumulate(xp, X)
     g = accumulate_as(xp, dY, x)
     if gamma is not None:
@@ -305,10 +317,17 @@ def gamma_beta_backward(dYxX: Array, dY: Array, rstd: Array, g_scale: Array) -> 
     xp = _matrix(function, "dY", dY)
     _check.companion(function, "dYxX", dYxX, dY, tuple(dY.shape), "the shape of dY")
     _of_rows(function, dY, rstd=rstd, g_scale=g_scale)
+    if run := _accelerated(function, dY):
+        return run(dYxX, dY, rstd, g_scale)  # type: ignore[no-any-return]
     g = accumulate(xp, dY)
     dYxX = accumulate_as(xp, dYxX, g)
     terms = dYxX * _down(xp, rstd, g) + g * _down(xp, g_scale, g)
     return xp.sum(terms, axis=0), xp.sum(g, axis=0)
+
+
+def _accelerated(function: str, x: Array) -> Callable[..., Any] | None:
+    """What runs a stage instead, on checked arrays of which x is one."""
+    return None if 0 in x.shape else accelerated_stage(library_of(x).name, function)
 
 
 def _matrix(function: str, name: str, x: Array) -> Any:

@@ -10,7 +10,11 @@ from typing import Any, NamedTuple
 
 import cupy
 
-from ln_array_api.backend import Primitive, RowsSpec
+from ln_array_api.backend import Layout, Primitive, RowsSpec
+
+from . import stages
+from .devices import if_there_are_several
+from .strided import prepare_strided
 
 ACCUMULATION = {"float64": "float64"}
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -93,21 +97,23 @@ def _ceil(a: int, b: int) -> int:
 class CuPyBackend:
     """Both rows primitives, for every dtype and option."""
 
+    caffe2_stages = stages
+
     def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
         m, n = spec.shape
         # A block has a 32-bit number, and computes with it and the number of groups.
         return m > 0 and n > 0 and m < 1 << 31 and spec.groups < 1 << 29
 
     def prepare(self, primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
-        call = _forward(spec) if primitive == "rows_forward" else _backward(spec)
-        if cupy.cuda.runtime.getDeviceCount() == 1:
-            return call
+        return if_there_are_several(
+            _forward(spec) if primitive == "rows_forward" else _backward(spec)
+        )
 
-        def on_its_device(*arrays: Any, **options: Any) -> Any:
-            with arrays[0].device:
-                return call(*arrays, **options)
-
-        return on_its_device
+    def prepare_strided(
+        self, primitive: Primitive, spec: RowsSpec, layout: Layout
+    ) -> tuple[Callable[..., Any], str] | None:
+        found = prepare_strided(primitive, spec, layout)
+        return None if found is None else (if_there_are_several(found[0]), found[1])
 
     def describe(self, primitive: Primitive, spec: RowsSpec) -> str:
         warps = FORWARD_WARPS if primitive == "rows_forward" else BACKWARD_WARPS

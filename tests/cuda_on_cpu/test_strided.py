@@ -1,0 +1,399 @@
+"""Arrays that do not lie in rows: what the elementwise and reduction kernels make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import cupy
+import cupy_on_cpu
+import ml_dtypes
+import numpy as np
+import pytest
+from test_kernels import DTYPES, bits
+
+import ln_array_api as ln
+
+Array = Any
+
+
+def in_fortran_order(x: np.ndarray) -> Array:
+    return cupy.asarray(np.ascontiguousarray(x.T)).T
+
+
+def every_second(x: np.ndarray) -> Array:
+    memory = cupy.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)
+    memory[..., ::2] = cupy.asarray(x)
+    return memory[..., ::2]
+
+
+def backwards(x: np.ndarray) -> Array:
+    return cupy.asarray(np.ascontiguousarray(x[..., ::-1]))[..., ::-1]
+
+
+class Kind(NamedTuple):
+    """A shape, the axes that are normalised, and how x and dy lie."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    place: Callable[[np.ndarray], Array] = cupy.asarray
+
+
+KINDS = {
+    "columns": Kind((70, 9), (0,)),
+    "one column": Kind((150, 1), (0,)),
+    "columns of many slots": Kind((700, 5), (0,)),
+    "channels": Kind((3, 40, 5), (1,)),
+    "two axes apart": Kind((3, 7, 30, 6), (0, 2)),
+    "two axes between others": Kind((4, 5, 6, 3), (1, 2)),
+    "inner rows": Kind((3, 5, 70), (0, 2)),
+    "Fortran order": Kind((9, 70), (1,), in_fortran_order),
+    "every second": Kind((9, 70), (1,), every_second),
+    "backwards": Kind((70, 9), (0,), backwards),
+}
+
+
+class Case:
+    """Arrays for both passes, as NumPy has them and on the device."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        dtype: str = "float32",
+        *,
+        affine: bool = True,
+        wide: bool = False,
+        values: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] | None = None,
+    ) -> None:
+        rng = np.random.default_rng([*kind.shape])
+        parameter = DTYPES["float64" if wide else dtype]
+        self.axes = kind.axes
+        shape = tuple(kind.shape[axis] for axis in kind.axes)
+        x = 3 + rng.standard_normal(kind.shape) if values is None else values(rng, kind.shape)
+        self.x = x.astype(DTYPES[dtype])
+        self.dy = rng.standard_normal(kind.shape).astype(self.x.dtype)
+        self.parameters = [rng.standard_normal(shape).astype(parameter) for _ in range(2)]
+        if not affine:
+            self.parameters = [None, None]
+        self.on_device = [kind.place(each) for each in (self.x, self.dy)]
+        self.given = [None if each is None else cupy.asarray(each) for each in self.parameters]
+
+    def run(self, center: bool = True) -> list[Array]:
+        x, dy = self.on_device
+        return list(both(dy, x, self.given, self.axes, center))
+
+    def expected(self, center: bool = True) -> list[np.ndarray]:
+        """By the generic kernels on NumPy, in float64."""
+        wide = [
+            None if each is None else each.astype(np.float64)
+            for each in (self.dy, self.x, *self.parameters)
+        ]
+        with ln.use_backend("generic"):
+            return list(both(wide[0], wide[1], wide[2:], self.axes, center))
+
+
+def both(dy: Array, x: Array, parameters: list[Array], axes: Any, center: bool) -> Iterator[Array]:
+    gamma, beta = parameters
+    if center:
+        y, mean, rstd = ln.layer_norm_forward(x, gamma, beta, axis=axes)
+        yield from (y, mean, rstd, *ln.layer_norm_backward(dy, x, mean, rstd, gamma, axis=axes))
+    else:
+        y, rstd = ln.rms_norm_forward(x, gamma, axis=axes)
+        yield from (y, rstd, *ln.rms_norm_backward(dy, x, rstd, gamma, axis=axes))
+
+
+def check(case: Case, steps: float = 8, center: bool = True) -> None:
+    """Results within some steps of their dtype at the largest magnitude of each."""
+    results = case.run(center)
+    rstd = results[1 + center]
+    for actual, right in zip(results, case.expected(center), strict=True):
+        if right is None:
+            assert actual is None
+            continue
+        assert actual.shape == right.shape
+        eps = max(float(ml_dtypes.finfo(each.dtype).eps) for each in (actual, rstd))
+        values = actual.get().astype(np.float64)
+        np.testing.assert_allclose(values, right, rtol=0, atol=steps * eps * np.max(abs(right)))
+
+
+def reason(x: Array, axes: Any) -> str:
+    return ln.explain(ln.layer_norm, x, axis=axes).reason
+
+
+FEW = ["columns of many slots", "inner rows"]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for name in KINDS for dtype in DTYPES if name in FEW or dtype == "float32"],
+)
+def test_results(name: str, dtype: str) -> None:
+    case = Case(KINDS[name], dtype)
+    assert reason(case.on_device[0], case.axes).endswith("on x as it lies")
+    check(case)
+
+
+@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("center", [True, False], ids=["layer norm", "RMS norm"])
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+def test_options(name: str, center: bool, affine: bool) -> None:
+    check(Case(KINDS[name], affine=affine), center=center)
+    if affine:
+        check(Case(KINDS[name], "float16", wide=True), center=center)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_every_order_of_threads_gives_the_same_bits(name: str) -> None:
+    case, results = Case(KINDS[name]), []
+    try:
+        for order in cupy_on_cpu.ORDERS:
+            cupy_on_cpu.set_order(order)
+            results.append(bits(case.run()))
+    finally:
+        cupy_on_cpu.set_order("forward")
+    assert all(each == results[0] for each in results[1:])
+
+
+def test_dy_may_lie_otherwise() -> None:
+    case = Case(KINDS["channels"])
+    expected = bits(case.run())
+    case.on_device[1] = in_fortran_order(case.dy)
+    assert bits(case.run()) == expected
+
+
+@pytest.mark.parametrize("n", [1, 60, 1000, 5000])
+def test_the_bits_of_a_column_do_not_depend_on_the_others(n: int) -> None:
+    """Nor on whether the others are there at all, or lie between."""
+    case = Case(Kind((n, 70), (0,)))
+    x, dy = case.on_device
+    whole = case.run()[:4]
+    for columns in (slice(0, 1), slice(3, 5), slice(7, 40), slice(69, 70)):
+        for place in (lambda a: a, lambda a: cupy.asarray(a.get().copy())):
+            case.on_device = [place(x[:, columns]), place(dy[:, columns])]
+            assert bits(case.run()[:4]) == bits([each[:, columns] for each in whole])
+
+
+def outlier(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    x = rng.standard_normal(shape)
+    x[0] = 1e4
+    return x
+
+
+VALUES: dict[str, Any] = {
+    "mean 1e4": lambda rng, shape: 1e4 + rng.standard_normal(shape),
+    "mean 1e6": lambda rng, shape: 1e6 + rng.standard_normal(shape),
+    "first an outlier": outlier,
+    "lognormal": lambda rng, shape: rng.lognormal(0, 2, shape),
+    "1e-30": lambda rng, shape: 1e-30 * rng.standard_normal(shape),
+    "1e30": lambda rng, shape: 1e30 * rng.standard_normal(shape),
+}
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+@pytest.mark.parametrize("n", [40, 1000])
+def test_the_error_does_not_grow_with_mean_or_magnitude(n: int, values: Any) -> None:
+    check(Case(Kind((n, 6), (0,)), values=values, affine=False))
+
+
+def test_magnitudes_that_float64_can_hold() -> None:
+    for magnitude in (1e-250, 1e250):
+        case = Case(KINDS["columns"], "float64", affine=False)
+        x = cupy.asarray(case.x * magnitude)
+        y, mean, rstd = ln.layer_norm_forward(x, axis=0, epsilon=0.0)
+        right = ln.layer_norm_forward(case.x, axis=0, epsilon=0.0)
+        np.testing.assert_allclose(y.get(), right.y, rtol=1e-14, atol=1e-14)
+        np.testing.assert_allclose(mean.get() / magnitude, right.mean, rtol=1e-14)
+        np.testing.assert_allclose(rstd.get() * magnitude, right.rstd, rtol=1e-14)
+
+
+def test_long_columns() -> None:
+    """Many slots, each of several chunks."""
+    check(Case(Kind((70_000, 3), (0,)), values=VALUES["lognormal"]))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e30, -1e-30])
+def test_a_constant_column_gives_beta(value: float) -> None:
+    case = Case(KINDS["columns of many slots"], values=lambda rng, shape: np.full(shape, value))
+    y, mean, rstd, dx, *_ = case.run()
+    assert (y.get() == case.parameters[1][:, None]).all()
+    assert (mean.get() == np.float32(value)).all()
+    np.testing.assert_allclose(rstd.get(), 1e-5**-0.5, rtol=1e-6)
+    assert np.isfinite(dx.get()).all()
+
+
+def test_epsilon_of_zero() -> None:
+    x = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    x[:, 1] = 5
+    y, _, rstd = ln.layer_norm_forward(cupy.asarray(x), axis=0, epsilon=0.0)
+    assert np.isnan(y.get()[:, 1]).all()
+    assert np.isposinf(rstd.get()[0, 1])
+    assert np.isfinite(y.get()[:, [0, 2]]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_spoils_its_own_column_alone(value: float) -> None:
+    case = Case(KINDS["columns of many slots"])
+    before = [each.get() for each in case.run()[:4]]
+    case.on_device[0][300, 2] = value
+    for a, b in zip(case.run()[:4], before, strict=True):
+        assert np.isnan(a.get()[:, 2]).all()
+        others = [0, 1, 3, 4]
+        np.testing.assert_array_equal(a.get()[:, others], b[:, others])
+
+
+class Sizes:
+    """The sizes in bytes of all that is allocated meanwhile, and what is launched."""
+
+    def __enter__(self) -> Sizes:
+        self.bytes: list[int] = []
+        self.context = cupy.cuda.using_allocator(self._allocate)
+        self.context.__enter__()
+        self.before = cupy_on_cpu.counts()
+        return self
+
+    def _allocate(self, size: int) -> Any:
+        self.bytes.append(size)
+        return cupy.cuda.memory._malloc(size)
+
+    def __exit__(self, *error: Any) -> None:
+        after = cupy_on_cpu.counts()
+        self.counts = {name: after[name] - self.before[name] for name in after}
+        self.context.__exit__(*error)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_launches_and_allocations(kind: Kind) -> None:
+    """Three launches forward and five backward, and nothing is waited for.
+
+    Allocated are y, the statistics and a workspace; dx, the other gradients and a workspace.
+    """
+    case = Case(kind)
+    x, dy = case.on_device
+    _, mean, rstd, *_ = case.run()
+    with Sizes() as forward:
+        ln.layer_norm_forward(x, *case.given, axis=kind.axes)
+    with Sizes() as backward:
+        ln.layer_norm_backward(dy, x, mean, rstd, case.given[0], axis=kind.axes)
+    idle = {"synchronisations": 0, "copies_to_host": 0}
+    assert forward.counts == {"launches": 3, "allocations": 3, **idle}
+    assert backward.counts == {"launches": 5, "allocations": 3, **idle}
+
+
+@pytest.mark.parametrize("need", list(product((False, True), repeat=3)))
+@pytest.mark.parametrize("center", [True, False], ids=["layer norm", "RMS norm"])
+def test_only_what_is_needed(need: tuple[bool, bool, bool], center: bool) -> None:
+    case = Case(KINDS["channels"])
+    everything = case.run(center)
+    x, dy = case.on_device
+    names = [name for name, wanted in zip(("dx", "dgamma", "dbeta"), need, strict=True) if wanted]
+    if not center:
+        names = [name for name in names if name != "dbeta"]
+    statistics = everything[1 : 2 + center]
+    backward = ln.layer_norm_backward if center else ln.rms_norm_backward
+    with Sizes() as cost:
+        some = backward(dy, x, *statistics, case.given[0], axis=1, need=tuple(names))
+    row_sums = "dx" in names or ("dgamma" in names and center)
+    assert cost.counts["launches"] == 2 * row_sums + ("dx" in names) + 2 * (
+        "dgamma" in names or "dbeta" in names
+    )
+    for name, whole in zip(("dx", "dgamma", "dbeta"), everything[2 + center :], strict=False):
+        part = getattr(some, name)
+        assert (part is not None) == (name in names)
+        assert part is None or part.get().tobytes() == whole.get().tobytes()
+
+
+def test_broadcast_inputs_are_not_written_out() -> None:
+    """Only results have the size of x."""
+    n, m = 200, 300
+    rng = np.random.default_rng(0)
+    column = cupy.asarray(rng.standard_normal((n, 1)).astype(np.float32))
+    x = cupy.asarray(rng.standard_normal((n, m)).astype(np.float32))
+    one = cupy.broadcast_to(cupy.ones((), np.float32), (n, m))
+    repeated = cupy.broadcast_to(column, (n, m))
+    for given, dy in ((x, one), (repeated, one), (repeated, x)):
+        y, mean, rstd = ln.layer_norm_forward(given, axis=0)
+        gradients = ln.layer_norm_backward(dy, given, mean, rstd, axis=0)
+        with Sizes() as forward:
+            ln.layer_norm_forward(given, axis=0)
+        with Sizes() as backward:
+            ln.layer_norm_backward(dy, given, mean, rstd, axis=0)
+        for sizes in (forward.bytes, backward.bytes):
+            assert sum(size >= n * m * 4 for size in sizes) == 1
+        plain = [each.get().astype(np.float64) for each in (given, dy)]
+        right = ln.layer_norm_forward(plain[0], axis=0)
+        expected = ln.layer_norm_backward(plain[1], plain[0], right.mean, right.rstd, axis=0)
+        for a, b in ((y, right.y), (gradients.dx, expected.dx), (gradients.dbeta, expected.dbeta)):
+            np.testing.assert_allclose(a.get(), b, rtol=1e-5, atol=2e-6 * max(1, abs(b).max()))
+
+
+def test_a_row_that_stands_for_many() -> None:
+    row = cupy.asarray(np.random.default_rng(0).standard_normal(70).astype(np.float32))
+    x = cupy.broadcast_to(row, (40, 70))
+    with Sizes() as cost:
+        y = ln.layer_norm(x)
+    assert sum(size >= x.size * 4 for size in cost.bytes) == 1
+    np.testing.assert_allclose(y.get(), ln.layer_norm(x.get()), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_lie_in_memory_as_rows_stay_with_the_kernels_for_rows() -> None:
+    rows = cupy.zeros((4, 6, 50), np.float32)
+    views = {
+        "as they are": (rows, -1),
+        "axes moved": (rows.transpose(0, 2, 1), 1),
+        "axes moved to the front": (rows.transpose(2, 0, 1), 0),
+        "part of rows": (rows[..., :30], -1),
+        "one row": (rows[0, :1], -1),
+        "a batch of one": (rows[0][None], -1),
+        "some of them": (rows.transpose(0, 2, 1)[:, :, 2:3], 1),
+    }
+    for name, (x, axis) in views.items():
+        assert reason(x, axis).startswith("CUDA C"), name
+        with Sizes() as cost:
+            ln.layer_norm(x, axis=axis)
+        assert cost.counts["launches"] <= 2, name
+
+
+def test_what_lies_in_three_strides_is_copied() -> None:
+    kind = Kind((3, 4, 5, 2, 3, 2), (0, 2, 4))
+    case = Case(kind)
+    assert reason(case.on_device[0], kind.axes).startswith("CUDA C")
+    check(case)
+
+
+@pytest.mark.parametrize("name", ["x itself", "in order", "Fortran order", "every second"])
+def test_out(name: str) -> None:
+    case = Case(KINDS["channels"])
+    x = case.on_device[0]
+    y = ln.layer_norm(x, *case.given, axis=1)
+    plain = np.zeros(x.shape, x.dtype)
+    out = {
+        "x itself": x,
+        "in order": cupy.asarray(plain),
+        "Fortran order": in_fortran_order(plain),
+        "every second": every_second(plain),
+    }[name]
+    with Sizes() as cost:
+        assert ln.layer_norm(x, *case.given, axis=1, out=out) is out
+    assert cost.counts["launches"] == 3
+    assert out.get().tobytes() == y.get().tobytes()
+
+
+def test_results_lie_as_x_does() -> None:
+    case = Case(Kind((4, 6, 5), (2,), in_fortran_order))
+    y, _, _, dx, *_ = case.run()
+    assert y.strides == dx.strides == case.on_device[0].strides
+
+
+@pytest.mark.parametrize("name", ["columns of many slots", "two axes apart"])
+def test_both_passes_can_be_captured(name: str) -> None:
+    case = Case(KINDS[name])
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc), stream:
+        case.run()
+        before = cupy_on_cpu.counts()
+        stream.begin_capture()
+        case.run()
+        stream.end_capture()
+        after = cupy_on_cpu.counts()
+    assert after == {**before, "launches": before["launches"] + 8}

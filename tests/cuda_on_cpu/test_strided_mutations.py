@@ -1,0 +1,203 @@
+"""Faults planted in the kernels for strided arrays, each of which some check has to find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import cupy
+import pytest
+from ln_array_api_backends.cupy import strided, strided_kernels
+from test_kernels import bits
+from test_strided import KINDS, VALUES, Case, Kind, check
+
+from ln_array_api import backend
+
+
+def columns(values: str | None = None, n: int = 700) -> None:
+    """Columns of many slots of several chunks, alone and with others."""
+    check(Case(Kind((n, 5), (0,)), values=VALUES.get(values or "")))
+
+
+def off_center() -> None:
+    columns("mean 1e6")
+
+
+def large() -> None:
+    columns("1e30")
+
+
+def few_rows() -> None:
+    columns(n=70)
+
+
+def half_precision() -> None:
+    """Sums of many slots, rounded once."""
+    check(Case(Kind((3, 3000), (0,)), "float16"), steps=0.6)
+
+
+def two_strides() -> None:
+    check(Case(KINDS["two axes apart"]))
+    check(Case(KINDS["inner rows"]))
+
+
+def few_columns() -> None:
+    """The bits of columns, alone and among others."""
+    case = Case(Kind((5000, 40), (0,)))
+    whole = bits([each[:, :2] for each in case.run()[:3]])
+    case.on_device = [each[:, :2] for each in case.on_device]
+    assert bits(case.run()[:3]) == whole
+
+
+class Fault(NamedTuple):
+    """What is wrong, where, the code that makes it so, and the check that finds it."""
+
+    what: str
+    place: str
+    old: str
+    new: str
+    check: Callable[[], None]
+
+
+FAULTS = (
+    Fault("sums in the dtype of the result", "add_up", "", "", half_precision),
+    Fault(
+        "moments merged without their difference",
+        "preamble",
+        "scaled * scaled * a.count",
+        "0 * a.count",
+        columns,
+    ),
+    Fault(
+        "moments merged with half a weight",
+        "preamble",
+        "weight = b.count / count",
+        "weight = A(0.5)",
+        columns,
+    ),
+    Fault(
+        "what a mean misses left out", "preamble", "a.missed + mean.lost", "a.missed", off_center
+    ),
+    Fault(
+        "what the mean of a row misses left out",
+        "normalise",
+        "x) - mean - missed",
+        "x) - mean",
+        off_center,
+    ),
+    Fault("what the saved mean misses left out", "dx", "rstd - missed", "rstd", off_center),
+    Fault(
+        "squares that are not scaled",
+        "preamble",
+        "const int exponent = exponent_of(largest);",
+        "const int exponent = 0;",
+        large,
+    ),
+    Fault(
+        "epsilon that is not scaled",
+        "preamble",
+        "max(scalbn(epsilon, -2 * exponent), floor)",
+        "epsilon",
+        columns,
+    ),
+    Fault(
+        "the last chunk as long as the others",
+        "preamble",
+        "int few = int(min(count, Index(CHUNK)));",
+        "int few = CHUNK;",
+        few_rows,
+    ),
+    Fault(
+        "a stride too short",
+        "preamble",
+        "place += advance;",
+        "place += advance - sizeof(T);",
+        columns,
+    ),
+    Fault("an axis that does not end", "preamble", "place += wrap;", "", two_strides),
+    Fault(
+        "an axis that begins at 0", "preamble", "inner(number % length)", "inner(0)", two_strides
+    ),
+    Fault(
+        "slots not told apart",
+        "moments",
+        "target = at.slot * padded",
+        "target = 0 * padded",
+        columns,
+    ),
+    Fault(
+        "a slot of the wrong row",
+        "sums_of_rows",
+        "first = at.line * length",
+        "first = at.slot * length",
+        columns,
+    ),
+    Fault(
+        "one statistic for all rows",
+        "sums_of_columns",
+        "mean[r]) * rstd[r]",
+        "mean[0]) * rstd[0]",
+        columns,
+    ),
+    Fault(
+        "dbeta in place of dgamma",
+        "sums_of_columns",
+        "by_gamma.add(d * x_hat)",
+        "by_gamma.add(d)",
+        columns,
+    ),
+)
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Fault]:
+    fault: Fault = request.param
+    if fault.place == "preamble":
+        source = strided_kernels.preamble()
+        assert source.count(fault.old) == 1, "the code has changed; plant this fault anew"
+        monkeypatch.setattr(
+            strided_kernels, "preamble", lambda: source.replace(fault.old, fault.new)
+        )
+    elif fault.place == "add_up":
+        monkeypatch.setattr(strided, "add_up", without_reduce_type)
+    else:
+        kernel = strided_kernels.ELEMENTWISE[fault.place]
+        assert kernel.operation.count(fault.old) == 1, "the code has changed; plant this fault anew"
+        changed = kernel._replace(operation=kernel.operation.replace(fault.old, fault.new))
+        monkeypatch.setitem(strided_kernels.ELEMENTWISE, fault.place, changed)
+    forget()
+    yield fault
+    forget()
+
+
+def forget() -> None:
+    """What was made before is not used."""
+    strided_kernels.elementwise.cache_clear()
+    strided_kernels.merge_moments.cache_clear()
+    backend.plans.clear()
+
+
+def without_reduce_type() -> Any:
+    return cupy.ReductionKernel(
+        "A part", "R total", "part", "a + b", "total = static_cast<R>(a)", "0", "faulty_add_up"
+    )
+
+
+@pytest.mark.parametrize("plant", FAULTS, indirect=True, ids=lambda fault: fault.what)
+def test_a_fault_is_found(plant: Fault) -> None:
+    with pytest.raises(AssertionError):
+        plant.check()
+
+
+def test_slots_side_by_side_in_fewer_lines_would_depend_on_the_number_of_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CuPy's reductions take as many results at once as lie side by side, up to 32."""
+    few_columns()
+    monkeypatch.setattr(strided, "LINE", 1)
+    backend.plans.clear()
+    try:
+        with pytest.raises(AssertionError):
+            few_columns()
+    finally:
+        backend.plans.clear()
