@@ -12,6 +12,8 @@ array([[-1.2247,  0.    ,  1.2247]])
 from ._explain import backends, explain
 from .backend import use_backend
 from .errors import BackendError, BackendWarning, DeviceMismatchError
+from .group_norm import group_norm, group_norm_backward, group_norm_forward
+from .instance_norm import instance_norm, instance_norm_backward, instance_norm_forward
 from .layer_norm import Forward, Gradients, layer_norm, layer_norm_backward, layer_norm_forward
 from .rms_norm import RMSForward, RMSGradients, rms_norm, rms_norm_backward, rms_norm_forward
 
@@ -27,6 +29,12 @@ __all__ = [
     "RMSGradients",
     "backends",
     "explain",
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_forward",
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",

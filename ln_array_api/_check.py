@@ -103,7 +103,9 @@ def _device(device: Any) -> str:
     return str(device)
 
 
-def axes(function: str, axis: int | tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def axes(
+    function: str, axis: int | tuple[int, ...], shape: tuple[int, ...], name: str = "x"
+) -> tuple[int, ...]:
     """The normalised axes, not negative, in ascending order."""
     given = axis if isinstance(axis, tuple) else (axis,)
     ndim = len(shape)
@@ -112,7 +114,7 @@ def axes(function: str, axis: int | tuple[int, ...], shape: tuple[int, ...]) -> 
     for each in given:
         if not -ndim <= each < ndim:
             raise ValueError(
-                f"{function}: axis {each} is out of range for x of {ndim} dimensions"
+                f"{function}: axis {each} is out of range for {name} of {ndim} dimensions"
                 + (f" (allowed: {-ndim} to {ndim - 1})" if ndim else "; it needs one at least")
             )
     resolved = tuple(sorted(each % ndim for each in given))
@@ -125,6 +127,38 @@ def axes(function: str, axis: int | tuple[int, ...], shape: tuple[int, ...]) -> 
                 "Dask with x.compute_chunk_sizes()"
             )
     return resolved
+
+
+def channel_axis(function: str, axis: int, shape: tuple[int, ...]) -> int:
+    """The axis of channels, not negative; it may not be the batch axis, which is the first."""
+    ndim = len(shape)
+    if not -ndim <= axis < ndim or ndim < 2:
+        raise ValueError(
+            f"{function}: channel_axis={axis} is out of range for x of {ndim} dimensions, of which "
+            f"the first is the batch (allowed: {1 - ndim} to {ndim - 1}, but not 0)"
+            if ndim > 1
+            else f"{function}: x has {ndim} dimensions, but needs two at least: batch and channels"
+        )
+    if axis % ndim == 0:
+        raise ValueError(
+            f"{function}: channel_axis={axis} is the batch axis; name another, or move the "
+            "channels with permute_dims"
+        )
+    for place, length in enumerate(shape):
+        if is_unknown(length):
+            raise ValueError(
+                f"{function}: the length of axis {place} is not known yet; compute it first, in "
+                "Dask with x.compute_chunk_sizes()"
+            )
+    return axis % ndim
+
+
+def integer(function: str, name: str, value: Any) -> int:
+    """An int from what may be an integer of NumPy's."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{function}: {name} must be an int, not {value!r}") from None
 
 
 def canonical_axis(function: str, axis: Any) -> int | tuple[int, ...]:
