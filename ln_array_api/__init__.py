@@ -16,6 +16,12 @@ from .group_norm import group_norm, group_norm_backward, group_norm_forward
 from .instance_norm import instance_norm, instance_norm_backward, instance_norm_forward
 from .layer_norm import Forward, Gradients, layer_norm, layer_norm_backward, layer_norm_forward
 from .rms_norm import RMSForward, RMSGradients, rms_norm, rms_norm_backward, rms_norm_forward
+from .weight_standardization import (
+    WeightGradients,
+    weight_standardization,
+    weight_standardization_backward,
+    weight_standardization_forward,
+)
 
 __version__ = "0.1.0"
 
@@ -27,6 +33,7 @@ __all__ = [
     "Gradients",
     "RMSForward",
     "RMSGradients",
+    "WeightGradients",
     "backends",
     "explain",
     "group_norm",
@@ -42,4 +49,7 @@ __all__ = [
     "rms_norm_backward",
     "rms_norm_forward",
     "use_backend",
+    "weight_standardization",
+    "weight_standardization_backward",
+    "weight_standardization_forward",
 ]

@@ -59,22 +59,26 @@ def companion(
     shape: tuple[int, ...],
     what: str,
     dtype: str | None = None,
+    beside: str = "x",
 ) -> None:
-    """An array beside x: of its library and device, a known shape, its dtype or a wider one."""
+    """An array beside x: of its library and device, a known shape, its dtype or a wider one.
+
+    `beside` is how the caller knows x.
+    """
     library, expected = array(function, name, given), library_of(x)
     if library.name != expected.name:
         raise TypeError(
-            f"{function}: {name} is an array of {library.name}, but x is one of {expected.name}; "
-            "convert one of them, since nothing is converted behind your back"
+            f"{function}: {name} is an array of {library.name}, but {beside} is one of "
+            f"{expected.name}; convert one of them, since nothing is converted behind your back"
         )
     allowed = AT_LEAST[dtype or dtype_name(x.dtype)]
     if dtype_name(given.dtype) not in allowed:
         raise TypeError(
-            f"{function}: {name} has dtype {dtype_name(given.dtype)}, but beside x of dtype "
+            f"{function}: {name} has dtype {dtype_name(given.dtype)}, but beside {beside} of dtype "
             f"{dtype_name(x.dtype)} it must be {' or '.join(allowed)}; cast it"
         )
     same_shape(function, name, given, shape, what)
-    same_device(function, name, given, x)
+    same_device(function, name, given, x, beside)
 
 
 def same_shape(function: str, name: str, given: Array, shape: tuple[int, ...], what: str) -> None:
@@ -87,13 +91,13 @@ def same_shape(function: str, name: str, given: Array, shape: tuple[int, ...], w
         raise ValueError(f"{function}: {name} has shape {lengths}, but must have {shape}, {what}")
 
 
-def same_device(function: str, name: str, given: Array, x: Array) -> None:
+def same_device(function: str, name: str, given: Array, x: Array, beside: str = "x") -> None:
     """The device of x, where both are known."""
     here, there = device_of(x), device_of(given)
     if here is not None and there is not None and here != there:
         raise DeviceMismatchError(
-            f"{function}: {name} is on {_device(there)}, but x is on {_device(here)}; move one of "
-            "them, since nothing is moved behind your back"
+            f"{function}: {name} is on {_device(there)}, but {beside} is on {_device(here)}; "
+            "move one of them, since nothing is moved behind your back"
         )
 
 

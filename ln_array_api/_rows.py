@@ -20,7 +20,7 @@ from ._arrays import (
     signatures,
     strides_of,
 )
-from ._views import Over, View, canonical, view_of
+from ._views import Over, View, canonical, name_of, view_of
 from .backend import (
     Choice,
     Layout,
@@ -232,14 +232,14 @@ def forward_plan(
     x: Array,
     gamma: Array | None,
     beta: Array | None,
-    over: Over,
+    axis: Over,
     epsilon: float,
     out: Array | None,
     center: bool,
 ) -> RowsPlan | AxesPlan:
     """The plan of a forward call, made if there is none; a wrong call raises here."""
-    if type(over) is not int:
-        over = canonical(function, over)
+    if type(axis) is not int:
+        axis = canonical(function, axis)
     key: Hashable
     find = signatures
     try:
@@ -247,7 +247,7 @@ def forward_plan(
             find[type(x)](x),
             find[type(gamma)](gamma),
             find[type(beta)](beta),
-            over,
+            axis,
             epsilon,
             center,
             wanted_backend(),
@@ -256,7 +256,7 @@ def forward_plan(
     except (KeyError, TypeError):  # a type not seen before, or what the checks below refuse
         key = plan = None
     if plan is None:
-        view, spec = _checked(function, x, gamma, over, center)
+        view, spec = _checked(function, x, gamma, axis, center)
         epsilon = _check.epsilon(function, epsilon, x.dtype)
         if beta is not None:
             _parameter("beta", function, beta, x, view)
@@ -275,13 +275,13 @@ def backward_plan(
     mean: Array | None,
     rstd: Array,
     gamma: Array | None,
-    over: Over,
+    axis: Over,
     need: tuple[str, ...],
     center: bool,
 ) -> RowsPlan | AxesPlan:
     """The plan of a backward call, made if there is none; a wrong call raises here."""
-    if type(over) is not int:
-        over = canonical(function, over)
+    if type(axis) is not int:
+        axis = canonical(function, axis)
     if type(need) is not tuple:
         need = _check.need(function, need, GRADIENTS[: 2 + center])
     key: Hashable
@@ -293,7 +293,7 @@ def backward_plan(
             find[type(mean)](mean),
             find[type(rstd)](rstd),
             find[type(gamma)](gamma),
-            over,
+            axis,
             need,
             center,
             wanted_backend(),
@@ -303,13 +303,15 @@ def backward_plan(
         key = plan = None
     if plan is None:
         _check.need(function, need, GRADIENTS[: 2 + center])
-        view, spec = _checked(function, x, gamma, over, center)
-        _check.companion(function, "dy", dy, x, view.shape, "the shape of x")
+        view, spec = _checked(function, x, gamma, axis, center)
+        what = f"the shape of {view.name}"
+        _check.companion(function, "dy", dy, x, view.shape, what, beside=view.name)
         statistics = {"mean": mean, "rstd": rstd} if center else {"rstd": rstd}
         for name, values in statistics.items():
             what = f"as {function.removesuffix('_backward')}_forward gives it"
+            dtype = ACCUMULATION[spec.dtype]
             _check.companion(
-                function, name, values, x, view.statistic, what, ACCUMULATION[spec.dtype]
+                function, name, values, x, view.statistic, what, dtype, beside=view.name
             )
         spec = spec._replace(
             dy=_dtype_of(dy),
@@ -333,9 +335,8 @@ def _dtype_of(x: Array | None) -> str | None:
 def _checked(
     function: str, x: Array, gamma: Array | None, over: Over, center: bool
 ) -> tuple[View, RowsSpec]:
-    library = _check.array(function, "x", x)
-    shape = tuple(x.shape)
-    view = view_of(function, over, shape)
+    library = _check.array(function, name_of(over), x)
+    view = view_of(function, over, tuple(x.shape))
     if gamma is not None:
         _parameter("gamma", function, gamma, x, view)
     spec = RowsSpec(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from . import _check
@@ -35,6 +36,8 @@ class View(NamedTuple):
     """The shape of the parameters, in words."""
     groups: int = 1
     repeat: int = 1
+    name: str = "x"
+    """How the caller knows x."""
 
     @property
     def broadcast_parameter(self) -> tuple[int, ...]:
@@ -81,15 +84,16 @@ def over_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> View:
     )
 
 
-class Groups(NamedTuple):
+@dataclass(frozen=True)  # unlike a named tuple, never equal to axes
+class Groups:
     """Statistics of each sample over groups of channels, as in group norm."""
 
-    number: int | None
+    count: int | None
     """How many groups; None for as many as channels."""
     channel_axis: int
 
     def canonical(self, function: str) -> Groups:
-        count = self.number
+        count = self.count
         if count is not None:
             count = _check.integer(function, "num_groups", count)
         return Groups(count, _check.integer(function, "channel_axis", self.channel_axis))
@@ -97,8 +101,8 @@ class Groups(NamedTuple):
     def view(self, function: str, shape: tuple[int, ...]) -> View:
         axis = _check.channel_axis(function, self.channel_axis, shape)
         channels = shape[axis]
-        count = channels if self.number is None else self.number
-        if self.number is not None and (count < 1 or channels % count):
+        count = channels if self.count is None else self.count
+        if self.count is not None and (count < 1 or channels % count):
             raise ValueError(
                 f"{function}: num_groups={count} does not divide the {channels} channels of axis "
                 f"{axis} into groups of one size"
@@ -122,7 +126,8 @@ class Groups(NamedTuple):
         )
 
 
-class Slices(NamedTuple):
+@dataclass(frozen=True)
+class Slices:
     """Statistics over all axes but one, as in weight standardization."""
 
     axis: int
@@ -131,16 +136,21 @@ class Slices(NamedTuple):
         return Slices(_check.integer(function, "axis", self.axis))
 
     def view(self, function: str, shape: tuple[int, ...]) -> View:
-        (kept,) = _check.axes(function, self.axis, shape, name="w")
+        (kept,) = _check.axes(function, self.axis, shape, name=name_of(self))
         axes = tuple(axis for axis in range(len(shape)) if axis != kept)
         if not axes:
             raise ValueError(f"{function}: w has one axis, so a slice of it is a single element")
         view = over_axes(shape, axes)
-        return view._replace(statistic=(shape[kept],))
+        return view._replace(statistic=(shape[kept],), name=name_of(self))
 
 
 #: What is normalised over: an axis or some, or one of the above.
 Over: TypeAlias = int | tuple[int, ...] | Groups | Slices
+
+
+def name_of(over: Over) -> str:
+    """How the caller knows x."""
+    return "w" if isinstance(over, Slices) else "x"
 
 
 def canonical(function: str, over: Over) -> Over:
