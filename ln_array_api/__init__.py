@@ -12,8 +12,16 @@ array([[-1.2247,  0.    ,  1.2247]])
 from ._explain import backends, explain
 from .backend import use_backend
 from .errors import BackendError, BackendWarning, DeviceMismatchError
+from .group_norm import group_norm, group_norm_backward, group_norm_forward
+from .instance_norm import instance_norm, instance_norm_backward, instance_norm_forward
 from .layer_norm import Forward, Gradients, layer_norm, layer_norm_backward, layer_norm_forward
 from .rms_norm import RMSForward, RMSGradients, rms_norm, rms_norm_backward, rms_norm_forward
+from .weight_standardization import (
+    WeightGradients,
+    weight_standardization,
+    weight_standardization_backward,
+    weight_standardization_forward,
+)
 
 __version__ = "0.1.0"
 
@@ -25,8 +33,15 @@ __all__ = [
     "Gradients",
     "RMSForward",
     "RMSGradients",
+    "WeightGradients",
     "backends",
     "explain",
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_forward",
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
@@ -34,4 +49,7 @@ __all__ = [
     "rms_norm_backward",
     "rms_norm_forward",
     "use_backend",
+    "weight_standardization",
+    "weight_standardization_backward",
+    "weight_standardization_forward",
 ]

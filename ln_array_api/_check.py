@@ -59,22 +59,26 @@ def companion(
     shape: tuple[int, ...],
     what: str,
     dtype: str | None = None,
+    beside: str = "x",
 ) -> None:
-    """An array beside x: of its library and device, a known shape, its dtype or a wider one."""
+    """An array beside x: of its library and device, a known shape, its dtype or a wider one.
+
+    `beside` is how the caller knows x.
+    """
     library, expected = array(function, name, given), library_of(x)
     if library.name != expected.name:
         raise TypeError(
-            f"{function}: {name} is an array of {library.name}, but x is one of {expected.name}; "
-            "convert one of them, since nothing is converted behind your back"
+            f"{function}: {name} is an array of {library.name}, but {beside} is one of "
+            f"{expected.name}; convert one of them, since nothing is converted behind your back"
         )
     allowed = AT_LEAST[dtype or dtype_name(x.dtype)]
     if dtype_name(given.dtype) not in allowed:
         raise TypeError(
-            f"{function}: {name} has dtype {dtype_name(given.dtype)}, but beside x of dtype "
+            f"{function}: {name} has dtype {dtype_name(given.dtype)}, but beside {beside} of dtype "
             f"{dtype_name(x.dtype)} it must be {' or '.join(allowed)}; cast it"
         )
     same_shape(function, name, given, shape, what)
-    same_device(function, name, given, x)
+    same_device(function, name, given, x, beside)
 
 
 def same_shape(function: str, name: str, given: Array, shape: tuple[int, ...], what: str) -> None:
@@ -87,13 +91,13 @@ def same_shape(function: str, name: str, given: Array, shape: tuple[int, ...], w
         raise ValueError(f"{function}: {name} has shape {lengths}, but must have {shape}, {what}")
 
 
-def same_device(function: str, name: str, given: Array, x: Array) -> None:
+def same_device(function: str, name: str, given: Array, x: Array, beside: str = "x") -> None:
     """The device of x, where both are known."""
     here, there = device_of(x), device_of(given)
     if here is not None and there is not None and here != there:
         raise DeviceMismatchError(
-            f"{function}: {name} is on {_device(there)}, but x is on {_device(here)}; move one of "
-            "them, since nothing is moved behind your back"
+            f"{function}: {name} is on {_device(there)}, but {beside} is on {_device(here)}; "
+            "move one of them, since nothing is moved behind your back"
         )
 
 
@@ -103,7 +107,9 @@ def _device(device: Any) -> str:
     return str(device)
 
 
-def axes(function: str, axis: int | tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def axes(
+    function: str, axis: int | tuple[int, ...], shape: tuple[int, ...], name: str = "x"
+) -> tuple[int, ...]:
     """The normalised axes, not negative, in ascending order."""
     given = axis if isinstance(axis, tuple) else (axis,)
     ndim = len(shape)
@@ -112,7 +118,7 @@ def axes(function: str, axis: int | tuple[int, ...], shape: tuple[int, ...]) -> 
     for each in given:
         if not -ndim <= each < ndim:
             raise ValueError(
-                f"{function}: axis {each} is out of range for x of {ndim} dimensions"
+                f"{function}: axis {each} is out of range for {name} of {ndim} dimensions"
                 + (f" (allowed: {-ndim} to {ndim - 1})" if ndim else "; it needs one at least")
             )
     resolved = tuple(sorted(each % ndim for each in given))
@@ -125,6 +131,38 @@ def axes(function: str, axis: int | tuple[int, ...], shape: tuple[int, ...]) -> 
                 "Dask with x.compute_chunk_sizes()"
             )
     return resolved
+
+
+def channel_axis(function: str, axis: int, shape: tuple[int, ...]) -> int:
+    """The axis of channels, not negative; it may not be the batch axis, which is the first."""
+    ndim = len(shape)
+    if not -ndim <= axis < ndim or ndim < 2:
+        raise ValueError(
+            f"{function}: channel_axis={axis} is out of range for x of {ndim} dimensions, of which "
+            f"the first is the batch (allowed: {1 - ndim} to {ndim - 1}, but not 0)"
+            if ndim > 1
+            else f"{function}: x has {ndim} dimensions, but needs two at least: batch and channels"
+        )
+    if axis % ndim == 0:
+        raise ValueError(
+            f"{function}: channel_axis={axis} is the batch axis; name another, or move the "
+            "channels with permute_dims"
+        )
+    for place, length in enumerate(shape):
+        if is_unknown(length):
+            raise ValueError(
+                f"{function}: the length of axis {place} is not known yet; compute it first, in "
+                "Dask with x.compute_chunk_sizes()"
+            )
+    return axis % ndim
+
+
+def integer(function: str, name: str, value: Any) -> int:
+    """An int from what may be an integer of NumPy's."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{function}: {name} must be an int, not {value!r}") from None
 
 
 def canonical_axis(function: str, axis: Any) -> int | tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""From a call of layer norm or RMS norm to a kernel: the checks, the rows view, the plan.
+"""From a call to a kernel over rows: the checks, the rows view, the plan.
 
 A plan is made once for each kind of call (dtypes, shapes, devices, layouts, options) and kept. It
 checks the arguments when it is made, so a repeated call is one look-up, then the kernel.
@@ -6,9 +6,8 @@ checks the arguments when it is made, so a repeated call is one look-up, then th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import _check
 from ._arrays import (
@@ -21,6 +20,7 @@ from ._arrays import (
     signatures,
     strides_of,
 )
+from ._views import Over, View, canonical, name_of, view_of
 from .backend import (
     Choice,
     Layout,
@@ -34,56 +34,6 @@ from .backend import (
 from .kernels import rows
 
 GRADIENTS = ("dx", "dgamma", "dbeta")
-
-
-class View(NamedTuple):
-    """X seen as rows, and the shapes that its statistics and parameters have beside it."""
-
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-    """The normalised axes, ascending."""
-    permutation: tuple[int, ...]
-    """Which brings the normalised axes to the end; empty where they are there."""
-    rows: tuple[int, int]
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...], axes: tuple[int, ...]) -> View:
-        kept = tuple(axis for axis in range(len(shape)) if axis not in axes)
-        permutation = kept + axes if axes[0] != len(kept) else ()
-        m = math.prod(shape[axis] for axis in kept)
-        n = math.prod(shape[axis] for axis in axes)
-        return cls(shape, axes, permutation, (m, n))
-
-    @property
-    def parameter(self) -> tuple[int, ...]:
-        """The shape of gamma and beta."""
-        return tuple(self.shape[axis] for axis in self.axes)
-
-    @property
-    def broadcast_parameter(self) -> tuple[int, ...]:
-        """The shape of gamma and beta beside x."""
-        return tuple(n if axis in self.axes else 1 for axis, n in enumerate(self.shape))
-
-    @property
-    def statistic(self) -> tuple[int, ...]:
-        """The shape of mean and rstd."""
-        return tuple(1 if axis in self.axes else n for axis, n in enumerate(self.shape))
-
-    @property
-    def is_rows(self) -> bool:
-        """Whether x itself is rows."""
-        return len(self.shape) == 2 and self.axes == (1,)
-
-    def to_rows(self, x: Array, put_in_order: Callable[[Array], Array] | None = None) -> Array:
-        return in_shape(x, self.rows, self.permutation, put_in_order)
-
-    def from_rows(self, x: Array) -> Array:
-        library = library_of(x)
-        if not self.permutation:
-            return library.reshape(x, self.shape)
-        x = library.reshape(x, tuple(self.shape[axis] for axis in self.permutation))
-        inverse = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)
-        return library.xp.permute_dims(x, tuple(inverse))
 
 
 class Plan:
@@ -139,7 +89,7 @@ class RowsPlan(Plan):
         return out, mean, rstd
 
     def _parameter(self, values: Array | None) -> Array | None:
-        return None if values is None else in_shape(values, self.spec.shape[1:])
+        return None if values is None else in_shape(values, (self.spec.parameters,))
 
     def forward(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
@@ -176,35 +126,49 @@ class AxesPlan(Plan):
     """X keeps its axes: the kernel takes them as they are, and what goes with x broadcasts."""
 
     def _parameter(self, values: Array | None) -> Array | None:
+        return _reshaped(values, self.view.broadcast_parameter)
+
+    def _saved(self, values: Array | None) -> Array | None:
         if values is None:
             return None
-        return library_of(values).xp.reshape(values, self.view.broadcast_parameter)
+        values = _statistic(library_of(values).xp, values, self.spec)
+        return _reshaped(values, self.view.broadcast_statistic)
 
     def run(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, Array | None, Array]:
-        return self.choice.kernel(  # type: ignore[no-any-return]
-            x, self._parameter(gamma), self._parameter(beta), out=out
+        view = self.view
+        y, mean, rstd = self.choice.kernel(
+            _reshaped(x, view.split), self._parameter(gamma), self._parameter(beta), out=out
         )
+        y, rstd = _reshaped(y, view.shape), _reshaped(rstd, view.statistic)
+        return y, _reshaped(mean, view.statistic), rstd
 
     forward = run
 
     def backward(
         self, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
     ) -> tuple[Array | None, Array | None, Array | None]:
-        xp = library_of(x).xp
+        view, xp = self.view, library_of(x).xp
         dx, dgamma, dbeta = self.choice.kernel(
-            dy,
-            x,
-            None if mean is None else _statistic(xp, mean, self.spec),
-            _statistic(xp, rstd, self.spec),
+            _reshaped(dy, view.split),
+            _reshaped(x, view.split),
+            self._saved(mean),
+            self._saved(rstd),
             self._parameter(gamma),
         )
         return (
-            dx,
-            _gradient(xp, dgamma, self.view.parameter, x, gamma),
-            _gradient(xp, dbeta, self.view.parameter, x, gamma),
+            _reshaped(dx, view.shape),
+            _gradient(xp, dgamma, view.parameter, x, gamma),
+            _gradient(xp, dbeta, view.parameter, x, gamma),
         )
+
+
+def _reshaped(x: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """X in a shape, itself if it has that, of lengths that may be unknown; None is just itself."""
+    if x is None or len(x.shape) == len(shape):
+        return x
+    return library_of(x).xp.reshape(x, shape)
 
 
 def _statistic(xp: Any, values: Array, spec: RowsSpec) -> Array:
@@ -231,9 +195,12 @@ def _plan(
 ) -> RowsPlan | AxesPlan:
     """The plan for calls with such arrays, of which dy is the next after x where there is one."""
     if library_of(x).lazy:
-        return AxesPlan(primitive, spec, view, _by_axes(primitive, spec, view))
+        reason = "chunked arrays keep their axes, and compute nothing until asked"
+        return AxesPlan(primitive, spec, view, _by_axes(primitive, spec, view, reason))
+    if 0 in (spec.groups, spec.repeat):
+        return AxesPlan(primitive, spec, view, _by_axes(primitive, spec, view, "x is empty"))
     strides, layout = strides_of(x), None
-    if strides is not None:
+    if strides is not None and view.split == view.shape:
         dy = strides_of(others[0]) if primitive == "rows_backward" else None
         layout = Layout(view.shape, view.axes, strides, dy)
     choice = choose(primitive, spec, layout)
@@ -242,18 +209,17 @@ def _plan(
     return RowsPlan(primitive, spec, view, choice, x, *others, accumulated=accumulated)
 
 
-def _by_axes(primitive: Primitive, spec: RowsSpec, view: View) -> Choice:
-    """The generic kernel for chunked arrays, whose chunks a reshape would cut anew."""
-    reason = "chunked arrays keep their axes, and compute nothing until asked"
+def _by_axes(primitive: Primitive, spec: RowsSpec, view: View, reason: str) -> Choice:
+    """The generic kernel on arrays that keep their axes: a reshape would cut chunks anew."""
 
     def forward(x: Array, gamma: Array | None, beta: Array | None, out: None) -> Any:
         epsilon, center = spec.epsilon, spec.center
         return rows.normalise(x, gamma, beta, axes=view.axes, epsilon=epsilon, center=center)
 
     def backward(*arrays: Array | None) -> Any:
-        axes, center = view.axes, spec.center
+        axes, shared = view.axes, view.parameter_axes
         return rows.differentiate(
-            *arrays, axes=axes, parameter_axes=axes, center=center, need=spec.need
+            *arrays, axes=axes, parameter_axes=shared, center=spec.center, need=spec.need
         )
 
     return Choice(
@@ -266,14 +232,14 @@ def forward_plan(
     x: Array,
     gamma: Array | None,
     beta: Array | None,
-    axis: int | tuple[int, ...],
+    axis: Over,
     epsilon: float,
     out: Array | None,
     center: bool,
 ) -> RowsPlan | AxesPlan:
     """The plan of a forward call, made if there is none; a wrong call raises here."""
     if type(axis) is not int:
-        axis = _check.canonical_axis(function, axis)
+        axis = canonical(function, axis)
     key: Hashable
     find = signatures
     try:
@@ -309,13 +275,13 @@ def backward_plan(
     mean: Array | None,
     rstd: Array,
     gamma: Array | None,
-    axis: int | tuple[int, ...],
+    axis: Over,
     need: tuple[str, ...],
     center: bool,
 ) -> RowsPlan | AxesPlan:
     """The plan of a backward call, made if there is none; a wrong call raises here."""
     if type(axis) is not int:
-        axis = _check.canonical_axis(function, axis)
+        axis = canonical(function, axis)
     if type(need) is not tuple:
         need = _check.need(function, need, GRADIENTS[: 2 + center])
     key: Hashable
@@ -338,12 +304,14 @@ def backward_plan(
     if plan is None:
         _check.need(function, need, GRADIENTS[: 2 + center])
         view, spec = _checked(function, x, gamma, axis, center)
-        _check.companion(function, "dy", dy, x, view.shape, "the shape of x")
+        what = f"the shape of {view.name}"
+        _check.companion(function, "dy", dy, x, view.shape, what, beside=view.name)
         statistics = {"mean": mean, "rstd": rstd} if center else {"rstd": rstd}
         for name, values in statistics.items():
             what = f"as {function.removesuffix('_backward')}_forward gives it"
+            dtype = ACCUMULATION[spec.dtype]
             _check.companion(
-                function, name, values, x, view.statistic, what, ACCUMULATION[spec.dtype]
+                function, name, values, x, view.statistic, what, dtype, beside=view.name
             )
         spec = spec._replace(
             dy=_dtype_of(dy),
@@ -365,11 +333,10 @@ def _dtype_of(x: Array | None) -> str | None:
 
 
 def _checked(
-    function: str, x: Array, gamma: Array | None, axis: int | tuple[int, ...], center: bool
+    function: str, x: Array, gamma: Array | None, over: Over, center: bool
 ) -> tuple[View, RowsSpec]:
-    library = _check.array(function, "x", x)
-    shape = tuple(x.shape)
-    view = View.of(shape, _check.axes(function, axis, shape))
+    library = _check.array(function, name_of(over), x)
+    view = view_of(function, over, tuple(x.shape))
     if gamma is not None:
         _parameter("gamma", function, gamma, x, view)
     spec = RowsSpec(
@@ -380,10 +347,11 @@ def _checked(
         gamma=_dtype_of(gamma),
         beta=None,
         center=center,
+        groups=view.groups,
+        repeat=view.repeat,
     )
     return view, spec
 
 
 def _parameter(name: str, function: str, values: Array, x: Array, view: View) -> None:
-    what = f"the shape of the normalised axes {view.axes}"
-    _check.companion(function, name, values, x, view.parameter, what)
+    _check.companion(function, name, values, x, view.parameter, view.what)

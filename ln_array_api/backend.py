@@ -56,6 +56,11 @@ class RowsSpec(NamedTuple):
     need: tuple[bool, bool, bool] = (True, True, True)
     """Of a backward call: whether dx, dgamma, dbeta are wanted."""
 
+    @property
+    def parameters(self) -> int:
+        """The number of elements of gamma and beta."""
+        return self.groups * self.shape[1] // self.repeat
+
     def options(self, primitive: Primitive) -> dict[str, Any]:
         """The keyword arguments of the primitive, but for `out`."""
         particular = (

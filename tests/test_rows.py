@@ -13,7 +13,7 @@ import pytest
 import ln_array_api as ln
 from ln_array_api import _rows, backend
 from ln_array_api._arrays import library_of
-from ln_array_api._rows import View
+from ln_array_api._views import over_axes
 from ln_array_api.backend import Entry, RowsSpec
 from ln_array_api.kernels import rows
 
@@ -385,7 +385,7 @@ def test_view(
     parameter: tuple[int, ...],
     statistic: tuple[int, ...],
 ) -> None:
-    view = View.of(shape, axes)
+    view = over_axes(shape, axes)
     assert (view.permutation, view.rows) == (permutation, rows_shape)
     assert (view.parameter, view.statistic) == (parameter, statistic)
     assert math.prod(view.broadcast_parameter) == rows_shape[1]

@@ -1,0 +1,210 @@
+"""Group normalisation: layer norm of each sample over groups of its channels."""
+
+from __future__ import annotations
+
+from . import _rows
+from ._arrays import Array
+from ._explain import explained_by
+from ._views import Groups
+from .layer_norm import EPSILON, Forward, Gradients, new_tuple
+
+
+def _forward_plan(
+    function: str,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    num_groups: int,
+    channel_axis: int,
+    epsilon: float,
+) -> _rows.RowsPlan | _rows.AxesPlan:
+    over = Groups(num_groups, channel_axis)
+    return _rows.forward_plan(function, x, gamma, beta, over, epsilon, None, center=True)
+
+
+def _backward_plan(
+    function: str,
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    gamma: Array | None,
+    num_groups: int,
+    channel_axis: int,
+    need: tuple[str, ...],
+) -> _rows.RowsPlan | _rows.AxesPlan:
+    over = Groups(num_groups, channel_axis)
+    return _rows.backward_plan(function, dy, x, mean, rstd, gamma, over, need, center=True)
+
+
+@explained_by(_forward_plan)
+def group_norm(
+    x: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    /,
+    *,
+    num_groups: int,
+    channel_axis: int = 1,
+    epsilon: float = EPSILON,
+) -> Array:
+    """Normalise each sample over groups of consecutive channels and all spatial axes.
+
+    Parameters
+    ----------
+    x : array
+        Of shape (B, C, ...), or with the channels on any other axis but the first; of any array
+        library that follows the Python array API standard, of any layout, with dtype float16,
+        bfloat16, float32 or float64.
+    gamma, beta : array, optional
+        Scale and shift of shape (C,), in x's dtype or a wider one. Either may be absent.
+    num_groups : int
+        Into how many groups the channels are cut. It must divide C. With 1 a sample's statistics
+        are those of layer norm, with C those of `instance_norm`.
+    channel_axis : int, default: 1
+        The axis of the channels: 1 for channels first, -1 for channels last. Not the first axis,
+        which is the batch.
+    epsilon : float, default: 1e-5
+        Added to the variance, inside the root. Finite and at least 0; with 0 a constant group
+        gives NaN.
+
+    Returns
+    -------
+    array
+        Of x's library, device, shape and dtype.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or of another library or of an unsupported dtype.
+    ValueError
+        If num_groups does not divide C, channel_axis is out of range or the batch axis, epsilon is
+        negative or not finite, or a shape does not fit.
+    DeviceMismatchError
+        If the arrays are not on one device.
+
+    Notes
+    -----
+    After Wu and He, "Group Normalization", arXiv:1803.08494. A group is a row of layer norm, so
+    accuracy, special values and determinism are as there, and the statistics do not depend on the
+    other samples of the batch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([[1.0, 3.0, 10.0, 30.0]])  # one sample of four channels
+    >>> ln.group_norm(x, num_groups=2).round(3)
+    array([[-1.,  1., -1.,  1.]])
+    >>> ln.group_norm(x, num_groups=1).round(3)
+    array([[-0.872, -0.698, -0.087,  1.657]])
+    """
+    plan = _forward_plan("group_norm", x, gamma, beta, num_groups, channel_axis, epsilon)
+    return plan.run(x, gamma, beta, None)[0]
+
+
+@explained_by(_forward_plan)
+def group_norm_forward(
+    x: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    /,
+    *,
+    num_groups: int,
+    channel_axis: int = 1,
+    epsilon: float = EPSILON,
+) -> Forward:
+    """Group norm, with the statistics that its gradient needs.
+
+    Parameters
+    ----------
+    x, gamma, beta, num_groups, channel_axis, epsilon
+        As for `group_norm`, as are the errors.
+
+    Returns
+    -------
+    y : array
+        Of x's shape and dtype.
+    mean, rstd : array
+        Mean and 1 / sqrt(var + epsilon) of each group, of shape (B, num_groups); in float32 for
+        16-bit x, else in x's dtype. NaN where the groups are empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> y, mean, rstd = ln.group_norm_forward(np.asarray([[1.0, 3.0, 10.0, 30.0]]), num_groups=2)
+    >>> mean, rstd.round(3)
+    (array([[ 2., 20.]]), array([[1. , 0.1]]))
+    """
+    plan = _forward_plan("group_norm_forward", x, gamma, beta, num_groups, channel_axis, epsilon)
+    return new_tuple(Forward, plan.forward(x, gamma, beta, None))
+
+
+@explained_by(_backward_plan)
+def group_norm_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    gamma: Array | None = None,
+    /,
+    *,
+    num_groups: int,
+    channel_axis: int = 1,
+    need: tuple[str, ...] = _rows.GRADIENTS,
+) -> Gradients:
+    """Gradients of group norm with respect to x, gamma and beta.
+
+    Parameters
+    ----------
+    dy : array
+        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
+    x : array
+        What y was computed from.
+    mean, rstd : array
+        From `group_norm_forward`.
+    gamma : array, optional
+        The scale, if there was one.
+    num_groups, channel_axis
+        As in the forward pass.
+    need : tuple of str, default: all
+        Which gradients to compute, out of "dx", "dgamma" and "dbeta". The others are None and
+        cost nothing.
+
+    Returns
+    -------
+    dx : array or None
+        Of x's shape and dtype.
+    dgamma : array or None
+        Of shape (C,) and gamma's dtype; None where gamma is absent.
+    dbeta : array or None
+        Of shape (C,), in gamma's dtype, or in x's where gamma is absent.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceMismatchError
+        As for `group_norm`; ValueError also for a name in `need` that is no gradient.
+
+    Notes
+    -----
+    As for `layer_norm_backward`, with dgamma and dbeta summed over the batch and the spatial axes,
+    in a fixed order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([[1.0, 2.0, 6.0, 0.0, 1.0, 5.0]])
+    >>> y, mean, rstd = ln.group_norm_forward(x, num_groups=2)
+    >>> dy = np.asarray([[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    >>> dx, _, dbeta = ln.group_norm_backward(dy, x, mean, rstd, num_groups=2)
+    >>> dx.round(4)
+    array([[ 0.1763, -0.2204,  0.0441,  0.    ,  0.    ,  0.    ]])
+    >>> dbeta
+    array([1., 0., 0., 0., 0., 0.])
+    """
+    plan = _backward_plan(
+        "group_norm_backward", dy, x, mean, rstd, gamma, num_groups, channel_axis, need
+    )
+    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma))

@@ -1,0 +1,145 @@
+"""Weight standardization: zero mean and unit variance for the weights of each output channel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from . import _rows
+from ._arrays import Array
+from ._explain import explained_by
+from ._views import Slices
+from .layer_norm import EPSILON, Forward, new_tuple
+
+
+class WeightGradients(NamedTuple):
+    """What `weight_standardization_backward` gives."""
+
+    dw: Array
+
+
+def _forward_plan(
+    function: str, w: Array, axis: int, epsilon: float
+) -> _rows.RowsPlan | _rows.AxesPlan:
+    return _rows.forward_plan(function, w, None, None, Slices(axis), epsilon, None, center=True)
+
+
+def _backward_plan(
+    function: str, dy: Array, w: Array, mean: Array, rstd: Array, axis: int
+) -> _rows.RowsPlan | _rows.AxesPlan:
+    need = ("dx",)
+    return _rows.backward_plan(function, dy, w, mean, rstd, None, Slices(axis), need, center=True)
+
+
+@explained_by(_forward_plan)
+def weight_standardization(w: Array, /, *, axis: int = 0, epsilon: float = EPSILON) -> Array:
+    """Normalise each slice of a weight array along an axis to zero mean and unit variance.
+
+    Parameters
+    ----------
+    w : array
+        Weights of two axes or more, of any array library that follows the Python array API
+        standard, of any layout, with dtype float16, bfloat16, float32 or float64.
+    axis : int, default: 0
+        The axis that is kept, of output channels: statistics are over all others.
+    epsilon : float, default: 1e-5
+        Added to the variance, inside the root. Finite and at least 0; with 0 a constant slice
+        gives NaN.
+
+    Returns
+    -------
+    array
+        Of w's library, device, shape and dtype.
+
+    Raises
+    ------
+    TypeError
+        If w is no array, or of an unsupported dtype.
+    ValueError
+        If axis is out of range, w has only one, or epsilon is negative or not finite.
+
+    Notes
+    -----
+    After Qiao, Wang, Liu, Shen and Yuille, "Micro-Batch Training with Batch-Channel Normalization
+    and Weight Standardization", arXiv:1903.10520. A slice is a row of layer norm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> ln.weight_standardization(np.asarray([[1.0, 3.0], [10.0, 30.0]])).round(3)
+    array([[-1.,  1.],
+           [-1.,  1.]])
+    """
+    plan = _forward_plan("weight_standardization", w, axis, epsilon)
+    return plan.run(w, None, None, None)[0]
+
+
+@explained_by(_forward_plan)
+def weight_standardization_forward(
+    w: Array, /, *, axis: int = 0, epsilon: float = EPSILON
+) -> Forward:
+    """Weight standardization, with the statistics that its gradient needs.
+
+    Parameters
+    ----------
+    w, axis, epsilon
+        As for `weight_standardization`, as are the errors.
+
+    Returns
+    -------
+    y : array
+        Of w's shape and dtype.
+    mean, rstd : array
+        Mean and 1 / sqrt(var + epsilon) of each slice, of shape (w.shape[axis],); in float32 for
+        16-bit w, else in w's dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> y, mean, rstd = ln.weight_standardization_forward(np.asarray([[1.0, 3.0], [10.0, 30.0]]))
+    >>> mean, rstd.round(3)
+    (array([ 2., 20.]), array([1. , 0.1]))
+    """
+    plan = _forward_plan("weight_standardization_forward", w, axis, epsilon)
+    return new_tuple(Forward, plan.forward(w, None, None, None))
+
+
+@explained_by(_backward_plan)
+def weight_standardization_backward(
+    dy: Array, w: Array, mean: Array, rstd: Array, /, *, axis: int = 0
+) -> WeightGradients:
+    """Gradient of weight standardization with respect to w.
+
+    Parameters
+    ----------
+    dy : array
+        Gradient of the loss with respect to y, of w's shape, in w's dtype or a wider one.
+    w : array
+        What y was computed from.
+    mean, rstd : array
+        From `weight_standardization_forward`.
+    axis : int, default: 0
+        As in the forward pass.
+
+    Returns
+    -------
+    dw : array
+        Of w's shape and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceMismatchError
+        As for `weight_standardization`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> w = np.asarray([[1.0, 2.0, 6.0]])
+    >>> y, mean, rstd = ln.weight_standardization_forward(w)
+    >>> ln.weight_standardization_backward(np.asarray([[1.0, 0.0, 0.0]]), w, mean, rstd).dw.round(4)
+    array([[ 0.1763, -0.2204,  0.0441]])
+    """
+    plan = _backward_plan("weight_standardization_backward", dy, w, mean, rstd, axis)
+    return WeightGradients(plan.backward(dy, w, mean, rstd, None)[0])
