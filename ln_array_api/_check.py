@@ -191,6 +191,14 @@ def epsilon(function: str, value: Any, dtype: Any) -> float:
     return number
 
 
+def fraction(function: str, name: str, value: Any) -> None:
+    """A number from 0 to 1."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{function}: {name} must be a real number, not {value!r}")
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"{function}: {name} must be from 0 to 1, not {value!r}")
+
+
 def need(function: str, value: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the gradients that are wanted."""
     known = not isinstance(value, str) and isinstance(value, Iterable)
