@@ -150,6 +150,7 @@ def forward_plan(
     key, plan = _known("channels_forward", arrays, channel_axis, epsilon, momentum)
     if plan is None:
         axis, spec = _checked(function, x, channel_axis, gamma=gamma, beta=beta)
+        _check.known_lengths(function, tuple(x.shape), range(x.ndim))
         for name, values in (("running_mean", running_mean), ("running_var", running_var)):
             _beside(name, function, values, x, axis)
         if spec.shape[0] * spec.shape[2] < 2:
@@ -205,6 +206,7 @@ def backward_plan(
     if plan is None:
         _check.need(function, need, GRADIENTS)
         axis, spec = _checked(function, x, channel_axis, gamma=gamma)
+        _check.known_lengths(function, tuple(x.shape), range(x.ndim))
         _check.companion(function, "dy", dy, x, tuple(x.shape), "the shape of x")
         what = f"as {function.removesuffix('_backward')}_forward gives it"
         for name, values in (("mean", mean), ("rstd", rstd)):
@@ -239,6 +241,7 @@ def _checked(
     axis = _check.integer(function, "channel_axis", channel_axis)
     shape = tuple(x.shape)
     axis = _check.channel_axis(function, axis, shape)
+    _check.known_lengths(function, shape, (axis,))
     for name, values in parameters.items():
         _beside(name, function, values, x, axis)
     spec = ChannelsSpec(
