@@ -226,9 +226,9 @@ def _known(
     primitive: Primitive, arrays: tuple[Array | None, ...], *options: Hashable
 ) -> tuple[Hashable, ChannelsPlan | None]:
     """The key of a kind of call and its plan; None for what is not known or cannot be kept."""
+    find = signatures
     try:
-        kinds = [signatures[type(each)](each) for each in arrays]
-        key = (primitive, *kinds, options, wanted_backend())
+        key = (primitive, options, wanted_backend(), *[find[type(each)](each) for each in arrays])
         return key, plans.get(key)
     except (KeyError, TypeError):  # a type not seen before, or what the checks refuse
         return None, None
