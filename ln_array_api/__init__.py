@@ -16,6 +16,7 @@ from .errors import BackendError, BackendWarning, DeviceMismatchError
 from .group_norm import group_norm, group_norm_backward, group_norm_forward
 from .instance_norm import instance_norm, instance_norm_backward, instance_norm_forward
 from .layer_norm import Forward, Gradients, layer_norm, layer_norm_backward, layer_norm_forward
+from .moments import Moments
 from .rms_norm import RMSForward, RMSGradients, rms_norm, rms_norm_backward, rms_norm_forward
 from .weight_standardization import (
     WeightGradients,
@@ -33,6 +34,7 @@ __all__ = [
     "DeviceMismatchError",
     "Forward",
     "Gradients",
+    "Moments",
     "RMSForward",
     "RMSGradients",
     "WeightGradients",
