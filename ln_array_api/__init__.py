@@ -11,6 +11,7 @@ array([[-1.2247,  0.    ,  1.2247]])
 
 from ._explain import backends, explain
 from .backend import use_backend
+from .batch_norm import BatchForward, batch_norm, batch_norm_backward, batch_norm_forward
 from .errors import BackendError, BackendWarning, DeviceMismatchError
 from .group_norm import group_norm, group_norm_backward, group_norm_forward
 from .instance_norm import instance_norm, instance_norm_backward, instance_norm_forward
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "BackendWarning",
+    "BatchForward",
     "DeviceMismatchError",
     "Forward",
     "Gradients",
@@ -35,6 +37,9 @@ __all__ = [
     "RMSGradients",
     "WeightGradients",
     "backends",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
     "explain",
     "group_norm",
     "group_norm_backward",
