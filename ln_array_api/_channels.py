@@ -61,7 +61,6 @@ class ChannelsPlan:
         self.direct = (
             not lazy
             and self.shape == spec.shape
-            and axis == 1
             and all(each is None or library_of(each).in_order(each) for each in (x, *others))
             and {dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
         )
