@@ -108,22 +108,28 @@ def _device(device: Any) -> str:
 
 
 def axes(
-    function: str, axis: int | tuple[int, ...], shape: tuple[int, ...], name: str = "x"
+    function: str,
+    axis: int | tuple[int, ...],
+    shape: tuple[int, ...],
+    name: str = "x",
+    argument: str = "axis",
 ) -> tuple[int, ...]:
-    """The normalised axes, not negative, in ascending order."""
+    """The normalised axes, not negative, in ascending order; `argument` is what names them."""
     given = axis if isinstance(axis, tuple) else (axis,)
     ndim = len(shape)
     if not given:
-        raise ValueError(f"{function}: axis=() leaves nothing to normalise over; name an axis")
+        raise ValueError(
+            f"{function}: {argument}=() leaves nothing to normalise over; name an axis"
+        )
     for each in given:
         if not -ndim <= each < ndim:
             raise ValueError(
-                f"{function}: axis {each} is out of range for {name} of {ndim} dimensions"
+                f"{function}: {argument} {each} is out of range for {name} of {ndim} dimensions"
                 + (f" (allowed: {-ndim} to {ndim - 1})" if ndim else "; it needs one at least")
             )
     resolved = tuple(sorted(each % ndim for each in given))
     if len(set(resolved)) < len(resolved):
-        raise ValueError(f"{function}: axis={axis} names an axis twice")
+        raise ValueError(f"{function}: {argument}={axis} names an axis twice")
     for each in resolved:
         if is_unknown(shape[each]):
             raise ValueError(
@@ -165,7 +171,7 @@ def integer(function: str, name: str, value: Any) -> int:
         raise TypeError(f"{function}: {name} must be an int, not {value!r}") from None
 
 
-def canonical_axis(function: str, axis: Any) -> int | tuple[int, ...]:
+def canonical_axis(function: str, axis: Any, argument: str = "axis") -> int | tuple[int, ...]:
     """An int or a tuple of ints from what may be a list, or hold NumPy integers."""
     try:
         if isinstance(axis, Iterable):
@@ -173,7 +179,7 @@ def canonical_axis(function: str, axis: Any) -> int | tuple[int, ...]:
         return operator.index(axis)
     except TypeError:
         raise TypeError(
-            f"{function}: axis must be an int or a tuple of ints, not {axis!r}"
+            f"{function}: {argument} must be an int or a tuple of ints, not {axis!r}"
         ) from None
 
 
@@ -189,6 +195,14 @@ def epsilon(function: str, value: Any, dtype: Any) -> float:
     if not 0 <= number < largest:
         raise ValueError(f"{function}: epsilon must be finite and at least 0, not {value!r}")
     return number
+
+
+def fraction(function: str, name: str, value: Any) -> None:
+    """A number from 0 to 1."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{function}: {name} must be a real number, not {value!r}")
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"{function}: {name} must be from 0 to 1, not {value!r}")
 
 
 def need(function: str, value: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:

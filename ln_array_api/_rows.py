@@ -117,8 +117,8 @@ class RowsPlan(Plan):
         )
         return (
             None if dx is None else view.from_rows(dx),
-            _gradient(xp, dgamma, view.parameter, x, gamma),
-            _gradient(xp, dbeta, view.parameter, x, gamma),
+            gradient(xp, dgamma, view.parameter, x, gamma),
+            gradient(xp, dbeta, view.parameter, x, gamma),
         )
 
 
@@ -126,23 +126,23 @@ class AxesPlan(Plan):
     """X keeps its axes: the kernel takes them as they are, and what goes with x broadcasts."""
 
     def _parameter(self, values: Array | None) -> Array | None:
-        return _reshaped(values, self.view.broadcast_parameter)
+        return reshaped(values, self.view.broadcast_parameter)
 
     def _saved(self, values: Array | None) -> Array | None:
         if values is None:
             return None
         values = _statistic(library_of(values).xp, values, self.spec)
-        return _reshaped(values, self.view.broadcast_statistic)
+        return reshaped(values, self.view.broadcast_statistic)
 
     def run(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, Array | None, Array]:
         view = self.view
         y, mean, rstd = self.choice.kernel(
-            _reshaped(x, view.split), self._parameter(gamma), self._parameter(beta), out=out
+            reshaped(x, view.split), self._parameter(gamma), self._parameter(beta), out=out
         )
-        y, rstd = _reshaped(y, view.shape), _reshaped(rstd, view.statistic)
-        return y, _reshaped(mean, view.statistic), rstd
+        y, rstd = reshaped(y, view.shape), reshaped(rstd, view.statistic)
+        return y, reshaped(mean, view.statistic), rstd
 
     forward = run
 
@@ -151,20 +151,20 @@ class AxesPlan(Plan):
     ) -> tuple[Array | None, Array | None, Array | None]:
         view, xp = self.view, library_of(x).xp
         dx, dgamma, dbeta = self.choice.kernel(
-            _reshaped(dy, view.split),
-            _reshaped(x, view.split),
+            reshaped(dy, view.split),
+            reshaped(x, view.split),
             self._saved(mean),
             self._saved(rstd),
             self._parameter(gamma),
         )
         return (
-            _reshaped(dx, view.shape),
-            _gradient(xp, dgamma, view.parameter, x, gamma),
-            _gradient(xp, dbeta, view.parameter, x, gamma),
+            reshaped(dx, view.shape),
+            gradient(xp, dgamma, view.parameter, x, gamma),
+            gradient(xp, dbeta, view.parameter, x, gamma),
         )
 
 
-def _reshaped(x: Array | None, shape: tuple[int, ...]) -> Array | None:
+def reshaped(x: Array | None, shape: tuple[int, ...]) -> Array | None:
     """X in a shape, itself if it has that, of lengths that may be unknown; None is just itself."""
     if x is None or len(x.shape) == len(shape):
         return x
@@ -175,7 +175,7 @@ def _statistic(xp: Any, values: Array, spec: RowsSpec) -> Array:
     return xp.astype(values, getattr(xp, ACCUMULATION[spec.dtype]), copy=False)
 
 
-def _gradient(
+def gradient(
     xp: Any, values: Array | None, shape: tuple[int, ...], x: Array, gamma: Array | None
 ) -> Array | None:
     """A parameter's gradient in the parameter's shape, and in the dtype of gamma, else of x."""

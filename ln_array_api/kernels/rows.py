@@ -204,7 +204,7 @@ def normalise(
         nan = xp.sum(d, axis=axes, keepdims=True) + math.nan
         return xp.empty_like(x), nan if center else None, nan
     with np.errstate(all="ignore"):  # a NaN, an infinity or a zero variance is no news here
-        scale, scaled_epsilon = _scaling(xp, x.dtype, d, axes, epsilon)
+        scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)
         if scale is not None:
             d = d * scale
         if center:
@@ -274,7 +274,7 @@ def accumulate_as(xp: Any, values: Array, like: Array) -> Array:
     return xp.astype(values, like.dtype, copy=False)
 
 
-def _scaling(
+def scaling(
     xp: Any, dtype: Any, x: Array, axes: tuple[int, ...], epsilon: float
 ) -> tuple[Array | None, Array | float]:
     """A power of two for each row, or None where none is needed, and epsilon times its square.
@@ -282,13 +282,10 @@ def _scaling(
     `x` is in the accumulation dtype, `dtype` is the one it came in.
     """
     accumulation = dtype_name(x.dtype)
-    # An epsilon that underflows is far below the variance, unless the row is constant: then it
-    # is what keeps 0 / 0 away.
-    floor = _SMALLEST_NORMAL[accumulation] if epsilon > 0 else 0.0
     if dtype_name(dtype) == "float16":  # whose squares are well inside the range of float32
-        return None, max(epsilon, floor)
+        return None, in_range(epsilon, accumulation)
     peak = largest_magnitude(xp, x, axes)
-    scale, scaled_epsilon = xp.ones_like(peak), xp.full_like(peak, max(epsilon, floor))
+    scale, scaled_epsilon = xp.ones_like(peak), xp.full_like(peak, in_range(epsilon, accumulation))
     # Where epsilon alone puts the variance in range, small rows need no scaling.
     small = [band for band in _SMALL[accumulation] if math.sqrt(epsilon) < band.threshold]
     for beyond, factor in (
@@ -296,5 +293,14 @@ def _scaling(
         *((peak < threshold, factor) for threshold, factor in small),
     ):
         scale = xp.where(beyond, factor, scale)
-        scaled_epsilon = xp.where(beyond, max(epsilon * factor * factor, floor), scaled_epsilon)
+        scaled_epsilon = xp.where(beyond, in_range(epsilon, accumulation, factor), scaled_epsilon)
     return scale, scaled_epsilon
+
+
+def in_range(epsilon: float, accumulation: str, factor: float = 1.0) -> float:
+    """Epsilon times the square of a factor; the smallest normal number where it is less, but not 0.
+
+    An epsilon that underflows is far below the variance, unless the row is constant: then it is
+    what keeps 0 / 0 away.
+    """
+    return max(epsilon * factor * factor, _SMALLEST_NORMAL[accumulation]) if epsilon > 0 else 0.0
