@@ -11,6 +11,7 @@ array([[-1.2247,  0.    ,  1.2247]])
 
 from ._explain import backends, explain
 from .backend import use_backend
+from .dynamic_tanh import dynamic_tanh, dynamic_tanh_backward, dynamic_tanh_forward
 from .errors import BackendError, BackendWarning, DeviceMismatchError
 from .group_norm import group_norm, group_norm_backward, group_norm_forward
 from .instance_norm import instance_norm, instance_norm_backward, instance_norm_forward
@@ -25,31 +26,14 @@ from .weight_standardization import (
 
 __version__ = "0.1.0"
 
+# fmt: off
 __all__ = [
-    "BackendError",
-    "BackendWarning",
-    "DeviceMismatchError",
-    "Forward",
-    "Gradients",
-    "RMSForward",
-    "RMSGradients",
-    "WeightGradients",
-    "backends",
-    "explain",
-    "group_norm",
-    "group_norm_backward",
-    "group_norm_forward",
-    "instance_norm",
-    "instance_norm_backward",
-    "instance_norm_forward",
-    "layer_norm",
-    "layer_norm_backward",
-    "layer_norm_forward",
-    "rms_norm",
-    "rms_norm_backward",
-    "rms_norm_forward",
-    "use_backend",
-    "weight_standardization",
-    "weight_standardization_backward",
+    "BackendError", "BackendWarning", "DeviceMismatchError", "Forward", "Gradients", "RMSForward",
+    "RMSGradients", "WeightGradients", "backends", "dynamic_tanh", "dynamic_tanh_backward",
+    "dynamic_tanh_forward", "explain", "group_norm", "group_norm_backward", "group_norm_forward",
+    "instance_norm", "instance_norm_backward", "instance_norm_forward", "layer_norm",
+    "layer_norm_backward", "layer_norm_forward", "rms_norm", "rms_norm_backward",
+    "rms_norm_forward", "use_backend", "weight_standardization", "weight_standardization_backward",
     "weight_standardization_forward",
 ]
+# fmt: on
