@@ -11,6 +11,11 @@ array([[-1.2247,  0.    ,  1.2247]])
 
 from ._explain import backends, explain
 from .backend import use_backend
+from .batch_instance_norm import (
+    batch_instance_norm,
+    batch_instance_norm_backward,
+    batch_instance_norm_forward,
+)
 from .dynamic_tanh import dynamic_tanh, dynamic_tanh_backward, dynamic_tanh_forward
 from .errors import BackendError, BackendWarning, DeviceMismatchError
 from .group_norm import group_norm, group_norm_backward, group_norm_forward
@@ -31,10 +36,11 @@ __version__ = "0.1.0"
 # fmt: off
 __all__ = [
     "BackendError", "BackendWarning", "DeviceMismatchError", "Forward", "Gradients", "RMSForward",
-    "RMSGradients", "WeightGradients", "backends", "dynamic_tanh", "dynamic_tanh_backward",
-    "dynamic_tanh_forward", "explain", "group_norm", "group_norm_backward", "group_norm_forward",
-    "instance_norm", "instance_norm_backward", "instance_norm_forward", "layer_norm",
-    "layer_norm_backward", "layer_norm_forward", "power_norm", "power_norm_backward",
+    "RMSGradients", "WeightGradients", "backends", "batch_instance_norm",
+    "batch_instance_norm_backward", "batch_instance_norm_forward", "dynamic_tanh",
+    "dynamic_tanh_backward", "dynamic_tanh_forward", "explain", "group_norm", "group_norm_backward",
+    "group_norm_forward", "instance_norm", "instance_norm_backward", "instance_norm_forward",
+    "layer_norm", "layer_norm_backward", "layer_norm_forward", "power_norm", "power_norm_backward",
     "power_norm_forward", "rms_norm", "rms_norm_backward", "rms_norm_forward", "use_backend",
     "weight_norm", "weight_norm_backward", "weight_norm_forward", "weight_standardization",
     "weight_standardization_backward", "weight_standardization_forward",
