@@ -21,6 +21,11 @@ from .errors import BackendError, BackendWarning, DeviceMismatchError
 from .group_norm import group_norm, group_norm_backward, group_norm_forward
 from .instance_norm import instance_norm, instance_norm_backward, instance_norm_forward
 from .layer_norm import Forward, Gradients, layer_norm, layer_norm_backward, layer_norm_forward
+from .local_contrast_norm import (
+    local_contrast_norm,
+    local_contrast_norm_backward,
+    local_contrast_norm_forward,
+)
 from .power_norm import power_norm, power_norm_backward, power_norm_forward
 from .rms_norm import RMSForward, RMSGradients, rms_norm, rms_norm_backward, rms_norm_forward
 from .switchable_norm import switchable_norm, switchable_norm_backward, switchable_norm_forward
@@ -41,10 +46,11 @@ __all__ = [
     "batch_instance_norm_backward", "batch_instance_norm_forward", "dynamic_tanh",
     "dynamic_tanh_backward", "dynamic_tanh_forward", "explain", "group_norm", "group_norm_backward",
     "group_norm_forward", "instance_norm", "instance_norm_backward", "instance_norm_forward",
-    "layer_norm", "layer_norm_backward", "layer_norm_forward", "power_norm", "power_norm_backward",
-    "power_norm_forward", "rms_norm", "rms_norm_backward", "rms_norm_forward", "switchable_norm",
-    "switchable_norm_backward", "switchable_norm_forward", "use_backend", "weight_norm",
-    "weight_norm_backward", "weight_norm_forward", "weight_standardization",
-    "weight_standardization_backward", "weight_standardization_forward",
+    "layer_norm", "layer_norm_backward", "layer_norm_forward", "local_contrast_norm",
+    "local_contrast_norm_backward", "local_contrast_norm_forward", "power_norm",
+    "power_norm_backward", "power_norm_forward", "rms_norm", "rms_norm_backward",
+    "rms_norm_forward", "switchable_norm", "switchable_norm_backward", "switchable_norm_forward",
+    "use_backend", "weight_norm", "weight_norm_backward", "weight_norm_forward",
+    "weight_standardization", "weight_standardization_backward", "weight_standardization_forward",
 ]
 # fmt: on
