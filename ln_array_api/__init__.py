@@ -16,6 +16,7 @@ from .batch_instance_norm import (
     batch_instance_norm_backward,
     batch_instance_norm_forward,
 )
+from .batch_norm import BatchForward, batch_norm, batch_norm_backward, batch_norm_forward
 from .dynamic_tanh import dynamic_tanh, dynamic_tanh_backward, dynamic_tanh_forward
 from .errors import BackendError, BackendWarning, DeviceMismatchError
 from .group_norm import group_norm, group_norm_backward, group_norm_forward
@@ -41,12 +42,13 @@ __version__ = "0.1.0"
 
 # fmt: off
 __all__ = [
-    "BackendError", "BackendWarning", "DeviceMismatchError", "Forward", "Gradients", "RMSForward",
-    "RMSGradients", "WeightGradients", "backends", "batch_instance_norm",
-    "batch_instance_norm_backward", "batch_instance_norm_forward", "dynamic_tanh",
-    "dynamic_tanh_backward", "dynamic_tanh_forward", "explain", "group_norm", "group_norm_backward",
-    "group_norm_forward", "instance_norm", "instance_norm_backward", "instance_norm_forward",
-    "layer_norm", "layer_norm_backward", "layer_norm_forward", "local_contrast_norm",
+    "BackendError", "BackendWarning", "BatchForward", "DeviceMismatchError", "Forward", "Gradients",
+    "RMSForward", "RMSGradients", "WeightGradients", "backends", "batch_instance_norm",
+    "batch_instance_norm_backward", "batch_instance_norm_forward", "batch_norm",
+    "batch_norm_backward", "batch_norm_forward", "dynamic_tanh", "dynamic_tanh_backward",
+    "dynamic_tanh_forward", "explain", "group_norm", "group_norm_backward", "group_norm_forward",
+    "instance_norm", "instance_norm_backward", "instance_norm_forward", "layer_norm",
+    "layer_norm_backward", "layer_norm_forward", "local_contrast_norm",
     "local_contrast_norm_backward", "local_contrast_norm_forward", "power_norm",
     "power_norm_backward", "power_norm_forward", "rms_norm", "rms_norm_backward",
     "rms_norm_forward", "switchable_norm", "switchable_norm_backward", "switchable_norm_forward",

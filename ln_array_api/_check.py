@@ -130,13 +130,18 @@ def axes(
     resolved = tuple(sorted(each % ndim for each in given))
     if len(set(resolved)) < len(resolved):
         raise ValueError(f"{function}: {argument}={axis} names an axis twice")
-    for each in resolved:
-        if is_unknown(shape[each]):
+    known_lengths(function, shape, resolved)
+    return resolved
+
+
+def known_lengths(function: str, shape: tuple[int, ...], axes: Iterable[int]) -> None:
+    """The lengths of some axes, which in Dask may depend on values."""
+    for axis in axes:
+        if is_unknown(shape[axis]):
             raise ValueError(
-                f"{function}: the length of axis {each} is not known yet; compute it first, in "
+                f"{function}: the length of axis {axis} is not known yet; compute it first, in "
                 "Dask with x.compute_chunk_sizes()"
             )
-    return resolved
 
 
 def channel_axis(function: str, axis: int, shape: tuple[int, ...]) -> int:
@@ -154,12 +159,6 @@ def channel_axis(function: str, axis: int, shape: tuple[int, ...]) -> int:
             f"{function}: channel_axis={axis} is the batch axis; name another, or move the "
             "channels with permute_dims"
         )
-    for place, length in enumerate(shape):
-        if is_unknown(length):
-            raise ValueError(
-                f"{function}: the length of axis {place} is not known yet; compute it first, in "
-                "Dask with x.compute_chunk_sizes()"
-            )
     return axis % ndim
 
 

@@ -65,8 +65,10 @@ def _forward(
     rho, gamma, beta = (beside(xp, each, wide, shape) for each in (rho, gamma, beta))
     of_batch, of_instance = _scales(rho, gamma)
     options: dict[str, Any] = {"epsilon": epsilon, "center": True}
-    batch, *of_channels = normalise(wide, of_batch, beta, axes=(0, *view.axes), **options)
-    instance, *of_instances = normalise(wide, of_instance, None, axes=view.axes, **options)
+    batch, mean, _, rstd = normalise(wide, of_batch, beta, axes=(0, *view.axes), **options)
+    of_channels = mean, rstd
+    instance, mean, _, rstd = normalise(wide, of_instance, None, axes=view.axes, **options)
+    of_instances = mean, rstd
     with np.errstate(all="ignore"):
         y = xp.astype(reshaped(batch + instance, view.shape), x.dtype, copy=False)
     return BatchInstanceForward(

@@ -86,7 +86,7 @@ def rows_forward(
     """
     xp = library_of(x).xp
     split = _Split(x.shape, groups, repeat)
-    y, mean, rstd = normalise(
+    y, mean, _, rstd = normalise(
         split.rows(xp, x),
         split.parameter(xp, gamma),
         split.parameter(xp, beta),
@@ -195,14 +195,17 @@ def normalise(
     axes: tuple[int, ...],
     epsilon: float,
     center: bool,
-) -> tuple[Array, Array | None, Array]:
-    """Normalise x over `axes`, ascending; gamma and beta broadcast, statistics keep the rank."""
+) -> tuple[Array, Array | None, Array, Array]:
+    """Normalise x over `axes`, ascending; gamma and beta broadcast, statistics keep the rank.
+
+    Gives y, mean, var and rstd. Without `center`, the mean is None and var is the mean square.
+    """
     xp = library_of(x).xp
     n = math.prod(x.shape[axis] for axis in axes)
     d = accumulate(xp, x)
     if n == 0:
         nan = xp.sum(d, axis=axes, keepdims=True) + math.nan
-        return xp.empty_like(x), nan if center else None, nan
+        return xp.empty_like(x), nan if center else None, nan, nan
     with np.errstate(all="ignore"):  # a NaN, an infinity or a zero variance is no news here
         scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)
         if scale is not None:
@@ -213,7 +216,8 @@ def normalise(
             d = d - rough_mean
             missed = sum_over(xp, d, axes) / n
             d -= missed
-        rstd = 1 / xp.sqrt(sum_over(xp, d * d, axes) / n + scaled_epsilon)
+        var = sum_over(xp, d * d, axes) / n
+        rstd = 1 / xp.sqrt(var + scaled_epsilon)
         y = d * rstd
         del d  # which is as large as x
         if gamma is not None:
@@ -223,8 +227,9 @@ def normalise(
         mean = rough_mean + missed if center else None
         if scale is not None:
             rstd = rstd * scale
+            var = var / scale / scale  # whose square may be out of range
             mean = None if mean is None else mean / scale
-        return xp.astype(y, x.dtype, copy=False), mean, rstd
+        return xp.astype(y, x.dtype, copy=False), mean, var, rstd
 
 
 def differentiate(
@@ -251,13 +256,7 @@ def differentiate(
             dbeta = sum_over(xp, dy, shared)
         if not (need_dx or need_dgamma):
             return dx, dgamma, dbeta
-        x_hat = accumulate(xp, x)
-        if center:
-            # Scaled before the second subtraction, so that the sum cannot overflow.
-            x_hat = (x_hat - mean) * rstd
-            x_hat -= sum_over(xp, x_hat, axes) / max(n, 1)
-        else:
-            x_hat = x_hat * rstd
+        x_hat = standardised(xp, x, mean, rstd, axes=axes)
         if need_dgamma:
             dgamma = sum_over(xp, dy * x_hat, shared)
         if need_dx:
@@ -267,6 +266,19 @@ def differentiate(
                 dx -= sum_over(xp, g, axes) / max(n, 1)
             dx = xp.astype(dx * rstd, x.dtype, copy=False)
     return dx, dgamma, dbeta
+
+
+def standardised(
+    xp: Any, x: Array, mean: Array | None, rstd: Array, *, axes: tuple[int, ...]
+) -> Array:
+    """X̂ by the statistics of `normalise`, making up for the rounding of the mean."""
+    x_hat = accumulate(xp, x)
+    if mean is None:
+        return x_hat * rstd
+    # Scaled before the second subtraction, so that the sum cannot overflow.
+    x_hat = (x_hat - mean) * rstd
+    x_hat -= sum_over(xp, x_hat, axes) / max(math.prod(x.shape[axis] for axis in axes), 1)
+    return x_hat
 
 
 def accumulate_as(xp: Any, values: Array, like: Array) -> Array:
