@@ -14,8 +14,6 @@ from ._views import Groups, View
 from .kernels.rows import differentiate, normalise
 from .layer_norm import EPSILON
 
-GRADIENTS = ("dx", "drho", "dgamma", "dbeta")
-
 
 class BatchInstanceForward(NamedTuple):
     """What `batch_instance_norm_forward` gives."""
@@ -203,7 +201,7 @@ def batch_instance_norm_backward(
     /,
     *,
     channel_axis: int = 1,
-    need: tuple[str, ...] = GRADIENTS,
+    need: tuple[str, ...] = BatchInstanceGradients._fields,
 ) -> BatchInstanceGradients:
     """Gradients of batch-instance norm with respect to x, rho, gamma and beta.
 
@@ -263,7 +261,7 @@ def batch_instance_norm_backward(
     (array([-0.2568]), array([1.]))
     """
     function = "batch_instance_norm_backward"
-    need = _check.need(function, need, GRADIENTS)
+    need = _check.need(function, need, BatchInstanceGradients._fields)
     view = _checked(function, x, rho, gamma, beta, channel_axis)
     check_gradient(function, x, dy=dy)
     check_saved(function, x, view.parameter, batch_mean=batch_mean, batch_rstd=batch_rstd)

@@ -13,8 +13,6 @@ from ._rows import gradient
 from ._views import View
 from .kernels.reductions import sum_over
 
-GRADIENTS = ("dx", "dalpha", "dgamma", "dbeta")
-
 
 class TanhForward(NamedTuple):
     """What `dynamic_tanh_forward` gives."""
@@ -157,7 +155,7 @@ def dynamic_tanh_backward(
     /,
     *,
     axis: int | tuple[int, ...] = -1,
-    need: tuple[str, ...] = GRADIENTS,
+    need: tuple[str, ...] = TanhGradients._fields,
 ) -> TanhGradients:
     """Gradients of dynamic tanh with respect to x, alpha, gamma and beta.
 
@@ -207,7 +205,7 @@ def dynamic_tanh_backward(
     (array([[0.0007, 0.5   , 0.3932]]), np.float64(0.7757))
     """
     function = "dynamic_tanh_backward"
-    need = _check.need(function, need, GRADIENTS)
+    need = _check.need(function, need, TanhGradients._fields)
     view = _checked(function, x, alpha, gamma, None, axis)
     check_gradient(function, x, dy=dy)
     xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)

@@ -20,9 +20,9 @@ class LocalContrastForward(NamedTuple):
 
 
 class LocalContrastGradients(NamedTuple):
-    """What `local_contrast_norm_backward` gives."""
+    """What `local_contrast_norm_backward` gives; None stands for what was not asked for."""
 
-    dx: Array
+    dx: Array | None
 
 
 def _checked(
@@ -154,6 +154,7 @@ def local_contrast_norm_backward(
     *,
     size: int = 9,
     spatial_axes: int | tuple[int, ...] = (-2, -1),
+    need: tuple[str, ...] = LocalContrastGradients._fields,
 ) -> LocalContrastGradients:
     """Gradient of local contrast norm with respect to x.
 
@@ -167,16 +168,18 @@ def local_contrast_norm_backward(
         From `local_contrast_norm_forward`. The mean is rounded, so it is taken of x again.
     size, spatial_axes
         As in the forward pass.
+    need : tuple of str, default: all
+        Which gradients to compute: "dx" is the only one.
 
     Returns
     -------
-    dx : array
+    dx : array or None
         Of x's shape and dtype.
 
     Raises
     ------
     TypeError, ValueError, DeviceMismatchError
-        As for `local_contrast_norm`; also for a dy, mean or rstd that does not go with x.
+        As for `local_contrast_norm`; ValueError also for a name in `need` that is no gradient.
 
     Notes
     -----
@@ -195,7 +198,10 @@ def local_contrast_norm_backward(
     array([-0.2204,  0.2755, -0.0551])
     """
     function = "local_contrast_norm_backward"
+    need = _check.need(function, need, LocalContrastGradients._fields)
     axes, size = _checked(function, x, size, spatial_axes)
     check_gradient(function, x, dy=dy)
     check_saved(function, x, tuple(x.shape), mean=mean, rstd=rstd)
+    if not need:
+        return LocalContrastGradients(None)
     return LocalContrastGradients(windows_backward(dy, x, rstd, axes=axes, size=size))

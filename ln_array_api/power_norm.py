@@ -27,9 +27,9 @@ class PowerNormForward(NamedTuple):
 
 
 class PowerNormGradients(NamedTuple):
-    """What `power_norm_backward` gives."""
+    """What `power_norm_backward` gives; None stands for what was not asked for."""
 
-    dx: Array
+    dx: Array | None
 
 
 def _checked(
@@ -158,6 +158,7 @@ def power_norm_backward(
     *,
     alpha: float = 0.5,
     axis: int | tuple[int, ...] = -1,
+    need: tuple[str, ...] = PowerNormGradients._fields,
 ) -> PowerNormGradients:
     """Gradient of power norm with respect to x.
 
@@ -171,17 +172,19 @@ def power_norm_backward(
         From `power_norm_forward`.
     alpha, axis
         As in the forward pass.
+    need : tuple of str, default: all
+        Which gradients to compute: "dx" is the only one.
 
     Returns
     -------
-    dx : array
+    dx : array or None
         Of x's shape and dtype. Where x is 0 and alpha is less than 1, the derivative is infinite;
         dx is 0 there.
 
     Raises
     ------
     TypeError, ValueError, DeviceMismatchError
-        As for `power_norm`.
+        As for `power_norm`; ValueError also for a name in `need` that is no gradient.
 
     Notes
     -----
@@ -198,9 +201,12 @@ def power_norm_backward(
     array([[0.0213, 0.012 , 0.    ]])
     """
     function = "power_norm_backward"
+    need = _check.need(function, need, PowerNormGradients._fields)
     view, root = _checked(function, x, alpha, axis)
     check_gradient(function, x, dy=dy)
     check_saved(function, x, view.statistic, norm=norm)
+    if not need:
+        return PowerNormGradients(None)
     xp, z = library_of(x).xp, _signed_power(x, alpha)
     with np.errstate(all="ignore"):
         dy = beside(xp, dy, z, tuple(x.shape)) / root

@@ -15,8 +15,6 @@ from .kernels.reductions import sum_over
 from .kernels.switchable import Moments, means, rstd_of, softmax, softmax_gradient
 from .layer_norm import EPSILON
 
-GRADIENTS = ("dx", "dmean_weights", "dvar_weights", "dgamma", "dbeta")
-
 
 class SwitchableForward(NamedTuple):
     """What `switchable_norm_forward` gives."""
@@ -208,7 +206,7 @@ def switchable_norm_backward(
     *,
     channel_axis: int = 1,
     epsilon: float = EPSILON,
-    need: tuple[str, ...] = GRADIENTS,
+    need: tuple[str, ...] = SwitchableGradients._fields,
 ) -> SwitchableGradients:
     """Gradients of switchable norm with respect to x, both triples of weights, gamma and beta.
 
@@ -266,7 +264,7 @@ def switchable_norm_backward(
     array([ 0.1111,  0.1111, -0.2222])
     """
     function = "switchable_norm_backward"
-    need = _check.need(function, need, GRADIENTS)
+    need = _check.need(function, need, SwitchableGradients._fields)
     view = _checked(function, x, mean_weights, var_weights, gamma, None, channel_axis)
     epsilon = _check.epsilon(function, epsilon, x.dtype)
     check_gradient(function, x, dy=dy)

@@ -17,7 +17,6 @@ from ._beside import check_gradient, check_saved, checked
 from ._explain import explained_by
 from ._views import Slices
 
-GRADIENTS = ("dv", "dg")
 Plan: TypeAlias = _rows.RowsPlan | _rows.AxesPlan
 
 
@@ -137,7 +136,7 @@ def _backward(
     function: str, dw: Array, v: Array, norm: Array, g: Array, axis: int, need: tuple[str, ...]
 ) -> tuple[Plan, tuple[Array, ...], float]:
     """The plan, its arrays, and the root of the number of elements in a slice."""
-    need = _check.need(function, need, GRADIENTS)
+    need = _check.need(function, need, WeightNormGradients._fields)
     slices, root = _checked(function, v, g, axis)
     check_gradient(function, v, "v", dw=dw)
     check_saved(function, v, tuple(g.shape), "v", norm=norm)
@@ -163,7 +162,7 @@ def weight_norm_backward(
     /,
     *,
     axis: int = 0,
-    need: tuple[str, ...] = GRADIENTS,
+    need: tuple[str, ...] = WeightNormGradients._fields,
 ) -> WeightNormGradients:
     """Gradients of weight norm with respect to v and g.
 
