@@ -56,7 +56,17 @@ class Member(NamedTuple):
     per_sample: bool = True
     """Whether what is normalised together is all of one sample, the first axis."""
     beyond: tuple[str, ...] = ()
-    """Values of which the result, or a gradient, is no finite number."""
+    """Values of which a result, a statistic or a gradient is too large or small for its dtype."""
+    together_in_gradient: Callable[[np.ndarray, dict[str, Any]], np.ndarray] | None = None
+    """The same as `together` for what is differentiated together, where that is more."""
+    condition: Callable[[Plain], np.ndarray] | None = None
+    """For each place of x, by how much gradients there amplify the rounding of intermediates."""
+
+    differences: dict[str, str] = {}  # noqa: RUF012 - never written
+    """Inputs whose gradient is a difference of sums as large as the gradient of another input."""
+
+    def together_in(self, gradient: bool) -> Callable[[np.ndarray, dict[str, Any]], np.ndarray]:
+        return (gradient and self.together_in_gradient) or self.together
 
     @property
     def shapes(self) -> Shapes:
@@ -88,6 +98,11 @@ class Member(NamedTuple):
 PARAMETERS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Any]] = {
     "gamma": lambda rng, shape: 1 + 0.3 * rng.standard_normal(shape),
     "beta": lambda rng, shape: 0.5 * rng.standard_normal(shape),
+    "g": lambda rng, shape: 1 + 0.3 * rng.standard_normal(shape),
+    "rho": lambda rng, shape: rng.uniform(0, 1, shape),
+    "mean_weights": lambda rng, shape: rng.standard_normal(shape),
+    "var_weights": lambda rng, shape: rng.standard_normal(shape),
+    "alpha": lambda rng, shape: 0.5 + 0.1 * rng.standard_normal(shape),
 }
 
 
@@ -128,7 +143,8 @@ def _by_groups(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
     return np.moveaxis(peak.reshape(channels.shape), 1, options.get("channel_axis", 1))
 
 
-def _by_slices(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+def by_slices(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    """Largest along all axes but the one that is kept."""
     kept = options.get("axis", 0) % values.ndim
     axes = tuple(axis for axis in range(values.ndim) if axis != kept)
     return _over(*axes)(values, options)
@@ -139,7 +155,8 @@ def _channels(shape: tuple[int, ...], channel_axis: int = 1) -> Shapes:
     return {"x": shape, "gamma": parameter, "beta": parameter}
 
 
-_CHANNEL_AXIS: Wrong = {
+#: For x of four axes.
+CHANNEL_AXIS: Wrong = {
     "channel_axis out of range": (
         ValueError,
         "channel_axis=4 is out of range",
@@ -172,7 +189,7 @@ GROUP_NORM = Member(
     definition=definitions.group_norm,
     together=_by_groups,
     wrong={
-        **_CHANNEL_AXIS,
+        **CHANNEL_AXIS,
         "num_groups does not divide": (ValueError, "num_groups=4 does not", {"num_groups": 4}),
         "num_groups is 0": (ValueError, "num_groups=0", {"num_groups": 0}),
         "num_groups is negative": (ValueError, "num_groups=-3", {"num_groups": -3}),
@@ -197,7 +214,7 @@ INSTANCE_NORM = Member(
     },
     definition=definitions.group_norm,
     together=_by_groups,
-    wrong=_CHANNEL_AXIS,
+    wrong=CHANNEL_AXIS,
 )
 WEIGHT_STANDARDIZATION = Member(
     "weight_standardization",
@@ -215,7 +232,7 @@ WEIGHT_STANDARDIZATION = Member(
         "a matrix": Case({"w": (5, 7)}, {}),
     },
     definition=definitions.weight_standardization,
-    together=_by_slices,
+    together=by_slices,
     wrong={
         "axis out of range": (ValueError, "axis 4 is out of range", {"axis": 4}),
         "axis is a tuple": (TypeError, "axis must be an int", {"axis": (0, 1)}),
