@@ -6,13 +6,14 @@ arithmetic its inputs come, and gradients are its derivatives by complex step.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple, Protocol
 
 import mpmath
 import numpy as np
 
 from . import reference
-from .reference import affine, imaginary, widen
+from .reference import affine, exponential, imaginary, real, square_root, tanh, widen
 
 #: Inputs or results by name.
 Wide = dict[str, Any]
@@ -71,6 +72,107 @@ def weight_standardization(given: Wide, options: dict[str, Any]) -> Wide:
     y, mean, rstd = reference.layer_norm(rows, None, None, options.get("epsilon", 1e-5))
     y = np.moveaxis(y.reshape(slices.shape), 0, options.get("axis", 0))
     return {"y": y, "mean": mean[:, 0], "rstd": rstd[:, 0]}
+
+
+def weight_norm(given: Wide, options: dict[str, Any]) -> Wide:
+    """Each slice along an axis to length g."""
+    v, kept = given["v"], options.get("axis", 0)
+    axes = tuple(axis for axis in range(v.ndim) if axis != kept % v.ndim)
+    norm = square_root(np.sum(v * v, axis=axes, keepdims=True))
+    return {"w": along(given["g"], v, kept) * v / norm, "norm": norm.reshape(-1)}
+
+
+def power_norm(given: Wide, options: dict[str, Any]) -> Wide:
+    """A power of the magnitude, with the sign, over the Euclidean norm."""
+    x, axis = given["x"], options.get("axis", -1)
+    sign = np.where(real(x) < 0, -1, 1)
+    z = sign * (sign * x) ** options.get("alpha", 0.5)
+    norm = square_root(np.sum(z * z, axis=axis, keepdims=True) + options.get("epsilon", 1e-12))
+    return {"y": z / norm, "norm": norm}
+
+
+def batch_instance_norm(given: Wide, options: dict[str, Any]) -> Wide:
+    """Rho times batch norm, and the rest instance norm."""
+    x, axis, epsilon = given["x"], options.get("channel_axis", 1), options.get("epsilon", 1e-5)
+    instance, _, batch = _moments(x, axis)
+    rho, gamma, beta = (along(given[name], x, axis) for name in ("rho", "gamma", "beta"))
+    roots = [square_root(var + epsilon) for _, var in (batch, instance)]
+    by_batch, by_instance = (x - batch[0]) / roots[0], (x - instance[0]) / roots[1]
+    shapes = (x.shape[axis],), (x.shape[0], x.shape[axis])
+    return {
+        "y": affine(rho * by_batch + (1 - rho) * by_instance, gamma, beta),
+        "batch_mean": batch[0].reshape(shapes[0]),
+        "batch_rstd": (1 / roots[0]).reshape(shapes[0]),
+        "instance_mean": instance[0].reshape(shapes[1]),
+        "instance_rstd": (1 / roots[1]).reshape(shapes[1]),
+    }
+
+
+def switchable_norm(given: Wide, options: dict[str, Any]) -> Wide:
+    """The mean and the variance of instance, layer and batch, each mixed by softmax weights."""
+    axis, first = options.get("channel_axis", 1), given["x"].reshape(-1)[0]
+    # All else is blind to what is subtracted of all x, and constant x is 0 then, not about 0.
+    x = given["x"] - first
+    moments = _moments(x, axis)
+    mean: Any = 0
+    var: Any = 0
+    for name, index in (("mean_weights", 0), ("var_weights", 1)):
+        weights = exponential(given[name])
+        weights = weights / np.sum(weights)
+        mixed = sum(weights[k] * moments[k][index] for k in range(3))
+        mean, var = (mixed, var) if index == 0 else (mean, mixed)
+    gamma, beta = (along(given[name], x, axis) for name in ("gamma", "beta"))
+    x_hat = (x - mean) / square_root(var + options.get("epsilon", 1e-5))
+    shape = x.shape[0], x.shape[axis]
+    instance_mean, instance_var = (each.reshape(shape) for each in moments[0])
+    return {"y": affine(x_hat, gamma, beta), "mean": instance_mean + first, "var": instance_var}
+
+
+def _moments(x: Any, axis: int) -> list[tuple[Any, Any]]:
+    """Mean and variance of each instance, of each layer and of the batch."""
+    spatial = tuple(each for each in range(1, x.ndim) if each != axis % x.ndim)
+    moments = []
+    for axes in (spatial, (*spatial, axis), (0, *spatial)):
+        n = int(np.prod([x.shape[each] for each in axes]))
+        mean = np.sum(x, axis=axes, keepdims=True) / n
+        moments.append((mean, np.sum((x - mean) * (x - mean), axis=axes, keepdims=True) / n))
+    return moments
+
+
+def local_contrast_norm(given: Wide, options: dict[str, Any]) -> Wide:
+    """Mean and variance of the elements at each distance from each element, where there are any."""
+    x, size = given["x"], options.get("size", 9)
+    axes = options.get("spatial_axes", (-2, -1))
+    axes = [axes] if isinstance(axes, int) else axes
+    around = list(_around(x, [axis % x.ndim for axis in axes], size // 2))
+    n = sum(there for _, there in around)
+    mean = sum(there * values for values, there in around) / n
+    var = sum(there * (values - mean) * (values - mean) for values, there in around) / n
+    root = square_root(var + options.get("epsilon", 1e-5))
+    return {"y": (x - mean) / root, "mean": mean, "rstd": 1 / root}
+
+
+def _around(x: Any, axes: list[int], reach: int) -> Any:
+    """The elements at each distance along some axes, and 1 where there is one, else 0."""
+    for distances in itertools.product(range(-reach, reach + 1), repeat=len(axes)):
+        values, there = x, np.ones(x.shape, int)
+        for axis, distance in zip(axes, distances, strict=True):
+            place = np.arange(x.shape[axis]) + distance
+            inside = (place >= 0) & (place < x.shape[axis])
+            values = np.take(values, np.where(inside, place, 0), axis=axis)
+            there = there * along(inside.astype(int), x, axis)
+        yield values, there
+
+
+def dynamic_tanh(given: Wide, options: dict[str, Any]) -> Wide:
+    """The hyperbolic tangent of alpha times x."""
+    x, axis = given["x"], options.get("axis", -1)
+    axes = {each % x.ndim for each in ([axis] if isinstance(axis, int) else axis)}
+    shape = [n if each in axes else 1 for each, n in enumerate(x.shape)]
+    gamma, beta = (
+        None if given[name] is None else given[name].reshape(shape) for name in ("gamma", "beta")
+    )
+    return {"y": affine(tanh(given["alpha"] * x), gamma, beta)}
 
 
 def along(values: Any, x: Any, axis: int) -> Any:

@@ -59,7 +59,17 @@ class Member(NamedTuple):
     per_sample: bool = True
     """Whether what is normalised together is all of one sample, the first axis."""
     beyond: tuple[str, ...] = ()
-    """Values of which the result, or a gradient, is no finite number."""
+    """Values of which a result, a statistic or a gradient is too large or small for its dtype."""
+    together_in_gradient: Callable[[np.ndarray, dict[str, Any]], np.ndarray] | None = None
+    """The same as `together` for what is differentiated together, where that is more."""
+    condition: Callable[[Plain], np.ndarray] | None = None
+    """For each place of x, by how much gradients there amplify the rounding of intermediates."""
+
+    differences: dict[str, str] = {}  # noqa: RUF012 - never written
+    """Inputs whose gradient is a difference of sums as large as the gradient of another input."""
+
+    def together_in(self, gradient: bool) -> Callable[[np.ndarray, dict[str, Any]], np.ndarray]:
+        return (gradient and self.together_in_gradient) or self.together
 
     @property
     def shapes(self) -> Shapes:
@@ -99,6 +109,11 @@ PARAMETERS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Any]] = {
     "var": lambda rng, shape: rng.lognormal(0.0, 1.0, shape),
     "running_mean": lambda rng, shape: rng.standard_normal(shape),
     "running_var": lambda rng, shape: rng.lognormal(0.0, 1.0, shape),
+    "g": lambda rng, shape: 1 + 0.3 * rng.standard_normal(shape),
+    "rho": lambda rng, shape: rng.uniform(0, 1, shape),
+    "mean_weights": lambda rng, shape: rng.standard_normal(shape),
+    "var_weights": lambda rng, shape: rng.standard_normal(shape),
+    "alpha": lambda rng, shape: 0.5 + 0.1 * rng.standard_normal(shape),
 }
 
 
@@ -139,7 +154,8 @@ def _by_groups(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
     return np.moveaxis(peak.reshape(channels.shape), 1, options.get("channel_axis", 1))
 
 
-def _by_slices(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+def by_slices(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    """Largest along all axes but the one that is kept."""
     kept = options.get("axis", 0) % values.ndim
     axes = tuple(axis for axis in range(values.ndim) if axis != kept)
     return _over(*axes)(values, options)
@@ -147,7 +163,7 @@ def _by_slices(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
 
 def _by_channels(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
     """Largest in each channel, over all other axes."""
-    return _by_slices(values, {"axis": options.get("channel_axis", 1)})
+    return by_slices(values, {"axis": options.get("channel_axis", 1)})
 
 
 def _each_by_itself(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
@@ -160,7 +176,8 @@ def _channels(
     return {"x": shape, **dict.fromkeys(names, (shape[channel_axis],))}
 
 
-_CHANNEL_AXIS: Wrong = {
+#: For x of four axes.
+CHANNEL_AXIS: Wrong = {
     "channel_axis out of range": (
         ValueError,
         "channel_axis=4 is out of range",
@@ -193,7 +210,7 @@ GROUP_NORM = Member(
     definition=definitions.group_norm,
     together=_by_groups,
     wrong={
-        **_CHANNEL_AXIS,
+        **CHANNEL_AXIS,
         "num_groups does not divide": (ValueError, "num_groups=4 does not", {"num_groups": 4}),
         "num_groups is 0": (ValueError, "num_groups=0", {"num_groups": 0}),
         "num_groups is negative": (ValueError, "num_groups=-3", {"num_groups": -3}),
@@ -218,7 +235,7 @@ INSTANCE_NORM = Member(
     },
     definition=definitions.group_norm,
     together=_by_groups,
-    wrong=_CHANNEL_AXIS,
+    wrong=CHANNEL_AXIS,
 )
 _RUNNING = ("gamma", "beta", "running_mean", "running_var")
 BATCH_NORM_FORWARD = Member(
@@ -241,7 +258,7 @@ BATCH_NORM_FORWARD = Member(
     definition=definitions.batch_norm_forward,
     together=_by_channels,
     wrong={
-        **_CHANNEL_AXIS,
+        **CHANNEL_AXIS,
         "momentum is negative": (ValueError, "momentum must be from 0 to 1", {"momentum": -0.1}),
         "momentum is more than 1": (ValueError, "momentum must be from 0 to 1", {"momentum": 1.5}),
         "momentum is NaN": (ValueError, "momentum must be from 0 to 1", {"momentum": np.nan}),
@@ -268,7 +285,7 @@ BATCH_NORM = Member(
     },
     definition=definitions.batch_norm,
     together=_each_by_itself,
-    wrong=_CHANNEL_AXIS,
+    wrong=CHANNEL_AXIS,
 )
 WEIGHT_STANDARDIZATION = Member(
     "weight_standardization",
@@ -286,7 +303,7 @@ WEIGHT_STANDARDIZATION = Member(
         "a matrix": Case({"w": (5, 7)}, {}),
     },
     definition=definitions.weight_standardization,
-    together=_by_slices,
+    together=by_slices,
     wrong={
         "axis out of range": (ValueError, "axis 4 is out of range", {"axis": 4}),
         "axis is a tuple": (TypeError, "axis must be an int", {"axis": (0, 1)}),

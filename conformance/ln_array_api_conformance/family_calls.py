@@ -125,22 +125,33 @@ def check_gradients(
     if actual == ():
         return
     dy = gradient_of_y(member, case, dtype)
+
+    def exact_of(name: str) -> definitions.Gradient:
+        given = plain if plain[name] is not None else {**plain, name: np.ones(case.shapes[name])}
+        places = None
+        if dtype == "float64":  # mpmath computes all of y for each place, in milliseconds
+            places = np.unique(np.linspace(0, given[name].size - 1, 7).astype(int))
+        return definitions.gradient(
+            member.definition, dy, given, name, case.options, y=member.y, places=places
+        )
+
     for name, gradient in zip(member.gradients, actual, strict=True):
         if plain[name] is None:
             continue
-        places = None
-        if dtype == "float64":  # mpmath computes all of y for each place, in milliseconds
-            places = np.unique(np.linspace(0, plain[name].size - 1, 7).astype(int))
-        exact = definitions.gradient(
-            member.definition, dy, plain, name, case.options, y=member.y, places=places
-        )
+        exact = exact_of(name)
         values = library.numpy(gradient)
         assert values.shape == plain[name].shape
+        condition = np.asarray(member.condition(plain) if member.condition else 1.0)
         if name == member.x:
-            steps, scale = tolerances.DX, member.together(exact.scale, case.options)
+            steps = tolerances.DX
+            scale = condition * member.together_in(gradient=True)(exact.scale, case.options)
         else:
             steps = tolerances.PARAMETER_GRADIENT
             scale = np.maximum(exact.scale, tolerances.LEAST_X_HAT * np.max(exact.scale))
+            other = member.differences.get(name)
+            if other is not None:
+                scale = np.maximum(scale, exact_of(other).scale)
+            scale = np.max(condition) * scale
         tolerances.assert_close(
             "d" + name,
             values.reshape(-1)[exact.places],

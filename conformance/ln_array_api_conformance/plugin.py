@@ -10,7 +10,8 @@ import pytest
 
 import ln_array_api as ln
 
-from .family import MEMBERS
+from .family import MEMBERS as OF_ROWS
+from .family_more import MORE
 from .inputs import BEYOND, EXTREME, VALUES
 from .libraries import LIBRARIES, Library
 from .operations import OPERATIONS
@@ -59,6 +60,10 @@ def pytest_configure(config: Any) -> None:
 def pytest_report_header(config: Any) -> str:
     library, backend = config.getoption("library"), config.getoption("backend")
     return f"conformance: library {library}, backend {backend or 'as the library chooses'}"
+
+
+#: All that are no rows with an axis.
+MEMBERS = (*OF_ROWS, *MORE)
 
 
 def pytest_generate_tests(metafunc: Any) -> None:

@@ -20,7 +20,10 @@ from . import tolerances
 DIGITS = 40
 
 _sqrt_mp = np.frompyfunc(lambda value: mpmath.sqrt(value), 1, 1)
+_exp_mp = np.frompyfunc(lambda value: mpmath.exp(value), 1, 1)
+_tanh_mp = np.frompyfunc(lambda value: mpmath.tanh(value), 1, 1)
 _wide_mp = np.frompyfunc(lambda value: mpmath.mpf(float(value)), 1, 1)
+_real_mp = np.frompyfunc(lambda value: value.real, 1, 1)
 _imaginary_mp = np.frompyfunc(lambda value: value.imag, 1, 1)
 
 
@@ -56,13 +59,23 @@ def square_root(values: Any) -> Any:
     return _sqrt_mp(values) if values.dtype == object else np.sqrt(values)
 
 
+def exponential(values: Any) -> Any:
+    """The exponential in the arithmetic of its argument."""
+    return _exp_mp(values) if values.dtype == object else np.exp(values)
+
+
+def tanh(values: Any) -> Any:
+    """The hyperbolic tangent in the arithmetic of its argument."""
+    return _tanh_mp(values) if values.dtype == object else np.tanh(values)
+
+
 def widen(values: np.ndarray | None) -> Any:
     """The same values in arithmetic that is wide enough to judge them by."""
     if values is None:
         return None
     if values.dtype == np.float64:
         mpmath.mp.dps = DIGITS
-        return _wide_mp(values)
+        return np.asarray(_wide_mp(values), dtype=object)  # of no axes, it would be a number
     return values.astype(np.float64)
 
 
@@ -148,3 +161,8 @@ def _complex(real: Any, imaginary: Any) -> Any:
 def imaginary(values: Any) -> Any:
     """The imaginary parts, in the arithmetic of the argument."""
     return _imaginary_mp(values) if values.dtype == object else values.imag
+
+
+def real(values: Any) -> Any:
+    """The real parts, in the arithmetic of the argument."""
+    return _real_mp(values) if values.dtype == object else values.real

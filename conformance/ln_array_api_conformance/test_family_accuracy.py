@@ -96,14 +96,12 @@ def test_a_bad_element_spoils_what_is_normalised_with_it(member: Member, library
     clean = calls.both(member, library, dy, calls.arrays(library, plain), **case.options)
     x = plain[member.x].copy()
     x.reshape(-1)[x.size // 2] = np.nan
-    spoiled_places = member.together(np.isnan(x).astype(float), case.options) > 0
     given = calls.arrays(library, {**plain, member.x: x})
     spoiled = calls.both(member, library, dy, given, **case.options)
-    pairs = [(clean[0][0], spoiled[0][0])]
-    if member.backward is not None:
-        pairs.append((clean[1][0], spoiled[1][0]))
-    for before, after in pairs:
-        before, after = library.numpy(before), library.numpy(after)
+    for of_gradient in (False, True) if member.backward is not None else (False,):
+        together = member.together_in(of_gradient)
+        spoiled_places = together(np.isnan(x).astype(float), case.options) > 0
+        before, after = (library.numpy(each[of_gradient][0]) for each in (clean, spoiled))
         assert np.isnan(after[spoiled_places]).all()
         np.testing.assert_array_equal(before[~spoiled_places], after[~spoiled_places])
 
