@@ -32,6 +32,7 @@ def _checked(
     _check.array(function, "x", x)
     axis = _check.canonical_axis(function, spatial_axes, "spatial_axes")
     axes = _check.axes(function, axis, tuple(x.shape), argument="spatial_axes")
+    _check.known_lengths(function, tuple(x.shape), range(x.ndim))
     size = _check.integer(function, "size", size)
     if size < 1 or size % 2 == 0:
         raise ValueError(
@@ -96,7 +97,8 @@ def local_contrast_norm(
     very large or small are kept in range as long as all of an image is of like magnitude. Cost
     grows with the logarithm of the size. On torch tensors and JAX arrays the result can be
     differentiated by those frameworks. On Dask arrays nothing is computed until asked, and chunks
-    get what is around them; chunks smaller than half a window are merged.
+    get what is around them; chunks smaller than half a window are merged, and all lengths have to
+    be known.
 
     Examples
     --------
