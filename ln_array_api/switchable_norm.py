@@ -261,7 +261,7 @@ def switchable_norm_backward(
     array([[[ 0.1282, -0.1635]],
            [[-0.0268,  0.062 ]]])
     >>> gradients.dmean_weights.round(4)
-    array([ 0.1111,  0.1111, -0.2222])
+    array([ 0.1469,  0.1469, -0.2938])
     """
     function = "switchable_norm_backward"
     need = _check.need(function, need, SwitchableGradients._fields)
