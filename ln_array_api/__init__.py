@@ -11,10 +11,12 @@ array([[-1.2247,  0.    ,  1.2247]])
 
 from ._explain import backends, explain
 from .backend import use_backend
+from .batch_norm import BatchForward, batch_norm, batch_norm_backward, batch_norm_forward
 from .errors import BackendError, BackendWarning, DeviceMismatchError
 from .group_norm import group_norm, group_norm_backward, group_norm_forward
 from .instance_norm import instance_norm, instance_norm_backward, instance_norm_forward
 from .layer_norm import Forward, Gradients, layer_norm, layer_norm_backward, layer_norm_forward
+from .moments import Moments
 from .rms_norm import RMSForward, RMSGradients, rms_norm, rms_norm_backward, rms_norm_forward
 from .weight_standardization import (
     WeightGradients,
@@ -28,13 +30,18 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "BackendWarning",
+    "BatchForward",
     "DeviceMismatchError",
     "Forward",
     "Gradients",
+    "Moments",
     "RMSForward",
     "RMSGradients",
     "WeightGradients",
     "backends",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
     "explain",
     "group_norm",
     "group_norm_backward",

@@ -177,6 +177,11 @@ def accumulate(xp: Any, x: Array) -> Array:
     return xp.astype(x, getattr(xp, ACCUMULATION[dtype_name(x.dtype)]), copy=False)
 
 
+def constant(x: Array) -> Array:
+    """X without what torch remembers of how it was computed."""
+    return x.detach() if array_api_compat.is_torch_array(x) else x
+
+
 def strides_of(x: Array) -> tuple[int, ...] | None:
     """The bytes from an element to the next on each axis, where a signature has them."""
     return x.strides if library_of(x).name == "cupy" else None

@@ -130,13 +130,18 @@ def axes(
     resolved = tuple(sorted(each % ndim for each in given))
     if len(set(resolved)) < len(resolved):
         raise ValueError(f"{function}: axis={axis} names an axis twice")
-    for each in resolved:
-        if is_unknown(shape[each]):
+    known_lengths(function, shape, resolved)
+    return resolved
+
+
+def known_lengths(function: str, shape: tuple[int, ...], axes: Iterable[int]) -> None:
+    """The lengths of some axes, which in Dask may depend on values."""
+    for axis in axes:
+        if is_unknown(shape[axis]):
             raise ValueError(
-                f"{function}: the length of axis {each} is not known yet; compute it first, in "
+                f"{function}: the length of axis {axis} is not known yet; compute it first, in "
                 "Dask with x.compute_chunk_sizes()"
             )
-    return resolved
 
 
 def channel_axis(function: str, axis: int, shape: tuple[int, ...]) -> int:
@@ -154,12 +159,6 @@ def channel_axis(function: str, axis: int, shape: tuple[int, ...]) -> int:
             f"{function}: channel_axis={axis} is the batch axis; name another, or move the "
             "channels with permute_dims"
         )
-    for place, length in enumerate(shape):
-        if is_unknown(length):
-            raise ValueError(
-                f"{function}: the length of axis {place} is not known yet; compute it first, in "
-                "Dask with x.compute_chunk_sizes()"
-            )
     return axis % ndim
 
 
@@ -195,6 +194,14 @@ def epsilon(function: str, value: Any, dtype: Any) -> float:
     if not 0 <= number < largest:
         raise ValueError(f"{function}: epsilon must be finite and at least 0, not {value!r}")
     return number
+
+
+def fraction(function: str, name: str, value: Any) -> None:
+    """A number from 0 to 1."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{function}: {name} must be a real number, not {value!r}")
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"{function}: {name} must be from 0 to 1, not {value!r}")
 
 
 def need(function: str, value: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:

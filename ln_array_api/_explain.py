@@ -30,7 +30,8 @@ class Explanation(NamedTuple):
     function: str
     library: str
     primitive: str
-    rows: tuple[int, int]
+    shape: tuple[int, ...]
+    """Of x as the primitive gets it: rows (M, N), or (B, C, S) with channels C."""
     dtype: str
     backend: str
     reason: str
@@ -52,8 +53,8 @@ def explain(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
     Returns
     -------
     Explanation
-        A named tuple of function, library, primitive, rows (M, N), dtype, backend and reason,
-        which prints as a list.
+        A named tuple of function, library, primitive, shape (of x as rows (M, N), or with
+        channels as (B, C, S)), dtype, backend and reason, which prints as a list.
 
     Examples
     --------
@@ -64,7 +65,7 @@ def explain(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
     function   layer_norm
     library    numpy
     primitive  rows_forward
-    rows       (256, 64)
+    shape      (256, 64)
     dtype      float32
     backend    generic
     reason     asked for by use_backend('generic')

@@ -65,7 +65,7 @@ class RowsPlan(Plan):
         self.direct = (
             view.is_rows
             and all(each is None or library_of(each).in_order(each) for each in arrays)
-            and {_dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
+            and {dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
         )
 
     def run(
@@ -111,14 +111,14 @@ class RowsPlan(Plan):
         dx, dgamma, dbeta = self.kernel(
             view.to_rows(dy, self.choice.put_in_order),
             view.to_rows(x, self.choice.put_in_order),
-            None if mean is None else in_shape(_statistic(xp, mean, self.spec), (m, 1)),
-            in_shape(_statistic(xp, rstd, self.spec), (m, 1)),
+            None if mean is None else in_shape(statistic(xp, mean, self.spec.dtype), (m, 1)),
+            in_shape(statistic(xp, rstd, self.spec.dtype), (m, 1)),
             self._parameter(gamma),
         )
         return (
             None if dx is None else view.from_rows(dx),
-            _gradient(xp, dgamma, view.parameter, x, gamma),
-            _gradient(xp, dbeta, view.parameter, x, gamma),
+            gradient(xp, dgamma, view.parameter, x, gamma),
+            gradient(xp, dbeta, view.parameter, x, gamma),
         )
 
 
@@ -126,23 +126,23 @@ class AxesPlan(Plan):
     """X keeps its axes: the kernel takes them as they are, and what goes with x broadcasts."""
 
     def _parameter(self, values: Array | None) -> Array | None:
-        return _reshaped(values, self.view.broadcast_parameter)
+        return reshaped(values, self.view.broadcast_parameter)
 
     def _saved(self, values: Array | None) -> Array | None:
         if values is None:
             return None
-        values = _statistic(library_of(values).xp, values, self.spec)
-        return _reshaped(values, self.view.broadcast_statistic)
+        values = statistic(library_of(values).xp, values, self.spec.dtype)
+        return reshaped(values, self.view.broadcast_statistic)
 
     def run(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, Array | None, Array]:
         view = self.view
         y, mean, rstd = self.choice.kernel(
-            _reshaped(x, view.split), self._parameter(gamma), self._parameter(beta), out=out
+            reshaped(x, view.split), self._parameter(gamma), self._parameter(beta), out=out
         )
-        y, rstd = _reshaped(y, view.shape), _reshaped(rstd, view.statistic)
-        return y, _reshaped(mean, view.statistic), rstd
+        y, rstd = reshaped(y, view.shape), reshaped(rstd, view.statistic)
+        return y, reshaped(mean, view.statistic), rstd
 
     forward = run
 
@@ -151,31 +151,32 @@ class AxesPlan(Plan):
     ) -> tuple[Array | None, Array | None, Array | None]:
         view, xp = self.view, library_of(x).xp
         dx, dgamma, dbeta = self.choice.kernel(
-            _reshaped(dy, view.split),
-            _reshaped(x, view.split),
+            reshaped(dy, view.split),
+            reshaped(x, view.split),
             self._saved(mean),
             self._saved(rstd),
             self._parameter(gamma),
         )
         return (
-            _reshaped(dx, view.shape),
-            _gradient(xp, dgamma, view.parameter, x, gamma),
-            _gradient(xp, dbeta, view.parameter, x, gamma),
+            reshaped(dx, view.shape),
+            gradient(xp, dgamma, view.parameter, x, gamma),
+            gradient(xp, dbeta, view.parameter, x, gamma),
         )
 
 
-def _reshaped(x: Array | None, shape: tuple[int, ...]) -> Array | None:
+def reshaped(x: Array | None, shape: tuple[int, ...]) -> Array | None:
     """X in a shape, itself if it has that, of lengths that may be unknown; None is just itself."""
     if x is None or len(x.shape) == len(shape):
         return x
     return library_of(x).xp.reshape(x, shape)
 
 
-def _statistic(xp: Any, values: Array, spec: RowsSpec) -> Array:
-    return xp.astype(values, getattr(xp, ACCUMULATION[spec.dtype]), copy=False)
+def statistic(xp: Any, values: Array, dtype: str) -> Array:
+    """A statistic of x in the accumulation dtype; `dtype` is that of x."""
+    return xp.astype(values, getattr(xp, ACCUMULATION[dtype]), copy=False)
 
 
-def _gradient(
+def gradient(
     xp: Any, values: Array | None, shape: tuple[int, ...], x: Array, gamma: Array | None
 ) -> Array | None:
     """A parameter's gradient in the parameter's shape, and in the dtype of gamma, else of x."""
@@ -214,7 +215,10 @@ def _by_axes(primitive: Primitive, spec: RowsSpec, view: View, reason: str) -> C
 
     def forward(x: Array, gamma: Array | None, beta: Array | None, out: None) -> Any:
         epsilon, center = spec.epsilon, spec.center
-        return rows.normalise(x, gamma, beta, axes=view.axes, epsilon=epsilon, center=center)
+        y, mean, _, rstd = rows.normalise(
+            x, gamma, beta, axes=view.axes, epsilon=epsilon, center=center
+        )
+        return y, mean, rstd
 
     def backward(*arrays: Array | None) -> Any:
         axes, shared = view.axes, view.parameter_axes
@@ -260,7 +264,7 @@ def forward_plan(
         epsilon = _check.epsilon(function, epsilon, x.dtype)
         if beta is not None:
             _parameter("beta", function, beta, x, view)
-        spec = spec._replace(beta=_dtype_of(beta), epsilon=epsilon)
+        spec = spec._replace(beta=dtype_of(beta), epsilon=epsilon)
         plan = _plan("rows_forward", spec, view, x, gamma, beta)
         cache_plan(key, plan)
     if out is not None:
@@ -314,7 +318,7 @@ def backward_plan(
                 function, name, values, x, view.statistic, what, dtype, beside=view.name
             )
         spec = spec._replace(
-            dy=_dtype_of(dy),
+            dy=dtype_of(dy),
             need=("dx" in need, "dgamma" in need and gamma is not None, "dbeta" in need),
         )
         plan = _plan(
@@ -328,7 +332,8 @@ def backward_plan(
     return plan
 
 
-def _dtype_of(x: Array | None) -> str | None:
+def dtype_of(x: Array | None) -> str | None:
+    """The name of an array's dtype, None where it is absent."""
     return None if x is None else dtype_name(x.dtype)
 
 
@@ -344,7 +349,7 @@ def _checked(
         device=str(device_of(x)),
         shape=view.rows,
         dtype=dtype_name(x.dtype),
-        gamma=_dtype_of(gamma),
+        gamma=dtype_of(gamma),
         beta=None,
         center=center,
         groups=view.groups,

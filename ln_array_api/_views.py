@@ -100,6 +100,7 @@ class Groups:
 
     def view(self, function: str, shape: tuple[int, ...]) -> View:
         axis = _check.channel_axis(function, self.channel_axis, shape)
+        _check.known_lengths(function, shape, range(len(shape)))
         channels = shape[axis]
         count = channels if self.count is None else self.count
         if self.count is not None and (count < 1 or channels % count):

@@ -17,68 +17,27 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ._arrays import Array, device_of, dtype_name, library_of
+from ._specs import ChannelsSpec as ChannelsSpec
+from ._specs import Layout as Layout
+from ._specs import Primitive as Primitive
+from ._specs import RowsSpec as RowsSpec
+from ._specs import Spec as Spec
 from .errors import BackendError, BackendWarning
-from .kernels import rows
+from .kernels import channels, rows
 
 ENTRY_POINT_GROUP = "ln_array_api.backends"
 
-#: A primitive's name, which is the name of the backend's method and of the generic kernel.
-Primitive = Literal["rows_forward", "rows_backward"]
+#: The generic kernels by the names of their primitives.
 GENERIC: dict[str, Callable[..., Any]] = {
     "rows_forward": rows.rows_forward,
     "rows_backward": rows.rows_backward,
+    "channels_forward": channels.channels_forward,
+    "channels_inference": channels.channels_inference,
+    "channels_backward": channels.channels_backward,
 }
-
-
-class RowsSpec(NamedTuple):
-    """A call of a rows primitive, but for the values: what `Backend.can_run` decides by."""
-
-    library: str
-    """Whose arrays: ``numpy``, ``torch``, ``jax``, ``cupy``."""
-    device: str
-    shape: tuple[int, int]
-    """(M, N). Results of a row may not depend on M."""
-    dtype: str
-    gamma: str | None
-    """Dtype of gamma, None where it is absent; likewise beta."""
-    beta: str | None
-    center: bool
-    """True for layer norm, False for RMS norm."""
-    epsilon: float = 0.0
-    """Of a forward call."""
-    groups: int = 1
-    repeat: int = 1
-    dy: str | None = None
-    """Dtype of dy in a backward call; mean and rstd have the accumulation dtype."""
-    need: tuple[bool, bool, bool] = (True, True, True)
-    """Of a backward call: whether dx, dgamma, dbeta are wanted."""
-
-    @property
-    def parameters(self) -> int:
-        """The number of elements of gamma and beta."""
-        return self.groups * self.shape[1] // self.repeat
-
-    def options(self, primitive: Primitive) -> dict[str, Any]:
-        """The keyword arguments of the primitive, but for `out`."""
-        particular = (
-            {"epsilon": self.epsilon} if primitive == "rows_forward" else {"need": self.need}
-        )
-        return {"center": self.center, "groups": self.groups, "repeat": self.repeat, **particular}
-
-
-class Layout(NamedTuple):
-    """How x lies in memory, and what its rows are there."""
-
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-    """The normalised axes, ascending."""
-    strides: tuple[int, ...]
-    """Of x, in bytes."""
-    dy: tuple[int, ...] | None = None
-    """The strides of dy in a backward call."""
 
 
 class Backend(Protocol):
@@ -86,8 +45,9 @@ class Backend(Protocol):
 
     Besides this method, a backend has one for each primitive that it accelerates: ``rows_forward``
     and ``rows_backward``, with the parameters, results and meaning of the functions of those names
-    in ``ln_array_api.kernels.rows``. Arrays come checked, x as (M, N) and everything in C order.
-    `out` may be x.
+    in ``ln_array_api.kernels.rows``, ``channels_forward``, ``channels_inference`` and
+    ``channels_backward`` likewise. Arrays come checked, x as (M, N) or (B, C, S), and everything
+    in C order. `out`, which only ``rows_forward`` has, may be x.
 
     A backend may add ``describe(primitive, spec)``, a line for `explain`, and
     ``prepare(primitive, spec)``, which is asked once for a kind of call, and gives what will be
@@ -101,7 +61,7 @@ class Backend(Protocol):
     the same names, for arrays that are checked and not empty.
     """
 
-    def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
+    def can_run(self, primitive: Primitive, spec: Spec) -> bool:
         """Whether this backend takes such a call. It must not depend on more than the spec."""
         ...
 
@@ -116,7 +76,7 @@ class RowsBackend(ABC):
     def rows_forward(
         self, x: Array, gamma: Array | None, beta: Array | None, *, out: Any = None, **options: Any
     ) -> Any:
-        spec = _spec_of(x, gamma, beta, options)
+        spec = RowsSpec(*_of(x), _dtype_of(gamma), _dtype_of(beta), **options)
         return self.prepare("rows_forward", spec)(x, gamma, beta, out=out)
 
     def rows_backward(
@@ -128,16 +88,49 @@ class RowsBackend(ABC):
         gamma: Array | None,
         **options: Any,
     ) -> Any:
-        spec = _spec_of(x, gamma, None, {"dy": dtype_name(dy.dtype), **options})
+        spec = RowsSpec(*_of(x), _dtype_of(gamma), None, dy=_dtype_of(dy), **options)
         return self.prepare("rows_backward", spec)(dy, x, mean, rstd, gamma)
 
 
-def _spec_of(
-    x: Array, gamma: Array | None, beta: Array | None, options: dict[str, Any]
-) -> RowsSpec:
-    gamma, beta = (None if each is None else dtype_name(each.dtype) for each in (gamma, beta))
-    dtype, device = dtype_name(x.dtype), str(device_of(x))
-    return RowsSpec(library_of(x).name, device, x.shape, dtype, gamma, beta, **options)
+class ChannelsBackend(ABC):
+    """A backend that needs no more than `prepare` for all channels primitives."""
+
+    @abstractmethod
+    def prepare(self, primitive: Primitive, spec: ChannelsSpec) -> Callable[..., Any]:
+        """What runs such a call, given the arrays alone."""
+
+    def channels_forward(
+        self, x: Array, gamma: Array | None, beta: Array | None, **options: Any
+    ) -> Any:
+        spec = ChannelsSpec(*_of(x), _dtype_of(gamma), _dtype_of(beta), **options)
+        return self.prepare("channels_forward", spec)(x, gamma, beta)
+
+    def channels_inference(
+        self,
+        x: Array,
+        mean: Array,
+        var: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        **options: Any,
+    ) -> Any:
+        spec = ChannelsSpec(*_of(x), _dtype_of(gamma), _dtype_of(beta), **options)
+        return self.prepare("channels_inference", spec)(x, mean, var, gamma, beta)
+
+    def channels_backward(
+        self, dy: Array, x: Array, mean: Array, rstd: Array, gamma: Array | None, **options: Any
+    ) -> Any:
+        spec = ChannelsSpec(*_of(x), _dtype_of(gamma), None, dy=_dtype_of(dy), **options)
+        return self.prepare("channels_backward", spec)(dy, x, mean, rstd, gamma)
+
+
+def _of(x: Array) -> tuple[str, str, Any, str]:
+    """Library, device, shape and dtype of x."""
+    return library_of(x).name, str(device_of(x)), x.shape, dtype_name(x.dtype)
+
+
+def _dtype_of(x: Array | None) -> str | None:
+    return None if x is None else dtype_name(x.dtype)
 
 
 class Entry:
@@ -255,7 +248,7 @@ class Choice(NamedTuple):
     """Whether the kernel takes arrays as they are, and not as rows."""
 
 
-def choose(primitive: Primitive, spec: RowsSpec, layout: Layout | None = None) -> Choice:
+def choose(primitive: Primitive, spec: Spec, layout: Layout | None = None) -> Choice:
     """The kernel for a call: that of the first backend that takes it, else the generic one."""
     wanted = _wanted.get()
     if wanted == "generic":
@@ -300,11 +293,11 @@ def _candidates(library: str) -> list[Entry]:
     return [entry for entry in known if entry.name == wanted] or known
 
 
-def _generic(primitive: Primitive, spec: RowsSpec, reason: str) -> Choice:
+def _generic(primitive: Primitive, spec: Spec, reason: str) -> Choice:
     return Choice(_bound(GENERIC[primitive], primitive, spec), "generic", reason)
 
 
-def _bound(kernel: Callable[..., Any], primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
+def _bound(kernel: Callable[..., Any], primitive: Primitive, spec: Spec) -> Callable[..., Any]:
     return partial(kernel, **spec.options(primitive))
 
 

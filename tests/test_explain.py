@@ -45,7 +45,7 @@ def test_an_explanation_is_a_line_for_each_field(known: dict[str, Entry]) -> Non
         "function   layer_norm\n"
         "library    numpy\n"
         "primitive  rows_forward\n"
-        "rows       (2, 12)\n"
+        "shape      (2, 12)\n"
         "dtype      float32\n"
         "backend    fast\n"
         "reason     rows_forward with 12 threads"
@@ -76,7 +76,7 @@ def test_an_explanation_of_a_call_that_runs_generically(known: dict[str, Entry])
 def test_an_explanation_of_chunked_arrays() -> None:
     x = pytest.importorskip("dask.array", reason="dask is not installed").ones((6, 4), chunks=2)
     explanation = ln.explain(ln.layer_norm, x)
-    assert (explanation.backend, explanation.rows) == ("generic", (6, 4))
+    assert (explanation.backend, explanation.shape) == ("generic", (6, 4))
     assert explanation.reason == "chunked arrays keep their axes, and compute nothing until asked"
 
 

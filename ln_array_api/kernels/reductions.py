@@ -18,8 +18,9 @@ CUPY_ROW = 512 * BLOCK
 def sum_over(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
     """Sum x over some of its axes, which stay with length one.
 
-    Leading or trailing axes of a contiguous array are summed where they are; others are brought
-    to the end by a copy first. Chunked arrays are summed chunk by chunk, then over the chunks.
+    Leading or trailing axes of a contiguous array are summed where they are, trailing ones first;
+    others are brought to the end by a copy. Chunked arrays are summed chunk by chunk, then over
+    the chunks.
     """
     if not axes:
         return x
@@ -28,8 +29,13 @@ def sum_over(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
     if 0 in x.shape:
         return xp.sum(x, axis=axes, keepdims=True)
     kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    trailing = tuple(axis for axis in axes if axis > max(kept, default=-1))
+    if trailing and trailing != axes:
+        if any(x.shape[axis] > 1 for axis in trailing):
+            x = sum_over(xp, x, trailing)
+        return sum_over(xp, x, axes[: -len(trailing)])
     shape = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
-    if axes[0] == len(kept):
+    if trailing:
         n = math.prod(x.shape[len(kept) :])
         if n > CUPY_ROW and library_of(x).name == "cupy":
             return xp.reshape(_sum_long_rows(xp, xp.reshape(x, (-1, n))), shape)

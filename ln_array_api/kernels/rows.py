@@ -86,7 +86,7 @@ def rows_forward(
     """
     xp = library_of(x).xp
     split = _Split(x.shape, groups, repeat)
-    y, mean, rstd = normalise(
+    y, mean, _, rstd = normalise(
         split.rows(xp, x),
         split.parameter(xp, gamma),
         split.parameter(xp, beta),
@@ -195,25 +195,25 @@ def normalise(
     axes: tuple[int, ...],
     epsilon: float,
     center: bool,
-) -> tuple[Array, Array | None, Array]:
-    """Normalise x over `axes`, ascending; gamma and beta broadcast, statistics keep the rank."""
+) -> tuple[Array, Array | None, Array, Array]:
+    """Normalise x over `axes`, ascending; gamma and beta broadcast, statistics keep the rank.
+
+    Gives y, mean, var and rstd. Without `center`, the mean is None and var is the mean square.
+    """
     xp = library_of(x).xp
     n = math.prod(x.shape[axis] for axis in axes)
     d = accumulate(xp, x)
     if n == 0:
         nan = xp.sum(d, axis=axes, keepdims=True) + math.nan
-        return xp.empty_like(x), nan if center else None, nan
+        return xp.empty_like(x), nan if center else None, nan, nan
     with np.errstate(all="ignore"):  # a NaN, an infinity or a zero variance is no news here
-        scale, scaled_epsilon = _scaling(xp, x.dtype, d, axes, epsilon)
+        scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)
         if scale is not None:
             d = d * scale
         if center:
-            first = d[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))]
-            rough_mean = first + sum_over(xp, d - first, axes) / n
-            d = d - rough_mean
-            missed = sum_over(xp, d, axes) / n
-            d -= missed
-        rstd = 1 / xp.sqrt(sum_over(xp, d * d, axes) / n + scaled_epsilon)
+            d, rough_mean, missed = centred(xp, d, axes)
+        var = sum_over(xp, d * d, axes) / n
+        rstd = 1 / xp.sqrt(var + scaled_epsilon)
         y = d * rstd
         del d  # which is as large as x
         if gamma is not None:
@@ -223,8 +223,20 @@ def normalise(
         mean = rough_mean + missed if center else None
         if scale is not None:
             rstd = rstd * scale
+            var = var / scale / scale  # whose square may be out of range
             mean = None if mean is None else mean / scale
-        return xp.astype(y, x.dtype, copy=False), mean, rstd
+        return xp.astype(y, x.dtype, copy=False), mean, var, rstd
+
+
+def centred(xp: Any, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """X less its mean over `axes`, and the mean as it was found, and what that missed."""
+    n = math.prod(x.shape[axis] for axis in axes)
+    first = x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))]
+    rough_mean = first + sum_over(xp, x - first, axes) / n
+    d = x - rough_mean
+    missed = sum_over(xp, d, axes) / n
+    d -= missed
+    return d, rough_mean, missed
 
 
 def differentiate(
@@ -251,13 +263,7 @@ def differentiate(
             dbeta = sum_over(xp, dy, shared)
         if not (need_dx or need_dgamma):
             return dx, dgamma, dbeta
-        x_hat = accumulate(xp, x)
-        if center:
-            # Scaled before the second subtraction, so that the sum cannot overflow.
-            x_hat = (x_hat - mean) * rstd
-            x_hat -= sum_over(xp, x_hat, axes) / max(n, 1)
-        else:
-            x_hat = x_hat * rstd
+        x_hat = standardised(xp, x, mean, rstd, axes=axes)
         if need_dgamma:
             dgamma = sum_over(xp, dy * x_hat, shared)
         if need_dx:
@@ -269,12 +275,25 @@ def differentiate(
     return dx, dgamma, dbeta
 
 
+def standardised(
+    xp: Any, x: Array, mean: Array | None, rstd: Array, *, axes: tuple[int, ...]
+) -> Array:
+    """X̂ by the statistics of `normalise`, making up for the rounding of the mean."""
+    x_hat = accumulate(xp, x)
+    if mean is None:
+        return x_hat * rstd
+    # Scaled before the second subtraction, so that the sum cannot overflow.
+    x_hat = (x_hat - mean) * rstd
+    x_hat -= sum_over(xp, x_hat, axes) / max(math.prod(x.shape[axis] for axis in axes), 1)
+    return x_hat
+
+
 def accumulate_as(xp: Any, values: Array, like: Array) -> Array:
     """Values in the dtype of `like`, an array in the accumulation dtype."""
     return xp.astype(values, like.dtype, copy=False)
 
 
-def _scaling(
+def scaling(
     xp: Any, dtype: Any, x: Array, axes: tuple[int, ...], epsilon: float
 ) -> tuple[Array | None, Array | float]:
     """A power of two for each row, or None where none is needed, and epsilon times its square.
@@ -282,13 +301,10 @@ def _scaling(
     `x` is in the accumulation dtype, `dtype` is the one it came in.
     """
     accumulation = dtype_name(x.dtype)
-    # An epsilon that underflows is far below the variance, unless the row is constant: then it
-    # is what keeps 0 / 0 away.
-    floor = _SMALLEST_NORMAL[accumulation] if epsilon > 0 else 0.0
     if dtype_name(dtype) == "float16":  # whose squares are well inside the range of float32
-        return None, max(epsilon, floor)
+        return None, in_range(epsilon, accumulation)
     peak = largest_magnitude(xp, x, axes)
-    scale, scaled_epsilon = xp.ones_like(peak), xp.full_like(peak, max(epsilon, floor))
+    scale, scaled_epsilon = xp.ones_like(peak), xp.full_like(peak, in_range(epsilon, accumulation))
     # Where epsilon alone puts the variance in range, small rows need no scaling.
     small = [band for band in _SMALL[accumulation] if math.sqrt(epsilon) < band.threshold]
     for beyond, factor in (
@@ -296,5 +312,15 @@ def _scaling(
         *((peak < threshold, factor) for threshold, factor in small),
     ):
         scale = xp.where(beyond, factor, scale)
-        scaled_epsilon = xp.where(beyond, max(epsilon * factor * factor, floor), scaled_epsilon)
+        scaled = in_range(epsilon * factor * factor, accumulation) if epsilon > 0 else 0.0
+        scaled_epsilon = xp.where(beyond, scaled, scaled_epsilon)
     return scale, scaled_epsilon
+
+
+def in_range(epsilon: float, accumulation: str) -> float:
+    """Epsilon, or the smallest normal number of a dtype where it is less, but not 0.
+
+    An epsilon that underflows is far below the variance, unless the row is constant: then it is
+    what keeps 0 / 0 away.
+    """
+    return max(epsilon, _SMALLEST_NORMAL[accumulation]) if epsilon > 0 else 0.0

@@ -1,0 +1,265 @@
+"""From a call to a kernel over channels: the checks, the view as (B, C, S), the plan.
+
+Plans are made once for each kind of call and kept, as those over rows are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
+
+from . import _check
+from ._arrays import (
+    ACCUMULATION,
+    Array,
+    device_of,
+    dtype_name,
+    in_shape,
+    library_of,
+    signatures,
+)
+from ._rows import GRADIENTS, dtype_of, gradient, statistic
+from .backend import (
+    GENERIC,
+    ChannelsSpec,
+    Choice,
+    Primitive,
+    cache_plan,
+    choose,
+    plans,
+    wanted_backend,
+)
+
+
+class ChannelsPlan:
+    """How a kind of call runs.
+
+    X goes to the kernel as (B, C, S) in C order: as it is, as a view, or as a copy. Chunked arrays
+    keep their axes.
+    """
+
+    def __init__(
+        self,
+        primitive: Primitive,
+        spec: ChannelsSpec,
+        axis: int,
+        x: Array,
+        *others: Array | None,
+        accumulated: tuple[Array | None, ...] = (),
+    ) -> None:
+        """Plan for calls with such arrays.
+
+        `accumulated` are those whose like the kernel takes or gives in the accumulation dtype.
+        """
+        self.primitive, self.spec = primitive, spec
+        self.shape, lazy = tuple(x.shape), library_of(x).lazy
+        self.choice = _by_axis(primitive, spec, axis) if lazy else choose(primitive, spec)
+        self.kernel: Callable[..., Any] = self.choice.kernel
+        # Whether arrays go to the kernel, and its results to the caller, as they are.
+        self.direct = (
+            not lazy
+            and self.shape == spec.shape
+            and axis == 1
+            and all(each is None or library_of(each).in_order(each) for each in (x, *others))
+            and {dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
+        )
+
+    def _to_kernel(self, x: Array) -> Array:
+        if self.choice.keeps_axes:
+            return x
+        return in_shape(x, self.spec.shape, (), self.choice.put_in_order)
+
+    def _from_kernel(self, x: Array) -> Array:
+        return x if self.choice.keeps_axes else library_of(x).reshape(x, self.shape)
+
+    def _parameter(self, values: Array | None) -> Array | None:
+        if values is None or self.choice.keeps_axes:
+            return values
+        return in_shape(values, (self.spec.shape[1],))
+
+    def _statistic(self, values: Array) -> Array | None:
+        return self._parameter(statistic(library_of(values).xp, values, self.spec.dtype))
+
+    def forward(
+        self, x: Array, gamma: Array | None, beta: Array | None
+    ) -> tuple[Array, Array, Array, Array]:
+        """Y, mean, var and rstd."""
+        if self.direct:
+            return self.kernel(x, gamma, beta)  # type: ignore[no-any-return]
+        y, mean, var, rstd = self.kernel(
+            self._to_kernel(x), self._parameter(gamma), self._parameter(beta)
+        )
+        return self._from_kernel(y), mean, var, rstd
+
+    def inference(
+        self, x: Array, mean: Array, var: Array, gamma: Array | None, beta: Array | None
+    ) -> Array:
+        if self.direct:
+            return self.kernel(x, mean, var, gamma, beta)
+        y = self.kernel(
+            self._to_kernel(x),
+            self._statistic(mean),
+            self._statistic(var),
+            self._parameter(gamma),
+            self._parameter(beta),
+        )
+        return self._from_kernel(y)
+
+    def backward(
+        self, dy: Array, x: Array, mean: Array, rstd: Array, gamma: Array | None
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        if self.direct:
+            return self.kernel(dy, x, mean, rstd, gamma)  # type: ignore[no-any-return]
+        dx, dgamma, dbeta = self.kernel(
+            self._to_kernel(dy),
+            self._to_kernel(x),
+            self._statistic(mean),
+            self._statistic(rstd),
+            self._parameter(gamma),
+        )
+        xp, channels = library_of(x).xp, (self.spec.shape[1],)
+        return (
+            None if dx is None else self._from_kernel(dx),
+            gradient(xp, dgamma, channels, x, gamma),
+            gradient(xp, dbeta, channels, x, gamma),
+        )
+
+
+def _by_axis(primitive: Primitive, spec: ChannelsSpec, axis: int) -> Choice:
+    """The generic kernel on arrays that keep their axes: a reshape would cut chunks anew."""
+    kernel = partial(GENERIC[primitive], axis=axis, **spec.options(primitive))
+    reason = "chunked arrays keep their axes, and compute nothing until asked"
+    return Choice(kernel, "generic", reason, keeps_axes=True)
+
+
+def forward_plan(
+    function: str,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    channel_axis: int,
+    epsilon: float,
+    momentum: float,
+) -> ChannelsPlan:
+    """The plan of a forward call, made if there is none; a wrong call raises here."""
+    arrays = (x, gamma, beta, running_mean, running_var)
+    key, plan = _known("channels_forward", arrays, channel_axis, epsilon, momentum)
+    if plan is None:
+        axis, spec = _checked(function, x, channel_axis, gamma=gamma, beta=beta)
+        _check.known_lengths(function, tuple(x.shape), range(x.ndim))
+        for name, values in (("running_mean", running_mean), ("running_var", running_var)):
+            _beside(name, function, values, x, axis)
+        if spec.shape[0] * spec.shape[2] < 2:
+            raise ValueError(
+                f"{function}: x has shape {tuple(x.shape)}, which leaves a channel of axis {axis} "
+                "with no more than one value; training needs more, to have a variance"
+            )
+        _check.fraction(function, "momentum", momentum)
+        spec = spec._replace(epsilon=_check.epsilon(function, epsilon, x.dtype))
+        plan = ChannelsPlan("channels_forward", spec, axis, x, gamma, beta)
+        cache_plan(key, plan)
+    return plan
+
+
+def inference_plan(
+    function: str,
+    x: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    channel_axis: int,
+    epsilon: float,
+) -> ChannelsPlan:
+    """The plan of a call with given statistics, made if there is none; a wrong call raises here."""
+    arrays = (x, mean, var, gamma, beta)
+    key, plan = _known("channels_inference", arrays, channel_axis, epsilon)
+    if plan is None:
+        axis, spec = _checked(function, x, channel_axis, gamma=gamma, beta=beta)
+        for name, values in (("mean", mean), ("var", var)):
+            _required(name, function, values, x, axis)
+        spec = spec._replace(epsilon=_check.epsilon(function, epsilon, x.dtype))
+        plan = ChannelsPlan("channels_inference", spec, axis, *arrays, accumulated=(mean, var))
+        cache_plan(key, plan)
+    return plan
+
+
+def backward_plan(
+    function: str,
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    gamma: Array | None,
+    channel_axis: int,
+    need: tuple[str, ...],
+) -> ChannelsPlan:
+    """The plan of a backward call, made if there is none; a wrong call raises here."""
+    arrays = (x, dy, mean, rstd, gamma)
+    if type(need) is not tuple:
+        need = _check.need(function, need, GRADIENTS)
+    key, plan = _known("channels_backward", arrays, channel_axis, need)
+    if plan is None:
+        _check.need(function, need, GRADIENTS)
+        axis, spec = _checked(function, x, channel_axis, gamma=gamma)
+        _check.known_lengths(function, tuple(x.shape), range(x.ndim))
+        _check.companion(function, "dy", dy, x, tuple(x.shape), "the shape of x")
+        what = f"as {function.removesuffix('_backward')}_forward gives it"
+        for name, values in (("mean", mean), ("rstd", rstd)):
+            dtype, shape = ACCUMULATION[spec.dtype], spec.shape[1:2]
+            _check.companion(function, name, values, x, shape, what, dtype)
+        spec = spec._replace(
+            dy=dtype_of(dy),
+            need=("dx" in need, "dgamma" in need and gamma is not None, "dbeta" in need),
+        )
+        accumulated = (mean, rstd, x if gamma is None else gamma)
+        plan = ChannelsPlan("channels_backward", spec, axis, *arrays, accumulated=accumulated)
+        cache_plan(key, plan)
+    return plan
+
+
+def _known(
+    primitive: Primitive, arrays: tuple[Array | None, ...], *options: Hashable
+) -> tuple[Hashable, ChannelsPlan | None]:
+    """The key of a kind of call and its plan; None for what is not known or cannot be kept."""
+    find = signatures
+    try:
+        key = (primitive, options, wanted_backend(), *[find[type(each)](each) for each in arrays])
+        return key, plans.get(key)
+    except (KeyError, TypeError):  # a type not seen before, or what the checks refuse
+        return None, None
+
+
+def _checked(
+    function: str, x: Array, channel_axis: int, **parameters: Array | None
+) -> tuple[int, ChannelsSpec]:
+    library = _check.array(function, "x", x)
+    axis = _check.integer(function, "channel_axis", channel_axis)
+    shape = tuple(x.shape)
+    axis = _check.channel_axis(function, axis, shape)
+    _check.known_lengths(function, shape, (axis,))
+    for name, values in parameters.items():
+        _beside(name, function, values, x, axis)
+    spec = ChannelsSpec(
+        library=library.name,
+        device=str(device_of(x)),
+        shape=(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])),
+        dtype=dtype_name(x.dtype),
+        gamma=dtype_of(parameters.get("gamma")),
+        beta=dtype_of(parameters.get("beta")),
+    )
+    return axis, spec
+
+
+def _beside(name: str, function: str, values: Array | None, x: Array, axis: int) -> None:
+    if values is not None:
+        _required(name, function, values, x, axis)
+
+
+def _required(name: str, function: str, values: Array, x: Array, axis: int) -> None:
+    what = f"the number of channels, on axis {axis}"
+    _check.companion(function, name, values, x, (x.shape[axis],), what)

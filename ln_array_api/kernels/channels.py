@@ -1,0 +1,155 @@
+"""Statistics over channels: batch norm, forward and backward.
+
+With x̂ = (x - mean) * rstd and rstd = 1 / sqrt(var + epsilon), mean and var of each channel over all
+other axes, the forward pass is y = x̂ * gamma + beta, and the backward pass is
+
+    dx = gamma * rstd * (dy - mean(dy) - x̂ * mean(dy * x̂)),  dgamma = Σ dy * x̂,  dbeta = Σ dy
+
+(Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167, section 3, with its gradients
+simplified). What keeps the error from growing is told in `rows`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .._arrays import Array, accumulate, dtype_name, library_of
+from .reductions import sum_over
+from .rows import accumulate_as, in_range, normalise, standardised
+
+
+def channels_forward(
+    x: Array, gamma: Array | None, beta: Array | None, *, epsilon: float, axis: int = 1
+) -> tuple[Array, Array, Array, Array]:
+    """Normalise each channel of x.
+
+    Parameters
+    ----------
+    x
+        Shape (B, C, S), in C order where the library has an order.
+    gamma, beta
+        Shape (C,) or None.
+    epsilon
+        Added to the variance, inside the root.
+    axis
+        The axis of the channels, of x of any rank. Backends get their arrays as above.
+
+    Returns
+    -------
+    y : array of the shape and dtype of x
+    mean, var, rstd : arrays of shape (C,) in the accumulation dtype
+        The variance is biased: divided by the number of elements.
+    """
+    xp, c = library_of(x).xp, x.shape[axis]
+    y, mean, var, rstd = normalise(
+        x,
+        _beside(xp, x, axis, gamma),
+        _beside(xp, x, axis, beta),
+        axes=_others(x, axis),
+        epsilon=epsilon,
+        center=True,
+    )
+    return y, xp.reshape(mean, (c,)), xp.reshape(var, (c,)), xp.reshape(rstd, (c,))
+
+
+def channels_inference(
+    x: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    epsilon: float,
+    axis: int = 1,
+) -> Array:
+    """Normalise each channel of x by statistics that are given.
+
+    Parameters
+    ----------
+    x, gamma, beta, epsilon, axis
+        As in `channels_forward`.
+    mean, var
+        Shape (C,), in the accumulation dtype.
+
+    Returns
+    -------
+    y : array of the shape and dtype of x
+    """
+    xp = library_of(x).xp
+    with np.errstate(all="ignore"):
+        scale = 1 / xp.sqrt(var + in_range(epsilon, dtype_name(var.dtype)))
+        if gamma is not None:
+            scale = scale * accumulate_as(xp, gamma, scale)
+        y = accumulate(xp, x) - _beside(xp, x, axis, mean)
+        y = y * _beside(xp, x, axis, scale)
+        if beta is not None:
+            y = y + _beside(xp, x, axis, accumulate_as(xp, beta, scale))
+        return xp.astype(y, x.dtype, copy=False)
+
+
+def channels_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    gamma: Array | None,
+    *,
+    need: tuple[bool, bool, bool] = (True, True, True),
+    axis: int = 1,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Gradients of `channels_forward`.
+
+    Parameters
+    ----------
+    dy, x
+        Shape (B, C, S); the gradient of y, and what y was computed from.
+    mean, rstd
+        Shape (C,), from `channels_forward`.
+    gamma, axis
+        As in `channels_forward`.
+    need
+        Which of dx, dgamma and dbeta to compute. The others are None and cost nothing.
+
+    Returns
+    -------
+    dx : array of the shape and dtype of x
+    dgamma, dbeta : arrays of shape (C,), in the accumulation dtype, or, from a backend that saves
+        the conversion, in that of gamma, or of x where gamma is absent
+    """
+    xp, axes, c = library_of(x).xp, _others(x, axis), x.shape[axis]
+    need_dx, need_dgamma, need_dbeta = need
+    n = max(math.prod(x.shape[each] for each in axes), 1)
+    dx = dgamma = dbeta = None
+    with np.errstate(all="ignore"):
+        dy = accumulate_as(xp, dy, rstd)
+        if need_dx or need_dbeta:
+            dbeta = sum_over(xp, dy, axes)
+        if need_dx or need_dgamma:
+            mean, rstd = _beside(xp, x, axis, mean), _beside(xp, x, axis, rstd)
+            x_hat = standardised(xp, x, mean, rstd, axes=axes)
+            dgamma = sum_over(xp, dy * x_hat, axes)
+        if need_dx:
+            dx = (dy - dbeta / n) - x_hat * (dgamma / n)
+            scale = rstd
+            if gamma is not None:
+                scale = rstd * _beside(xp, x, axis, accumulate_as(xp, gamma, rstd))
+            dx = xp.astype(dx * scale, x.dtype, copy=False)
+    return (
+        dx,
+        xp.reshape(dgamma, (c,)) if need_dgamma else None,
+        xp.reshape(dbeta, (c,)) if need_dbeta else None,
+    )
+
+
+def _others(x: Array, axis: int) -> tuple[int, ...]:
+    return tuple(each for each in range(x.ndim) if each != axis)
+
+
+def _beside(xp: Any, x: Array, axis: int, values: Array | None) -> Array | None:
+    """Values of channels in a shape that broadcasts with x."""
+    if values is None:
+        return None
+    return xp.reshape(values, tuple(-1 if each == axis else 1 for each in range(x.ndim)))
