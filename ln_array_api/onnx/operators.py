@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -11,6 +12,7 @@ import numpy as np
 
 from .. import _check
 from .._arrays import ACCUMULATION, Array, dtype_name, library_of
+from ..batch_norm import batch_norm, batch_norm_forward
 from ..group_norm import group_norm
 from ..instance_norm import instance_norm
 from ..layer_norm import layer_norm, layer_norm_forward
@@ -29,8 +31,8 @@ def run_node(
 ) -> tuple[Array | None, ...]:
     """Run a node of a model in ONNX's format on arrays of any library.
 
-    Knows the operators LayerNormalization, RMSNormalization, GroupNormalization and
-    InstanceNormalization, in each of their versions.
+    Knows the operators LayerNormalization, RMSNormalization, GroupNormalization,
+    InstanceNormalization and BatchNormalization, in each of their versions.
 
     Parameters
     ----------
@@ -66,11 +68,14 @@ def run_node(
     -----
     What the operators mean is said by ONNX [1]_. `axis` is the first of the normalised axes, which
     go on to the last. GroupNormalization has a scale for each group before opset 21, and for each
-    channel from there on. `stash_type` names the dtype that statistics are taken and elements
-    normalised in, so that float64 goes through float32 unless told otherwise; scale and bias come
-    after it, in the dtype of X. Where it is what this library computes X in anyway, all is
-    computed in it and rounded once: 16-bit results are then nearer to the exact ones than ONNX
-    asks for.
+    channel from there on. BatchNormalization takes its statistics from X where ``training_mode``
+    is 1, which needs more than one value per channel, and gives running ones with the biased
+    variance; before opset 14, which brought that attribute, it is supported with given statistics.
+
+    `stash_type` names the dtype that statistics are taken and elements normalised in, so that
+    float64 goes through float32 unless told otherwise; scale and bias come after it, in the dtype
+    of X. Where it is what this library computes X in anyway, all is computed in it and rounded
+    once: 16-bit results are then nearer to the exact ones than ONNX asks for.
 
     References
     ----------
@@ -138,6 +143,45 @@ def _group_normalization(call: Call, x: Array, scale: Array, bias: Array) -> tup
     return (_in_two_stages(call, normalise, x, *parameters),)
 
 
+def _batch_normalization(
+    call: Call, x: Array, scale: Array, bias: Array, mean: Array, var: Array
+) -> tuple[Array, ...]:
+    settings, epsilon = call.attributes, call.attributes["epsilon"]
+    if call.version < 14:
+        training = settings.get("is_test") == 0 or any(call.outputs[1:])
+        if training:
+            raise ValueError(
+                f"{call.operator}: training is supported from opset 14 on; before it ONNX does not "
+                "say whether the running variance is biased, nor what saved_var is"
+            )
+    else:
+        training = bool(settings["training_mode"])
+        if not training and any(call.outputs[1:]):
+            raise ValueError(f"{call.operator}: only training_mode=1 gives running statistics")
+    xp, shape = library_of(x).xp, tuple(x.shape)
+    if len(shape) == 1:  # ONNX: one channel
+        x = xp.reshape(x, (-1, 1))
+    elif settings.get("spatial") == 0:  # a channel for each element of a sample
+        x = xp.reshape(x, (shape[0], -1))
+        scale, bias, mean, var = (_flat(call, each, shape[1:]) for each in (scale, bias, mean, var))
+    # ONNX lets their dtypes be narrower than that of X.
+    scale, bias, wide_mean, wide_var = (_wide(each, x) for each in (scale, bias, mean, var))
+    if not training:
+        y = batch_norm(x, wide_mean, wide_var, scale, bias, epsilon=epsilon)
+        return (xp.reshape(y, shape),)
+    # A batch's part in the running variance is unbiased in this library, biased in ONNX.
+    n = x.shape[0] * math.prod(x.shape[2:])
+    unbiased = n / max(n - 1, 1)
+    running = wide_mean, wide_var * unbiased
+    momentum = 1 - settings["momentum"]
+    result = batch_norm_forward(x, scale, bias, *running, epsilon=epsilon, momentum=momentum)
+    return (
+        xp.reshape(result.y, shape),
+        _in_dtype(result.running_mean, mean.dtype),
+        _in_dtype(result.running_var / unbiased, var.dtype),
+    )
+
+
 def _instance_normalization(call: Call, x: Array, scale: Array, bias: Array) -> tuple[Array, ...]:
     return (instance_norm(x, scale, bias, epsilon=call.attributes["epsilon"]),)
 
@@ -148,6 +192,7 @@ _OPERATORS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "RMSNormalization": _rms_normalization,
     "GroupNormalization": _group_normalization,
     "InstanceNormalization": _instance_normalization,
+    "BatchNormalization": _batch_normalization,
 }
 
 # --- Scale and bias ------------------------------------------------------------------------------
@@ -205,6 +250,11 @@ def _for_each_group(call: Call, name: str, parameter: Array, groups: int, channe
     return xp.reshape(spread, (channels,))
 
 
+def _flat(call: Call, parameter: Array, shape: tuple[int, ...]) -> Array:
+    _check.same_shape(call.operator, "a parameter", parameter, shape, "that of a sample")
+    return library_of(parameter).xp.reshape(parameter, (-1,))
+
+
 # --- Dtypes --------------------------------------------------------------------------------------
 
 
@@ -241,6 +291,12 @@ def _stash_dtype(call: Call, x: Array) -> Any:
     if isinstance(x.dtype, np.dtype):  # of a library that shares NumPy's dtypes
         return np.dtype(getattr(np if hasattr(np, name) else import_module("ml_dtypes"), name))
     raise TypeError(f"{call.operator}: {library.name} has no {name}, which stash_type names")
+
+
+def _wide(parameter: Array, x: Array) -> Array:
+    """The parameter in float32, or in float64 where it or x is of that."""
+    wide = "float64" if "float64" in map(dtype_name, (parameter.dtype, x.dtype)) else "float32"
+    return _in_dtype(parameter, getattr(library_of(x).xp, wide))
 
 
 def _in_dtype(x: Array, dtype: Any) -> Array:

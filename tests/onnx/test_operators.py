@@ -28,6 +28,7 @@ MODULES = (
     "rmsnormalization",
     "groupnormalization",
     "instance_normalization",
+    "batch_normalization",
 )
 
 
@@ -120,7 +121,8 @@ def exact(
 
 
 def node(operator: str, outputs: str = "y", **attributes: Any) -> onnx.NodeProto:
-    inputs = {"RMSNormalization": "x s"}.get(operator, "x s b").split()
+    others = {"RMSNormalization": "x s", "BatchNormalization": "x s b m v"}
+    inputs = others.get(operator, "x s b").split()
     return onnx.helper.make_node(operator, inputs, outputs.split(" "), **attributes)
 
 
@@ -249,6 +251,82 @@ def test_scale_is_for_groups_before_opset_21_and_for_channels_since(library: Lib
             (y,) = run_node(chosen, arrays, opset_version=opset)
         right = normalised * np.repeat(scale, each)[:, None] + np.repeat(bias, each)[:, None]
         np.testing.assert_allclose(library.numpy(y), right, rtol=1e-5, atol=1e-5)
+
+
+def batch_case(*shape: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:
+    """X, its parameters and statistics, what batch norm gives in training, and x's variance."""
+    x, scale, bias, mean, var = drawn(*shape), drawn(3), -drawn(3), drawn(3) / 2, drawn(3) ** 2
+    axes = (0, *range(2, len(shape)))
+    broadcast = (3, *(1 for _ in shape[2:]))
+    y = exact(x, axes) * scale.reshape(broadcast) + bias.reshape(broadcast)
+    return x, [scale, bias, mean, var], y, x.astype(float).var(axes)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 2, 5)], ids=str)
+def test_batch_norm_in_training(library: Library, shape: tuple[int, ...]) -> None:
+    x, parameters, right, batch_var = batch_case(*shape)
+    _, _, mean, var = parameters
+    arrays = list(map(library.array, (x, *parameters)))
+    chosen = node("BatchNormalization", "y mean var", training_mode=1, momentum=0.75)
+    with library.lazily():
+        results = run_node(chosen, arrays)
+    y, running_mean, running_var = map(library.numpy, results)
+    np.testing.assert_allclose(y, right, rtol=1e-5, atol=1e-5)
+    batch_mean = x.mean((0, *range(2, len(shape))))
+    np.testing.assert_allclose(running_mean, 0.75 * mean + 0.25 * batch_mean, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(running_var, 0.75 * var + 0.25 * batch_var, rtol=1e-6)
+    (alone,) = run_node(node("BatchNormalization", training_mode=1), arrays)
+    np.testing.assert_array_equal(library.numpy(alone), y)
+
+
+def test_batch_norm_with_dtypes_narrower_than_that_of_x(library: Library) -> None:
+    narrow = "float32" if library.name == "strict" else "float16"
+    wide = "float64" if library.name == "strict" else "float32"
+    x, parameters, right, batch_var = batch_case(4, 3)
+    x, *parameters = x.astype(wide), *(each.astype(narrow) for each in parameters)
+    arrays = list(map(library.array, (x, *parameters)))
+    chosen = node("BatchNormalization", "y mean var", training_mode=1, momentum=0.5)
+    y, mean, var = map(library.numpy, run_node(chosen, arrays))
+    assert (y.dtype, mean.dtype, var.dtype) == (wide, narrow, narrow)
+    np.testing.assert_allclose(y, right, atol=1e-2)
+    np.testing.assert_allclose(var, 0.5 * parameters[3] + 0.5 * batch_var, rtol=1e-3)
+    (y,) = run_node(node("BatchNormalization"), arrays)
+    scale, bias, mean, var = (each.astype(float) for each in parameters)
+    right = (x - mean) / np.sqrt(var + EPSILON) * scale + bias
+    np.testing.assert_allclose(library.numpy(y), right, rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_of_a_single_axis_has_one_channel() -> None:
+    x, one = drawn(6), np.ones(1, np.float32)
+    (y,) = run_node(node("BatchNormalization", training_mode=1), [x, one, one, one, one])
+    np.testing.assert_allclose(y, exact(x, (0,)) + 1, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_before_opset_9_might_have_a_channel_for_each_element() -> None:
+    x, (scale, bias, mean) = drawn(4, 3, 2), drawn(3, 3, 2)
+    var = mean**2
+    inputs, chosen = [x, scale, bias, mean, var], node("BatchNormalization", spatial=0)
+    (y,) = run_node(chosen, inputs, opset_version=7)
+    right = (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+    np.testing.assert_allclose(y, right, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"shape \(3,\), but must have \(3, 2\)"):
+        run_node(chosen, [x, *inputs[1:4], var[:, 0]], opset_version=7)
+    with pytest.raises(ValueError, match="no attribute spatial in the version of opset 9"):
+        run_node(chosen, inputs, opset_version=9)
+
+
+def test_batch_norm_gives_running_statistics_in_training_alone() -> None:
+    x, parameters, *_ = batch_case(4, 3)
+    inputs = [x, *parameters]
+    with pytest.raises(ValueError, match="only training_mode=1 gives running statistics"):
+        run_node(node("BatchNormalization", "y mean"), inputs)
+    training = "training is supported from opset 14 on"
+    with pytest.raises(ValueError, match=training):
+        run_node(node("BatchNormalization", "y mean var"), inputs, opset_version=9)
+    with pytest.raises(ValueError, match=training):
+        run_node(node("BatchNormalization"), inputs, opset_version=6)  # is_test=0 by default
+    run_node(node("BatchNormalization", is_test=1), inputs, opset_version=6)
+    run_node(node("BatchNormalization"), inputs, opset_version=9)
 
 
 def test_the_mean_costs_no_digits() -> None:
