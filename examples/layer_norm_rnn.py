@@ -290,7 +290,7 @@ def plot(curves: Curves, rates: list[float], loss: float, path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    mpl.rcParams["svg.hashsalt"] = path.stem  # the same picture of the same figures
+    mpl.rcParams.update({"svg.hashsalt": "ln_array_api", "svg.fonttype": "none", "font.size": 9})
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for which, colour in ((False, "#c8553d"), (True, "#2a6f97")):
         rate = best_rate(curves, which, loss) or rates[0]
