@@ -172,6 +172,19 @@ def device_of(x: Array) -> Hashable:
     return array_api_compat.device(x)  # type: ignore[no-any-return]
 
 
+def device_beside(x: Array) -> Any:
+    """The `device` with which to create an array that goes along with x."""
+    # JAX moves what is created without a device to where it is needed, and tracers have none.
+    return None if array_api_compat.is_jax_array(x) else array_api_compat.device(x)
+
+
+def overlapped(x: Array, depth: dict[int, int]) -> Array:
+    """X of Dask, each chunk with so many elements of its neighbours along some axes."""
+    from dask.array.overlap import overlap  # x is its array, so it is there
+
+    return overlap(x, depth, "none")
+
+
 def accumulate(xp: Any, x: Array) -> Array:
     """X in its accumulation dtype; x itself where it has that dtype already."""
     return xp.astype(x, getattr(xp, ACCUMULATION[dtype_name(x.dtype)]), copy=False)

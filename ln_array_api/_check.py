@@ -114,22 +114,28 @@ def _device(device: Any) -> str:
 
 
 def axes(
-    function: str, axis: int | tuple[int, ...], shape: tuple[int, ...], name: str = "x"
+    function: str,
+    axis: int | tuple[int, ...],
+    shape: tuple[int, ...],
+    name: str = "x",
+    argument: str = "axis",
 ) -> tuple[int, ...]:
-    """The normalised axes, not negative, in ascending order."""
+    """The normalised axes, not negative, in ascending order; `argument` is what names them."""
     given = axis if isinstance(axis, tuple) else (axis,)
     ndim = len(shape)
     if not given:
-        raise ValueError(f"{function}: axis=() leaves nothing to normalise over; name an axis")
+        raise ValueError(
+            f"{function}: {argument}=() leaves nothing to normalise over; name an axis"
+        )
     for each in given:
         if not -ndim <= each < ndim:
             raise ValueError(
-                f"{function}: axis {each} is out of range for {name} of {ndim} dimensions"
+                f"{function}: {argument} {each} is out of range for {name} of {ndim} dimensions"
                 + (f" (allowed: {-ndim} to {ndim - 1})" if ndim else "; it needs one at least")
             )
     resolved = tuple(sorted(each % ndim for each in given))
     if len(set(resolved)) < len(resolved):
-        raise ValueError(f"{function}: axis={axis} names an axis twice")
+        raise ValueError(f"{function}: {argument}={axis} names an axis twice")
     known_lengths(function, shape, resolved)
     return resolved
 
@@ -170,7 +176,7 @@ def integer(function: str, name: str, value: Any) -> int:
         raise TypeError(f"{function}: {name} must be an int, not {value!r}") from None
 
 
-def canonical_axis(function: str, axis: Any) -> int | tuple[int, ...]:
+def canonical_axis(function: str, axis: Any, argument: str = "axis") -> int | tuple[int, ...]:
     """An int or a tuple of ints from what may be a list, or hold NumPy integers."""
     try:
         if isinstance(axis, Iterable):
@@ -178,7 +184,7 @@ def canonical_axis(function: str, axis: Any) -> int | tuple[int, ...]:
         return operator.index(axis)
     except TypeError:
         raise TypeError(
-            f"{function}: axis must be an int or a tuple of ints, not {axis!r}"
+            f"{function}: {argument} must be an int or a tuple of ints, not {axis!r}"
         ) from None
 
 

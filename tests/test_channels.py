@@ -190,6 +190,10 @@ def test_a_repeated_call_finds_its_plan_and_another_kind_does_not(recorder: Reco
         ln.batch_norm_backward(x, x, gamma, var)
         ln.batch_norm_backward(x, x, gamma, var, need=["dx"])  # type: ignore[arg-type]
     assert len(recorder.asked) == len(backend.plans) == 8
+    ln.batch_norm(x, gamma, var, channel_axis=np.int64(1))  # type: ignore[arg-type]
+    assert len(backend.plans) == 8
+    with pytest.raises(TypeError, match=r"^batch_norm: channel_axis must be an int, not 1\.0"):
+        ln.batch_norm(x, gamma, var, channel_axis=1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^batch_norm_forward: momentum must be from 0 to 1"):
         ln.batch_norm_forward(x, gamma, momentum=2)
 

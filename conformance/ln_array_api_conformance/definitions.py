@@ -36,6 +36,34 @@ def group_norm(given: Wide, options: dict[str, Any]) -> Wide:
     return {"y": y, "mean": mean[..., 0], "rstd": rstd[..., 0]}
 
 
+def batch_norm_forward(given: Wide, options: dict[str, Any]) -> Wide:
+    """Layer norm of each channel over all other axes; running statistics move by a fraction."""
+    x, axis, momentum = given["x"], options.get("channel_axis", 1), options.get("momentum", 0.1)
+    channels = np.moveaxis(x, axis, 0)
+    rows = channels.reshape(channels.shape[0], -1)
+    x_hat, mean, rstd = reference.layer_norm(rows, None, None, options.get("epsilon", 1e-5))
+    x_hat = np.moveaxis(x_hat.reshape(channels.shape), 0, axis)
+    d = rows - mean
+    batch = {
+        "running_mean": mean[:, 0],
+        "running_var": np.sum(d * d, axis=1) / (rows.shape[1] - 1),
+    }
+    running = {
+        name: None if given[name] is None else (1 - momentum) * given[name] + momentum * values
+        for name, values in batch.items()
+    }
+    y = affine(x_hat, *(along(given[name], x, axis) for name in ("gamma", "beta")))
+    return {"y": y, "mean": mean[:, 0], "rstd": rstd[:, 0], **running}
+
+
+def batch_norm(given: Wide, options: dict[str, Any]) -> Wide:
+    """Each element by the statistics of its channel, which are given."""
+    x, axis = given["x"], options.get("channel_axis", 1)
+    root = reference.square_root(given["var"] + options.get("epsilon", 1e-5))
+    x_hat = (x - along(given["mean"], x, axis)) / along(root, x, axis)
+    return {"y": affine(x_hat, *(along(given[name], x, axis) for name in ("gamma", "beta")))}
+
+
 def weight_standardization(given: Wide, options: dict[str, Any]) -> Wide:
     """Each slice along an axis to zero mean and unit variance."""
     slices = np.moveaxis(given["w"], options.get("axis", 0), 0)

@@ -13,6 +13,7 @@ import ln_array_api as ln
 from . import definitions
 from .inputs import VALUES, generator
 from .libraries import DTYPES
+from .tolerances import ACCUMULATION
 
 Shapes = dict[str, tuple[int, ...]]
 #: Options that are refused, by name: the error, what it says, and the options.
@@ -36,13 +37,15 @@ class Member(NamedTuple):
     function: Callable[..., Any]
     """``function(*inputs, **options)``; `forward` itself where no function gives y alone."""
     forward: Callable[..., Any]
-    backward: Callable[..., Any]
+    """`function` itself where there are no statistics."""
+    backward: Callable[..., Any] | None
+    """None where the library has none of its own."""
     statistics: tuple[str, ...]
     """What `forward` gives besides y."""
     saved: tuple[str, ...]
     """What `backward` takes after dy: inputs and statistics, in order."""
     gradients: tuple[str, ...]
-    """The inputs that have one, in order."""
+    """The inputs that have one, in order, by `backward` or by the array library itself."""
     optional: tuple[str, ...]
     """The inputs that may be None."""
     cases: dict[str, Case]
@@ -75,6 +78,10 @@ class Member(NamedTuple):
         """What the caller calls x."""
         return self.inputs[0]
 
+    def dtype_of(self, statistic: str, dtype: str) -> str:
+        """The dtype of a statistic beside x of a dtype; a running one has that of its input."""
+        return dtype if statistic in self.inputs else ACCUMULATION[dtype]
+
     def has(self, option: str) -> bool:
         return option in inspect.signature(self.forward).parameters
 
@@ -88,6 +95,10 @@ class Member(NamedTuple):
 PARAMETERS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Any]] = {
     "gamma": lambda rng, shape: 1 + 0.3 * rng.standard_normal(shape),
     "beta": lambda rng, shape: 0.5 * rng.standard_normal(shape),
+    "mean": lambda rng, shape: rng.standard_normal(shape),
+    "var": lambda rng, shape: rng.lognormal(0.0, 1.0, shape),
+    "running_mean": lambda rng, shape: rng.standard_normal(shape),
+    "running_var": lambda rng, shape: rng.lognormal(0.0, 1.0, shape),
 }
 
 
@@ -134,9 +145,19 @@ def _by_slices(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
     return _over(*axes)(values, options)
 
 
-def _channels(shape: tuple[int, ...], channel_axis: int = 1) -> Shapes:
-    parameter = (shape[channel_axis],)
-    return {"x": shape, "gamma": parameter, "beta": parameter}
+def _by_channels(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    """Largest in each channel, over all other axes."""
+    return _by_slices(values, {"axis": options.get("channel_axis", 1)})
+
+
+def _each_by_itself(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    return values
+
+
+def _channels(
+    shape: tuple[int, ...], channel_axis: int = 1, names: tuple[str, ...] = ("gamma", "beta")
+) -> Shapes:
+    return {"x": shape, **dict.fromkeys(names, (shape[channel_axis],))}
 
 
 _CHANNEL_AXIS: Wrong = {
@@ -199,6 +220,56 @@ INSTANCE_NORM = Member(
     together=_by_groups,
     wrong=_CHANNEL_AXIS,
 )
+_RUNNING = ("gamma", "beta", "running_mean", "running_var")
+BATCH_NORM_FORWARD = Member(
+    "batch_norm_forward",
+    ln.batch_norm_forward,
+    ln.batch_norm_forward,
+    ln.batch_norm_backward,
+    statistics=("mean", "rstd", "running_mean", "running_var"),
+    saved=("x", "mean", "rstd", "gamma"),
+    gradients=("x", "gamma", "beta"),
+    optional=_RUNNING,
+    cases={
+        "channels first": Case(_channels((4, 3, 2, 5), names=_RUNNING), {"momentum": 0.25}),
+        "channels last": Case(_channels((4, 2, 5, 3), -1, _RUNNING), {"channel_axis": -1}),
+        "channels between": Case(_channels((4, 2, 3, 5), -2, _RUNNING), {"channel_axis": -2}),
+        "no spatial axes": Case(_channels((9, 4), names=_RUNNING), {}),
+        "one sample": Case(_channels((1, 3, 8), names=_RUNNING), {"momentum": 1.0}),
+        "one channel": Case(_channels((5, 1, 7), names=_RUNNING), {"momentum": 0}),
+    },
+    definition=definitions.batch_norm_forward,
+    together=_by_channels,
+    wrong={
+        **_CHANNEL_AXIS,
+        "momentum is negative": (ValueError, "momentum must be from 0 to 1", {"momentum": -0.1}),
+        "momentum is more than 1": (ValueError, "momentum must be from 0 to 1", {"momentum": 1.5}),
+        "momentum is NaN": (ValueError, "momentum must be from 0 to 1", {"momentum": np.nan}),
+        "momentum is None": (TypeError, "momentum must be a real number", {"momentum": None}),
+    },
+    per_sample=False,
+)
+_GIVEN = ("mean", "var", "gamma", "beta")
+BATCH_NORM = Member(
+    "batch_norm",
+    ln.batch_norm,
+    ln.batch_norm,
+    None,
+    statistics=(),
+    saved=(),
+    gradients=("x", *_GIVEN),
+    optional=("gamma", "beta"),
+    cases={
+        "channels first": Case(_channels((2, 3, 4, 5), names=_GIVEN), {}),
+        "channels last": Case(_channels((2, 4, 5, 3), -1, _GIVEN), {"channel_axis": -1}),
+        "channels between": Case(_channels((2, 4, 3, 5), 2, _GIVEN), {"channel_axis": 2}),
+        "no spatial axes": Case(_channels((4, 6), names=_GIVEN), {"epsilon": 0.0}),
+        "one value": Case(_channels((1, 3), names=_GIVEN), {"epsilon": 0.25}),
+    },
+    definition=definitions.batch_norm,
+    together=_each_by_itself,
+    wrong=_CHANNEL_AXIS,
+)
 WEIGHT_STANDARDIZATION = Member(
     "weight_standardization",
     ln.weight_standardization,
@@ -221,4 +292,4 @@ WEIGHT_STANDARDIZATION = Member(
         "axis is a tuple": (TypeError, "axis must be an int", {"axis": (0, 1)}),
     },
 )
-MEMBERS = (GROUP_NORM, INSTANCE_NORM, WEIGHT_STANDARDIZATION)
+MEMBERS = (GROUP_NORM, INSTANCE_NORM, BATCH_NORM_FORWARD, BATCH_NORM, WEIGHT_STANDARDIZATION)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,12 @@ from . import definitions, tolerances
 from .family import Case, Member, Plain, gradient_of_y
 from .libraries import DTYPES, Library
 from .tolerances import ACCUMULATION
+
+
+class Alone(NamedTuple):
+    """The result of a function that gives no statistics."""
+
+    y: Any
 
 
 def arrays(library: Library, plain: Plain) -> dict[str, Any]:
@@ -27,17 +33,25 @@ def y(member: Member, library: Library, given: dict[str, Any], **options: Any) -
 def forward(member: Member, library: Library, given: dict[str, Any], **options: Any) -> Any:
     """The result of forward, in the library's own arrays."""
     with library.lazily():
-        return member.forward(*given.values(), **options)
+        result = member.forward(*given.values(), **options)
+    return result if isinstance(result, tuple) else Alone(result)
 
 
 def backward(
     member: Member, library: Library, dy: Any, given: dict[str, Any], result: Any, **options: Any
 ) -> Any:
-    """The result of backward, in the library's own arrays."""
+    """The result of backward, in the library's own arrays; nothing where there is none."""
+    if member.backward is None:
+        return ()
     known = {**given, **result._asdict()}
     options = member.options_of(member.backward, options)
     with library.lazily():
         return member.backward(dy, *(known[name] for name in member.saved), **options)
+
+
+def by_input(member: Member, gradients: Any) -> dict[str, Any]:
+    """What `backward` gives, by the names of the inputs."""
+    return dict(zip(member.gradients, gradients, strict=True)) if gradients else {}
 
 
 def both(
@@ -61,24 +75,37 @@ def check_forward(
         scale = np.maximum(abs(product[member.y]), shift)
     scale = member.together(np.asarray(scale, np.float64), case.options)
     tolerances.assert_close(member.y, library.numpy(actual[0]), right, tolerances.Y, scale, dtype)
-    peak = np.asarray(abs(plain[member.x].astype(np.float64)))
+    peak = np.max(abs(plain[member.x].astype(np.float64)))
     for name in member.statistics:
-        check_statistic(name, library.numpy(getattr(actual, name)), expected[name], peak, dtype)
+        statistic, before = getattr(actual, name), plain.get(name)
+        if name in plain and before is None:
+            assert statistic is None
+            continue
+        if before is not None:  # which enters it as x does
+            peak = np.maximum(peak, np.max(abs(before.astype(np.float64))))
+        own = member.dtype_of(name, dtype)
+        check_statistic(name, library.numpy(statistic), expected[name], peak, own)
 
 
-def check_statistic(name: str, actual: Any, expected: Any, magnitudes: Any, dtype: str) -> None:
-    """A mean to so many ulp of the largest of what it is of, anything else relatively."""
-    accumulation = ACCUMULATION[dtype]
-    assert actual.dtype == DTYPES[accumulation]
+def check_statistic(name: str, actual: Any, expected: Any, peak: Any, dtype: str) -> None:
+    """A mean to so many ulp of the largest of what it is of, anything else relatively.
+
+    What the dtype cannot hold is infinite.
+    """
+    assert actual.dtype == DTYPES[dtype]
     assert actual.shape == np.shape(expected)
     if name.endswith("mean"):
-        peak = np.max(magnitudes)
-        tolerances.assert_close(name, actual, expected, tolerances.MEAN, peak, accumulation)
+        tolerances.assert_close(name, actual, expected, tolerances.MEAN, peak, dtype)
         return
     steps = tolerances.VARIANCE if name.endswith("var") else tolerances.RSTD
-    relative = steps * float(np.finfo(DTYPES[accumulation]).eps)
     wide = np.asarray(expected, np.float64)
-    np.testing.assert_allclose(actual.astype(np.float64), wide, rtol=relative, err_msg=name)
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(wide.astype(actual.dtype).astype(np.float64))
+    np.testing.assert_array_equal(np.isfinite(actual.astype(np.float64)), finite, err_msg=name)
+    actual, wide = actual[finite].astype(np.float64), wide[finite]
+    relative = steps * float(np.finfo(DTYPES[ACCUMULATION[dtype]]).eps) * abs(wide)
+    error = abs(actual - wide)
+    assert np.all(error <= relative + tolerances.allowed(0, wide, wide, dtype)), (name, error)
 
 
 def check_gradients(
@@ -91,7 +118,12 @@ def check_gradients(
     *,
     looser: float = 1.0,
 ) -> None:
-    """The gradients of all inputs that are not None against the derivatives of the definition."""
+    """The gradients of all inputs that are not None against the derivatives of the definition.
+
+    `actual` are all of them, or none.
+    """
+    if actual == ():
+        return
     dy = gradient_of_y(member, case, dtype)
     for name, gradient in zip(member.gradients, actual, strict=True):
         if plain[name] is None:

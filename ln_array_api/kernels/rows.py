@@ -312,15 +312,14 @@ def scaling(
         *((peak < threshold, factor) for threshold, factor in small),
     ):
         scale = xp.where(beyond, factor, scale)
-        scaled = in_range(epsilon * factor * factor, accumulation) if epsilon > 0 else 0.0
-        scaled_epsilon = xp.where(beyond, scaled, scaled_epsilon)
+        scaled_epsilon = xp.where(beyond, in_range(epsilon, accumulation, factor), scaled_epsilon)
     return scale, scaled_epsilon
 
 
-def in_range(epsilon: float, accumulation: str) -> float:
-    """Epsilon, or the smallest normal number of a dtype where it is less, but not 0.
+def in_range(epsilon: float, accumulation: str, factor: float = 1.0) -> float:
+    """Epsilon times the square of a factor; the smallest normal number where it is less, but not 0.
 
     An epsilon that underflows is far below the variance, unless the row is constant: then it is
     what keeps 0 / 0 away.
     """
-    return max(epsilon, _SMALLEST_NORMAL[accumulation]) if epsilon > 0 else 0.0
+    return max(epsilon * factor * factor, _SMALLEST_NORMAL[accumulation]) if epsilon > 0 else 0.0
