@@ -29,7 +29,7 @@ LIBRARIES = {"numpy": "numpy", "torch": "torch", "jax": "jax.numpy"}
 CLASSES = 10
 IMAGES, BATCH = 1500, 50  # to train with; the other 297 images are for testing
 EPOCH = IMAGES // BATCH  # in updates
-MOMENTUM, LARGEST_NORM = 0.9, 1.0
+MOMENTUM = 0.9
 
 # --- The network ---------------------------------------------------------------------------------
 
@@ -45,12 +45,19 @@ class Network(NamedTuple):
     bias: Array
 
 
-def network(normalised: bool, features: int, hidden: int, seed: int) -> Network:
-    """As customary: what comes in keeps its variance, and the recurrent matrix is orthogonal."""
+def network(
+    normalised: bool, features: int, hidden: int, seed: int, gaussian: float | None = None
+) -> Network:
+    """Random weights that keep the variance of what comes in, with an orthogonal recurrent matrix.
+
+    With `gaussian` the recurrent matrix is of normal numbers instead, which change the length of a
+    state by that factor, on average.
+    """
     draw = np.random.default_rng(seed).standard_normal
+    inward, recurrent = draw((features, hidden)) / features**0.5, draw((hidden, hidden))
     return Network(
-        draw((features, hidden)) / features**0.5,
-        np.linalg.qr(draw((hidden, hidden)))[0],
+        inward,
+        recurrent * gaussian / hidden**0.5 if gaussian else np.linalg.qr(recurrent)[0],
         np.ones(hidden) if normalised else None,
         np.zeros(hidden),
         draw((hidden, CLASSES)) / hidden**0.5,
@@ -143,21 +150,21 @@ def outer(x: Array, dy: Array) -> Array:
     return xp.matmul(x.T, dy)
 
 
-def clipped(gradients: Network, largest: float = LARGEST_NORM) -> Network:
+def clipped(gradients: Network, largest: float) -> Network:
     """Gradients scaled down together where they are longer than `largest` (arXiv:1211.5063)."""
     xp = array_namespace(gradients.inward)
     squares = (xp.sum(each**2) for each in gradients if each is not None)
     length = xp.sqrt(sum(squares))
-    scale = largest / xp.maximum(length, largest)
+    scale = 1 / xp.maximum(length / largest, 1.0)
     return combined(lambda each: each * scale, gradients)
 
 
 def step(
-    net: Network, velocity: Network, x: Array, target: Array, rate: float
+    net: Network, velocity: Network, x: Array, target: Array, rate: float, largest: float
 ) -> tuple[Array, Network, Network]:
     """Gradient descent with momentum: the loss before it, and the network and velocity after."""
     loss, gradients = loss_and_gradients(net, x, target)
-    velocity = combined(lambda v, g: MOMENTUM * v + g, velocity, clipped(gradients))
+    velocity = combined(lambda v, g: MOMENTUM * v + g, velocity, clipped(gradients, largest))
     return loss, combined(lambda p, v: p - rate * v, net, velocity), velocity
 
 
@@ -199,8 +206,17 @@ class Curve(NamedTuple):
 
 
 def train(
-    xp: Any, data: Digits, initial: Network, rate: float, epochs: int, seed: int, update: Any = step
+    xp: Any,
+    data: Digits,
+    initial: Network,
+    rate: float,
+    *,
+    epochs: int,
+    seed: int,
+    clip: float = 1.0,
+    update: Callable[..., Any] = step,
 ) -> Curve:
+    """The course of a network's training; the seed is for the order of the images."""
     net = combined(lambda each: on(xp, each), initial)
     velocity = combined(xp.zeros_like, net)
     order = np.random.default_rng(seed).permutation
@@ -209,7 +225,7 @@ def train(
         for indices in order(IMAGES).reshape(-1, BATCH):
             chosen = xp.asarray(indices)
             x, target = xp.take(data.x, chosen, axis=1), xp.take(data.target, chosen, axis=0)
-            loss, net, velocity = update(net, velocity, x, target, rate)
+            loss, net, velocity = update(net, velocity, x, target, rate, clip)
             losses.append(loss)
     logits, _ = forward(net, data.test_x)
     wrong = xp.argmax(logits, axis=1) != xp.argmax(data.test_target, axis=1)
@@ -328,10 +344,20 @@ def parse_arguments() -> argparse.Namespace:
     add("--epochs", type=int, default=20, metavar="N", help="of 30 updates (default: 20)")
     add("--loss", type=float, help="to be reached soon (default: 0.1, or 0.6 with --pixels)")
     add("--hidden", type=int, default=64, metavar="N", help="size of the state (default: 64)")
+    add(
+        "--clip", type=float, default=1.0, metavar="L", help="gradients at this length (default: 1)"
+    )
+    add(
+        "--gaussian",
+        type=float,
+        metavar="S",
+        help="recurrent weights of this scale, not orthogonal",
+    )
     add("--plot", type=Path, metavar="FILE", help="draw the learning curves, as .svg or .png")
     options = parser.parse_args()
-    if min(options.seeds, options.epochs, options.hidden) < 1 or min(options.rates) <= 0:
-        parser.error("rates, seeds, epochs and hidden must be positive")
+    positive = [options.seeds, options.epochs, options.hidden, options.clip, *options.rates]
+    if min(positive) <= 0 or (options.gaussian or 1) <= 0:
+        parser.error("all numbers must be positive")
     if options.loss is None:
         options.loss = 0.6 if options.pixels else 0.1
     return options
@@ -354,17 +380,19 @@ def main() -> None:
     )
     start = time.perf_counter()
     curves: Curves = {}
+    np.seterr(over="ignore", invalid="ignore")  # of networks that are ruined by their rate
     for which in NAMES:
         for rate in options.rates:
             curves[which, rate] = [
                 train(
                     xp,
                     data,
-                    network(which, features, options.hidden, seed),
+                    network(which, features, options.hidden, seed, options.gaussian),
                     rate,
-                    options.epochs,
-                    seed,
-                    update,
+                    epochs=options.epochs,
+                    seed=seed,
+                    clip=options.clip,
+                    update=update,
                 )
                 for seed in range(options.seeds)
             ]

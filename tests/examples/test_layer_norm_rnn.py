@@ -63,6 +63,15 @@ def test_the_normalised_network_does_not_see_the_scale_of_its_sums(rnn):
     assert abs(rnn.forward(plain, x)[0] - rnn.forward(scaled, x)[0]).max() > 0.1
 
 
+def test_recurrent_matrices_are_orthogonal_or_of_a_given_scale(rnn):
+    orthogonal = rnn.network(True, 8, 64, seed=0).recurrent
+    np.testing.assert_allclose(orthogonal @ orthogonal.T, np.eye(64), atol=1e-14)
+    gaussian = rnn.network(True, 8, 64, seed=0, gaussian=1.5).recurrent
+    state = np.random.default_rng(0).normal(size=(1000, 64))
+    lengths = (np.linalg.norm(each) for each in (state @ gaussian, state))
+    assert next(lengths) / next(lengths) == pytest.approx(1.5, rel=0.1)
+
+
 def test_clipping_keeps_the_direction_and_short_gradients(rnn):
     _, gradients = rnn.loss_and_gradients(small(rnn, True), *batch(4, 3))
     length = np.sqrt(sum((each**2).sum() for each in gradients))
@@ -71,16 +80,18 @@ def test_clipping_keeps_the_direction_and_short_gradients(rnn):
     for given, same, shorter in zip(gradients, short, half, strict=True):
         np.testing.assert_allclose(same, given, rtol=1e-14)
         np.testing.assert_allclose(shorter, given / 2, rtol=1e-14)
-    assert rnn.clipped(small(rnn, False)).gamma is None
+    endless = rnn.clipped(gradients, largest=np.inf)
+    np.testing.assert_array_equal(endless.inward, gradients.inward)
+    assert rnn.clipped(small(rnn, False), 1.0).gamma is None
 
 
 def test_momentum_goes_on_in_the_direction_of_before(rnn):
     net, images = small(rnn, True), batch(4, 3)
     zero = rnn.combined(np.zeros_like, net)
-    _, once, velocity = rnn.step(net, zero, *images, 0.1)
-    _, _, later = rnn.step(once, velocity, *images, 0.1)
+    _, once, velocity = rnn.step(net, zero, *images, 0.1, 0.5)
+    _, _, later = rnn.step(once, velocity, *images, 0.1, 0.5)
     _, gradients = rnn.loss_and_gradients(once, *images)
-    expected = 0.9 * velocity.inward + rnn.clipped(gradients).inward
+    expected = 0.9 * velocity.inward + rnn.clipped(gradients, 0.5).inward
     np.testing.assert_allclose(later.inward, expected, rtol=1e-12)
     np.testing.assert_allclose(once.inward, net.inward - 0.1 * velocity.inward, rtol=1e-12)
 
