@@ -196,8 +196,9 @@ def constant(x: Array) -> Array:
 
 
 def strides_of(x: Array) -> tuple[int, ...] | None:
-    """The bytes from an element to the next on each axis, where a signature has them."""
-    return x.strides if library_of(x).name == "cupy" else None
+    """The bytes from an element to the next on each axis, where a signature tells them."""
+    name = library_of(x).name
+    return x.strides if name == "cupy" or (name == "numpy" and _numpy_in_order(x)) else None
 
 
 def is_unknown(length: Any) -> bool:

@@ -49,6 +49,14 @@ class View(NamedTuple):
         """The shape of mean and rstd beside `split`."""
         return tuple(1 if axis in self.axes else n for axis, n in enumerate(self.split))
 
+    def split_strides(self, strides: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """The strides of an array of x's shape, where `axes` are axes of their own."""
+        if strides is None or len(strides) == len(self.split):
+            return strides
+        group = self.parameter_axes[0]
+        each = self.split[group + 1]
+        return (*strides[:group], strides[group] * each, *strides[group:])
+
     @property
     def is_rows(self) -> bool:
         """Whether x itself is rows, and what goes with it is as it is beside rows."""

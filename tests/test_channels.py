@@ -198,6 +198,17 @@ def test_a_repeated_call_finds_its_plan_and_another_kind_does_not(recorder: Reco
         ln.batch_norm_forward(x, gamma, momentum=2)
 
 
+def test_a_plan_is_for_the_backend_that_is_asked_for(recorder: Recorder) -> None:
+    x = values(4, 3, 5)
+    ln.batch_norm_forward(x)
+    with ln.use_backend("generic"):
+        ln.batch_norm_forward(x)
+    assert len(recorder.calls) == 1
+    with ln.use_backend("recorder"):
+        ln.batch_norm_forward(x)
+    assert len(recorder.calls) == 2
+
+
 def test_the_methods_of_a_backend_that_prepares_calls() -> None:
     """For who calls a backend by its primitives, and not through the library."""
     instance = Recorder()

@@ -9,12 +9,14 @@ from typing import Any
 from ln_array_api.backend import (
     ChannelsBackend,
     ChannelsSpec,
+    Layout,
     Primitive,
     RowsBackend,
+    RowsSpec,
     Spec,
 )
 
-from . import calls, channel_calls, layout, threads
+from . import calls, channel_calls, column_calls, layout, threads
 
 
 class NumPyBackend(RowsBackend, ChannelsBackend):
@@ -29,6 +31,11 @@ class NumPyBackend(RowsBackend, ChannelsBackend):
         if isinstance(spec, ChannelsSpec):
             return channel_calls.prepare(primitive, spec)
         return calls.prepare(primitive, spec)
+
+    def prepare_strided(
+        self, primitive: Primitive, spec: RowsSpec, layout: Layout
+    ) -> tuple[Callable[..., Any], str] | None:
+        return column_calls.prepare_groups(primitive, spec, layout)
 
     def describe(self, primitive: Primitive, spec: Spec) -> str:
         size = math.prod(spec.shape) * calls.ITEMSIZE[spec.dtype]

@@ -32,7 +32,8 @@ def guess(x, where, one):
 def keep(mean, var, rstd, channel, factor, rough, missed, variance, root):
     """Put the statistics of a channel, of which those given are of x times factor, into place."""
     mean[channel] = mean_of(factor, rough, missed)
-    var[channel] = variance / factor / factor
+    if var is not None:
+        var[channel] = variance / factor / factor
     rstd[channel] = root * factor
 
 
@@ -82,17 +83,6 @@ def inference(x, mean, var, gamma, beta, y, epsilon, streams, start, stop):
         fence()
 
 
-@njit(**INLINE)
-def settled(of_x_hat, of_dy, of_product, share):
-    """Dgamma, and what dx needs of a channel: its missed mean, and the means of dy and dy * x_hat.
-
-    From sums with the rounded mean, whose miss is no part of x_hat.
-    """
-    missed = of_x_hat * share
-    dgamma = of_product - missed * of_dy
-    return dgamma, missed, of_dy * share, dgamma * share
-
-
 @njit(**OPTIONS)
 def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, start, stop):
     """Channels start to stop."""
@@ -113,16 +103,15 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, start, stop):
             b, lost_b = plus(b, lost_b, bb)
             c, lost_c = plus(c, lost_c, cc)
         of_dy = total(b + lost_b)
-        of_x_hat_dy, missed, mean_dy, projection = settled(
-            total(a + lost_a), of_dy, total(c + lost_c), share
-        )
+        missed = total(a + lost_a) * share  # which is no part of x_hat
+        of_x_hat_dy = total(c + lost_c) - missed * of_dy
         if dgamma is not None:
             dgamma[channel] = of_x_hat_dy
         if dbeta is not None:
             dbeta[channel] = of_dy
         if dx is not None:
             g = element(gamma_, channel, one)
-            minus_mean, minus_projection = splat(-mean_dy), splat(-projection)
+            minus_mean, minus_projection = splat(-of_dy * share), splat(-of_x_hat_dy * share)
             if gamma is not None:
                 minus_mean, minus_projection = minus_mean * g, minus_projection * g
             this = (mu, r, splat(-missed), minus_mean, minus_projection)

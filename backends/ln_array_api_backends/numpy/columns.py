@@ -1,15 +1,19 @@
-"""Passes over channels that are columns, or a few columns each, for every dtype.
+"""Passes over columns, some of which beside each other are normalised together, for every dtype.
 
-X is (B, K), row after row in memory. Sums are taken of blocks of rows, whose number depends on the
-shape alone, and of any columns at a time: a column's sums do not depend on threads. What there is
-to know of each column lies in tables of as many numbers as columns, padded to whole vectors, one
-table after the other.
+X is (M, K), row after row in memory. Channels are n columns each, over all rows, in batch norm, or
+over those of one sample: `first` is the first of `count` rows that are normalised together. A
+parameter is that of `per` columns.
+
+Sums are taken of blocks of rows, whose number depends on the shape alone, and of any columns at a
+time: a column's sums do not depend on threads. What there is to know of each column lies in tables
+of as many numbers as columns, padded to whole vectors, one table after the other.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 from numba import njit, prange
 
 from .access import (
@@ -24,7 +28,7 @@ from .access import (
     stream,
 )
 from .backward import add_up
-from .channels import keep, settled
+from .channels import keep
 from .moments import judged, spread
 from .simd import fma, lanes, number, ones, peak, splat
 from .sweeps import INLINE, OPTIONS, RUN, plus
@@ -63,22 +67,22 @@ def put_aside(sums, lost, i, values):
 
 
 @njit(**OPTIONS)
-def guess(x, table):
+def guess(x, table, n, first, count):
     """The first table: a guess at each channel's mean, from its first column.
 
     It is exact if that is constant.
     """
-    samples, channels, n = x.shape
-    columns, padded = channels * n, table.size // FORWARD_TABLES
+    columns, padded = x.shape[1], table.size // FORWARD_TABLES
     x_, table_, one = memory(x), memory(table), ones(table)
-    count = min(samples, SAMPLE)
-    share = splat(number(1.0 / count, one))
+    some_rows = min(count, SAMPLE)
+    share = splat(number(1.0 / some_rows, one))
     for j in range(0, padded, lanes(one)):
-        first = some(x_, j, columns - j, one)
+        top = some(x_, first * columns + j, columns - j, one)
         rest = one - one
-        for k in range(1, count):
-            rest = rest + (some(x_, samples * k // count * columns + j, columns - j, one) - first)
-        store(table_, j, first + rest * share)
+        for k in range(1, some_rows):
+            row = first + count * k // some_rows
+            rest = rest + (some(x_, row * columns + j, columns - j, one) - top)
+        store(table_, j, top + rest * share)
     if n > 1:
         for column in range(columns):
             table[column] = table[column // n * n]
@@ -92,16 +96,16 @@ def bounds(task, parts, padded, width):
 
 
 @njit(**OPTIONS)
-def forward_sums(x, table, sums, lost, rows, parts, start, stop):
+def forward_sums(x, table, sums, lost, first, count, rows, parts, start, stop):
     """Sums of d and d², where d is x without the guess, in tasks start to stop."""
-    samples, columns, padded = x.shape[0], x.size // x.shape[0], table.size // FORWARD_TABLES
+    columns, padded = x.shape[1], table.size // FORWARD_TABLES
     x_, table_, one = memory(x), memory(table), ones(table)
     sums_, lost_ = memory(sums), memory(lost)
     for task in range(start, stop):
         block, left, right = bounds(task, parts, padded, lanes(one))
         q = block * 2 * padded
-        last = min(samples, (block + 1) * rows)
-        for begin in range(block * rows, last, RUN):
+        last = first + min(count, (block + 1) * rows)
+        for begin in range(first + block * rows, last, RUN):
             end = min(begin + RUN, last)
             for j in range(left, right, lanes(one)):
                 rough = load(table_, j, one)
@@ -122,38 +126,41 @@ def gather(sums, lost, length):
 
 
 @njit(**OPTIONS)
-def settle_forward(x, gamma, beta, mean, var, rstd, epsilon, table, sums, lost):
+def settle_forward(
+    x, gamma, beta, mean, var, rstd, epsilon, table, sums, lost, n, per, first, count
+):
     """The statistics of all channels, and the tables: scale, offset, missed, weight, shift."""
-    samples, channels, n = x.shape
-    columns, padded = channels * n, table.size // FORWARD_TABLES
+    columns, padded = x.shape[1], table.size // FORWARD_TABLES
+    channels = columns // n
+    before = first // count * channels  # of statistics, those of the samples before
     gather(sums, lost, 2 * padded)
     x_, gamma_, beta_, one = memory(x), memory(gamma), memory(beta), ones(table)
-    unit, share = number(1.0, one), number(1.0 / (samples * n), one)
+    unit, share = number(1.0, one), number(1.0 / (count * n), one)
     for channel in range(channels):
         start = channel * n
         rough, deviation, square = table[start], sums[start], sums[padded + start]
         for column in range(start + 1, start + n):
             deviation += sums[column]
             square += sums[padded + column]
-        where = (start, n, samples, columns)
+        where = (first * columns + start, n, count, columns)
         factor, rough, missed, variance, above = judged(
             x_, where, share, one, memory(mean), epsilon, rough, deviation, square
         )
         root = unit / math.sqrt(above)
-        keep(mean, var, rstd, channel, factor, rough, missed, variance, root)
-        weight, shift = weight_and_shift(gamma_, beta_, channel, root, one)
+        keep(mean, var, rstd, before + channel, factor, rough, missed, variance, root)
         for column in range(start, start + n):
+            weight, shift = weight_and_shift(gamma_, beta_, column // per, root, one)
             fill(table, padded, column, (factor, -rough, missed, weight, shift))
 
 
 @njit(**INLINE)
-def weight_and_shift(gamma, beta, channel, root, one):
-    """Root times gamma, and beta."""
-    weight, shift = root, root - root
+def weight_and_shift(gamma, beta, place, root, one):
+    """Root times gamma, and beta, from their place."""
+    weight, shift = root, number(0.0, one)
     if gamma is not None:
-        weight = root * peak(element(gamma, channel, one))
+        weight = root * peak(element(gamma, place, one))
     if beta is not None:
-        shift = peak(element(beta, channel, one))
+        shift = peak(element(beta, place, one))
     return weight, shift
 
 
@@ -186,7 +193,7 @@ def streamable(y, columns, streams, one):
 @njit(**OPTIONS)
 def write(x, y, table, streams, start, stop):
     """Y for rows start to stop."""
-    columns, padded = x.size // x.shape[0], table.size // FORWARD_TABLES
+    columns, padded = x.shape[1], table.size // FORWARD_TABLES
     x_, y_, table_, one = memory(x), memory(y), memory(table), ones(table)
     streams = streamable(y_, columns, streams, one)
     for row in range(start, stop):
@@ -204,24 +211,26 @@ def write(x, y, table, streams, start, stop):
 
 
 @njit(**OPTIONS)
-def know(mean, rstd, table, n):
+def know(x, mean, rstd, table, n, first, count):
     """The first two tables of a pass that takes gradients: mean and rstd of each column."""
-    padded = table.size // BACKWARD_TABLES
-    for column in range(mean.size * n):
-        table[column], table[padded + column] = mean[column // n], rstd[column // n]
+    columns, padded = x.shape[1], table.size // BACKWARD_TABLES
+    before = first // count * (columns // n)
+    for column in range(columns):
+        channel = before + column // n
+        table[column], table[padded + column] = mean[channel], rstd[channel]
 
 
 @njit(**OPTIONS)
-def backward_sums(dy, x, table, sums, lost, rows, parts, start, stop):
+def backward_sums(dy, x, table, sums, lost, first, count, rows, parts, start, stop):
     """Sums of x_hat, dy and their product, in tasks start to stop."""
-    samples, columns, padded = x.shape[0], x.size // x.shape[0], table.size // BACKWARD_TABLES
+    columns, padded = x.shape[1], table.size // BACKWARD_TABLES
     dy_, x_, table_, one = memory(dy), memory(x), memory(table), ones(table)
     sums_, lost_ = memory(sums), memory(lost)
     for task in range(start, stop):
         block, left, right = bounds(task, parts, padded, lanes(one))
         q = block * 3 * padded
-        last = min(samples, (block + 1) * rows)
-        for begin in range(block * rows, last, RUN):
+        last = first + min(count, (block + 1) * rows)
+        for begin in range(first + block * rows, last, RUN):
             end = min(begin + RUN, last)
             for j in range(left, right, lanes(one)):
                 mean, rstd = load(table_, j, one), load(table_, padded + j, one)
@@ -237,39 +246,47 @@ def backward_sums(dy, x, table, sums, lost, rows, parts, start, stop):
 
 
 @njit(**OPTIONS)
-def settle_backward(x, gamma, dgamma, dbeta, table, sums, lost):
+def settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, count):
     """The gradients of parameters, and the tables.
 
-    After mean and rstd, these are minus missed, minus the projection and minus the mean of dy, the
-    latter two times gamma, and gamma.
+    After mean and rstd, these are minus missed, minus the projection and minus the mean of g, which
+    is dy times gamma, and gamma. Missed is no part of x_hat, but of its rounded likeness.
     """
-    samples, channels, n = x.shape
-    padded = table.size // BACKWARD_TABLES
+    columns, padded = x.shape[1], table.size // BACKWARD_TABLES
+    before = first // count * (columns // per)
     gather(sums, lost, 3 * padded)
     gamma_, one = memory(gamma), ones(table)
-    share, unit = number(1.0 / (samples * n), one), number(1.0, one)
-    for channel in range(channels):
-        start = channel * n
-        a, b, c = sums[start], sums[padded + start], sums[2 * padded + start]
-        for column in range(start + 1, start + n):
-            a += sums[column]
-            b += sums[padded + column]
-            c += sums[2 * padded + column]
-        of_x_hat_dy, missed, mean_dy, projection = settled(a, b, c, share)
+    share, unit, zero = number(1.0 / (count * n), one), number(1.0, one), number(0.0, one)
+    for q in range(columns // per):
         if dgamma is not None:
-            dgamma[channel] = of_x_hat_dy
+            dgamma[before + q] = zero
         if dbeta is not None:
-            dbeta[channel] = b
-        g, _ = weight_and_shift(gamma_, None, channel, unit, one)
+            dbeta[before + q] = zero
+    for start in range(0, columns, n):
+        of_x_hat, of_g, of_product = zero, zero, zero
         for column in range(start, start + n):
+            of_x_hat += sums[column]
+        missed = of_x_hat * share
+        for column in range(start, start + n):
+            q, of_dy = column // per, sums[padded + column]
+            of_x_hat_dy = sums[2 * padded + column] - missed * of_dy
+            g, _ = weight_and_shift(gamma_, None, q, unit, one)
+            of_g, of_product = of_g + g * of_dy, of_product + g * of_x_hat_dy
+            if dgamma is not None:
+                dgamma[before + q] += of_x_hat_dy
+            if dbeta is not None:
+                dbeta[before + q] += of_dy
+        mean_g, projection = of_g * share, of_product * share
+        for column in range(start, start + n):
+            g, _ = weight_and_shift(gamma_, None, column // per, unit, one)
             known = (table[column], table[padded + column])
-            fill(table, padded, column, (*known, -missed, -projection * g, -mean_dy * g, g))
+            fill(table, padded, column, (*known, -missed, -projection, -mean_g, g))
 
 
 @njit(**OPTIONS)
 def differentiate(dy, x, dx, table, streams, start, stop):
     """Dx for rows start to stop."""
-    columns, padded = x.size // x.shape[0], table.size // BACKWARD_TABLES
+    columns, padded = x.shape[1], table.size // BACKWARD_TABLES
     dy_, x_, dx_, table_, one = memory(dy), memory(x), memory(dx), memory(table), ones(table)
     streams = streamable(dx_, columns, streams, one)
     for row in range(start, stop):
@@ -290,19 +307,19 @@ def differentiate(dy, x, dx, table, streams, start, stop):
 
 
 @njit(parallel=True, **OPTIONS)
-def forward_sums_in_parallel(x, table, sums, lost, rows, parts, count, at_once):
+def forward_sums_in_parallel(x, table, sums, lost, first, count, rows, parts, tasks, at_once):
     """So many tasks, which may run at the same time, in as many as there are at once."""
     for each in prange(at_once):
-        start, stop = count * each // at_once, count * (each + 1) // at_once
-        forward_sums(x, table, sums, lost, rows, parts, start, stop)
+        start, stop = tasks * each // at_once, tasks * (each + 1) // at_once
+        forward_sums(x, table, sums, lost, first, count, rows, parts, start, stop)
 
 
 @njit(parallel=True, **OPTIONS)
-def backward_sums_in_parallel(dy, x, table, sums, lost, rows, parts, count, at_once):
+def backward_sums_in_parallel(dy, x, table, sums, lost, first, count, rows, parts, tasks, at_once):
     """As `forward_sums_in_parallel`."""
     for each in prange(at_once):
-        start, stop = count * each // at_once, count * (each + 1) // at_once
-        backward_sums(dy, x, table, sums, lost, rows, parts, start, stop)
+        start, stop = tasks * each // at_once, tasks * (each + 1) // at_once
+        backward_sums(dy, x, table, sums, lost, first, count, rows, parts, start, stop)
 
 
 @njit(parallel=True, **OPTIONS)
@@ -318,3 +335,62 @@ def differentiate_in_parallel(dy, x, dx, table, streams, count, at_once):
     for each in prange(at_once):
         start, stop = count * each // at_once, count * (each + 1) // at_once
         differentiate(dy, x, dx, table, streams, start, stop)
+
+
+@njit(**OPTIONS)
+def forward_of_samples(
+    x, gamma, beta, y, mean, rstd, epsilon, n, per, count, padded, streams, start, stop
+):
+    """Samples start to stop, of so many rows, each by itself."""
+    table, sums = np.empty(FORWARD_TABLES * padded, rstd.dtype), np.empty(2 * padded, rstd.dtype)
+    lost = np.empty_like(sums)
+    for sample in range(start, stop):
+        first = sample * count
+        sums[:], lost[:] = 0, 0
+        guess(x, table, n, first, count)
+        forward_sums(x, table, sums, lost, first, count, count, 1, 0, 1)
+        settle_forward(
+            x, gamma, beta, mean, None, rstd, epsilon, table, sums, lost, n, per, first, count
+        )
+        write(x, y, table, streams, first, first + count)
+
+
+@njit(**OPTIONS)
+def backward_of_samples(
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, per, count, padded, streams, start, stop
+):
+    """Samples start to stop, of so many rows, each with gradients of parameters of its own."""
+    table, sums = np.empty(BACKWARD_TABLES * padded, rstd.dtype), np.empty(3 * padded, rstd.dtype)
+    lost = np.empty_like(sums)
+    for sample in range(start, stop):
+        first = sample * count
+        sums[:], lost[:] = 0, 0
+        know(x, mean, rstd, table, n, first, count)
+        backward_sums(dy, x, table, sums, lost, first, count, count, 1, 0, 1)
+        settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, count)
+        if dx is not None:
+            differentiate(dy, x, dx, table, streams, first, first + count)
+
+
+@njit(parallel=True, **OPTIONS)
+def forward_of_samples_in_parallel(
+    x, gamma, beta, y, mean, rstd, epsilon, n, per, count, padded, streams, samples, at_once
+):
+    """So many samples, in as many parts as there are at once."""
+    for each in prange(at_once):
+        start, stop = samples * each // at_once, samples * (each + 1) // at_once
+        forward_of_samples(
+            x, gamma, beta, y, mean, rstd, epsilon, n, per, count, padded, streams, start, stop
+        )
+
+
+@njit(parallel=True, **OPTIONS)
+def backward_of_samples_in_parallel(
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, per, count, padded, streams, samples, at_once
+):
+    """As `forward_of_samples_in_parallel`."""
+    for each in prange(at_once):
+        start, stop = samples * each // at_once, samples * (each + 1) // at_once
+        backward_of_samples(
+            dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, per, count, padded, streams, start, stop
+        )
