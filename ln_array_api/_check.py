@@ -65,12 +65,8 @@ def companion(
 
     `beside` is how the caller knows x.
     """
-    library, expected = array(function, name, given), library_of(x)
-    if library.name != expected.name:
-        raise TypeError(
-            f"{function}: {name} is an array of {library.name}, but {beside} is one of "
-            f"{expected.name}; convert one of them, since nothing is converted behind your back"
-        )
+    array(function, name, given)
+    same_library(function, name, given, x, beside)
     allowed = AT_LEAST[dtype or dtype_name(x.dtype)]
     if dtype_name(given.dtype) not in allowed:
         raise TypeError(
@@ -79,6 +75,16 @@ def companion(
         )
     same_shape(function, name, given, shape, what)
     same_device(function, name, given, x, beside)
+
+
+def same_library(function: str, name: str, given: Array, x: Array, beside: str = "x") -> None:
+    """An array of the library of x."""
+    library, expected = library_of(given), library_of(x)
+    if library.name != expected.name:
+        raise TypeError(
+            f"{function}: {name} is an array of {library.name}, but {beside} is one of "
+            f"{expected.name}; convert one of them, since nothing is converted behind your back"
+        )
 
 
 def same_shape(function: str, name: str, given: Array, shape: tuple[int, ...], what: str) -> None:

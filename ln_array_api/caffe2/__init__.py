@@ -1,8 +1,8 @@
 """Caffe2's LayerNorm operator, on whichever array library its inputs come from.
 
 There is what Caffe2 has around an operator: its definition and schema, its gradient, a registry
-that is open to others' operators, and a workspace of named arrays on which nets run. Only here does
-`axis` mean all axes from that one to the end.
+that is open to others' operators, and a workspace of named arrays on which nets run. Here `axis`
+means all axes from that one to the end, as otherwise in `ln_array_api.onnx` alone.
 
 >>> import numpy as np
 >>> from ln_array_api import caffe2

@@ -1,0 +1,303 @@
+"""What ONNX's normalization operators compute, in terms of this library's functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .. import _check
+from .._arrays import ACCUMULATION, Array, dtype_name, library_of
+from ..batch_norm import batch_norm, batch_norm_forward
+from ..group_norm import group_norm
+from ..instance_norm import instance_norm
+from ..layer_norm import layer_norm, layer_norm_forward
+from ..rms_norm import rms_norm
+from .node import Call, read
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+#: The dtypes that `stash_type` may name, by their numbers in ONNX's TensorProto.
+_STASH = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+
+
+def run_node(
+    node: NodeProto, inputs: Sequence[Array], /, *, opset_version: int | None = None
+) -> tuple[Array | None, ...]:
+    """Run a node of a model in ONNX's format on arrays of any library.
+
+    Knows the operators LayerNormalization, RMSNormalization, GroupNormalization,
+    InstanceNormalization and BatchNormalization, in each of their versions.
+
+    Parameters
+    ----------
+    node : onnx.NodeProto
+        The operator, its attributes, and the names of its inputs and outputs, empty for one that is
+        left out.
+    inputs : sequence of array
+        One for each name in ``node.input`` that is not empty, all of one library and device, with
+        shapes and dtypes that ONNX allows.
+    opset_version : int, optional
+        Of the model that the node is from; by default the newest that the package onnx knows.
+
+    Returns
+    -------
+    tuple of array or None
+        One for each name in ``node.output``, None where that is empty, of the inputs' library and
+        device.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the package onnx is not installed.
+    TypeError
+        For dtypes that ONNX does not allow in the operator or beside each other, an array library
+        that has not the dtype named by `stash_type`, or arrays of different libraries.
+    ValueError
+        For another operator, or one that the opset has not; for attributes, shapes or numbers of
+        inputs and outputs that ONNX does not allow.
+    DeviceMismatchError
+        If the arrays are not on one device.
+
+    Notes
+    -----
+    What the operators mean is said by ONNX [1]_. `axis` is the first of the normalised axes, which
+    go on to the last. GroupNormalization has a scale for each group before opset 21, and for each
+    channel from there on. BatchNormalization takes its statistics from X where ``training_mode``
+    is 1, which needs more than one value per channel, and gives running ones with the biased
+    variance; before opset 14, which brought that attribute, it is supported with given statistics.
+
+    `stash_type` names the dtype that statistics are taken and elements normalised in, so that
+    float64 goes through float32 unless told otherwise; scale and bias come after it, in the dtype
+    of X. Where it is what this library computes X in anyway, all is computed in it and rounded
+    once: 16-bit results are then nearer to the exact ones than ONNX asks for.
+
+    References
+    ----------
+    .. [1] https://onnx.ai/onnx/operators/
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onnx
+    >>> from ln_array_api.onnx import run_node
+    >>> node = onnx.helper.make_node("RMSNormalization", ["x", "scale"], ["y"], axis=0)
+    >>> x = np.asarray([[3.0, -3.0], [3.0, 3.0]], np.float32)
+    >>> (y,) = run_node(node, [x, np.asarray([2.0], np.float32)])
+    >>> y.round(3)
+    array([[ 2., -2.],
+           [ 2.,  2.]], dtype=float32)
+    """
+    call = read(node, inputs, opset_version, _OPERATORS)
+    results = _OPERATORS[call.operator](call, *call.inputs)
+    return tuple(
+        result if wanted else None for result, wanted in zip(results, call.outputs, strict=False)
+    )
+
+
+def _layer_normalization(
+    call: Call, x: Array, scale: Array, bias: Array | None = None
+) -> tuple[Array, ...]:
+    axes = _from_axis(call, x)
+    options: dict[str, Any] = {"axis": axes, "epsilon": call.attributes["epsilon"]}
+    parameters = [_over_axes(call, "Scale", scale, x, axes)]
+    if bias is not None:
+        parameters.append(_over_axes(call, "B", bias, x, axes))
+    if not any(call.outputs[1:]):  # the plain function can be differentiated by torch and JAX
+        return (_in_two_stages(call, partial(layer_norm, **options), x, *parameters),)
+    statistics: list[Array] = []
+
+    def normalise(*arrays: Array) -> Array:
+        y, *statistics[:] = layer_norm_forward(*arrays, **options)
+        return y
+
+    y = _in_two_stages(call, normalise, x, *parameters)
+    stash = _stash_dtype(call, x)
+    return y, *(_in_dtype(each, stash) for each in statistics)
+
+
+def _rms_normalization(call: Call, x: Array, scale: Array) -> tuple[Array, ...]:
+    axes = _from_axis(call, x)
+    normalise = partial(rms_norm, axis=axes, epsilon=call.attributes["epsilon"])
+    return (_in_two_stages(call, normalise, x, _over_axes(call, "scale", scale, x, axes)),)
+
+
+def _group_normalization(call: Call, x: Array, scale: Array, bias: Array) -> tuple[Array, ...]:
+    groups, epsilon = call.attributes["num_groups"], call.attributes["epsilon"]
+    normalise = partial(group_norm, num_groups=groups, epsilon=epsilon)
+    channels = _channels(call, x)
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"{call.operator}: num_groups={groups} does not divide the {channels} channels"
+        )
+    named = {"scale": scale, "bias": bias}
+    if call.version < 21:
+        spread = (_for_each_group(call, *item, groups, channels) for item in named.items())
+        return (normalise(x, *spread),)
+    parameters = (_for_each_channel(call, *item, x) for item in named.items())
+    return (_in_two_stages(call, normalise, x, *parameters),)
+
+
+def _batch_normalization(
+    call: Call, x: Array, scale: Array, bias: Array, mean: Array, var: Array
+) -> tuple[Array, ...]:
+    settings, epsilon = call.attributes, call.attributes["epsilon"]
+    if call.version < 14:
+        training = settings.get("is_test") == 0 or any(call.outputs[1:])
+        if training:
+            raise ValueError(
+                f"{call.operator}: training is supported from opset 14 on; before it ONNX does not "
+                "say whether the running variance is biased, nor what saved_var is"
+            )
+    else:
+        training = bool(settings["training_mode"])
+        if not training and any(call.outputs[1:]):
+            raise ValueError(f"{call.operator}: only training_mode=1 gives running statistics")
+    xp, shape = library_of(x).xp, tuple(x.shape)
+    if len(shape) == 1:  # ONNX: one channel
+        x = xp.reshape(x, (-1, 1))
+    elif settings.get("spatial") == 0:  # a channel for each element of a sample
+        x = xp.reshape(x, (shape[0], -1))
+        scale, bias, mean, var = (_flat(call, each, shape[1:]) for each in (scale, bias, mean, var))
+    # ONNX lets their dtypes be narrower than that of X.
+    scale, bias, wide_mean, wide_var = (_wide(each, x) for each in (scale, bias, mean, var))
+    if not training:
+        y = batch_norm(x, wide_mean, wide_var, scale, bias, epsilon=epsilon)
+        return (xp.reshape(y, shape),)
+    # A batch's part in the running variance is unbiased in this library, biased in ONNX.
+    n = x.shape[0] * math.prod(x.shape[2:])
+    unbiased = n / max(n - 1, 1)
+    running = wide_mean, wide_var * unbiased
+    momentum = 1 - settings["momentum"]
+    result = batch_norm_forward(x, scale, bias, *running, epsilon=epsilon, momentum=momentum)
+    return (
+        xp.reshape(result.y, shape),
+        _in_dtype(result.running_mean, mean.dtype),
+        _in_dtype(result.running_var / unbiased, var.dtype),
+    )
+
+
+def _instance_normalization(call: Call, x: Array, scale: Array, bias: Array) -> tuple[Array, ...]:
+    return (instance_norm(x, scale, bias, epsilon=call.attributes["epsilon"]),)
+
+
+#: Each takes a call and its inputs, and gives as many outputs as are wanted, at least.
+_OPERATORS: dict[str, Callable[..., tuple[Array, ...]]] = {
+    "LayerNormalization": _layer_normalization,
+    "RMSNormalization": _rms_normalization,
+    "GroupNormalization": _group_normalization,
+    "InstanceNormalization": _instance_normalization,
+    "BatchNormalization": _batch_normalization,
+}
+
+# --- Scale and bias ------------------------------------------------------------------------------
+
+
+class _Parameter(NamedTuple):
+    """A scale or a bias."""
+
+    broadcast: Array
+    """In a shape that goes with x."""
+    fused: Array | None
+    """As this library's function takes it; None if that does not."""
+
+
+def _from_axis(call: Call, x: Array) -> tuple[int, ...]:
+    first, ndim = call.attributes["axis"], len(x.shape)
+    _check.axes(call.operator, first, tuple(x.shape), name="X")
+    return tuple(range(first % ndim, ndim))
+
+
+def _over_axes(
+    call: Call, name: str, parameter: Array, x: Array, axes: tuple[int, ...]
+) -> _Parameter:
+    """One that is broadcast to x, and so may vary along any of its axes."""
+    shape, xp = tuple(parameter.shape), library_of(x).xp
+    backwards = zip(reversed(shape), reversed(x.shape), strict=False)
+    if len(shape) > len(x.shape) or not all(n in (1, length) for n, length in backwards):
+        raise ValueError(
+            f"{call.operator}: {name} has shape {shape}, which cannot be broadcast to X of shape "
+            f"{tuple(x.shape)}"
+        )
+    outer, inner = shape[: -len(axes)], shape[-len(axes) :]
+    if any(n != 1 for n in outer) or parameter.dtype != x.dtype:
+        return _Parameter(parameter, None)
+    fused = xp.broadcast_to(xp.reshape(parameter, inner), tuple(x.shape[k] for k in axes))
+    return _Parameter(parameter, fused)
+
+
+def _channels(call: Call, x: Array) -> int:
+    return int(x.shape[_check.channel_axis(call.operator, 1, tuple(x.shape))])
+
+
+def _for_each_channel(call: Call, name: str, parameter: Array, x: Array) -> _Parameter:
+    channels = _channels(call, x)
+    _check.same_shape(call.operator, name, parameter, (channels,), "one for each channel")
+    shape = (channels, *(1 for _ in x.shape[2:]))
+    return _Parameter(library_of(x).xp.reshape(parameter, shape), parameter)
+
+
+def _for_each_group(call: Call, name: str, parameter: Array, groups: int, channels: int) -> Array:
+    """For each channel what is given for its group."""
+    _check.same_shape(call.operator, name, parameter, (groups,), "one for each group")
+    xp = library_of(parameter).xp
+    spread = xp.broadcast_to(xp.reshape(parameter, (groups, 1)), (groups, channels // groups))
+    return xp.reshape(spread, (channels,))
+
+
+def _flat(call: Call, parameter: Array, shape: tuple[int, ...]) -> Array:
+    _check.same_shape(call.operator, "a parameter", parameter, shape, "that of a sample")
+    return library_of(parameter).xp.reshape(parameter, (-1,))
+
+
+# --- Dtypes --------------------------------------------------------------------------------------
+
+
+def _in_two_stages(
+    call: Call,
+    normalise: Callable[..., Array],
+    x: Array,
+    scale: _Parameter,
+    bias: _Parameter | None = None,
+) -> Array:
+    """X normalised in the dtype of `stash_type`, then scaled and shifted in that of scale."""
+    parameters = [scale] if bias is None else [scale, bias]
+    fused = [each.fused for each in parameters if each.fused is not None]
+    if _stash(call) == ACCUMULATION[dtype_name(x.dtype)] and len(fused) == len(parameters):
+        return normalise(x, *fused)
+    normalised = _in_dtype(normalise(_in_dtype(x, _stash_dtype(call, x))), x.dtype)
+    y = _in_dtype(normalised, scale.broadcast.dtype) * scale.broadcast
+    return y if bias is None else y + bias.broadcast
+
+
+def _stash(call: Call) -> str:
+    number = call.attributes["stash_type"]
+    if number not in _STASH:
+        allowed = ", ".join(f"{key} ({name})" for key, name in _STASH.items())
+        raise ValueError(f"{call.operator}: stash_type={number} is none of {allowed}")
+    return _STASH[number]
+
+
+def _stash_dtype(call: Call, x: Array) -> Any:
+    """The dtype that `stash_type` names, in the library of x."""
+    name, library = _stash(call), library_of(x)
+    if hasattr(library.xp, name):
+        return getattr(library.xp, name)
+    if isinstance(x.dtype, np.dtype):  # of a library that shares NumPy's dtypes
+        return np.dtype(getattr(np if hasattr(np, name) else import_module("ml_dtypes"), name))
+    raise TypeError(f"{call.operator}: {library.name} has no {name}, which stash_type names")
+
+
+def _wide(parameter: Array, x: Array) -> Array:
+    """The parameter in float32, or in float64 where it or x is of that."""
+    wide = "float64" if "float64" in map(dtype_name, (parameter.dtype, x.dtype)) else "float32"
+    return _in_dtype(parameter, getattr(library_of(x).xp, wide))
+
+
+def _in_dtype(x: Array, dtype: Any) -> Array:
+    return library_of(x).xp.astype(x, dtype, copy=False)
