@@ -1,9 +1,9 @@
 """Conformance and speed of the CUDA kernels on a GPU, into docs/gpu-report.md.
 
 Needs a GPU, CuPy, NumPy, array-api-compat and pytest, and mpmath and ml_dtypes for the reference of
-the conformance suite. Torch is compared with where it is installed: that part alone has not run yet,
-as it takes torch's arrays to be on the same GPU. Each call is timed by CUDA events on several sets
-of arrays in turn, together larger than the second-level cache, and the median is told.
+the conformance suite. Torch is compared with where it is installed: that alone has not run yet, as
+it takes torch on the same GPU. Each call is timed by CUDA events on several sets of arrays in turn,
+together larger than the second-level cache, and the median is told.
 
 Ends with 0, with 1 where conformance failed, and with 2 where something that is needed is missing.
 """
