@@ -69,11 +69,19 @@ def arrays(primitive: Primitive, spec: RowsSpec, offset: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_rows(name: str) -> None:
+def test_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, chosen = calls.kernel, set()
+
+    def noted(*parameters: Any) -> Any:
+        chosen.add(calls.expression(*parameters))
+        return kernel(*parameters)
+
+    monkeypatch.setattr(calls, "kernel", noted)
     primitive, spec = CALLS[name]
     spec = spec._replace(shape=(ROWS_OF_A_GROUP * spec.groups, spec.shape[1]))
     for offset in (0, 1):
         backend.prepare(primitive, spec)(*arrays(primitive, spec, offset))
+    assert name in chosen
 
 
 def test_every_shape_of_a_kernel_is_selected() -> None:
