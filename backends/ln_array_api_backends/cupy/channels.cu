@@ -23,12 +23,31 @@ struct alignas(WORD_ALIGNMENT<T, W>) Word {
 
 template <int W, class T>
 __device__ bool has_aligned_words(const T* place) {
-    return reinterpret_cast<size_t>(place) % WORD_ALIGNMENT<T, W> == 0;
+    return W == 1 || reinterpret_cast<size_t>(place) % WORD_ALIGNMENT<T, W> == 0;
 }
 
-template <class T, class A, int W>
-__device__ void load_word(const T* place, bool aligned, A (&values)[W]) {
-    if (aligned) {
+template <bool IS>
+struct Aligned {
+    static constexpr bool value = IS;
+};
+
+template <int N>
+struct Count {
+    static constexpr int value = N;
+};
+
+// A loop with a copy for arrays that are aligned, in which no load waits for a branch to be taken.
+template <class Loop>
+__device__ void with_alignment(bool aligned, Loop loop) {
+    if (aligned)
+        loop(Aligned<true>());
+    else
+        loop(Aligned<false>());
+}
+
+template <bool ALIGNED, class T, class A, int W>
+__device__ void load_word(const T* place, A (&values)[W]) {
+    if constexpr (ALIGNED) {
         const Word<T, W> word = *reinterpret_cast<const Word<T, W>*>(place);
 #pragma unroll
         for (int j = 0; j < W; ++j) values[j] = static_cast<A>(word.elements[j]);
@@ -57,9 +76,9 @@ struct Raw<16> {
     using type = uint4;
 };
 
-template <class T, class A, int W>
-__device__ void store_word(T* place, bool aligned, const A (&values)[W]) {
-    if (aligned) {
+template <bool ALIGNED, class T, class A, int W>
+__device__ void store_word(T* place, const A (&values)[W]) {
+    if constexpr (ALIGNED) {
         using R = typename Raw<W * int(sizeof(T))>::type;
         union {
             Word<T, W> word;
@@ -186,7 +205,9 @@ struct OfWord {
         if (ONE) {
             values[0] = static_cast<A>(place[channel]);
         } else if (side_by_side) {
-            load_word(place + channel, has_aligned_words<N>(place + channel), values);
+            with_alignment(has_aligned_words<N>(place + channel), [&](auto aligned) {
+                load_word<decltype(aligned)::value>(place + channel, values);
+            });
         } else {
             const P* at = place + channel;
             Index left = spatial - past;

@@ -1,8 +1,8 @@
 """From a spec of channels to launches: how x is cut, which kernels, one workspace for a call.
 
-Forward, the elements of each channel are reduced to their moments in parts, the moments of its parts
-to its statistics, and a third launch normalises; backward, sums take the place of moments. So x is
-read twice and y written, or x and dy read twice and dx written.
+Forward, the elements of each channel are reduced to their moments in parts, the moments of its
+parts to its statistics, and a third launch normalises; backward, sums take the place of moments. So
+x is read twice and y written, or x and dy read twice and dx written.
 """
 
 from __future__ import annotations
@@ -160,34 +160,38 @@ def _epsilon(spec: ChannelsSpec) -> float:
 class _Reduction:
     """The first two launches of a pass: parts, and what is made of them for each channel."""
 
-    def __init__(self, spec: ChannelsSpec, names: tuple[str, str], *types: str) -> None:
-        """Of kernels for planes or columns, for some dtypes."""
+    def __init__(self, spec: ChannelsSpec, *, backward: bool) -> None:
         self.shape, self.single = canonical(spec.shape), _single(spec)
-        self.cut = cut = Cut.of(spec.dtype, self.shape, backward=len(types) > 1)
+        self.cut = cut = Cut.of(spec.dtype, self.shape, backward=backward)
         _, c, s = self.shape
-        epsilon = () if len(types) > 1 else (_epsilon(spec),)
+        types, flags = [C_NAME[spec.dtype]], []
+        first, last = [], [_epsilon(spec)]
+        if backward:
+            types.append(C_NAME[spec.dy or spec.dtype])
+            flags.append(spec.need[0] or spec.need[1])
+            first, last = [c, s], []
         if cut.lines is None:
             self.line, self.per_channel = c, (1, c, cut.rows, c, cut.length)
+            name = "plane_sums" if backward else "plane_moments"
             self.reduce = launcher(
-                kernel(names[0], *types, cut.word, cut.at_once, cut.warps),
+                kernel(name, *types, cut.word, cut.at_once, cut.warps, *flags),
                 (c * cut.parts,),
                 cut.warps * WARP,
-                *(np.uint32(c), s, cut.rows, cut.length, *epsilon),
+                *(np.uint32(c), s, cut.rows, cut.length, *last),
             )
         else:
-            self.line = cut.lines.line
+            self.line, tiles = cut.lines.line, cut.lines.tiles
             places = (self.line, cut.rows, cut.lines.ragged, cut.length)
             self.per_channel = (s, *places)
-            tiles = cut.lines.tiles
+            name = "column_sums" if backward else "column_moments"
             self.reduce = launcher(
-                kernel(names[1], *types, cut.word, cut.at_once),
+                kernel(name, *types, cut.word, cut.at_once, *flags),
                 (tiles * cut.parts,),
                 THREADS,
-                *((c, s) if len(types) > 1 else ()),
-                *(*places, np.uint32(tiles), np.int32(cut.lines.lanes), *epsilon),
+                *(*first, *places, np.uint32(tiles), np.int32(cut.lines.lanes), *last),
             )
 
-    def of_channels(self, name: str, *types: str, last: float | tuple[float, ...]) -> Any:
+    def of_channels(self, name: str, *types: str, last: tuple[float, ...]) -> Any:
         """The second launch."""
         c, cut = self.shape[1], self.cut
         few = cut.parts * self.line // c <= FEW_PARTS
@@ -225,7 +229,7 @@ def _elementwise(name: str, spec: ChannelsSpec, *types: str | None, last: tuple[
 
 def _forward(spec: ChannelsSpec) -> Callable[..., Any]:
     c, epsilon = spec.shape[1], _epsilon(spec)
-    reduction = _Reduction(spec, ("plane_moments", "column_moments"), C_NAME[spec.dtype])
+    reduction = _Reduction(spec, backward=False)
     reduce, single = reduction.reduce, reduction.single
     count = spec.shape[0] * spec.shape[2] // (1 if reduction.cut.lines else reduction.cut.word)
     of_channels = reduction.of_channels("channel_statistics", last=(count, epsilon))
@@ -266,8 +270,7 @@ def _backward(spec: ChannelsSpec) -> Callable[..., Any]:
     if not any(need):
         return lambda *arrays: (None, None, None)
     need_dx, need_dgamma, need_dbeta = need
-    names = ("plane_sums", "column_sums")
-    reduction = _Reduction(spec, names, C_NAME[spec.dtype], C_NAME[spec.dy or spec.dtype])
+    reduction = _Reduction(spec, backward=True)
     reduce, single = reduction.reduce, reduction.single
     result = C_NAME[spec.gamma or spec.dtype]
     of_channels = reduction.of_channels("channel_gradients", result, last=(1 / (b * s),))

@@ -1,10 +1,10 @@
 // The backward pass over channels; see ln_array_api.kernels.channels for the mathematics.
 
-// Sums that the backward pass takes of each channel, as RowGradient::finish does, without gamma. Where
-// x is null, that over dy alone.
+// Sums that the backward pass takes of each channel, as RowGradient::finish does, without gamma; that
+// over dy alone, unless they are OF_X.
 enum { PRODUCT, X_HAT, DY, SUMS_OF_CHANNEL };
 
-template <class T, class Dy, int W, int CHUNKS, int WARPS>
+template <class T, class Dy, int W, int CHUNKS, int WARPS, bool OF_X>
 __global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
     plane_sums(const Dy* __restrict__ dy, const T* __restrict__ x,
                const Accumulator<T>* __restrict__ mean, const Accumulator<T>* __restrict__ rstd,
@@ -17,22 +17,20 @@ __global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
     const unsigned channel = blockIdx.x % channels;
     const Index begin = blockIdx.x / channels * length, end = min(begin + length, words);
     const RowGradient<A, true> of_channel(mean, rstd, channel);
-    const bool x_aligned = has_aligned_words<W>(x), dy_aligned = has_aligned_words<W>(dy);
     PlaneWalk<W, THREADS> walk(begin + team.thread(), channel, channels, spatial);
     A sums[SUMS_OF_CHANNEL] = {};
-    for (Index word = begin + team.thread(); word < end; word += CHUNKS * THREADS) {
+    const auto add = [&](auto aligned, auto chunks) {
+        constexpr bool ALIGNED = decltype(aligned)::value;
         A here[SUMS_OF_CHANNEL] = {};
 #pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) {
-            if (word + i * THREADS >= end) continue;
+        for (int i = 0; i < decltype(chunks)::value; ++i, walk.next()) {
             A d[W], values[W];
-            load_word(dy + walk.place * W, dy_aligned, d);
-            if (x) load_word(x + walk.place * W, x_aligned, values);
-            walk.next();
+            load_word<ALIGNED>(dy + walk.place * W, d);
+            if (OF_X) load_word<ALIGNED>(x + walk.place * W, values);
 #pragma unroll
             for (int j = 0; j < W; ++j) {
                 here[DY] += d[j];
-                if (x) {
+                if (OF_X) {
                     const A rough = of_channel.rough(values[j]);
                     here[PRODUCT] += d[j] * rough;
                     here[X_HAT] += rough;
@@ -41,14 +39,20 @@ __global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
         }
 #pragma unroll
         for (int k = 0; k < SUMS_OF_CHANNEL; ++k) sums[k] += here[k];
-    }
+    };
+    with_alignment(has_aligned_words<W>(x) && has_aligned_words<W>(dy), [&](auto aligned) {
+        Index word = begin + team.thread();
+        for (; word + (CHUNKS - 1) * THREADS < end; word += CHUNKS * THREADS)
+            add(aligned, Count<CHUNKS>());
+        for (; word < end; word += THREADS) add(aligned, Count<1>());
+    });
     team.sum(sums);
     if (team.thread() > 0) return;
 #pragma unroll
     for (int k = 0; k < SUMS_OF_CHANNEL; ++k) of_parts[Index(k) * gridDim.x + blockIdx.x] = sums[k];
 }
 
-template <class T, class Dy, int W, int ROWS>
+template <class T, class Dy, int W, int ROWS, bool OF_X>
 __global__ void __launch_bounds__(COLUMN_THREADS, AT_LEAST<COLUMN_THREADS>)
     column_sums(const Dy* __restrict__ dy, const T* __restrict__ x,
                 const Accumulator<T>* __restrict__ mean, const Accumulator<T>* __restrict__ rstd,
@@ -64,21 +68,19 @@ __global__ void __launch_bounds__(COLUMN_THREADS, AT_LEAST<COLUMN_THREADS>)
         A means[W], rstds[W];
         of.load(mean, means);
         of.load(rstd, rstds);
-        const bool x_aligned = has_aligned_words<W>(x), dy_aligned = has_aligned_words<W>(dy);
         Index place = (own.begin + own.team) * line + own.column;
-        for (Index r = own.begin + own.team; r < own.end; r += ROWS * own.teams) {
+        const auto add = [&](auto aligned, auto rows) {
+            constexpr bool ALIGNED = decltype(aligned)::value;
             A here[SUMS_OF_CHANNEL][W] = {};
 #pragma unroll
-            for (int i = 0; i < ROWS; ++i) {
-                if (r + i * own.teams >= own.end) continue;
+            for (int i = 0; i < decltype(rows)::value; ++i, place += own.teams * line) {
                 A d[W], values[W];
-                load_word(dy + place, dy_aligned, d);
-                if (x) load_word(x + place, x_aligned, values);
-                place += own.teams * line;
+                load_word<ALIGNED>(dy + place, d);
+                if (OF_X) load_word<ALIGNED>(x + place, values);
 #pragma unroll
                 for (int j = 0; j < W; ++j) {
                     here[DY][j] += d[j];
-                    if (x) {
+                    if (OF_X) {
                         const A rough = (values[j] - means[j]) * rstds[j];
                         here[PRODUCT][j] += d[j] * rough;
                         here[X_HAT][j] += rough;
@@ -89,7 +91,13 @@ __global__ void __launch_bounds__(COLUMN_THREADS, AT_LEAST<COLUMN_THREADS>)
             for (int k = 0; k < SUMS_OF_CHANNEL; ++k)
 #pragma unroll
                 for (int j = 0; j < W; ++j) sums[k][j] += here[k][j];
-        }
+        };
+        with_alignment(has_aligned_words<W>(x) && has_aligned_words<W>(dy), [&](auto aligned) {
+            Index r = own.begin + own.team;
+            for (; r + (ROWS - 1) * own.teams < own.end; r += ROWS * own.teams)
+                add(aligned, Count<ROWS>());
+            for (; r < own.end; r += own.teams) add(aligned, Count<1>());
+        });
     }
 #pragma unroll
     for (int k = 0; k < SUMS_OF_CHANNEL; ++k)
@@ -114,7 +122,7 @@ enum { MISSED_BY_MEAN, MEAN_DY, PROJECTION };
 
 // The sums of parts put together; `share` is one over the elements of a channel.
 template <class A, class Result, int WARPS, int TEAMS>
-__global__ void __launch_bounds__(WARPS* TEAMS* WARP)
+__global__ void __launch_bounds__(WARPS* TEAMS* WARP, AT_LEAST<WARPS * TEAMS * WARP>)
     channel_gradients(const A* __restrict__ of_parts, const A* __restrict__ mean,
                       const A* __restrict__ rstd, A* __restrict__ of_channels,
                       Result* __restrict__ dgamma, Result* __restrict__ dbeta, Index channels,
@@ -169,20 +177,25 @@ __global__ void __launch_bounds__(COLUMN_THREADS, AT_LEAST<COLUMN_THREADS>)
     of.load(of_channels + MEAN_DY * channels, mean_dy);
     of.load(of_channels + PROJECTION * channels, projection);
     of.load(gamma, gammas, A(1));
-    const bool x_aligned = has_aligned_words<W>(x), dy_aligned = has_aligned_words<W>(dy);
-    const bool dx_aligned = has_aligned_words<W>(dx);
     Index place = (own.begin + own.team) * line + own.column;
+    const auto differentiate = [&](auto aligned) {
+        constexpr bool ALIGNED = decltype(aligned)::value;
 #pragma unroll 2
-    for (Index r = own.begin + own.team; r < own.end; r += own.teams, place += own.teams * line) {
-        A values[W], d[W];
-        load_word(x + place, x_aligned, values);
-        load_word(dy + place, dy_aligned, d);
+        for (Index r = own.begin + own.team; r < own.end; r += own.teams) {
+            A values[W], d[W];
+            load_word<ALIGNED>(x + place, values);
+            load_word<ALIGNED>(dy + place, d);
 #pragma unroll
-        for (int j = 0; j < W; ++j) {
-            const int c = ONE ? 0 : j;
-            const A x_hat = (values[j] - means[c]) * rstds[c] - missed[c];
-            values[j] = (d[j] - mean_dy[c] - x_hat * projection[c]) * gammas[c] * rstds[c];
+            for (int j = 0; j < W; ++j) {
+                const int c = ONE ? 0 : j;
+                const A x_hat = (values[j] - means[c]) * rstds[c] - missed[c];
+                values[j] = (d[j] - mean_dy[c] - x_hat * projection[c]) * gammas[c] * rstds[c];
+            }
+            store_word<ALIGNED>(dx + place, values);
+            place += own.teams * line;
         }
-        store_word(dx + place, dx_aligned, values);
-    }
+    };
+    with_alignment(
+        has_aligned_words<W>(x) && has_aligned_words<W>(dy) && has_aligned_words<W>(dx),
+        differentiate);
 }

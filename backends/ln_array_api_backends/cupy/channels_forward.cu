@@ -15,7 +15,9 @@ struct InMemory {
         Walk at = walk;
         for (int i = 0; i < words; ++i, at.next()) {
             A values[W];
-            load_word(x + at.place * W, aligned, values);
+            with_alignment(aligned, [&](auto aligned) {
+                load_word<decltype(aligned)::value>(x + at.place * W, values);
+            });
             visit(values, W, 0);
         }
     }
@@ -43,25 +45,21 @@ __device__ bool is_in_range(A spread) {
     return spread >= Limits<A>::least && spread <= Limits<A>::most;
 }
 
-// The moments of the first `count` values, without regard to their range.
+// The moments of some values, without regard to their range.
 template <class A, int N>
-__device__ Moments<A> moments_of(const A (&values)[N], int count) {
-    const A share = 1 / A(count);
+__device__ Moments<A> moments_of(const A (&values)[N]) {
     A sum = 0, part = 0, square = 0;
 #pragma unroll
-    for (int j = 1; j < N; ++j)
-        if (j < count) sum += values[j] - values[0];
-    const A rough = values[0] + sum * share;
+    for (int j = 1; j < N; ++j) sum += values[j] - values[0];
+    const A rough = values[0] + sum * A(1. / N);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-        if (j < count) {
-            const A d = values[j] - rough;
-            part += d;
-            square += d * d;
-        }
+        const A d = values[j] - rough;
+        part += d;
+        square += d * d;
     }
-    const A missed = part * share;
-    return {rough, missed, square * share - missed * missed, 0};
+    const A missed = part * A(1. / N);
+    return {rough, missed, square * A(1. / N) - missed * missed, 0};
 }
 
 // As Moments::merge, of moments that are not scaled.
@@ -74,6 +72,26 @@ __device__ void merge_unscaled(Moments<A>& all, const Moments<A>& other, A share
     all.variance +=
         share * ((other.variance - all.variance) + difference * difference * (1 - share));
 }
+
+// What a thread adds up, from the first value on.
+template <class A, int W>
+struct Running {
+    Moments<A> moments[W] = {};
+    int count = 0;
+
+    // N values for each of W moments.
+    template <int N>
+    __device__ void add(const A (&values)[W][N]) {
+        if (count == 0) {
+#pragma unroll
+            for (int j = 0; j < W; ++j) moments[j].rough = values[j][0];
+        }
+        count += N;
+        const A share = A(N) / A(count);
+#pragma unroll
+        for (int j = 0; j < W; ++j) merge_unscaled(moments[j], moments_of(values[j]), share);
+    }
+};
 
 // Most moments need no scale, and looking for one takes as long as adding up many elements.
 template <class A>
@@ -113,41 +131,60 @@ __global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
     plane_moments(const T* __restrict__ x, Moments<Accumulator<T>>* __restrict__ of_parts,
                   unsigned channels, Index spatial, Index words, Index length, double epsilon) {
     using A = Accumulator<T>;
-    constexpr int THREADS = WARPS * WARP, N = CHUNKS * W;
+    constexpr int THREADS = WARPS * WARP;
     __shared__ A shared[Team<A, WARPS>::SHARED];
     Team<A, WARPS> team(shared);
     const Index begin = blockIdx.x / channels * length, end = min(begin + length, words);
-    const bool aligned = has_aligned_words<W>(x);
+    const bool is_aligned = has_aligned_words<W>(x);
     const PlaneWalk<W, THREADS> start(begin + team.thread(), blockIdx.x % channels, channels, spatial);
     PlaneWalk<W, THREADS> walk = start;
-    Moments<A> mine = {};
-    int count = 0;
-    for (Index word = begin + team.thread(); word < end; word += CHUNKS * THREADS) {
-        A values[N];
-        int here = 0;
+    Running<A, 1> running;
+    const auto add = [&](auto aligned, auto chunks) {
+        constexpr int N = decltype(chunks)::value;
+        A values[1][N * W];
 #pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) {
-            if (word + i * THREADS >= end) continue;
-            A some[W];
-            load_word(x + walk.place * W, aligned, some);
+        for (int i = 0; i < N; ++i) {
+            A word[W];
+            load_word<decltype(aligned)::value>(x + walk.place * W, word);
             walk.next();
 #pragma unroll
-            for (int j = 0; j < W; ++j) values[i * W + j] = some[j];
-            here += W;
+            for (int j = 0; j < W; ++j) values[0][i * W + j] = word[j];
         }
-        if (count == 0) mine.rough = values[0];
-        count += here;
-        const A share = A(here) / A(count);
-        // Comparing nothing with a count, most of the time, saves as much as adding it up takes.
-        merge_unscaled(mine, here == N ? moments_of(values, N) : moments_of(values, here), share);
-    }
+        running.add(values);
+    };
+    with_alignment(is_aligned, [&](auto aligned) {
+        Index word = begin + team.thread();
+        for (; word + (CHUNKS - 1) * THREADS < end; word += CHUNKS * THREADS)
+            add(aligned, Count<CHUNKS>());
+        for (; word < end; word += THREADS) add(aligned, Count<1>());
+    });
+    const int count = running.count;
+    Moments<A> mine = running.moments[0];
     if (count > 0 && !is_in_range(mine.variance + A(epsilon)))
-        mine = moments_of(InMemory<T, W, PlaneWalk<W, THREADS>>{x, start, count / W, aligned},
+        mine = moments_of(InMemory<T, W, PlaneWalk<W, THREADS>>{x, start, count / W, is_aligned},
                           A(epsilon));
     const A share = A(count) / A((end - begin) * W);
     const Moments<A> of_part = merge_threads(team, mine, share, A(epsilon));
     if (team.thread() == 0) of_parts[blockIdx.x] = of_part;
 }
+
+// An exponent takes less room than a number, so that two blocks fit into 64 KiB.
+template <class A, int W>
+struct MomentsOfTeams {
+    OfTeams<A, W> rough, missed, variance;
+    OfTeams<short, W> exponent;
+
+    __device__ void set(int thread, int j, const Moments<A>& moments) {
+        rough.at(thread, j) = moments.rough;
+        missed.at(thread, j) = moments.missed;
+        variance.at(thread, j) = moments.variance;
+        exponent.at(thread, j) = short(moments.exponent);
+    }
+    __device__ Moments<A> get(int thread, int j) {
+        return {rough.at(thread, j), missed.at(thread, j), variance.at(thread, j),
+                A(exponent.at(thread, j))};
+    }
+};
 
 // Of a part of the rows of each column: parts of `length` rows, all but the last. A thread has ROWS of
 // them at once.
@@ -157,48 +194,39 @@ __global__ void __launch_bounds__(COLUMN_THREADS, AT_LEAST<COLUMN_THREADS>)
                    Index line, Index rows, Index ragged, Index length, unsigned tiles, int lanes,
                    double epsilon) {
     using A = Accumulator<T>;
-    __shared__ OfTeams<Moments<A>, W> of_teams;
+    __shared__ MomentsOfTeams<A, W> of_teams;
     const unsigned tile = blockIdx.x % tiles, part = blockIdx.x / tiles;
     const Columns<W> own(tile, part, lanes, line, rows, ragged, length);
-    const bool aligned = has_aligned_words<W>(x);
-    const Index step = own.teams * line;
-    Moments<A> mine[W] = {};
-    int count = 0;
-    const Index start = (own.begin + own.team) * line + own.column;
+    const Index step = own.teams * line, start = (own.begin + own.team) * line + own.column;
     const T* place = x + start;
-    for (Index r = own.begin + own.team; r < own.end; r += ROWS * own.teams) {
-        A values[W][ROWS];
-        int here = 0;
+    Running<A, W> running;
+    const auto add = [&](auto aligned, auto rows) {
+        constexpr int N = decltype(rows)::value;
+        A values[W][N];
 #pragma unroll
-        for (int i = 0; i < ROWS; ++i) {
-            if (r + i * own.teams >= own.end) continue;
+        for (int i = 0; i < N; ++i, place += step) {
             A word[W];
-            load_word(place, aligned, word);
-            place += step;
+            load_word<decltype(aligned)::value>(place, word);
 #pragma unroll
             for (int j = 0; j < W; ++j) values[j][i] = word[j];
-            ++here;
         }
-        const bool is_first = count == 0;
-        count += here;
-        const A share = A(here) / A(count);
+        running.add(values);
+    };
+    with_alignment(has_aligned_words<W>(x), [&](auto aligned) {
+        Index r = own.begin + own.team;
+        for (; r + (ROWS - 1) * own.teams < own.end; r += ROWS * own.teams)
+            add(aligned, Count<ROWS>());
+        for (; r < own.end; r += own.teams) add(aligned, Count<1>());
+    });
+    const int count = running.count;
 #pragma unroll
-        for (int j = 0; j < W; ++j) {
-            if (is_first) mine[j].rough = values[j][0];
-            merge_unscaled(mine[j],
-                           here == ROWS ? moments_of(values[j], ROWS) : moments_of(values[j], here),
-                           share);
-        }
-    }
-#pragma unroll
-    for (int j = 0; j < W; ++j) of_teams.at(threadIdx.x, j) = mine[j];
+    for (int j = 0; j < W; ++j) of_teams.set(threadIdx.x, j, running.moments[j]);
     if (count > 0) {
 #pragma unroll 1
         for (int j = 0; j < W; ++j) {
-            Moments<A>& of_column = of_teams.at(threadIdx.x, j);
-            if (is_in_range(of_column.variance + A(epsilon))) continue;
-            of_column = moments_of(
-                InMemory<T, 1, ColumnWalk>{x, ColumnWalk{start + j, step}, count, true}, A(epsilon));
+            if (is_in_range(of_teams.variance.at(threadIdx.x, j) + A(epsilon))) continue;
+            const InMemory<T, 1, ColumnWalk> column{x, ColumnWalk{start + j, step}, count, true};
+            of_teams.set(threadIdx.x, j, moments_of(column, A(epsilon)));
         }
     }
     __syncthreads();
@@ -210,7 +238,7 @@ __global__ void __launch_bounds__(COLUMN_THREADS, AT_LEAST<COLUMN_THREADS>)
         int before = 0;
         for (int team = 0; team < own.teams && team < height; ++team) {
             const int here = (height - team + own.teams - 1) / own.teams;
-            const Moments<A> some = of_teams.at(team * lanes + c / W, c % W);
+            const Moments<A> some = of_teams.get(team * lanes + c / W, c % W);
             before += here;
             if (team == 0)
                 all = some;
@@ -226,7 +254,7 @@ enum { SCALE, ROUGH, MISSED, ROOT };
 
 // Statistics of a channel from the moments of its parts, of `count` rows in all.
 template <class A, int WARPS, int TEAMS>
-__global__ void __launch_bounds__(WARPS* TEAMS* WARP)
+__global__ void __launch_bounds__(WARPS* TEAMS* WARP, AT_LEAST<WARPS * TEAMS * WARP>)
     channel_statistics(const Moments<A>* __restrict__ of_parts, A* __restrict__ of_channels,
                        A* __restrict__ mean, A* __restrict__ var, A* __restrict__ rstd,
                        Index channels, Index spatial, Index line, Index rows, Index ragged,
@@ -296,18 +324,22 @@ __global__ void __launch_bounds__(COLUMN_THREADS, AT_LEAST<COLUMN_THREADS>)
     }
     of.load(gamma, gammas, A(1));
     of.load(beta, betas, A(0));
-    const bool x_aligned = has_aligned_words<W>(x), y_aligned = has_aligned_words<W>(y);
     Index place = (own.begin + own.team) * line + own.column;
+    const auto normalise = [&](auto aligned) {
+        constexpr bool ALIGNED = decltype(aligned)::value;
 #pragma unroll 4
-    for (Index r = own.begin + own.team; r < own.end; r += own.teams, place += own.teams * line) {
-        A values[W];
-        load_word(x + place, x_aligned, values);
+        for (Index r = own.begin + own.team; r < own.end; r += own.teams) {
+            A values[W];
+            load_word<ALIGNED>(x + place, values);
 #pragma unroll
-        for (int j = 0; j < W; ++j) {
-            const int c = ONE ? 0 : j;
-            const A x_hat = (values[j] * scale[c] - rough[c] - missed[c]) * root[c];
-            values[j] = x_hat * gammas[c] + betas[c];
+            for (int j = 0; j < W; ++j) {
+                const int c = ONE ? 0 : j;
+                const A x_hat = (values[j] * scale[c] - rough[c] - missed[c]) * root[c];
+                values[j] = x_hat * gammas[c] + betas[c];
+            }
+            store_word<ALIGNED>(y + place, values);
+            place += own.teams * line;
         }
-        store_word(y + place, y_aligned, values);
-    }
+    };
+    with_alignment(has_aligned_words<W>(x) && has_aligned_words<W>(y), normalise);
 }

@@ -1,0 +1,333 @@
+"""The CUDA kernels over channels, in every order of threads, against the definition in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import cupy
+import cupy_on_cpu
+import numpy as np
+import pytest
+from ln_array_api_backends.cupy import backend, channels
+from ln_array_api_backends.cupy.shapes import CHUNK_BYTES, ITEMSIZE
+from ln_array_api_conformance import tolerances
+from test_host import launches
+from test_kernels import DTYPES, EPSILON, ORDERS, bits
+
+from ln_array_api.kernels import channels as generic
+
+Shape = tuple[int, int, int]
+NAMES = ("y", "mean", "var", "rstd", "dx", "dgamma", "dbeta", "inference")
+
+
+@pytest.fixture(autouse=True)
+def _order() -> Iterator[None]:
+    yield
+    cupy_on_cpu.set_order("forward")
+
+
+class Case:
+    """Arrays for all calls on the device, and what is right."""
+
+    def __init__(
+        self,
+        dtype: str,
+        shape: Shape,
+        *,
+        wide: bool = False,
+        offset: int = 0,
+        mean: float = 3,
+        epsilon: float = EPSILON,
+        affine: bool = True,
+        x: np.ndarray | None = None,
+    ) -> None:
+        rng = np.random.default_rng(shape)
+        parameter = DTYPES["float64" if wide else dtype]
+        self.epsilon, self.offset = epsilon, offset
+        draw, c = rng.standard_normal, shape[1]
+        self.plain = [
+            (mean + draw(shape) if x is None else x).astype(DTYPES[dtype]),
+            draw(c).astype(parameter) if affine else None,
+            draw(c).astype(parameter) if affine else None,
+            draw(shape).astype(DTYPES["float32" if wide and dtype != "float64" else dtype]),
+        ]
+        single = np.float64 if dtype == "float64" else np.float32
+        self.plain_given = [(mean + draw(c)).astype(single), (draw(c) ** 2).astype(single)]
+        self.x, self.gamma, self.beta, self.dy = map(self.on_device, self.plain)
+        self.given = [*map(self.on_device, self.plain_given)]
+
+    def on_device(self, values: np.ndarray | None) -> Any:
+        """An array that begins some elements after where memory is aligned."""
+        if values is None:
+            return None
+        memory = cupy.zeros(values.size + self.offset, values.dtype)
+        array = memory[self.offset :].reshape(values.shape)
+        array[...] = cupy.asarray(values)
+        return array
+
+    def run(self, need: tuple[bool, bool, bool] = (True, True, True)) -> list[Any]:
+        y, mean, var, rstd = backend.channels_forward(
+            self.x, self.gamma, self.beta, epsilon=self.epsilon
+        )
+        gradients = backend.channels_backward(self.dy, self.x, mean, rstd, self.gamma, need=need)
+        inference = backend.channels_inference(
+            self.x, *self.given, self.gamma, self.beta, epsilon=self.epsilon
+        )
+        return [y, mean, var, rstd, *gradients, inference]
+
+    def expected(self) -> list[tuple[np.ndarray, float, np.ndarray]]:
+        """What is right, how many ulp it may be off, and of what."""
+        x, gamma, beta, dy = (
+            None if each is None else each.astype(np.float64) for each in self.plain
+        )
+        mean, var = (each.astype(np.float64) for each in self.plain_given)
+        forward = generic.channels_forward(x, gamma, beta, epsilon=self.epsilon)
+        gradients = generic.channels_backward(dy, x, forward[1], forward[3], gamma)
+        inference = generic.channels_inference(x, mean, var, gamma, beta, epsilon=self.epsilon)
+        wide, zero = np.ones(x.shape[1]) if gamma is None else abs(gamma), np.zeros(x.shape[1])
+        shift = zero if beta is None else abs(beta)
+
+        def largest(values: np.ndarray) -> np.ndarray:
+            return np.max(values, axis=(0, 2), keepdims=True)
+
+        def in_channels(values: np.ndarray) -> np.ndarray:
+            return values[:, None]
+
+        x_hat = abs((x - in_channels(forward[1])) * in_channels(forward[3]))
+        given = abs((x - in_channels(mean)) / np.sqrt(in_channels(var + self.epsilon)))
+        size = np.maximum(x_hat, tolerances.LEAST_X_HAT)
+        terms = largest(abs(dy) * np.maximum(x_hat, 1)) * in_channels(wide * forward[3])
+        sizes = [
+            (tolerances.Y, np.maximum(largest(x_hat) * in_channels(wide), in_channels(shift))),
+            (tolerances.MEAN, largest(abs(x)).reshape(-1)),
+            (2 * tolerances.RSTD, forward[2]),
+            (tolerances.RSTD, forward[3]),
+            (tolerances.DX, terms),
+            (tolerances.PARAMETER_GRADIENT, (abs(dy) * size).sum((0, 2))),
+            (tolerances.PARAMETER_GRADIENT, abs(dy).sum((0, 2))),
+            (tolerances.Y, np.maximum(largest(given) * in_channels(wide), in_channels(shift))),
+        ]
+        true = (*forward, *gradients, inference)
+        return [(each, *size) for each, size in zip(true, sizes, strict=True)]
+
+
+def check(case: Case) -> None:
+    """Within the library's contract; 16 bits are rounded once."""
+    wide = tolerances.ACCUMULATION[case.x.dtype.name]
+    for name, actual, (true, ulps, size) in zip(NAMES, case.run(), case.expected(), strict=True):
+        assert actual.shape == true.shape
+        dtype = actual.dtype.name if actual.itemsize == 2 else wide
+        # The dtype may not hold a variance whose root it holds.
+        held = true <= float(np.finfo(wide).max)
+        size = np.broadcast_to(size, true.shape)[held]
+        tolerances.assert_close(name, actual.get()[held], true[held], ulps, size, dtype)
+        assert np.isinf(actual.get()[~held]).all()
+
+
+def in_every_order(case: Case) -> None:
+    results = []
+    for order in ORDERS:
+        cupy_on_cpu.set_order(order)
+        results.append(bits(case.run()))
+    assert all(each == results[0] for each in results[1:])
+
+
+def shapes(dtype: str) -> list[Shape]:
+    """One for each kernel of a dtype at least: each size of words, and few or many of them."""
+    most = CHUNK_BYTES // ITEMSIZE[dtype]
+    words = [1 << power for power in range(most.bit_length())]
+    # Runs that are long, few and many words of them; short ones; channels side by side.
+    run = channels.SHORT_RUN_BYTES // ITEMSIZE[dtype]
+    found: list[Shape] = [(3, 2, run + word) for word in words]
+    found += [(5, 3, 640 * word + (word if word < most else 0)) for word in words]
+    found += [(70, word, 3) for word in words] + [(130, 3 * word, 1) for word in words]
+    return [*found, (9000, 3, 1), (1, 5, 2), (6, 1, 7)]
+
+
+KINDS = [(dtype, shape) for dtype in DTYPES for shape in shapes(dtype)]
+
+
+@pytest.mark.parametrize(("dtype", "shape"), KINDS)
+def test_every_order_of_threads_gives_the_same_bits(dtype: str, shape: Shape) -> None:
+    case = Case(dtype, shape)
+    check(case)
+    in_every_order(case)
+
+
+SOME: list[Shape] = [(3, 2, 100), (5, 3, 3000), (70, 12, 3), (300, 20, 1)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SOME)
+def test_bits_do_not_depend_on_alignment(dtype: str, shape: Shape) -> None:
+    aligned = bits(Case(dtype, shape).run())
+    for offset in (1, 2):
+        assert bits(Case(dtype, shape, offset=offset).run()) == aligned
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("shape", SOME)
+def test_wider_parameters_and_dy(dtype: str, shape: Shape) -> None:
+    check(Case(dtype, shape, wide=True))
+
+
+@pytest.mark.parametrize("shape", SOME)
+def test_without_parameters(shape: Shape) -> None:
+    check(Case("float32", shape, affine=False))
+
+
+@pytest.mark.parametrize("shape", SOME)
+@pytest.mark.parametrize("need", list(product((False, True), repeat=3)))
+def test_only_what_is_needed(shape: Shape, need: tuple[bool, bool, bool]) -> None:
+    """Gradients are None where they are not wanted, and have the same bits where they are."""
+    case = Case("float32", shape)
+    some, everything = case.run(need=need), case.run()
+    for wanted, part, whole in zip(need, some[4:7], everything[4:7], strict=True):
+        assert bits([part]) == (bits([whole]) if wanted else [None])
+
+
+def test_launches() -> None:
+    """Two for each pass, and one through all of x."""
+    for shape in SOME:
+        case = Case("float32", shape)
+        _, mean, var, rstd = case.run()[:4]
+        x, gamma, beta, dy = case.x, case.gamma, case.beta, case.dy
+        assert launches(backend.channels_forward, x, gamma, beta, epsilon=EPSILON) == 3
+        assert launches(backend.channels_inference, x, mean, var, gamma, beta, epsilon=0) == 1
+        arrays = (dy, x, mean, rstd, gamma)
+        for need in product((False, True), repeat=3):
+            count = launches(backend.channels_backward, *arrays, need=need)
+            assert count == (3 if need[0] else 2 if any(need) else 0)
+
+
+@pytest.mark.parametrize("shape", SOME)
+def test_nothing_waits_for_the_device(shape: Shape) -> None:
+    """No synchronisation, no copy to the host; given memory from a pool, it can be captured."""
+    case = Case("float32", shape)
+    _, mean, var, rstd = case.run()[:4]
+
+    def calls() -> None:
+        backend.channels_forward(case.x, case.gamma, case.beta, epsilon=EPSILON)
+        backend.channels_inference(case.x, mean, var, case.gamma, case.beta, epsilon=EPSILON)
+        need = (True, True, True)
+        backend.channels_backward(case.dy, case.x, mean, rstd, case.gamma, need=need)
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc), stream:
+        calls()
+        before = cupy_on_cpu.counts()
+        calls()
+        between = cupy_on_cpu.counts()
+        assert between == {**before, "launches": before["launches"] + 7}
+        stream.begin_capture()
+        try:
+            calls()
+        finally:
+            stream.end_capture()
+        assert cupy_on_cpu.counts() == between
+
+
+@pytest.mark.parametrize("shape", SOME)
+def test_nothing_is_allocated_but_results_and_a_workspace(shape: Shape) -> None:
+    case = Case("float32", shape)
+    case.run()
+    before = cupy_on_cpu.counts()["allocations"]
+    results = case.run()
+    # Statistics are one allocation, and two calls have a workspace.
+    assert cupy_on_cpu.counts()["allocations"] - before == len(results)
+
+
+def normal(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+    return rng.standard_normal(shape)
+
+
+def with_part(factor: float) -> Callable[[np.random.Generator, Shape], np.ndarray]:
+    """A part that is not as loud as the rest."""
+
+    def values(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+        x = normal(rng, shape)
+        x[: shape[0] // 3] *= factor
+        return x
+
+    return values
+
+
+def signs(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+    x = np.ones(shape)
+    x[: shape[0] // 2] = -1
+    return x
+
+
+VALUES: dict[str, Callable[[np.random.Generator, Shape], np.ndarray]] = {
+    "normal": normal,
+    "mean 1e4": lambda rng, shape: 1e4 + normal(rng, shape),
+    "mean 1e6": lambda rng, shape: 1e6 + normal(rng, shape),
+    "1e30": lambda rng, shape: 1e30 * normal(rng, shape),
+    "1e-30": lambda rng, shape: 1e-30 * normal(rng, shape),
+    "mean 1e30": lambda rng, shape: 1e30 + 1e24 * normal(rng, shape),
+    "a part of 1e30": with_part(1e30),
+    "a part of 1e-30": with_part(1e-30),
+    "plus and minus 1e30": lambda rng, shape: 1e30 * signs(rng, shape),
+    "plus and minus 1e-30": lambda rng, shape: 1e-30 * signs(rng, shape),
+    "a slope": lambda rng, shape: (
+        np.linspace(-1e6, 1e6, shape[0])[:, None, None] + normal(rng, shape)
+    ),
+    "an outlier": lambda rng, shape: (
+        normal(rng, shape) + 1e4 * (np.arange(shape[0]) == 2)[:, None, None]
+    ),
+    "an outlier first": lambda rng, shape: (
+        normal(rng, shape) + 1e4 * (np.arange(shape[0]) == 0)[:, None, None]
+    ),
+}
+PARTS: list[Shape] = [(9, 2, 1100), (9, 2, 1025), (70, 12, 3), (9000, 3, 1), (6, 7, 1)]
+"""Of which channels have several parts, or one."""
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 0])
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("shape", PARTS)
+def test_accuracy(kind: str, shape: Shape, epsilon: float) -> None:
+    """At any magnitude, which is not the same in all parts, and wherever the mean is."""
+    x = VALUES[kind](np.random.default_rng(1), shape)
+    case = Case("float32", shape, epsilon=epsilon, x=x)
+    check(case)
+
+
+@pytest.mark.parametrize("shape", PARTS)
+@pytest.mark.parametrize("value", [0, 0.1, 1e30, -1e-30])
+def test_a_constant_channel_gives_beta(shape: Shape, value: float) -> None:
+    case = Case("float32", shape, x=np.full(shape, value))
+    y, mean, var, _, dx, *_ = case.run()
+    assert (y == case.beta[:, None]).all()
+    assert (mean == np.float32(value)).all()
+    assert (var == 0).all()
+    assert cupy.isfinite(dx).all()
+
+
+@pytest.mark.parametrize("shape", PARTS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_spoils_its_own_channel(shape: Shape, value: float) -> None:
+    x = normal(np.random.default_rng(1), shape)
+    x[shape[0] // 2, 1, -1] = value
+    y, _, _, rstd, dx, dgamma, *_ = (each.get() for each in Case("float32", shape, x=x).run())
+    others = np.arange(shape[1]) != 1
+    for each in (y, dx):
+        assert np.isnan(each[:, 1]).any()
+        assert np.isfinite(each[:, others]).all()
+    assert not rstd[1] > 0
+    assert np.isfinite(dgamma[others]).all()
+
+
+def test_one_value_for_each_channel() -> None:
+    case = Case("float32", (1, 300, 1))
+    y, _, var, _, dx, *_ = case.run()
+    assert (y[0, :, 0] == case.beta).all()
+    assert (var == 0).all()
+    assert (dx == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(100_000, 3, 1), (70, 3, 5000)])
+def test_sums_over_many_elements(shape: Shape) -> None:
+    check(Case("float32", shape))
