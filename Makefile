@@ -19,7 +19,6 @@ test: unit conformance-all ## run every test: the library's own, then the confor
 
 test-cuda: ## test the CUDA kernels on the CPU, without a GPU; needs a C++ compiler
 	$(MAKE) --no-print-directory -C tests/cuda_on_cpu
-	$(MAKE) --no-print-directory -C tests/ptx
 
 predictions: .venv/installed ## predict the speed of the CUDA kernels anew, into docs/
 	$(MAKE) --no-print-directory -C tests/ptx predictions

@@ -117,7 +117,9 @@ def compile_for_host(source: str, options: Sequence[str]) -> Path:
     include = Path(cupy.__file__).parent / "_core" / "include"
     bundled = [include / "cupy" / "_cccl" / each for each in ("libcudacxx", "thrust", "cub")]
     toolkit = Path(cupy.__file__).parents[1] / "nvidia" / "cu13" / "include"
-    command = [CXX, *kept, "-O1", "-g1", "-w", "-shared", "-fPIC", "-mfma", "-ffp-contract=fast"]
+    # Of what AddressSanitizer watches, most takes longer to compile than to run.
+    optimisation = "-O0" if "address" in SANITIZE else "-O1"
+    command = [CXX, *kept, optimisation, "-g1", "-w", "-fPIC", "-mfma", "-ffp-contract=fast"]
     command += [f"-I{each}" for each in (HERE, *bundled, include, toolkit)]
     if SANITIZE:
         command += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"]
@@ -125,24 +127,46 @@ def compile_for_host(source: str, options: Sequence[str]) -> Path:
             command += ["-shared-libsan"]
     if FILLS_SHARED_MEMORY:
         command += ["-DSIMULATOR_POISON"]
-    header = (HERE / "simulator.h").read_text()
-    key = hashlib.sha256("\0".join([*command, header, source]).encode()).hexdigest()[:32]
-    library = KERNELS / f"{key}.so"
+    library = KERNELS / f"{_key(*command, source)}.so"
     if not library.exists():
-        KERNELS.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=KERNELS) as folder:
-            file, made = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
-            file.write_text(source)
-            result = subprocess.run(
-                [*command, str(file), str(BUILD / "libcuda.so.1"), "-o", str(made)],
-                capture_output=True,
-                text=True,
-                env={**os.environ, "LD_PRELOAD": ""},  # a sanitizer's library is not the compiler's
-            )
-            if result.returncode:
-                raise RuntimeError(f"a kernel does not compile for the CPU:\n{result.stderr}")
-            made.replace(library)
+        if "clang" in CXX:
+            command += ["-include-pch", str(precompiled_headers(command, source))]
+        link = ["-shared", "-x", "none", str(BUILD / "libcuda.so.1")]
+        _compile_into(library, source, [*command, "-x", "c++", "-", *link])
     return library
+
+
+def precompiled_headers(command: Sequence[str], source: str) -> Path:
+    """What the headers of a kernel compile to, which takes longer than all the rest of it."""
+    text = "\n".join(_INCLUDE.findall(source))
+    times = [each.stat().st_mtime_ns for each in (HERE / "simulator.h", BUILD / "installed")]
+    headers = KERNELS / f"{_key(*command, text, *map(str, times))}.pch"
+    if not headers.exists():
+        _compile_into(headers, text, [*command, "-x", "c++-header", "-"])
+    return headers
+
+
+def _key(*what: str) -> str:
+    """Another with every change to what is compiled."""
+    files = [(HERE / each).read_text() for each in ("simulator.h", "requirements.txt")]
+    return hashlib.sha256("\0".join([*what, *files]).encode()).hexdigest()[:32]
+
+
+def _compile_into(made: Path, source: str, command: Sequence[str]) -> None:
+    """While other processes may do the same."""
+    made.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+        new = Path(folder) / made.name
+        result = subprocess.run(
+            [*command, "-o", str(new)],
+            input=source,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "LD_PRELOAD": ""},  # a sanitizer's library is not the compiler's
+        )
+        if result.returncode:
+            raise RuntimeError(f"a kernel does not compile for the CPU:\n{result.stderr}")
+        new.replace(made)
 
 
 def _compile(

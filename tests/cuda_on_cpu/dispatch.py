@@ -7,6 +7,7 @@ backend chooses. Lengths are those around powers of two, where shapes can change
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -15,6 +16,7 @@ import cupy_on_cpu  # noqa: F401 - before CuPy
 # isort: split
 import cupy
 from ln_array_api_backends.cupy import backend
+from ln_array_api_backends.cupy.calls import kernel
 
 from ln_array_api._check import AT_LEAST
 from ln_array_api.backend import Primitive, RowsSpec
@@ -34,12 +36,16 @@ class Kernels:
     def __init__(self) -> None:
         self.sources: dict[str, str] = {}
         self.options: set[str] = set()
+        self.calls: dict[str, tuple[Primitive, RowsSpec]] = {}
+        self.call: Any = None
 
     def __call__(
         self, *, code: str, options: tuple[str, ...] = (), name_expressions: tuple[str, ...]
     ) -> Any:
         self.sources.update(dict.fromkeys(name_expressions, code))
         self.options.update(options)
+        for name in name_expressions:
+            self.calls.setdefault(name, self.call)
         return self
 
     def get_function(self, name: str) -> Any:
@@ -60,18 +66,33 @@ def calls(dtype: str) -> Iterator[tuple[Primitive, RowsSpec]]:
             yield "rows_backward", spec._replace(beta=None, epsilon=0.0, dy=dy, need=need)
 
 
-def chosen() -> tuple[dict[str, str], set[str]]:
-    """The source of each kernel by its name, and the options that all are compiled with."""
+def asked_for() -> Kernels:
+    """What every call asks for."""
     kernels, module = Kernels(), cupy.RawModule
+    kernel.cache_clear()
     cupy.RawModule = kernels
     try:
         for dtype in DTYPES:
             for primitive, spec in calls(dtype):
                 if backend.can_run(primitive, spec):
+                    kernels.call = primitive, spec
                     backend.prepare(primitive, spec)
     finally:
         cupy.RawModule = module
+        kernel.cache_clear()  # of what is none
+    return kernels
+
+
+def chosen() -> tuple[dict[str, str], set[str]]:
+    """The source of each kernel by its name, and the options that all are compiled with."""
+    kernels = asked_for()
     return kernels.sources, kernels.options
+
+
+@cache
+def first_calls() -> dict[str, tuple[Primitive, RowsSpec]]:
+    """For each kernel, a call that chooses it: with the fewest rows, and of those the shortest."""
+    return asked_for().calls
 
 
 if __name__ == "__main__":

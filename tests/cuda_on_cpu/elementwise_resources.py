@@ -30,6 +30,17 @@ class Source(NamedTuple):
     code: str
 
 
+def launch_everything(dtype: str) -> None:
+    """Every kernel for x of a dtype."""
+    import test_stages
+    import test_strided
+
+    for name in (*test_strided.FEW, "more slots than one thread merges"):
+        test_strided.Case(test_strided.KINDS[name], dtype).run()
+    for call in test_stages.calls(dtype, 70, 40).values():
+        call()
+
+
 def collect() -> None:
     """Launch every kernel for every dtype on the CPU, and keep what was compiled for that."""
     import cupy_on_cpu  # noqa: F401 - before CuPy
@@ -44,14 +55,10 @@ def collect() -> None:
         return compile_for_cpu(source, *arguments, **options)
 
     compiler._compile_using_nvrtc_no_warning = keep
-    import test_stages
-    import test_strided
+    from dispatch import DTYPES
 
-    for dtype in test_strided.DTYPES:
-        for name in (*test_strided.FEW, "more slots than one thread merges"):
-            test_strided.Case(test_strided.KINDS[name], dtype).run()
-        for call in test_stages.calls(dtype, 70, 40).values():
-            call()
+    for dtype in DTYPES:
+        launch_everything(dtype)
     SOURCES.write_bytes(pickle.dumps([tuple(each) for each in found]))
 
 

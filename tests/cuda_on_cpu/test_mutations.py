@@ -29,6 +29,8 @@ ADDRESS, UNDEFINED, THREAD = SANITIZERS.values()
 #: How a report begins.
 REPORTS = {ADDRESS: "AddressSanitizer", UNDEFINED: "runtime error", THREAD: "data race"}
 
+CHANGED = "the code has changed; plant this fault anew"
+
 
 class Fault(NamedTuple):
     """What is wrong, the code that makes it so, a shape of x that shows it, and what finds it."""
@@ -217,8 +219,8 @@ FAULTS = (
     ),
     Fault(
         "a store beyond",
-        "count == V) {\n        Pack<T, V> p",
-        "true) {\n        Pack<T, V> p",
+        "WORDS > 0 && aligned && count == V",
+        "WORDS > 0 && aligned",
         *ODD,
         by=(ADDRESS,),
     ),
@@ -268,7 +270,7 @@ FAULTS = (
 def plant(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Fault]:
     fault: Fault = request.param
     source = calls.source()
-    assert source.count(fault.old) >= 1, "the code has changed; plant this fault anew"
+    assert source.count(fault.old) >= 1, CHANGED
     monkeypatch.setattr(calls, "source", lambda: source.replace(fault.old, fault.new))
     monkeypatch.setattr(calls, "row_cut", fault.cut)
     calls.kernel.cache_clear()
@@ -308,6 +310,11 @@ def test_a_fault_is_found(plant: Fault) -> None:
     check, message = find(plant)
     print(f"{plant.what}: found by {check} {message}")
     assert check in plant.by
+
+
+@pytest.mark.parametrize("fault", found_by(*SANITIZERS.values()), ids=lambda fault: fault.what)
+def test_the_code_is_there_of_which_a_sanitizer_finds_faults(fault: Fault) -> None:
+    assert fault.old in calls.source(), CHANGED
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import cupy_on_cpu
 import pytest
 from ln_array_api_backends.cupy import strided, strided_kernels
 from test_kernels import bits
+from test_mutations import ADDRESS, CHANGED, REPORTS
 from test_strided import KINDS, VALUES, Case, Kind, check
 
 from ln_array_api import backend
@@ -152,12 +155,27 @@ FAULTS = (
 )
 
 
+#: Beyond arrays, which AddressSanitizer finds.
+BEYOND = (
+    Fault("a slot too many", "add_up_few", "slot < slots", "slot <= slots", columns),
+    Fault("a row too many", "sums_of_columns", "r < length", "r <= length", columns),
+    Fault("a column too many", "sums_of_rows", "c < length", "c <= length", columns),
+    Fault("parts too far apart", "moments", "target + 4 * plane", "target + 5 * plane", columns),
+)
+
+
 @pytest.fixture
 def plant(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Fault]:
-    fault: Fault = request.param
+    make(request.param, monkeypatch)
+    yield request.param
+    forget()
+
+
+def make(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plant it."""
     if fault.place == "preamble":
         source = strided_kernels.preamble()
-        assert source.count(fault.old) == 1, "the code has changed; plant this fault anew"
+        assert source.count(fault.old) == 1, CHANGED
         monkeypatch.setattr(
             strided_kernels, "preamble", lambda: source.replace(fault.old, fault.new)
         )
@@ -165,11 +183,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> It
         monkeypatch.setattr(strided, "add_up_many", without_reduce_type)
     else:
         kernel = strided_kernels.ELEMENTWISE[fault.place]
-        assert kernel.operation.count(fault.old) == 1, "the code has changed; plant this fault anew"
+        assert kernel.operation.count(fault.old) == 1, CHANGED
         changed = kernel._replace(operation=kernel.operation.replace(fault.old, fault.new))
         monkeypatch.setitem(strided_kernels.ELEMENTWISE, fault.place, changed)
-    forget()
-    yield fault
     forget()
 
 
@@ -191,6 +207,28 @@ def without_reduce_type() -> Any:
 def test_a_fault_is_found(plant: Fault) -> None:
     with pytest.raises(AssertionError):
         plant.check()
+
+
+@pytest.mark.parametrize("fault", BEYOND, ids=lambda fault: fault.what)
+def test_the_code_is_there_of_which_a_sanitizer_finds_faults(
+    fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(fault, monkeypatch)
+    forget()
+
+
+@pytest.mark.skipif("address" not in cupy_on_cpu.SANITIZE, reason=f"runs under {ADDRESS} alone")
+@pytest.mark.parametrize("place", range(len(BEYOND)), ids=[fault.what for fault in BEYOND])
+def test_a_fault_is_reported(place: int) -> None:
+    code = f"""
+import cupy_on_cpu, pytest, test_strided_mutations
+fault = test_strided_mutations.BEYOND[{place}]
+test_strided_mutations.make(fault, pytest.MonkeyPatch())
+fault.check()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert REPORTS[ADDRESS] in result.stderr, result.stderr
+    assert "strided_" in result.stderr
 
 
 def test_slots_side_by_side_in_fewer_lines_would_depend_on_the_number_of_rows(
