@@ -10,12 +10,15 @@ import cupy
 import cupy_on_cpu
 import numpy as np
 import pytest
+from dispatch import asked_for, channel_calls
 from ln_array_api_backends.cupy import backend, channels
 from ln_array_api_backends.cupy.shapes import CHUNK_BYTES, ITEMSIZE
 from ln_array_api_conformance import tolerances
+from resources import row_of
 from test_host import launches
 from test_kernels import DTYPES, EPSILON, ORDERS, bits
 
+from ln_array_api.backend import ChannelsSpec, Primitive
 from ln_array_api.kernels import channels as generic
 
 Shape = tuple[int, int, int]
@@ -130,7 +133,7 @@ def in_every_order(case: Case) -> None:
     results = []
     for order in ORDERS:
         cupy_on_cpu.set_order(order)
-        results.append(bits(case.run()))
+        results.append(bits([*case.run(), *case.run(need=(False, False, True))]))
     assert all(each == results[0] for each in results[1:])
 
 
@@ -154,6 +157,22 @@ def test_every_order_of_threads_gives_the_same_bits(dtype: str, shape: Shape) ->
     case = Case(dtype, shape)
     check(case)
     in_every_order(case)
+
+
+def test_every_kernel_is_among_these() -> None:
+    """Which the backend can choose for arrays of one dtype."""
+    every = asked_for(call for dtype in DTYPES for call in channel_calls(dtype)).calls
+    calls: list[tuple[Primitive, ChannelsSpec]] = []
+    for dtype, shape in KINDS:
+        spec = ChannelsSpec("cupy", "0", shape, dtype, dtype, dtype, EPSILON)
+        backward = spec._replace(beta=None, dy=dtype)
+        calls += [("channels_forward", spec), ("channels_inference", spec)]
+        calls += [("channels_backward", backward)]
+        calls += [("channels_backward", backward._replace(need=(False, False, True)))]
+    missing = {name for name in every if not row_of(name).parameters} - asked_for(
+        calls
+    ).calls.keys()
+    assert not missing
 
 
 SOME: list[Shape] = [(3, 2, 100), (5, 3, 3000), (70, 12, 3), (300, 20, 1)]
