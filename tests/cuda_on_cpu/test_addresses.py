@@ -4,8 +4,8 @@ What they find does not depend on what else a kernel has run on, but for its sha
 once, on the smallest arrays that have the backend choose it, which are no whole number of chunks,
 from where memory is aligned and from one element further. The kernels for rows and channels are
 those that ``dispatch.py`` finds: with all flags where all arrays have one dtype, and one of each
-shape where gamma, beta or dy is wider. Those for strided arrays and for Caffe2's stages run for each
-dtype.
+shape where gamma, beta or dy is wider. Those for strided arrays and for Caffe2's stages run for
+each dtype.
 """
 
 from __future__ import annotations

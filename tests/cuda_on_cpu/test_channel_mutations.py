@@ -16,7 +16,7 @@ import pytest
 from ln_array_api_backends.cupy import channels
 from test_channels import Case, Shape, check
 from test_kernels import bits
-from test_mutations import ADDRESS, ORDER, REPORTS, RESULT, SANITIZERS, SIMULATOR, THREAD
+from test_mutations import ADDRESS, ORDER, REPORTS, RESULT, SANITIZERS, SIMULATOR, THREAD, UNDEFINED
 
 
 class Fault(NamedTuple):
@@ -177,7 +177,7 @@ FAULTS = (
         "if (channel >= channels)",
         "if (channel > channels)",
         *PLANE,
-        by=(ADDRESS,),
+        by=(UNDEFINED,),
     ),
     Fault(
         "a vector where memory is not aligned",
