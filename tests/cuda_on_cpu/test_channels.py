@@ -10,19 +10,15 @@ import cupy
 import cupy_on_cpu
 import numpy as np
 import pytest
+from channel_cases import ChannelCase, Shape
 from dispatch import asked_for, channel_calls
 from ln_array_api_backends.cupy import backend, channels
 from ln_array_api_backends.cupy.shapes import CHUNK_BYTES, ITEMSIZE
-from ln_array_api_conformance import tolerances
 from resources import row_of
 from test_host import launches
 from test_kernels import DTYPES, EPSILON, ORDERS, bits
 
 from ln_array_api.backend import ChannelsSpec, Primitive
-from ln_array_api.kernels import channels as generic
-
-Shape = tuple[int, int, int]
-NAMES = ("y", "mean", "var", "rstd", "dx", "dgamma", "dbeta", "inference")
 
 
 @pytest.fixture(autouse=True)
@@ -31,38 +27,16 @@ def _order() -> Iterator[None]:
     cupy_on_cpu.set_order("forward")
 
 
-class Case:
-    """Arrays for all calls on the device, and what is right."""
+class Case(ChannelCase):
+    """The same on the device, some elements after where memory is aligned."""
 
-    def __init__(
-        self,
-        dtype: str,
-        shape: Shape,
-        *,
-        wide: bool = False,
-        offset: int = 0,
-        mean: float = 3,
-        epsilon: float = EPSILON,
-        affine: bool = True,
-        x: np.ndarray | None = None,
-    ) -> None:
-        rng = np.random.default_rng(shape)
-        parameter = DTYPES["float64" if wide else dtype]
-        self.epsilon, self.offset = epsilon, offset
-        draw, c = rng.standard_normal, shape[1]
-        self.plain = [
-            (mean + draw(shape) if x is None else x).astype(DTYPES[dtype]),
-            draw(c).astype(parameter) if affine else None,
-            draw(c).astype(parameter) if affine else None,
-            draw(shape).astype(DTYPES["float32" if wide and dtype != "float64" else dtype]),
-        ]
-        single = np.float64 if dtype == "float64" else np.float32
-        self.plain_given = [(mean + draw(c)).astype(single), (draw(c) ** 2).astype(single)]
+    def __init__(self, dtype: str, shape: Shape, *, offset: int = 0, **options: Any) -> None:
+        super().__init__(dtype, shape, **options)
+        self.offset = offset
         self.x, self.gamma, self.beta, self.dy = map(self.on_device, self.plain)
         self.given = [*map(self.on_device, self.plain_given)]
 
     def on_device(self, values: np.ndarray | None) -> Any:
-        """An array that begins some elements after where memory is aligned."""
         if values is None:
             return None
         memory = cupy.zeros(values.size + self.offset, values.dtype)
@@ -71,62 +45,12 @@ class Case:
         return array
 
     def run(self, need: tuple[bool, bool, bool] = (True, True, True)) -> list[Any]:
-        y, mean, var, rstd = backend.channels_forward(
-            self.x, self.gamma, self.beta, epsilon=self.epsilon
-        )
-        gradients = backend.channels_backward(self.dy, self.x, mean, rstd, self.gamma, need=need)
-        inference = backend.channels_inference(
-            self.x, *self.given, self.gamma, self.beta, epsilon=self.epsilon
-        )
-        return [y, mean, var, rstd, *gradients, inference]
-
-    def expected(self) -> list[tuple[np.ndarray, float, np.ndarray]]:
-        """What is right, how many ulp it may be off, and of what."""
-        x, gamma, beta, dy = (
-            None if each is None else each.astype(np.float64) for each in self.plain
-        )
-        mean, var = (each.astype(np.float64) for each in self.plain_given)
-        forward = generic.channels_forward(x, gamma, beta, epsilon=self.epsilon)
-        gradients = generic.channels_backward(dy, x, forward[1], forward[3], gamma)
-        inference = generic.channels_inference(x, mean, var, gamma, beta, epsilon=self.epsilon)
-        wide, zero = np.ones(x.shape[1]) if gamma is None else abs(gamma), np.zeros(x.shape[1])
-        shift = zero if beta is None else abs(beta)
-
-        def largest(values: np.ndarray) -> np.ndarray:
-            return np.max(values, axis=(0, 2), keepdims=True)
-
-        def in_channels(values: np.ndarray) -> np.ndarray:
-            return values[:, None]
-
-        x_hat = abs((x - in_channels(forward[1])) * in_channels(forward[3]))
-        given = abs((x - in_channels(mean)) / np.sqrt(in_channels(var + self.epsilon)))
-        size = np.maximum(x_hat, tolerances.LEAST_X_HAT)
-        terms = largest(abs(dy) * np.maximum(x_hat, 1)) * in_channels(wide * forward[3])
-        sizes = [
-            (tolerances.Y, np.maximum(largest(x_hat) * in_channels(wide), in_channels(shift))),
-            (tolerances.MEAN, largest(abs(x)).reshape(-1)),
-            (2 * tolerances.RSTD, forward[2]),
-            (tolerances.RSTD, forward[3]),
-            (tolerances.DX, terms),
-            (tolerances.PARAMETER_GRADIENT, (abs(dy) * size).sum((0, 2))),
-            (tolerances.PARAMETER_GRADIENT, abs(dy).sum((0, 2))),
-            (tolerances.Y, np.maximum(largest(given) * in_channels(wide), in_channels(shift))),
-        ]
-        true = (*forward, *gradients, inference)
-        return [(each, *size) for each, size in zip(true, sizes, strict=True)]
+        arrays = (self.x, self.gamma, self.beta, self.dy)
+        return self.call(backend, arrays, self.given, need)  # type: ignore[no-any-return]
 
 
 def check(case: Case) -> None:
-    """Within the library's contract; 16 bits are rounded once."""
-    wide = tolerances.ACCUMULATION[case.x.dtype.name]
-    for name, actual, (true, ulps, size) in zip(NAMES, case.run(), case.expected(), strict=True):
-        assert actual.shape == true.shape
-        dtype = actual.dtype.name if actual.itemsize == 2 else wide
-        # The dtype may not hold a variance whose root it holds.
-        held = true <= float(np.finfo(wide).max)
-        size = np.broadcast_to(size, true.shape)[held]
-        tolerances.assert_close(name, actual.get()[held], true[held], ulps, size, dtype)
-        assert np.isinf(actual.get()[~held]).all()
+    case.check([each.get() for each in case.run()])
 
 
 def in_every_order(case: Case) -> None:
