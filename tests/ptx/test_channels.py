@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from channel_cases import DTYPES, ChannelCase, Shape
 from device import Device, Launch, calls, channels, used
+from parse import PTXError
 
 #: Of planes with runs of whole words and others; short runs, and channels side by side.
 SHAPES: list[Shape] = [
@@ -126,3 +127,53 @@ def test_waste_is_seen(
     assert old in source, "the code has changed; plant this fault anew"
     monkeypatch.setattr(channels, "source", lambda: source.replace(old, new))
     assert any(seen in problem for problem in found(ChannelCase("float32", shape)))
+
+
+#: Of more than 2**32 elements, of which the last channels alone are not zero; their blocks are the
+#: last or, where a kernel begins at the end, the first.
+BEYOND: list[tuple[Shape, int]] = [((1, 131072, 32776), 1), ((8, (1 << 29) + 64, 1), 64)]
+
+
+def last_channels(shape: Shape, count: int) -> None:
+    """Whether the last channels of very many are right."""
+    case = ChannelCase("float16", (shape[0], count, shape[2]))
+    device = Device(lambda blocks: [*range(min(20, blocks)), *range(max(20, blocks - 20), blocks)])
+
+    def on_device(name: str, values: Any) -> Any:
+        whole = shape if values.ndim == 3 else shape[1:2]
+        array = device.memory.zeros(whole, values.dtype, name)
+        array[(slice(None),) * (values.ndim // 2) + (slice(-count, None),)] = values
+        return array
+
+    with used(device):
+        arrays = [*map(on_device, ("x", "gamma", "beta", "dy"), case.plain)]
+        given = [*map(on_device, ("given mean", "given var"), case.plain_given)]
+        results = case.call(calls.CuPyBackend(), arrays, given, (True, True, True))
+    case.check([each[:, -count:] if each.ndim == 3 else each[-count:] for each in results])
+
+
+@pytest.mark.parametrize(("shape", "count"), BEYOND)
+def test_indices_beyond_32_bits(shape: Shape, count: int) -> None:
+    last_channels(shape, count)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind"),
+    [
+        ("x + walk.place * W, word", "x + int(walk.place * W), word", 0),
+        ("dy + walk.place * W, d", "dy + int(walk.place * W), d", 0),
+        ("const T* place = x + start;", "const T* place = x + int(start);", 1),
+        ("load_word<ALIGNED>(dy + place, d)", "load_word<ALIGNED>(dy + int(place), d)", 1),
+        ("load_word<ALIGNED>(x + place, values)", "load_word<ALIGNED>(x + int(place), values)", 1),
+        ("store_word<ALIGNED>(y + place", "store_word<ALIGNED>(y + int(place)", 1),
+        ("store_word<ALIGNED>(dx + place", "store_word<ALIGNED>(dx + int(place)", 0),
+    ],
+)
+def test_an_index_of_32_bits_is_found(
+    old: str, new: str, kind: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = channels.source()
+    assert old in source, "the code has changed; plant this anew"
+    monkeypatch.setattr(channels, "source", lambda: source.replace(old, new))
+    with pytest.raises((PTXError, AssertionError)):
+        last_channels(*BEYOND[kind])
