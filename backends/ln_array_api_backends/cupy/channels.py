@@ -96,13 +96,16 @@ class Cut(NamedTuple):
     """The same of a part."""
 
     @classmethod
-    def of(cls, dtype: str, shape: tuple[int, int, int], *, backward: bool) -> Cut:
-        b, c, s = shape
+    def of(cls, spec: ChannelsSpec, *, backward: bool) -> Cut:
+        dtype, (b, c, s) = spec.dtype, canonical(spec.shape)
         by_columns = s * ITEMSIZE[dtype] < SHORT_RUN_BYTES
         word = word_of(dtype, c * s if by_columns else s)
-        at_once = WORDS_BACKWARD if backward else min(MOST_WORDS, MOST_VALUES[dtype] // word)
+        at_once = min(MOST_WORDS, MOST_VALUES[dtype] // word)
+        if backward:  # a word of 16 bits beside dy of 64 takes five times the registers
+            wide = spec.dy == "float64" and ITEMSIZE[dtype] == 2
+            at_once = WORDS_BACKWARD // (2 if wide else 1)
         if by_columns:
-            lines = Lines.of(shape, word)
+            lines = Lines.of((b, c, s), word)
             rows, warps, height, units = lines.rows, THREADS // WARP, lines.teams, lines.tiles
         else:
             lines, rows, units = None, b * s // word, c
@@ -138,7 +141,7 @@ def describe(primitive: Primitive, spec: ChannelsSpec) -> str:
     how = "one launch"
     if primitive != "channels_inference":
         backward = primitive == "channels_backward"
-        how = str(Cut.of(spec.dtype, canonical(spec.shape), backward=backward))
+        how = str(Cut.of(spec, backward=backward))
     return f"CUDA C for {spec.dtype}, {how}"
 
 
@@ -162,7 +165,7 @@ class _Reduction:
 
     def __init__(self, spec: ChannelsSpec, *, backward: bool) -> None:
         self.shape, self.single = canonical(spec.shape), _single(spec)
-        self.cut = cut = Cut.of(spec.dtype, self.shape, backward=backward)
+        self.cut = cut = Cut.of(spec, backward=backward)
         _, c, s = self.shape
         types, flags = [C_NAME[spec.dtype]], []
         first, last = [], [_epsilon(spec)]
