@@ -11,11 +11,27 @@ array([[-1.2247,  0.    ,  1.2247]])
 
 from ._explain import backends, explain
 from .backend import use_backend
+from .batch_instance_norm import (
+    batch_instance_norm,
+    batch_instance_norm_backward,
+    batch_instance_norm_forward,
+)
+from .batch_norm import BatchForward, batch_norm, batch_norm_backward, batch_norm_forward
+from .dynamic_tanh import dynamic_tanh, dynamic_tanh_backward, dynamic_tanh_forward
 from .errors import BackendError, BackendWarning, DeviceMismatchError
 from .group_norm import group_norm, group_norm_backward, group_norm_forward
 from .instance_norm import instance_norm, instance_norm_backward, instance_norm_forward
 from .layer_norm import Forward, Gradients, layer_norm, layer_norm_backward, layer_norm_forward
+from .local_contrast_norm import (
+    local_contrast_norm,
+    local_contrast_norm_backward,
+    local_contrast_norm_forward,
+)
+from .moments import Moments
+from .power_norm import power_norm, power_norm_backward, power_norm_forward
 from .rms_norm import RMSForward, RMSGradients, rms_norm, rms_norm_backward, rms_norm_forward
+from .switchable_norm import switchable_norm, switchable_norm_backward, switchable_norm_forward
+from .weight_norm import weight_norm, weight_norm_backward, weight_norm_forward
 from .weight_standardization import (
     WeightGradients,
     weight_standardization,
@@ -25,31 +41,19 @@ from .weight_standardization import (
 
 __version__ = "0.1.0"
 
+# fmt: off
 __all__ = [
-    "BackendError",
-    "BackendWarning",
-    "DeviceMismatchError",
-    "Forward",
-    "Gradients",
-    "RMSForward",
-    "RMSGradients",
-    "WeightGradients",
-    "backends",
-    "explain",
-    "group_norm",
-    "group_norm_backward",
-    "group_norm_forward",
-    "instance_norm",
-    "instance_norm_backward",
-    "instance_norm_forward",
-    "layer_norm",
-    "layer_norm_backward",
-    "layer_norm_forward",
-    "rms_norm",
-    "rms_norm_backward",
-    "rms_norm_forward",
-    "use_backend",
-    "weight_standardization",
-    "weight_standardization_backward",
-    "weight_standardization_forward",
+    "BackendError", "BackendWarning", "BatchForward", "DeviceMismatchError", "Forward", "Gradients",
+    "Moments", "RMSForward", "RMSGradients", "WeightGradients", "backends", "batch_instance_norm",
+    "batch_instance_norm_backward", "batch_instance_norm_forward", "batch_norm",
+    "batch_norm_backward", "batch_norm_forward", "dynamic_tanh", "dynamic_tanh_backward",
+    "dynamic_tanh_forward", "explain", "group_norm", "group_norm_backward", "group_norm_forward",
+    "instance_norm", "instance_norm_backward", "instance_norm_forward", "layer_norm",
+    "layer_norm_backward", "layer_norm_forward", "local_contrast_norm",
+    "local_contrast_norm_backward", "local_contrast_norm_forward", "power_norm",
+    "power_norm_backward", "power_norm_forward", "rms_norm", "rms_norm_backward",
+    "rms_norm_forward", "switchable_norm", "switchable_norm_backward", "switchable_norm_forward",
+    "use_backend", "weight_norm", "weight_norm_backward", "weight_norm_forward",
+    "weight_standardization", "weight_standardization_backward", "weight_standardization_forward",
 ]
+# fmt: on

@@ -172,14 +172,33 @@ def device_of(x: Array) -> Hashable:
     return array_api_compat.device(x)  # type: ignore[no-any-return]
 
 
+def device_beside(x: Array) -> Any:
+    """The `device` with which to create an array that goes along with x."""
+    # JAX moves what is created without a device to where it is needed, and tracers have none.
+    return None if array_api_compat.is_jax_array(x) else array_api_compat.device(x)
+
+
+def overlapped(x: Array, depth: dict[int, int]) -> Array:
+    """X of Dask, each chunk with so many elements of its neighbours along some axes."""
+    from dask.array.overlap import overlap  # x is its array, so it is there
+
+    return overlap(x, depth, "none")
+
+
 def accumulate(xp: Any, x: Array) -> Array:
     """X in its accumulation dtype; x itself where it has that dtype already."""
     return xp.astype(x, getattr(xp, ACCUMULATION[dtype_name(x.dtype)]), copy=False)
 
 
+def constant(x: Array) -> Array:
+    """X without what torch remembers of how it was computed."""
+    return x.detach() if array_api_compat.is_torch_array(x) else x
+
+
 def strides_of(x: Array) -> tuple[int, ...] | None:
-    """The bytes from an element to the next on each axis, where a signature has them."""
-    return x.strides if library_of(x).name == "cupy" else None
+    """The bytes from an element to the next on each axis, where a signature tells them."""
+    name = library_of(x).name
+    return x.strides if name == "cupy" or (name == "numpy" and _numpy_in_order(x)) else None
 
 
 def is_unknown(length: Any) -> bool:

@@ -61,7 +61,6 @@ class ChannelsPlan:
         self.direct = (
             not lazy
             and self.shape == spec.shape
-            and axis == 1
             and all(each is None or library_of(each).in_order(each) for each in (x, *others))
             and {dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
         )
@@ -147,9 +146,12 @@ def forward_plan(
 ) -> ChannelsPlan:
     """The plan of a forward call, made if there is none; a wrong call raises here."""
     arrays = (x, gamma, beta, running_mean, running_var)
+    if type(channel_axis) is not int:  # 1.0 would find the plan for 1
+        channel_axis = _check.integer(function, "channel_axis", channel_axis)
     key, plan = _known("channels_forward", arrays, channel_axis, epsilon, momentum)
     if plan is None:
         axis, spec = _checked(function, x, channel_axis, gamma=gamma, beta=beta)
+        _check.known_lengths(function, tuple(x.shape), range(x.ndim))
         for name, values in (("running_mean", running_mean), ("running_var", running_var)):
             _beside(name, function, values, x, axis)
         if spec.shape[0] * spec.shape[2] < 2:
@@ -176,6 +178,8 @@ def inference_plan(
 ) -> ChannelsPlan:
     """The plan of a call with given statistics, made if there is none; a wrong call raises here."""
     arrays = (x, mean, var, gamma, beta)
+    if type(channel_axis) is not int:  # 1.0 would find the plan for 1
+        channel_axis = _check.integer(function, "channel_axis", channel_axis)
     key, plan = _known("channels_inference", arrays, channel_axis, epsilon)
     if plan is None:
         axis, spec = _checked(function, x, channel_axis, gamma=gamma, beta=beta)
@@ -201,10 +205,13 @@ def backward_plan(
     arrays = (x, dy, mean, rstd, gamma)
     if type(need) is not tuple:
         need = _check.need(function, need, GRADIENTS)
+    if type(channel_axis) is not int:  # 1.0 would find the plan for 1
+        channel_axis = _check.integer(function, "channel_axis", channel_axis)
     key, plan = _known("channels_backward", arrays, channel_axis, need)
     if plan is None:
         _check.need(function, need, GRADIENTS)
         axis, spec = _checked(function, x, channel_axis, gamma=gamma)
+        _check.known_lengths(function, tuple(x.shape), range(x.ndim))
         _check.companion(function, "dy", dy, x, tuple(x.shape), "the shape of x")
         what = f"as {function.removesuffix('_backward')}_forward gives it"
         for name, values in (("mean", mean), ("rstd", rstd)):
@@ -224,9 +231,9 @@ def _known(
     primitive: Primitive, arrays: tuple[Array | None, ...], *options: Hashable
 ) -> tuple[Hashable, ChannelsPlan | None]:
     """The key of a kind of call and its plan; None for what is not known or cannot be kept."""
+    find = signatures
     try:
-        kinds = [signatures[type(each)](each) for each in arrays]
-        key = (primitive, *kinds, options, wanted_backend())
+        key = (primitive, options, wanted_backend(), *[find[type(each)](each) for each in arrays])
         return key, plans.get(key)
     except (KeyError, TypeError):  # a type not seen before, or what the checks refuse
         return None, None
@@ -236,9 +243,9 @@ def _checked(
     function: str, x: Array, channel_axis: int, **parameters: Array | None
 ) -> tuple[int, ChannelsSpec]:
     library = _check.array(function, "x", x)
-    axis = _check.integer(function, "channel_axis", channel_axis)
     shape = tuple(x.shape)
-    axis = _check.channel_axis(function, axis, shape)
+    axis = _check.channel_axis(function, channel_axis, shape)
+    _check.known_lengths(function, shape, (axis,))
     for name, values in parameters.items():
         _beside(name, function, values, x, axis)
     spec = ChannelsSpec(

@@ -108,29 +108,40 @@ def _device(device: Any) -> str:
 
 
 def axes(
-    function: str, axis: int | tuple[int, ...], shape: tuple[int, ...], name: str = "x"
+    function: str,
+    axis: int | tuple[int, ...],
+    shape: tuple[int, ...],
+    name: str = "x",
+    argument: str = "axis",
 ) -> tuple[int, ...]:
-    """The normalised axes, not negative, in ascending order."""
+    """The normalised axes, not negative, in ascending order; `argument` is what names them."""
     given = axis if isinstance(axis, tuple) else (axis,)
     ndim = len(shape)
     if not given:
-        raise ValueError(f"{function}: axis=() leaves nothing to normalise over; name an axis")
+        raise ValueError(
+            f"{function}: {argument}=() leaves nothing to normalise over; name an axis"
+        )
     for each in given:
         if not -ndim <= each < ndim:
             raise ValueError(
-                f"{function}: axis {each} is out of range for {name} of {ndim} dimensions"
+                f"{function}: {argument} {each} is out of range for {name} of {ndim} dimensions"
                 + (f" (allowed: {-ndim} to {ndim - 1})" if ndim else "; it needs one at least")
             )
     resolved = tuple(sorted(each % ndim for each in given))
     if len(set(resolved)) < len(resolved):
-        raise ValueError(f"{function}: axis={axis} names an axis twice")
-    for each in resolved:
-        if is_unknown(shape[each]):
+        raise ValueError(f"{function}: {argument}={axis} names an axis twice")
+    known_lengths(function, shape, resolved)
+    return resolved
+
+
+def known_lengths(function: str, shape: tuple[int, ...], axes: Iterable[int]) -> None:
+    """The lengths of some axes, which in Dask may depend on values."""
+    for axis in axes:
+        if is_unknown(shape[axis]):
             raise ValueError(
-                f"{function}: the length of axis {each} is not known yet; compute it first, in "
+                f"{function}: the length of axis {axis} is not known yet; compute it first, in "
                 "Dask with x.compute_chunk_sizes()"
             )
-    return resolved
 
 
 def channel_axis(function: str, axis: int, shape: tuple[int, ...]) -> int:
@@ -148,12 +159,6 @@ def channel_axis(function: str, axis: int, shape: tuple[int, ...]) -> int:
             f"{function}: channel_axis={axis} is the batch axis; name another, or move the "
             "channels with permute_dims"
         )
-    for place, length in enumerate(shape):
-        if is_unknown(length):
-            raise ValueError(
-                f"{function}: the length of axis {place} is not known yet; compute it first, in "
-                "Dask with x.compute_chunk_sizes()"
-            )
     return axis % ndim
 
 
@@ -165,7 +170,7 @@ def integer(function: str, name: str, value: Any) -> int:
         raise TypeError(f"{function}: {name} must be an int, not {value!r}") from None
 
 
-def canonical_axis(function: str, axis: Any) -> int | tuple[int, ...]:
+def canonical_axis(function: str, axis: Any, argument: str = "axis") -> int | tuple[int, ...]:
     """An int or a tuple of ints from what may be a list, or hold NumPy integers."""
     try:
         if isinstance(axis, Iterable):
@@ -173,7 +178,7 @@ def canonical_axis(function: str, axis: Any) -> int | tuple[int, ...]:
         return operator.index(axis)
     except TypeError:
         raise TypeError(
-            f"{function}: axis must be an int or a tuple of ints, not {axis!r}"
+            f"{function}: {argument} must be an int or a tuple of ints, not {axis!r}"
         ) from None
 
 

@@ -200,10 +200,10 @@ def _plan(
         return AxesPlan(primitive, spec, view, _by_axes(primitive, spec, view, reason))
     if 0 in (spec.groups, spec.repeat):
         return AxesPlan(primitive, spec, view, _by_axes(primitive, spec, view, "x is empty"))
-    strides, layout = strides_of(x), None
-    if strides is not None and view.split == view.shape:
-        dy = strides_of(others[0]) if primitive == "rows_backward" else None
-        layout = Layout(view.shape, view.axes, strides, dy)
+    strides, layout = view.split_strides(strides_of(x)), None
+    if strides is not None:
+        dy = view.split_strides(strides_of(others[0])) if primitive == "rows_backward" else None
+        layout = Layout(view.split, view.axes, view.parameter_axes, strides, dy)
     choice = choose(primitive, spec, layout)
     if choice.keeps_axes:
         return AxesPlan(primitive, spec, view, choice)

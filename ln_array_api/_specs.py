@@ -83,8 +83,11 @@ class Layout(NamedTuple):
     """How x lies in memory, and what its rows are there."""
 
     shape: tuple[int, ...]
+    """Groups of channels have an axis of their own before that of a group's channels."""
     axes: tuple[int, ...]
     """The normalised axes, ascending."""
+    parameter_axes: tuple[int, ...]
+    """Those which gamma and beta have, ascending."""
     strides: tuple[int, ...]
     """Of x, in bytes."""
     dy: tuple[int, ...] | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 from . import _check
@@ -48,6 +48,14 @@ class View(NamedTuple):
     def broadcast_statistic(self) -> tuple[int, ...]:
         """The shape of mean and rstd beside `split`."""
         return tuple(1 if axis in self.axes else n for axis, n in enumerate(self.split))
+
+    def split_strides(self, strides: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """The strides of an array of x's shape, where `axes` are axes of their own."""
+        if strides is None or len(strides) == len(self.split):
+            return strides
+        group = self.parameter_axes[0]
+        each = self.split[group + 1]
+        return (*strides[:group], strides[group] * each, *strides[group:])
 
     @property
     def is_rows(self) -> bool:
@@ -100,6 +108,7 @@ class Groups:
 
     def view(self, function: str, shape: tuple[int, ...]) -> View:
         axis = _check.channel_axis(function, self.channel_axis, shape)
+        _check.known_lengths(function, shape, range(len(shape)))
         channels = shape[axis]
         count = channels if self.count is None else self.count
         if self.count is not None and (count < 1 or channels % count):
@@ -131,17 +140,33 @@ class Slices:
     """Statistics over all axes but one, as in weight standardization."""
 
     axis: int
+    name: str = "w"
+    """How the caller knows x."""
+    scaled: bool = False
+    """Whether each slice has a parameter, as in weight norm."""
 
     def canonical(self, function: str) -> Slices:
-        return Slices(_check.integer(function, "axis", self.axis))
+        return replace(self, axis=_check.integer(function, "axis", self.axis))
 
     def view(self, function: str, shape: tuple[int, ...]) -> View:
-        (kept,) = _check.axes(function, self.axis, shape, name=name_of(self))
+        (kept,) = _check.axes(function, self.axis, shape, name=self.name)
+        _check.known_lengths(function, shape, range(len(shape)))
         axes = tuple(axis for axis in range(len(shape)) if axis != kept)
         if not axes:
-            raise ValueError(f"{function}: w has one axis, so a slice of it is a single element")
+            raise ValueError(
+                f"{function}: {self.name} has one axis, so a slice of it is a single element"
+            )
         view = over_axes(shape, axes)
-        return view._replace(statistic=(shape[kept],), name=name_of(self))
+        view = view._replace(statistic=(shape[kept],), name=self.name)
+        if not self.scaled:
+            return view
+        return view._replace(
+            parameter=(shape[kept],),
+            parameter_axes=(kept,),
+            what=f"the length of axis {kept}",
+            groups=shape[kept],
+            repeat=view.rows[1],
+        )
 
 
 #: What is normalised over: an axis or some, or one of the above.
@@ -150,7 +175,7 @@ Over: TypeAlias = int | tuple[int, ...] | Groups | Slices
 
 def name_of(over: Over) -> str:
     """How the caller knows x."""
-    return "w" if isinstance(over, Slices) else "x"
+    return over.name if isinstance(over, Slices) else "x"
 
 
 def canonical(function: str, over: Over) -> Over:

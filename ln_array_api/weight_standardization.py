@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import _rows
+from . import _check, _rows
 from ._arrays import Array
 from ._explain import explained_by
 from ._views import Slices
@@ -12,9 +12,9 @@ from .layer_norm import EPSILON, Forward, new_tuple
 
 
 class WeightGradients(NamedTuple):
-    """What `weight_standardization_backward` gives."""
+    """What `weight_standardization_backward` gives. None where it was not asked for."""
 
-    dw: Array
+    dw: Array | None
 
 
 def _forward_plan(
@@ -24,10 +24,17 @@ def _forward_plan(
 
 
 def _backward_plan(
-    function: str, dy: Array, w: Array, mean: Array, rstd: Array, axis: int
+    function: str,
+    dy: Array,
+    w: Array,
+    mean: Array,
+    rstd: Array,
+    axis: int,
+    need: tuple[str, ...],
 ) -> _rows.RowsPlan | _rows.AxesPlan:
-    need = ("dx",)
-    return _rows.backward_plan(function, dy, w, mean, rstd, None, Slices(axis), need, center=True)
+    needed = ("dx",) if _check.need(function, need, WeightGradients._fields) else ()
+    over = Slices(axis)
+    return _rows.backward_plan(function, dy, w, mean, rstd, None, over, needed, center=True)
 
 
 @explained_by(_forward_plan)
@@ -107,7 +114,14 @@ def weight_standardization_forward(
 
 @explained_by(_backward_plan)
 def weight_standardization_backward(
-    dy: Array, w: Array, mean: Array, rstd: Array, /, *, axis: int = 0
+    dy: Array,
+    w: Array,
+    mean: Array,
+    rstd: Array,
+    /,
+    *,
+    axis: int = 0,
+    need: tuple[str, ...] = WeightGradients._fields,
 ) -> WeightGradients:
     """Gradient of weight standardization with respect to w.
 
@@ -121,10 +135,12 @@ def weight_standardization_backward(
         From `weight_standardization_forward`.
     axis : int, default: 0
         As in the forward pass.
+    need : tuple of str, default: all
+        Which gradients to compute: "dw" is the only one.
 
     Returns
     -------
-    dw : array
+    dw : array or None
         Of w's shape and dtype.
 
     Raises
@@ -141,5 +157,5 @@ def weight_standardization_backward(
     >>> ln.weight_standardization_backward(np.asarray([[1.0, 0.0, 0.0]]), w, mean, rstd).dw.round(4)
     array([[ 0.1763, -0.2204,  0.0441]])
     """
-    plan = _backward_plan("weight_standardization_backward", dy, w, mean, rstd, axis)
+    plan = _backward_plan("weight_standardization_backward", dy, w, mean, rstd, axis, need)
     return WeightGradients(plan.backward(dy, w, mean, rstd, None)[0])

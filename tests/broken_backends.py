@@ -156,6 +156,27 @@ class InputWritten(Healthy):
 
 
 #: Each wrong backend, and the test of the suite that is there to catch it.
+class ParametersOfTheFirstGroup(Healthy):
+    """Takes gamma and beta of group 0 for every group of channels."""
+
+    def rows_forward(self, x: Any, gamma: Any, beta: Any, **options: Any) -> Any:
+        each = x.shape[1] // options["repeat"]
+        first = [p if p is None else np.tile(p[:each], options["groups"]) for p in (gamma, beta)]
+        return super().rows_forward(x, *first, **options)
+
+
+class GradientsOfNeighbours(Healthy):
+    """Gives each channel the dgamma of the one beside it, where there is more than one group."""
+
+    def rows_backward(
+        self, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, **options: Any
+    ) -> Any:
+        dx, dgamma, dbeta = super().rows_backward(dy, x, mean, rstd, gamma, **options)
+        if options["groups"] > 1 and dgamma is not None:
+            dgamma = np.roll(dgamma, 1)
+        return dx, dgamma, dbeta
+
+
 CAUGHT_BY = {
     OnePassVariance: "test_forward_values",
     TrustedMean: "test_backward_values",
@@ -166,4 +187,6 @@ CAUGHT_BY = {
     StatisticsIn16Bits: "test_forward_values",
     WrongAxisOrder: "test_axes",
     InputWritten: "test_inputs_are_never_written",
+    ParametersOfTheFirstGroup: "test_cases",
+    GradientsOfNeighbours: "test_without",
 }

@@ -477,7 +477,7 @@ def test_a_backend_may_take_arrays_as_they_lie(register: Register) -> None:
     instance = Strided()
     register(Entry("strided", "numpy", lambda: instance))
     spec = RowsSpec("numpy", "cpu", (4, 3), "float32", None, None, True)
-    columns, rows_of_it = (Layout((3, 4), (axis,), (16, 4)) for axis in (0, 1))
+    columns, rows_of_it = (Layout((3, 4), (axis,), (axis,), (16, 4)) for axis in (0, 1))
     primitive: Primitive = "rows_forward"
     taken = backend.choose(primitive, spec, columns)
     assert (taken.kernel, taken.reason, taken.keeps_axes) == (len, "as it lies", True)

@@ -53,6 +53,9 @@ VALUES: dict[str, Values] = {
     "1e250": _times(1e250),
 }
 
+#: Those that ask the most of an operation that runs on kernels which are tested on all.
+EXTREME = ("mean 1e4 sigma", "mean 1e6 sigma", "last an outlier", "1e-30", "1e30", "1e250")
+
 #: Those that a dtype cannot hold.
 BEYOND = {
     "float16": {"mean 1e6 sigma", "1e-30", "1e-15", "1e15", "1e30", "1e-250", "1e250"},

@@ -10,7 +10,8 @@ import pytest
 
 import ln_array_api as ln
 
-from .inputs import BEYOND, VALUES
+from .family import MEMBERS
+from .inputs import BEYOND, EXTREME, VALUES
 from .libraries import LIBRARIES, Library
 from .operations import OPERATIONS
 
@@ -66,11 +67,20 @@ def pytest_generate_tests(metafunc: Any) -> None:
     names = set(metafunc.fixturenames)
     if "operation" in names:
         metafunc.parametrize("operation", OPERATIONS, ids=[each.name for each in OPERATIONS])
+    for second, of in (("case", "cases"), ("wrong", "wrong")):
+        if second in names:
+            each = [(member, key) for member in MEMBERS for key in getattr(member, of)]
+            ids = [f"{member.name}-{key}" for member, key in each]
+            metafunc.parametrize(("member", second), each, ids=ids)
+            break
+    else:
+        if "member" in names:
+            metafunc.parametrize("member", MEMBERS, ids=[each.name for each in MEMBERS])
     if {"dtype", "values"} <= names:
         pairs = [
             (dtype, values)
             for dtype in library.dtypes
-            for values in VALUES
+            for values in (EXTREME if "member" in names else VALUES)
             if values not in BEYOND[dtype]
         ]
         metafunc.parametrize(("dtype", "values"), pairs)

@@ -35,22 +35,24 @@ def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any,
     n = x.shape[-1]
     mean = np.sum(x, axis=-1, keepdims=True) / n
     variance = np.sum((x - mean) * (x - mean), axis=-1, keepdims=True) / n
-    root = _sqrt(variance + epsilon)
-    return _affine((x - mean) / root, gamma, beta), mean, 1 / root
+    root = square_root(variance + epsilon)
+    return affine((x - mean) / root, gamma, beta), mean, 1 / root
 
 
 def rms_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
     """The definition of RMS norm."""
-    root = _sqrt(np.sum(x * x, axis=-1, keepdims=True) / x.shape[-1] + epsilon)
-    return _affine(x / root, gamma, beta), None, 1 / root
+    root = square_root(np.sum(x * x, axis=-1, keepdims=True) / x.shape[-1] + epsilon)
+    return affine(x / root, gamma, beta), None, 1 / root
 
 
-def _affine(x_hat: Any, gamma: Any, beta: Any) -> Any:
+def affine(x_hat: Any, gamma: Any, beta: Any) -> Any:
+    """Scaled by gamma and shifted by beta, where they are."""
     y = x_hat if gamma is None else x_hat * gamma
     return y if beta is None else y + beta
 
 
-def _sqrt(values: Any) -> Any:
+def square_root(values: Any) -> Any:
+    """The root in the arithmetic of its argument."""
     return _sqrt_mp(values) if values.dtype == object else np.sqrt(values)
 
 
@@ -116,10 +118,10 @@ def gradients(
         step = np.zeros(x.shape[1])
         step[column] = 1.0
         y, _, _ = definition(_complex(x, h * step), scale, None, epsilon)
-        dx[:, place] = np.sum(dy * _imaginary(y), axis=-1) / h
+        dx[:, place] = np.sum(dy * imaginary(y), axis=-1) / h
     unit = 2.0**-120
     y, mean, rstd = definition(x, _complex(scale, unit * ones), None, epsilon)
-    x_hat = _imaginary(y) / unit
+    x_hat = imaginary(y) / unit
     by_gamma = dy * x_hat
     # Where a mean was subtracted, x_hat cannot be righter than its root mean square, 1, allows.
     least = 0.0 if mean is None else tolerances.LEAST_X_HAT
@@ -143,5 +145,6 @@ def _complex(real: Any, imaginary: Any) -> Any:
     return real + (mpmath.mpc(0, 1) if real.dtype == object else 1j) * imaginary
 
 
-def _imaginary(values: Any) -> Any:
+def imaginary(values: Any) -> Any:
+    """The imaginary parts, in the arithmetic of the argument."""
     return _imaginary_mp(values) if values.dtype == object else values.imag

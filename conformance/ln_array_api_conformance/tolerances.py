@@ -33,6 +33,9 @@ LEAST_X_HAT = 1 / 8
 #: rstd, in eps, relative.
 RSTD = 8.0
 
+#: The variance, in eps, relative: rstd is its root, which halves a relative error.
+VARIANCE = 16.0
+
 #: mean, in ulp of the largest magnitude in the row.
 MEAN = 4.0
 

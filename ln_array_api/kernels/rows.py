@@ -207,15 +207,11 @@ def normalise(
         nan = xp.sum(d, axis=axes, keepdims=True) + math.nan
         return xp.empty_like(x), nan if center else None, nan, nan
     with np.errstate(all="ignore"):  # a NaN, an infinity or a zero variance is no news here
-        scale, scaled_epsilon = _scaling(xp, x.dtype, d, axes, epsilon)
+        scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)
         if scale is not None:
             d = d * scale
         if center:
-            first = d[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))]
-            rough_mean = first + sum_over(xp, d - first, axes) / n
-            d = d - rough_mean
-            missed = sum_over(xp, d, axes) / n
-            d -= missed
+            d, rough_mean, missed = centred(xp, d, axes)
         var = sum_over(xp, d * d, axes) / n
         rstd = 1 / xp.sqrt(var + scaled_epsilon)
         y = d * rstd
@@ -230,6 +226,17 @@ def normalise(
             var = var / scale / scale  # whose square may be out of range
             mean = None if mean is None else mean / scale
         return xp.astype(y, x.dtype, copy=False), mean, var, rstd
+
+
+def centred(xp: Any, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """X less its mean over `axes`, and the mean as it was found, and what that missed."""
+    n = math.prod(x.shape[axis] for axis in axes)
+    first = x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))]
+    rough_mean = first + sum_over(xp, x - first, axes) / n
+    d = x - rough_mean
+    missed = sum_over(xp, d, axes) / n
+    d -= missed
+    return d, rough_mean, missed
 
 
 def differentiate(
@@ -286,7 +293,7 @@ def accumulate_as(xp: Any, values: Array, like: Array) -> Array:
     return xp.astype(values, like.dtype, copy=False)
 
 
-def _scaling(
+def scaling(
     xp: Any, dtype: Any, x: Array, axes: tuple[int, ...], epsilon: float
 ) -> tuple[Array | None, Array | float]:
     """A power of two for each row, or None where none is needed, and epsilon times its square.
@@ -305,15 +312,14 @@ def _scaling(
         *((peak < threshold, factor) for threshold, factor in small),
     ):
         scale = xp.where(beyond, factor, scale)
-        scaled = in_range(epsilon * factor * factor, accumulation) if epsilon > 0 else 0.0
-        scaled_epsilon = xp.where(beyond, scaled, scaled_epsilon)
+        scaled_epsilon = xp.where(beyond, in_range(epsilon, accumulation, factor), scaled_epsilon)
     return scale, scaled_epsilon
 
 
-def in_range(epsilon: float, accumulation: str) -> float:
-    """Epsilon, or the smallest normal number of a dtype where it is less, but not 0.
+def in_range(epsilon: float, accumulation: str, factor: float = 1.0) -> float:
+    """Epsilon times the square of a factor; the smallest normal number where it is less, but not 0.
 
     An epsilon that underflows is far below the variance, unless the row is constant: then it is
     what keeps 0 / 0 away.
     """
-    return max(epsilon, _SMALLEST_NORMAL[accumulation]) if epsilon > 0 else 0.0
+    return max(epsilon * factor * factor, _SMALLEST_NORMAL[accumulation]) if epsilon > 0 else 0.0

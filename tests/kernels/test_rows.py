@@ -202,7 +202,7 @@ def test_scales_are_powers_of_two_that_bring_rows_into_range() -> None:
         peaks = np.ldexp(np.ones((len(exponents), 1), dtype), exponents[:, None])
         xp = library_of(peaks).xp
         for epsilon in (0.0, 1e-5):
-            scale, scaled_epsilon = rows._scaling(xp, peaks.dtype, peaks, (1,), epsilon)
+            scale, scaled_epsilon = rows.scaling(xp, peaks.dtype, peaks, (1,), epsilon)
             fraction, _ = np.frexp(scale)
             assert (fraction == 0.5).all()
             scaled = peaks.astype(np.longdouble) * scale
@@ -216,7 +216,7 @@ def test_scales_are_powers_of_two_that_bring_rows_into_range() -> None:
 
 def test_float16_needs_no_scaling() -> None:
     x = np.ones((2, 3), np.float32)
-    scale, epsilon = rows._scaling(np, np.dtype(np.float16), x, (1,), 1e-5)
+    scale, epsilon = rows.scaling(np, np.dtype(np.float16), x, (1,), 1e-5)
     assert (scale, epsilon) == (None, 1e-5)
 
 

@@ -1,11 +1,11 @@
-"""NumPy: both rows primitives compiled by Numba, on several threads, with pooled memory.
+"""NumPy: all primitives compiled by Numba, on several threads, with pooled memory.
 
 ``memory_pool`` keeps the memory of large results for the next ones, and tells how much that is.
 """
 
 from __future__ import annotations
 
-from .calls import NumPyBackend
+from .backend import NumPyBackend
 from .memory import MemoryPool, memory_pool
 
 __all__ = ["MemoryPool", "NumPyBackend", "backend", "memory_pool"]

@@ -23,8 +23,9 @@ from .access import (
     store_first,
     stream,
 )
-from .forward import AHEAD, INLINE, LONG, OPTIONS, RUN, plus
+from .forward import LONG
 from .simd import beside, fma, keep_first, lanes, number, ones, splat, total, totals
+from .sweeps import AHEAD, INLINE, OPTIONS, RUN, plus
 
 #: Bytes of a row up to which four are taken at once, and two if longer. More would fit the first
 #: cache, but while these are swept for the second time, the next would not come from memory.

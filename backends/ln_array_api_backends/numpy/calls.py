@@ -1,8 +1,7 @@
-"""From a spec to a compiled kernel: views, memory, threads and stores for a kind of call."""
+"""From a spec to a compiled kernel for rows: views, memory, threads, stores for a kind of call."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +9,9 @@ import numba
 import numpy as np
 from numba import from_dtype, types
 
-from ln_array_api.backend import Primitive, RowsBackend, RowsSpec
+from ln_array_api.backend import Primitive, RowsSpec
 
-from . import layout, threads
+from . import threads
 from .backward import backward_in_order, backward_in_parallel
 from .forward import forward, forward_in_parallel
 from .memory import memory_pool
@@ -32,31 +31,7 @@ ACCUMULATION = {"float64": "float64"}
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
-class NumPyBackend(RowsBackend):
-    """Both rows primitives, for every dtype and option."""
-
-    put_in_order = staticmethod(layout.put_in_order)
-
-    def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
-        return 0 not in spec.shape
-
-    def prepare(self, primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
-        return _forward(spec) if primitive == "rows_forward" else _backward(spec)
-
-    def describe(self, primitive: Primitive, spec: RowsSpec) -> str:
-        size = math.prod(spec.shape) * ITEMSIZE[spec.dtype]
-        count = threads.number() if size >= PARALLEL else 1
-        return ", ".join(
-            (
-                f"compiled by Numba for {spec.dtype}",
-                "1 thread" if count == 1 else f"{count} threads",
-                "streaming stores" if _may_stream(spec.shape[0], size) else "cached stores",
-                "memory from the pool" if size >= POOLED else "fresh memory",
-            )
-        )
-
-
-def _compiled(kernel: Any, *arguments: Any) -> Callable[..., None]:
+def compiled(kernel: Any, *arguments: Any) -> Callable[..., None]:
     """A kernel compiled for such arguments, to be called with nothing else.
 
     Numba's own way, by the types of the values of each call, costs more than a small kernel, and
@@ -67,33 +42,38 @@ def _compiled(kernel: Any, *arguments: Any) -> Callable[..., None]:
     return entry
 
 
-def _array(dtype: str | None, ndim: int) -> Any:
+def array_type(dtype: str | None, ndim: int) -> Any:
     """Numba's type of an array of a dtype, or of its absence."""
     if dtype is None:
         return types.none
     return types.Array(from_dtype(np.dtype(VIEWS.get(dtype, dtype))), ndim, "C")
 
 
-def _may_pay(size: int) -> bool:
+def may_pay(size: int) -> bool:
     """Whether several threads may be faster than one for x of so many bytes."""
     return size >= PARALLEL and numba.config.NUMBA_NUM_THREADS > 1
 
 
-def _may_stream(m: int, size: int) -> bool:
+def may_stream(m: int, size: int) -> bool:
     """Whether a result of m rows and so many bytes had better be stored past the cache."""
     return size >= max(STREAMED, m * STREAMED_ROW)
 
 
-def _viewed(dtype: str | None) -> Callable[[Any], Any]:
+def viewed_as(dtype: str | None) -> Callable[[Any], Any]:
     """How an array of a dtype, or its absence, goes to a kernel."""
     view = VIEWS.get(dtype or "")
     return (lambda array: array) if view is None else (lambda array: array.view(view))
 
 
-def _empty(shape: tuple[int, ...], size: int) -> Callable[[Any], np.ndarray]:
+def empty_for(shape: tuple[int, ...], size: int) -> Callable[[Any], np.ndarray]:
     """A function that gives an array of a dtype for a result of so many bytes."""
     new = np.empty if size < POOLED else memory_pool.empty
     return lambda dtype: new(shape, dtype)
+
+
+def prepare(primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
+    """What runs a call of a rows primitive, given the arrays alone, and `out`."""
+    return _forward(spec) if primitive == "rows_forward" else _backward(spec)
 
 
 def _forward(spec: RowsSpec) -> Callable[..., Any]:
@@ -105,22 +85,22 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     repeat = None if spec.repeat == 1 else spec.repeat
     empty, run, shape, column = np.empty, threads.run, (m, n), (m, 1)
     arguments = (
-        _array(spec.dtype, 2),
-        _array(spec.gamma, 1),
-        _array(spec.beta, 1),
-        _array(spec.dtype, 2),
-        _array(accumulation if center else None, 2),
-        _array(accumulation, 2),
+        array_type(spec.dtype, 2),
+        array_type(spec.gamma, 1),
+        array_type(spec.beta, 1),
+        array_type(spec.dtype, 2),
+        array_type(accumulation if center else None, 2),
+        array_type(accumulation, 2),
         types.float64,
         types.int64,
         types.none if repeat is None else types.int64,
         types.boolean,
     )
     constants = (epsilon, groups, repeat)
-    serial = _compiled(forward, *arguments, types.int64, types.int64)
-    parallel = _compiled(forward_in_parallel, *arguments, types.int64) if _may_pay(size) else None
+    serial = compiled(forward, *arguments, types.int64, types.int64)
+    parallel = compiled(forward_in_parallel, *arguments, types.int64) if may_pay(size) else None
     viewed = {spec.dtype, spec.gamma, spec.beta} & set(VIEWS)
-    may_stream = _may_stream(m, size)
+    large_enough = may_stream(m, size)
     parts = min(m, numba.config.NUMBA_NUM_THREADS)
 
     def direct(x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
@@ -136,8 +116,8 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     if size < min(POOLED, STREAMED) and not viewed:
         return direct
 
-    large = _empty(shape, size)
-    view_x, view_gamma, view_beta = map(_viewed, (spec.dtype, spec.gamma, spec.beta))
+    large = empty_for(shape, size)
+    view_x, view_gamma, view_beta = map(viewed_as, (spec.dtype, spec.gamma, spec.beta))
 
     def call(x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
         y = large(x.dtype) if out is None else out
@@ -146,7 +126,7 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
         arrays = (x, gamma, beta, y, mean, rstd)
         if viewed:
             arrays = (view_x(x), view_gamma(gamma), view_beta(beta), view_x(y), mean, rstd)
-        streams = may_stream and out is None
+        streams = large_enough and out is None
         if parallel is None or not run(parallel, *arrays, *constants, streams, parts):
             serial(*arrays, *constants, streams, 0, m)
         return y, mean, rstd
@@ -168,29 +148,29 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     rows = rows_in_a_block(m, spec.groups)
     blocks = -(-m // rows)
     parameters = spec.groups * n // spec.repeat
-    view_dy, view_x, view_gamma = map(_viewed, (spec.dy, spec.dtype, spec.gamma))
-    empty = _empty((m, n), size)
-    partial = _empty((blocks * parameters,), blocks * parameters * single.itemsize)
+    view_dy, view_x, view_gamma = map(viewed_as, (spec.dy, spec.dtype, spec.gamma))
+    empty = empty_for((m, n), size)
+    partial = empty_for((blocks * parameters,), blocks * parameters * single.itemsize)
     repeat = None if spec.repeat == 1 else spec.repeat
-    streams = _may_stream(m, size) and need_dx
+    streams = may_stream(m, size) and need_dx
     constants = (spec.groups, repeat, streams, rows)
     arguments = (
-        _array(spec.dy, 2),
-        _array(spec.dtype, 2),
-        _array(accumulation if spec.center else None, 2),
-        _array(accumulation, 2),
-        _array(spec.gamma, 1),
-        _array(spec.dtype if need_dx else None, 2),
-        _array(accumulation if need_dgamma else None, 1),
-        _array(accumulation if need_dbeta else None, 1),
+        array_type(spec.dy, 2),
+        array_type(spec.dtype, 2),
+        array_type(accumulation if spec.center else None, 2),
+        array_type(accumulation, 2),
+        array_type(spec.gamma, 1),
+        array_type(spec.dtype if need_dx else None, 2),
+        array_type(accumulation if need_dgamma else None, 1),
+        array_type(accumulation if need_dbeta else None, 1),
         types.int64,
         types.none if repeat is None else types.int64,
         types.boolean,
         types.int64,
     )
-    serial = _compiled(backward_in_order, *arguments)
-    may_pay = _may_pay(size) and blocks > 1
-    parallel = _compiled(backward_in_parallel, *arguments) if may_pay else None
+    serial = compiled(backward_in_order, *arguments)
+    pays = may_pay(size) and blocks > 1
+    parallel = compiled(backward_in_parallel, *arguments) if pays else None
     viewed = {spec.dy, spec.dtype, spec.gamma} & set(VIEWS)
 
     def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:

@@ -1,0 +1,55 @@
+"""What the NumPy backend is: which calls it takes, and how they run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ln_array_api.backend import (
+    ChannelsBackend,
+    ChannelsSpec,
+    Layout,
+    Primitive,
+    RowsBackend,
+    RowsSpec,
+    Spec,
+)
+
+from . import calls, channel_calls, column_calls, layout, threads
+
+
+class NumPyBackend(RowsBackend, ChannelsBackend):
+    """All primitives, for every dtype and option."""
+
+    put_in_order = staticmethod(layout.put_in_order)
+
+    def can_run(self, primitive: Primitive, spec: Spec) -> bool:
+        return 0 not in spec.shape
+
+    def prepare(self, primitive: Primitive, spec: Spec) -> Callable[..., Any]:
+        if isinstance(spec, ChannelsSpec):
+            return channel_calls.prepare(primitive, spec)
+        return calls.prepare(primitive, spec)
+
+    def prepare_strided(
+        self, primitive: Primitive, spec: RowsSpec, layout: Layout
+    ) -> tuple[Callable[..., Any], str] | None:
+        return column_calls.prepare_groups(primitive, spec, layout)
+
+    def describe(self, primitive: Primitive, spec: Spec) -> str:
+        size = math.prod(spec.shape) * calls.ITEMSIZE[spec.dtype]
+        count = threads.number() if size >= calls.PARALLEL else 1
+        if isinstance(spec, ChannelsSpec):
+            streams = channel_calls.streams(spec)
+            way = ", by columns" if channel_calls.is_by_columns(spec) else ", by channels"
+        else:
+            streams, way = calls.may_stream(spec.shape[0], size), ""
+        return ", ".join(
+            (
+                f"compiled by Numba for {spec.dtype}{way}",
+                "1 thread" if count == 1 else f"{count} threads",
+                "streaming stores" if streams else "cached stores",
+                "memory from the pool" if size >= calls.POOLED else "fresh memory",
+            )
+        )

@@ -1,0 +1,146 @@
+"""Passes over channels that lie in pieces, one for each sample, for every dtype.
+
+As in `forward` and `backward`, what is None is left out at compile time. A channel is swept twice,
+and all of it by one thread: the second sweep mostly finds it in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+
+from numba import njit, prange
+
+from .access import element, fence, memory
+from .backward import differentiate, sums
+from .moments import judged, mean_of, spread, sums_of_pieces
+from .simd import number, ones, splat, total
+from .sweeps import INLINE, OPTIONS, normalise, plus, rough_mean
+
+
+@njit(**INLINE)
+def guess(x, where, one):
+    """A guess at the mean of a channel, from four pieces; exact if it is constant."""
+    o, n, pieces, apart = where
+    first = rough_mean(x, o, n, one)
+    rest = first - first
+    for quarter in range(1, 4):
+        rest += rough_mean(x, o + pieces * quarter // 4 * apart, n, one) - first
+    return first + rest * number(0.25, one)
+
+
+@njit(**INLINE)
+def keep(mean, var, rstd, channel, factor, rough, missed, variance, root):
+    """Put the statistics of a channel, of which those given are of x times factor, into place."""
+    mean[channel] = mean_of(factor, rough, missed)
+    if var is not None:
+        var[channel] = variance / factor / factor
+    rstd[channel] = root * factor
+
+
+@njit(**OPTIONS)
+def forward(x, gamma, beta, y, mean, var, rstd, epsilon, streams, start, stop):
+    """Channels start to stop. One whose squares leave the range of the dtype is scaled first."""
+    samples, channels, n = x.shape
+    x_, y_, gamma_, beta_ = memory(x), memory(y), memory(gamma), memory(beta)
+    one, centered = ones(rstd), memory(mean)
+    unit, share = number(1.0, one), number(1.0 / (samples * n), one)
+    apart = channels * n
+    ahead = apart if streams else 0  # while a piece is swept, the next one is fetched
+    for channel in range(start, stop):
+        where = (channel * n, n, samples, apart)
+        rough = guess(x_, where, one)
+        deviation, square = sums_of_pieces(x_, where, one, splat(-rough), ahead)
+        factor, rough, missed, variance, above = judged(
+            x_, where, share, one, centered, epsilon, rough, deviation, square
+        )
+        root = unit / math.sqrt(above)
+        keep(mean, var, rstd, channel, factor, rough, missed, variance, root)
+        g, b = element(gamma_, channel, one), element(beta_, channel, one)
+        for sample in range(samples):
+            normalise(
+                x_, y_, channel * n + sample * apart, n, splat(factor), splat(-rough),
+                splat(missed), splat(root), g, b, 0, streams,
+            )  # fmt: skip
+    if streams:
+        fence()
+
+
+@njit(**OPTIONS)
+def inference(x, mean, var, gamma, beta, y, epsilon, streams, start, stop):
+    """Pieces start to stop, in the order of memory."""
+    channels, n = x.shape[1:]
+    x_, y_, gamma_, beta_ = memory(x), memory(y), memory(gamma), memory(beta)
+    one = ones(var)
+    unit = number(1.0, one)
+    for piece in range(start, stop):
+        channel = piece % channels
+        root = unit / math.sqrt(spread(var[channel], epsilon, 1.0, one))
+        g, b = element(gamma_, channel, one), element(beta_, channel, one)
+        normalise(
+            x_, y_, piece * n, n, one, splat(-mean[channel]), None, splat(root), g, b, 0, streams
+        )
+    if streams:
+        fence()
+
+
+@njit(**OPTIONS)
+def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, start, stop):
+    """Channels start to stop."""
+    samples, channels, n = x.shape
+    dy_, x_, gamma_, dx_ = memory(dy), memory(x), memory(gamma), memory(dx)
+    mean_, rstd_ = memory(mean), memory(rstd)
+    one = ones(rstd)
+    zero, share = one - one, number(1.0 / (samples * n), one)
+    apart = channels * n
+    ahead = apart if streams else 0
+    for channel in range(start, stop):
+        mu, r = element(mean_, channel, one), element(rstd_, channel, one)
+        a, b, c, lost_a, lost_b, lost_c = zero, zero, zero, zero, zero, zero
+        for sample in range(samples):
+            o = channel * n + sample * apart
+            aa, bb, cc = sums(dy_, x_, o, n, mu, r, None, 0, ahead)
+            a, lost_a = plus(a, lost_a, aa)
+            b, lost_b = plus(b, lost_b, bb)
+            c, lost_c = plus(c, lost_c, cc)
+        of_dy = total(b + lost_b)
+        missed = total(a + lost_a) * share  # which is no part of x_hat
+        of_x_hat_dy = total(c + lost_c) - missed * of_dy
+        if dgamma is not None:
+            dgamma[channel] = of_x_hat_dy
+        if dbeta is not None:
+            dbeta[channel] = of_dy
+        if dx is not None:
+            g = element(gamma_, channel, one)
+            minus_mean, minus_projection = splat(-of_dy * share), splat(-of_x_hat_dy * share)
+            if gamma is not None:
+                minus_mean, minus_projection = minus_mean * g, minus_projection * g
+            this = (mu, r, splat(-missed), minus_mean, minus_projection)
+            for sample in range(samples):
+                o = channel * n + sample * apart
+                differentiate(dy_, x_, o, n, this, g, 0, dx_, None, None, 0, streams, 0)
+    if streams:
+        fence()
+
+
+@njit(parallel=True, **OPTIONS)
+def forward_in_parallel(x, gamma, beta, y, mean, var, rstd, epsilon, streams, count, at_once):
+    """So many channels, in as many parts as there are at once."""
+    for each in prange(at_once):
+        start, stop = count * each // at_once, count * (each + 1) // at_once
+        forward(x, gamma, beta, y, mean, var, rstd, epsilon, streams, start, stop)
+
+
+@njit(parallel=True, **OPTIONS)
+def inference_in_parallel(x, mean, var, gamma, beta, y, epsilon, streams, count, at_once):
+    """As `forward_in_parallel`, of pieces."""
+    for each in prange(at_once):
+        start, stop = count * each // at_once, count * (each + 1) // at_once
+        inference(x, mean, var, gamma, beta, y, epsilon, streams, start, stop)
+
+
+@njit(parallel=True, **OPTIONS)
+def backward_in_parallel(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, count, at_once):
+    """As `forward_in_parallel`."""
+    for each in prange(at_once):
+        start, stop = count * each // at_once, count * (each + 1) // at_once
+        backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, start, stop)

@@ -1,0 +1,396 @@
+"""Passes over columns, some of which beside each other are normalised together, for every dtype.
+
+X is (M, K), row after row in memory. Channels are n columns each, over all rows, in batch norm, or
+over those of one sample: `first` is the first of `count` rows that are normalised together. A
+parameter is that of `per` columns.
+
+Sums are taken of blocks of rows, whose number depends on the shape alone, and of any columns at a
+time: a column's sums do not depend on threads. What there is to know of each column lies in tables
+of as many numbers as columns, padded to whole vectors, one table after the other.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+from .access import (
+    element,
+    elements_to_alignment,
+    fence,
+    load,
+    load_first,
+    memory,
+    store,
+    store_first,
+    stream,
+)
+from .backward import add_up
+from .channels import keep
+from .moments import judged, spread
+from .simd import fma, lanes, number, ones, peak, splat
+from .sweeps import INLINE, OPTIONS, RUN, plus
+
+#: Rows that the mean of a channel is guessed from.
+SAMPLE = 64
+#: Tables of a pass that normalises, and of one that takes gradients.
+FORWARD_TABLES, BACKWARD_TABLES = 5, 6
+
+
+@njit(**INLINE)
+def some(elements, i, count, like):
+    """`count` elements from i on, or a vector full if they are more."""
+    if count >= lanes(like):
+        return load(elements, i, like)
+    return load_first(elements, i, count, like)
+
+
+@njit(**INLINE)
+def put_some(elements, i, values, count, streams):
+    """Put `count` of some values to the elements from i on, or all if that is more."""
+    if count < lanes(values):
+        store_first(elements, i, values, count)
+    elif streams:
+        stream(elements, i, values)
+    else:
+        store(elements, i, values)
+
+
+@njit(**INLINE)
+def put_aside(sums, lost, i, values):
+    """Add values to sums from i on, and what that rounds off to what they have lost."""
+    new, rest = plus(load(sums, i, values), load(lost, i, values), values)
+    store(sums, i, new)
+    store(lost, i, rest)
+
+
+@njit(**OPTIONS)
+def guess(x, table, n, first, count):
+    """The first table: a guess at each channel's mean, from its first column.
+
+    It is exact if that is constant.
+    """
+    columns, padded = x.shape[1], table.size // FORWARD_TABLES
+    x_, table_, one = memory(x), memory(table), ones(table)
+    some_rows = min(count, SAMPLE)
+    share = splat(number(1.0 / some_rows, one))
+    for j in range(0, padded, lanes(one)):
+        top = some(x_, first * columns + j, columns - j, one)
+        rest = one - one
+        for k in range(1, some_rows):
+            row = first + count * k // some_rows
+            rest = rest + (some(x_, row * columns + j, columns - j, one) - top)
+        store(table_, j, top + rest * share)
+    if n > 1:
+        for column in range(columns):
+            table[column] = table[column // n * n]
+
+
+@njit(**INLINE)
+def bounds(task, parts, padded, width):
+    """The block of a task, and its columns: each block is cut into so many parts."""
+    block, part, vectors = task // parts, task % parts, padded // width
+    return block, vectors * part // parts * width, vectors * (part + 1) // parts * width
+
+
+@njit(**OPTIONS)
+def forward_sums(x, table, sums, lost, first, count, rows, parts, start, stop):
+    """Sums of d and d², where d is x without the guess, in tasks start to stop."""
+    columns, padded = x.shape[1], table.size // FORWARD_TABLES
+    x_, table_, one = memory(x), memory(table), ones(table)
+    sums_, lost_ = memory(sums), memory(lost)
+    for task in range(start, stop):
+        block, left, right = bounds(task, parts, padded, lanes(one))
+        q = block * 2 * padded
+        last = first + min(count, (block + 1) * rows)
+        for begin in range(first + block * rows, last, RUN):
+            end = min(begin + RUN, last)
+            for j in range(left, right, lanes(one)):
+                rough = load(table_, j, one)
+                deviation, square = one - one, one - one
+                for row in range(begin, end):
+                    d = some(x_, row * columns + j, columns - j, one) - rough
+                    deviation, square = deviation + d, fma(d, d, square)
+                put_aside(sums_, lost_, q + j, deviation)
+                put_aside(sums_, lost_, q + padded + j, square)
+
+
+@njit(**INLINE)
+def gather(sums, lost, length):
+    """Add what was lost, and the sums of all blocks into those of the first."""
+    for i in range(sums.size):
+        sums[i] += lost[i]
+    add_up(sums, sums.size // length)
+
+
+@njit(**OPTIONS)
+def settle_forward(
+    x, gamma, beta, mean, var, rstd, epsilon, table, sums, lost, n, per, first, count
+):
+    """The statistics of all channels, and the tables: scale, offset, missed, weight, shift."""
+    columns, padded = x.shape[1], table.size // FORWARD_TABLES
+    channels = columns // n
+    before = first // count * channels  # of statistics, those of the samples before
+    gather(sums, lost, 2 * padded)
+    x_, gamma_, beta_, one = memory(x), memory(gamma), memory(beta), ones(table)
+    unit, share = number(1.0, one), number(1.0 / (count * n), one)
+    for channel in range(channels):
+        start = channel * n
+        rough, deviation, square = table[start], sums[start], sums[padded + start]
+        for column in range(start + 1, start + n):
+            deviation += sums[column]
+            square += sums[padded + column]
+        where = (first * columns + start, n, count, columns)
+        factor, rough, missed, variance, above = judged(
+            x_, where, share, one, memory(mean), epsilon, rough, deviation, square
+        )
+        root = unit / math.sqrt(above)
+        keep(mean, var, rstd, before + channel, factor, rough, missed, variance, root)
+        for column in range(start, start + n):
+            weight, shift = weight_and_shift(gamma_, beta_, column // per, root, one)
+            fill(table, padded, column, (factor, -rough, missed, weight, shift))
+
+
+@njit(**INLINE)
+def weight_and_shift(gamma, beta, place, root, one):
+    """Root times gamma, and beta, from their place."""
+    weight, shift = root, number(0.0, one)
+    if gamma is not None:
+        weight = root * peak(element(gamma, place, one))
+    if beta is not None:
+        shift = peak(element(beta, place, one))
+    return weight, shift
+
+
+@njit(**INLINE)
+def fill(table, padded, column, numbers):
+    """Put a column's numbers into the tables."""
+    for k in range(len(numbers)):
+        table[k * padded + column] = numbers[k]
+
+
+@njit(**OPTIONS)
+def settle_inference(mean, var, gamma, beta, epsilon, table, n):
+    """The tables of `settle_forward` for statistics that are given, of channels of n columns."""
+    padded = table.size // FORWARD_TABLES
+    gamma_, beta_, one = memory(gamma), memory(beta), ones(table)
+    unit, zero = number(1.0, one), number(0.0, one)
+    for channel in range(mean.size):
+        root = unit / math.sqrt(spread(var[channel], epsilon, 1.0, one))
+        weight, shift = weight_and_shift(gamma_, beta_, channel, root, one)
+        for column in range(channel * n, (channel + 1) * n):
+            fill(table, padded, column, (unit, -mean[channel], zero, weight, shift))
+
+
+@njit(**INLINE)
+def streamable(y, columns, streams, one):
+    """Whether every row can be streamed to from its first element on."""
+    return streams and columns % lanes(one) == 0 and elements_to_alignment(y, 0, one) == 0
+
+
+@njit(**OPTIONS)
+def write(x, y, table, streams, start, stop):
+    """Y for rows start to stop."""
+    columns, padded = x.shape[1], table.size // FORWARD_TABLES
+    x_, y_, table_, one = memory(x), memory(y), memory(table), ones(table)
+    streams = streamable(y_, columns, streams, one)
+    for row in range(start, stop):
+        o = row * columns
+        for j in range(0, columns, lanes(one)):
+            count = columns - j
+            d = fma(
+                some(x_, o + j, count, one), load(table_, j, one), load(table_, padded + j, one)
+            )
+            d = d - load(table_, 2 * padded + j, one)
+            weight, shift = load(table_, 3 * padded + j, one), load(table_, 4 * padded + j, one)
+            put_some(y_, o + j, fma(d, weight, shift), count, streams)
+    if streams:
+        fence()
+
+
+@njit(**OPTIONS)
+def know(x, mean, rstd, table, n, first, count):
+    """The first two tables of a pass that takes gradients: mean and rstd of each column."""
+    columns, padded = x.shape[1], table.size // BACKWARD_TABLES
+    before = first // count * (columns // n)
+    for column in range(columns):
+        channel = before + column // n
+        table[column], table[padded + column] = mean[channel], rstd[channel]
+
+
+@njit(**OPTIONS)
+def backward_sums(dy, x, table, sums, lost, first, count, rows, parts, start, stop):
+    """Sums of x_hat, dy and their product, in tasks start to stop."""
+    columns, padded = x.shape[1], table.size // BACKWARD_TABLES
+    dy_, x_, table_, one = memory(dy), memory(x), memory(table), ones(table)
+    sums_, lost_ = memory(sums), memory(lost)
+    for task in range(start, stop):
+        block, left, right = bounds(task, parts, padded, lanes(one))
+        q = block * 3 * padded
+        last = first + min(count, (block + 1) * rows)
+        for begin in range(first + block * rows, last, RUN):
+            end = min(begin + RUN, last)
+            for j in range(left, right, lanes(one)):
+                mean, rstd = load(table_, j, one), load(table_, padded + j, one)
+                of_x_hat, of_dy, of_product = one - one, one - one, one - one
+                for row in range(begin, end):
+                    i = row * columns + j
+                    h = (some(x_, i, columns - j, one) - mean) * rstd
+                    d = some(dy_, i, columns - j, one)
+                    of_x_hat, of_dy, of_product = of_x_hat + h, of_dy + d, fma(d, h, of_product)
+                put_aside(sums_, lost_, q + j, of_x_hat)
+                put_aside(sums_, lost_, q + padded + j, of_dy)
+                put_aside(sums_, lost_, q + 2 * padded + j, of_product)
+
+
+@njit(**OPTIONS)
+def settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, count):
+    """The gradients of parameters, and the tables.
+
+    After mean and rstd, these are minus missed, minus the projection and minus the mean of g, which
+    is dy times gamma, and gamma. Missed is no part of x_hat, but of its rounded likeness.
+    """
+    columns, padded = x.shape[1], table.size // BACKWARD_TABLES
+    before = first // count * (columns // per)
+    gather(sums, lost, 3 * padded)
+    gamma_, one = memory(gamma), ones(table)
+    share, unit, zero = number(1.0 / (count * n), one), number(1.0, one), number(0.0, one)
+    for q in range(columns // per):
+        if dgamma is not None:
+            dgamma[before + q] = zero
+        if dbeta is not None:
+            dbeta[before + q] = zero
+    for start in range(0, columns, n):
+        of_x_hat, of_g, of_product = zero, zero, zero
+        for column in range(start, start + n):
+            of_x_hat += sums[column]
+        missed = of_x_hat * share
+        for column in range(start, start + n):
+            q, of_dy = column // per, sums[padded + column]
+            of_x_hat_dy = sums[2 * padded + column] - missed * of_dy
+            g, _ = weight_and_shift(gamma_, None, q, unit, one)
+            of_g, of_product = of_g + g * of_dy, of_product + g * of_x_hat_dy
+            if dgamma is not None:
+                dgamma[before + q] += of_x_hat_dy
+            if dbeta is not None:
+                dbeta[before + q] += of_dy
+        mean_g, projection = of_g * share, of_product * share
+        for column in range(start, start + n):
+            g, _ = weight_and_shift(gamma_, None, column // per, unit, one)
+            known = (table[column], table[padded + column])
+            fill(table, padded, column, (*known, -missed, -projection, -mean_g, g))
+
+
+@njit(**OPTIONS)
+def differentiate(dy, x, dx, table, streams, start, stop):
+    """Dx for rows start to stop."""
+    columns, padded = x.shape[1], table.size // BACKWARD_TABLES
+    dy_, x_, dx_, table_, one = memory(dy), memory(x), memory(dx), memory(table), ones(table)
+    streams = streamable(dx_, columns, streams, one)
+    for row in range(start, stop):
+        o = row * columns
+        for j in range(0, columns, lanes(one)):
+            count = columns - j
+            mean, rstd = load(table_, j, one), load(table_, padded + j, one)
+            missed, projection = (
+                load(table_, 2 * padded + j, one),
+                load(table_, 3 * padded + j, one),
+            )
+            mean_dy, g = load(table_, 4 * padded + j, one), load(table_, 5 * padded + j, one)
+            h = fma(some(x_, o + j, count, one) - mean, rstd, missed)
+            d = fma(some(dy_, o + j, count, one), g, mean_dy)
+            put_some(dx_, o + j, fma(h, projection, d) * rstd, count, streams)
+    if streams:
+        fence()
+
+
+@njit(parallel=True, **OPTIONS)
+def forward_sums_in_parallel(x, table, sums, lost, first, count, rows, parts, tasks, at_once):
+    """So many tasks, which may run at the same time, in as many as there are at once."""
+    for each in prange(at_once):
+        start, stop = tasks * each // at_once, tasks * (each + 1) // at_once
+        forward_sums(x, table, sums, lost, first, count, rows, parts, start, stop)
+
+
+@njit(parallel=True, **OPTIONS)
+def backward_sums_in_parallel(dy, x, table, sums, lost, first, count, rows, parts, tasks, at_once):
+    """As `forward_sums_in_parallel`."""
+    for each in prange(at_once):
+        start, stop = tasks * each // at_once, tasks * (each + 1) // at_once
+        backward_sums(dy, x, table, sums, lost, first, count, rows, parts, start, stop)
+
+
+@njit(parallel=True, **OPTIONS)
+def write_in_parallel(x, y, table, streams, count, at_once):
+    """So many rows, in as many parts as there are at once."""
+    for each in prange(at_once):
+        write(x, y, table, streams, count * each // at_once, count * (each + 1) // at_once)
+
+
+@njit(parallel=True, **OPTIONS)
+def differentiate_in_parallel(dy, x, dx, table, streams, count, at_once):
+    """As `write_in_parallel`."""
+    for each in prange(at_once):
+        start, stop = count * each // at_once, count * (each + 1) // at_once
+        differentiate(dy, x, dx, table, streams, start, stop)
+
+
+@njit(**OPTIONS)
+def forward_of_samples(
+    x, gamma, beta, y, mean, rstd, epsilon, n, per, count, padded, streams, start, stop
+):
+    """Samples start to stop, of so many rows, each by itself."""
+    table, sums = np.empty(FORWARD_TABLES * padded, rstd.dtype), np.empty(2 * padded, rstd.dtype)
+    lost = np.empty_like(sums)
+    for sample in range(start, stop):
+        first = sample * count
+        sums[:], lost[:] = 0, 0
+        guess(x, table, n, first, count)
+        forward_sums(x, table, sums, lost, first, count, count, 1, 0, 1)
+        settle_forward(
+            x, gamma, beta, mean, None, rstd, epsilon, table, sums, lost, n, per, first, count
+        )
+        write(x, y, table, streams, first, first + count)
+
+
+@njit(**OPTIONS)
+def backward_of_samples(
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, per, count, padded, streams, start, stop
+):
+    """Samples start to stop, of so many rows, each with gradients of parameters of its own."""
+    table, sums = np.empty(BACKWARD_TABLES * padded, rstd.dtype), np.empty(3 * padded, rstd.dtype)
+    lost = np.empty_like(sums)
+    for sample in range(start, stop):
+        first = sample * count
+        sums[:], lost[:] = 0, 0
+        know(x, mean, rstd, table, n, first, count)
+        backward_sums(dy, x, table, sums, lost, first, count, count, 1, 0, 1)
+        settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, count)
+        if dx is not None:
+            differentiate(dy, x, dx, table, streams, first, first + count)
+
+
+@njit(parallel=True, **OPTIONS)
+def forward_of_samples_in_parallel(
+    x, gamma, beta, y, mean, rstd, epsilon, n, per, count, padded, streams, samples, at_once
+):
+    """So many samples, in as many parts as there are at once."""
+    for each in prange(at_once):
+        start, stop = samples * each // at_once, samples * (each + 1) // at_once
+        forward_of_samples(
+            x, gamma, beta, y, mean, rstd, epsilon, n, per, count, padded, streams, start, stop
+        )
+
+
+@njit(parallel=True, **OPTIONS)
+def backward_of_samples_in_parallel(
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, per, count, padded, streams, samples, at_once
+):
+    """As `forward_of_samples_in_parallel`."""
+    for each in prange(at_once):
+        start, stop = samples * each // at_once, samples * (each + 1) // at_once
+        backward_of_samples(
+            dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, per, count, padded, streams, start, stop
+        )

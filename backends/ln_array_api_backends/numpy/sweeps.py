@@ -1,0 +1,197 @@
+"""Sweeps over the elements of a row, or of a piece of one: sums, and what is written.
+
+Compiled anew for each combination of dtypes. An argument that is None is left out at compile time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from .access import (
+    element,
+    elements_to_alignment,
+    load,
+    load_first,
+    prefetch,
+    store,
+    store_first,
+    stream,
+)
+from .simd import fma, keep_first, lanes, number, peak, total
+
+OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+INLINE: dict[str, Any] = {**OPTIONS, "forceinline": True}
+
+#: Terms that a lane adds up before its sum is put aside. The longer, the larger the sum is beside
+#: its terms, and the more of each is rounded off: in one direction, if the terms are squares of
+#: multiples of a coarse step, as they are where the mean is large.
+RUN = 16
+#: Bytes that are fetched ahead where memory is swept.
+AHEAD = 8192
+
+
+@njit(**INLINE)
+def plus(sum_, lost, values):
+    """A sum and what its rounding has lost, with values added to them.
+
+    By Knuth, The Art of Computer Programming 2, 4.2.2, theorem B.
+    """
+    new = sum_ + values
+    added = new - sum_
+    return new, lost + ((sum_ - (new - added)) + (values - added))
+
+
+@njit(**INLINE)
+def sums(x, o, n, scale, offset, ahead, other):
+    """Sums of d and of d² over n elements of x from o on, where d is x * scale + offset.
+
+    If `other` is not None but what `start_row` gives, that row is written meanwhile, so that memory
+    is read and written at the same time.
+    """
+    zero = scale - scale
+    width = lanes(scale)
+    step = 4 * width
+    first_order, first_lost, second_order, second_lost = zero, zero, zero, zero
+    written = 0 if other is None else start_row(x, n, other)
+    j = 0
+    while j + step <= n:
+        end = min(n - step, j + (RUN - 1) * step)
+        a, b, c, d = zero, zero, zero, zero
+        aa, bb, cc, dd = zero, zero, zero, zero
+        while j <= end:
+            if ahead:
+                prefetch(x, o + j + ahead)
+                prefetch(x, o + j + ahead + width)
+                prefetch(x, o + j + ahead + 2 * width)
+                prefetch(x, o + j + ahead + 3 * width)
+            e = fma(load(x, o + j, scale), scale, offset)
+            f = fma(load(x, o + j + width, scale), scale, offset)
+            g = fma(load(x, o + j + 2 * width, scale), scale, offset)
+            h = fma(load(x, o + j + 3 * width, scale), scale, offset)
+            if other is not None:
+                written = write_four(x, written, n, other)
+            a, b, c, d = a + e, b + f, c + g, d + h
+            aa, bb, cc, dd = fma(e, e, aa), fma(f, f, bb), fma(g, g, cc), fma(h, h, dd)
+            j += step
+        if j <= RUN * step:
+            first_order, second_order = (a + b) + (c + d), (aa + bb) + (cc + dd)
+        else:
+            first_order, first_lost = plus(first_order, first_lost, (a + b) + (c + d))
+            second_order, second_lost = plus(second_order, second_lost, (aa + bb) + (cc + dd))
+    while j + width <= n:
+        e = fma(load(x, o + j, scale), scale, offset)
+        first_order, second_order = first_order + e, fma(e, e, second_order)
+        j += width
+    if j < n:
+        e = keep_first(fma(load_first(x, o + j, n - j, scale), scale, offset), n - j)
+        first_order, second_order = first_order + e, fma(e, e, second_order)
+    if other is not None:
+        finish_row(x, written, n, other)
+    return total(first_order + first_lost), total(second_order + second_lost)
+
+
+@njit(**INLINE)
+def rough_mean(x, o, n, scale):
+    """A guess at the mean of a row times scale: the mean of some of it, from four places.
+
+    An element is taken off before summing, so the mean of a constant row is exact.
+    """
+    width = lanes(scale)
+    first = element(x, o, scale) * scale
+    if n < 4 * width:
+        count = min(n, width)
+        sum_ = keep_first(load_first(x, o, count, scale) * scale - first, count)
+        return peak(first) + total(sum_) * number(1.0 / count, scale)
+    a = load(x, o, scale) * scale - first
+    b = load(x, o + n // 4, scale) * scale - first
+    c = load(x, o + n // 2, scale) * scale - first
+    d = load(x, o + n // 4 * 3, scale) * scale - first
+    return peak(first) + total((a + b) + (c + d)) * number(0.25 / width, scale)
+
+
+@njit(**INLINE)
+def x_hat(x, scale, offset, missed, rstd):
+    """A vector of normalised elements."""
+    deviation = fma(x, scale, offset)
+    if missed is not None:
+        deviation = deviation - missed
+    return deviation * rstd
+
+
+@njit(**INLINE)
+def scaled_and_shifted(values, gamma, beta, p, count):
+    """Values times gamma plus beta, from their element p on; `count` of them, or a vector full."""
+    if gamma is None:
+        if beta is None:
+            return values
+        if count is None:
+            return values + load(beta, p, values)
+        return values + load_first(beta, p, count, values)
+    if beta is None:
+        if count is None:
+            return values * load(gamma, p, values)
+        return values * load_first(gamma, p, count, values)
+    if count is None:
+        return fma(values, load(gamma, p, values), load(beta, p, values))
+    return fma(values, load_first(gamma, p, count, values), load_first(beta, p, count, values))
+
+
+@njit(**INLINE)
+def normalise(x, y, o, n, scale, offset, missed, rstd, gamma, beta, p, streams):
+    """Y for n elements from o on, whose parameters are from p on."""
+    width = lanes(scale)
+    j = 0
+    if streams:
+        count = min(elements_to_alignment(y, o, scale), n)
+        if count:
+            values = x_hat(load_first(x, o, count, scale), scale, offset, missed, rstd)
+            values = scaled_and_shifted(values, gamma, beta, p, count)
+            store_first(y, o, values, count)
+            j = count
+        while j + width <= n:
+            values = x_hat(load(x, o + j, scale), scale, offset, missed, rstd)
+            stream(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))
+            j += width
+    else:
+        while j + width <= n:
+            values = x_hat(load(x, o + j, scale), scale, offset, missed, rstd)
+            store(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))
+            j += width
+    if j < n:
+        values = x_hat(load_first(x, o + j, n - j, scale), scale, offset, missed, rstd)
+        values = scaled_and_shifted(values, gamma, beta, p + j, n - j)
+        store_first(y, o + j, values, n - j)
+
+
+@njit(**INLINE)
+def start_row(x, n, other):
+    """Write a row up to where its memory is aligned. Gives how many elements these are."""
+    y, o, scale, offset, missed, rstd, gamma, beta, p = other
+    count = min(elements_to_alignment(y, o, scale), n)
+    if count:
+        values = x_hat(load_first(x, o, count, scale), scale, offset, missed, rstd)
+        store_first(y, o, scaled_and_shifted(values, gamma, beta, p, count), count)
+    return count
+
+
+@njit(**INLINE)
+def write_four(x, i, n, other):
+    """Write four vectors of a row from its element i on, if it is that long. Gives the next i."""
+    y, o, scale, offset, missed, rstd, gamma, beta, p = other
+    width = lanes(scale)
+    if i + 4 * width <= n:
+        for k in range(4):
+            j = i + k * width
+            values = x_hat(load(x, o + j, scale), scale, offset, missed, rstd)
+            stream(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))
+        return i + 4 * width
+    return i
+
+
+@njit(**INLINE)
+def finish_row(x, i, n, other):
+    """Write a row from its element i on."""
+    y, o, scale, offset, missed, rstd, gamma, beta, p = other
+    normalise(x, y, o + i, n - i, scale, offset, missed, rstd, gamma, beta, p + i, True)

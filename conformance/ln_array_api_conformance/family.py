@@ -1,0 +1,295 @@
+"""The operations that are no rows with an axis, as data. A new one joins by a description here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import ln_array_api as ln
+
+from . import definitions
+from .inputs import VALUES, generator
+from .libraries import DTYPES
+from .tolerances import ACCUMULATION
+
+Shapes = dict[str, tuple[int, ...]]
+#: Options that are refused, by name: the error, what it says, and the options.
+Wrong = dict[str, tuple[type[Exception], str, dict[str, Any]]]
+#: Inputs as NumPy arrays, by name; None for those left out.
+Plain = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """The shapes and options of a call."""
+
+    shapes: Shapes
+    """Of all inputs, by name and in order; the first is what is normalised."""
+    options: dict[str, Any]
+
+
+class Member(NamedTuple):
+    """An operation, what it is defined as, and how it is called."""
+
+    name: str
+    function: Callable[..., Any]
+    """``function(*inputs, **options)``; `forward` itself where no function gives y alone."""
+    forward: Callable[..., Any]
+    """`function` itself where there are no statistics."""
+    backward: Callable[..., Any] | None
+    """None where the library has none of its own."""
+    statistics: tuple[str, ...]
+    """What `forward` gives besides y."""
+    saved: tuple[str, ...]
+    """What `backward` takes after dy: inputs and statistics, in order."""
+    gradients: tuple[str, ...]
+    """The inputs that have one, in order, by `backward` or by the array library itself."""
+    optional: tuple[str, ...]
+    """The inputs that may be None."""
+    cases: dict[str, Case]
+    """The first is the one for all values and dtypes."""
+    definition: definitions.Definition
+    together: Callable[[np.ndarray, dict[str, Any]], np.ndarray]
+    """In each place of values of x's shape, the largest of those that are normalised together."""
+    wrong: Wrong
+    y: str = "y"
+    """What the function's result is called."""
+    per_sample: bool = True
+    """Whether what is normalised together is all of one sample, the first axis."""
+    beyond: tuple[str, ...] = ()
+    """Values of which the result, or a gradient, is no finite number."""
+
+    @property
+    def shapes(self) -> Shapes:
+        return self.first.shapes
+
+    @property
+    def first(self) -> Case:
+        return next(iter(self.cases.values()))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(self.shapes)
+
+    @property
+    def x(self) -> str:
+        """What the caller calls x."""
+        return self.inputs[0]
+
+    def dtype_of(self, statistic: str, dtype: str) -> str:
+        """The dtype of a statistic beside x of a dtype; a running one has that of its input."""
+        return dtype if statistic in self.inputs else ACCUMULATION[dtype]
+
+    def has(self, option: str) -> bool:
+        return option in inspect.signature(self.forward).parameters
+
+    def options_of(self, function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+        """Those of the options that a function has."""
+        known = inspect.signature(function).parameters
+        return {name: value for name, value in options.items() if name in known}
+
+
+#: Inputs besides x, by name, such as a network might have learned.
+PARAMETERS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Any]] = {
+    "gamma": lambda rng, shape: 1 + 0.3 * rng.standard_normal(shape),
+    "beta": lambda rng, shape: 0.5 * rng.standard_normal(shape),
+    "mean": lambda rng, shape: rng.standard_normal(shape),
+    "var": lambda rng, shape: rng.lognormal(0.0, 1.0, shape),
+    "running_mean": lambda rng, shape: rng.standard_normal(shape),
+    "running_var": lambda rng, shape: rng.lognormal(0.0, 1.0, shape),
+}
+
+
+def inputs(member: Member, case: Case, values: str, dtype: str, without: str = "") -> Plain:
+    """The inputs of a call as NumPy arrays, by name; None for the one left out."""
+    plain: Plain = {}
+    for name, shape in case.shapes.items():
+        rng = generator(member.name, name, shape, values)
+        if name == member.x:
+            m = shape[0] if shape else 1
+            flat = VALUES[values](rng, m, int(np.prod(shape[1:])))
+            made = flat.reshape(shape)
+        else:
+            made = np.asarray(PARAMETERS[name](rng, shape))
+        plain[name] = None if name == without else made.astype(DTYPES[dtype])
+    return plain
+
+
+def gradient_of_y(member: Member, case: Case, dtype: str) -> np.ndarray:
+    """A dy for a call."""
+    shape = case.shapes[member.x]
+    return generator(member.name, "dy", shape).standard_normal(shape).astype(DTYPES[dtype])
+
+
+def _over(*axes: int) -> Callable[[np.ndarray, dict[str, Any]], np.ndarray]:
+    def largest(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+        return np.broadcast_to(np.max(values, axis=axes, keepdims=True), values.shape)
+
+    return largest
+
+
+def _by_groups(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    """Largest among consecutive channels and all spatial axes of each sample."""
+    channels = np.moveaxis(values, options.get("channel_axis", 1), 1)
+    groups = int(options["num_groups"]) if "num_groups" in options else channels.shape[1]
+    each = channels.reshape(channels.shape[0], groups, -1)
+    peak = np.broadcast_to(np.max(each, axis=-1, keepdims=True, initial=0), each.shape)
+    return np.moveaxis(peak.reshape(channels.shape), 1, options.get("channel_axis", 1))
+
+
+def _by_slices(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    kept = options.get("axis", 0) % values.ndim
+    axes = tuple(axis for axis in range(values.ndim) if axis != kept)
+    return _over(*axes)(values, options)
+
+
+def _by_channels(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    """Largest in each channel, over all other axes."""
+    return _by_slices(values, {"axis": options.get("channel_axis", 1)})
+
+
+def _each_by_itself(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    return values
+
+
+def _channels(
+    shape: tuple[int, ...], channel_axis: int = 1, names: tuple[str, ...] = ("gamma", "beta")
+) -> Shapes:
+    return {"x": shape, **dict.fromkeys(names, (shape[channel_axis],))}
+
+
+_CHANNEL_AXIS: Wrong = {
+    "channel_axis out of range": (
+        ValueError,
+        "channel_axis=4 is out of range",
+        {"channel_axis": 4},
+    ),
+    "channel_axis is the batch": (ValueError, "channel_axis", {"channel_axis": 0}),
+    "channel_axis is the batch, from the end": (ValueError, "channel_axis", {"channel_axis": -4}),
+    "channel_axis is a fraction": (TypeError, "channel_axis", {"channel_axis": 1.0}),
+}
+
+GROUP_NORM = Member(
+    "group_norm",
+    ln.group_norm,
+    ln.group_norm_forward,
+    ln.group_norm_backward,
+    statistics=("mean", "rstd"),
+    saved=("x", "mean", "rstd", "gamma"),
+    gradients=("x", "gamma", "beta"),
+    optional=("gamma", "beta"),
+    cases={
+        "channels first": Case(_channels((2, 6, 3, 4)), {"num_groups": 3}),
+        "channels last": Case(_channels((2, 3, 5, 4), -1), {"num_groups": 2, "channel_axis": -1}),
+        "channels between": Case(_channels((2, 3, 4, 5), 2), {"num_groups": 2, "channel_axis": 2}),
+        "one group": Case(_channels((3, 4, 5, 1)), {"num_groups": 1}),
+        "a channel a group": Case(_channels((3, 4, 5, 2)), {"num_groups": 4}),
+        "no spatial axes": Case(_channels((4, 6)), {"num_groups": 2}),
+        "three spatial axes": Case(_channels((2, 4, 2, 3, 2)), {"num_groups": 2}),
+        "one sample": Case(_channels((1, 4, 2, 9)), {"num_groups": 2}),
+    },
+    definition=definitions.group_norm,
+    together=_by_groups,
+    wrong={
+        **_CHANNEL_AXIS,
+        "num_groups does not divide": (ValueError, "num_groups=4 does not", {"num_groups": 4}),
+        "num_groups is 0": (ValueError, "num_groups=0", {"num_groups": 0}),
+        "num_groups is negative": (ValueError, "num_groups=-3", {"num_groups": -3}),
+        "num_groups is a fraction": (TypeError, "num_groups must be an int", {"num_groups": 2.0}),
+    },
+)  # fmt: skip
+INSTANCE_NORM = Member(
+    "instance_norm",
+    ln.instance_norm,
+    ln.instance_norm_forward,
+    ln.instance_norm_backward,
+    statistics=("mean", "rstd"),
+    saved=("x", "mean", "rstd", "gamma"),
+    gradients=("x", "gamma", "beta"),
+    optional=("gamma", "beta"),
+    cases={
+        "channels first": Case(_channels((2, 3, 4, 5)), {}),
+        "channels last": Case(_channels((2, 3, 5, 4), -1), {"channel_axis": -1}),
+        "channels between": Case(_channels((2, 3, 4, 5), -2), {"channel_axis": -2}),
+        "one spatial axis": Case(_channels((3, 4, 7)), {}),
+        "one channel": Case(_channels((3, 1, 2, 7)), {}),
+    },
+    definition=definitions.group_norm,
+    together=_by_groups,
+    wrong=_CHANNEL_AXIS,
+)
+_RUNNING = ("gamma", "beta", "running_mean", "running_var")
+BATCH_NORM_FORWARD = Member(
+    "batch_norm_forward",
+    ln.batch_norm_forward,
+    ln.batch_norm_forward,
+    ln.batch_norm_backward,
+    statistics=("mean", "rstd", "running_mean", "running_var"),
+    saved=("x", "mean", "rstd", "gamma"),
+    gradients=("x", "gamma", "beta"),
+    optional=_RUNNING,
+    cases={
+        "channels first": Case(_channels((4, 3, 2, 5), names=_RUNNING), {"momentum": 0.25}),
+        "channels last": Case(_channels((4, 2, 5, 3), -1, _RUNNING), {"channel_axis": -1}),
+        "channels between": Case(_channels((4, 2, 3, 5), -2, _RUNNING), {"channel_axis": -2}),
+        "no spatial axes": Case(_channels((9, 4), names=_RUNNING), {}),
+        "one sample": Case(_channels((1, 3, 8), names=_RUNNING), {"momentum": 1.0}),
+        "one channel": Case(_channels((5, 1, 7), names=_RUNNING), {"momentum": 0}),
+    },
+    definition=definitions.batch_norm_forward,
+    together=_by_channels,
+    wrong={
+        **_CHANNEL_AXIS,
+        "momentum is negative": (ValueError, "momentum must be from 0 to 1", {"momentum": -0.1}),
+        "momentum is more than 1": (ValueError, "momentum must be from 0 to 1", {"momentum": 1.5}),
+        "momentum is NaN": (ValueError, "momentum must be from 0 to 1", {"momentum": np.nan}),
+        "momentum is None": (TypeError, "momentum must be a real number", {"momentum": None}),
+    },
+    per_sample=False,
+)
+_GIVEN = ("mean", "var", "gamma", "beta")
+BATCH_NORM = Member(
+    "batch_norm",
+    ln.batch_norm,
+    ln.batch_norm,
+    None,
+    statistics=(),
+    saved=(),
+    gradients=("x", *_GIVEN),
+    optional=("gamma", "beta"),
+    cases={
+        "channels first": Case(_channels((2, 3, 4, 5), names=_GIVEN), {}),
+        "channels last": Case(_channels((2, 4, 5, 3), -1, _GIVEN), {"channel_axis": -1}),
+        "channels between": Case(_channels((2, 4, 3, 5), 2, _GIVEN), {"channel_axis": 2}),
+        "no spatial axes": Case(_channels((4, 6), names=_GIVEN), {"epsilon": 0.0}),
+        "one value": Case(_channels((1, 3), names=_GIVEN), {"epsilon": 0.25}),
+    },
+    definition=definitions.batch_norm,
+    together=_each_by_itself,
+    wrong=_CHANNEL_AXIS,
+)
+WEIGHT_STANDARDIZATION = Member(
+    "weight_standardization",
+    ln.weight_standardization,
+    ln.weight_standardization_forward,
+    ln.weight_standardization_backward,
+    statistics=("mean", "rstd"),
+    saved=("w", "mean", "rstd"),
+    gradients=("w",),
+    optional=(),
+    cases={
+        "first axis": Case({"w": (4, 3, 2, 5)}, {}),
+        "last axis": Case({"w": (2, 3, 5, 4)}, {"axis": -1}),
+        "axis between": Case({"w": (2, 5, 4)}, {"axis": 1}),
+        "a matrix": Case({"w": (5, 7)}, {}),
+    },
+    definition=definitions.weight_standardization,
+    together=_by_slices,
+    wrong={
+        "axis out of range": (ValueError, "axis 4 is out of range", {"axis": 4}),
+        "axis is a tuple": (TypeError, "axis must be an int", {"axis": (0, 1)}),
+    },
+)
+MEMBERS = (GROUP_NORM, INSTANCE_NORM, BATCH_NORM_FORWARD, BATCH_NORM, WEIGHT_STANDARDIZATION)

@@ -1,0 +1,143 @@
+"""Each operation of the family against its definition: values, shapes, options, absent inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from . import family_calls as calls
+from .family import Case, Member, Plain, gradient_of_y, inputs
+from .libraries import Library
+
+#: Magnitudes whose gradients cannot be judged in float64, in which their terms are added up.
+BEYOND_FLOAT64 = ("1e250",)
+
+
+def check(
+    member: Member, library: Library, case: Case, values: str, dtype: str, without: str = ""
+) -> None:
+    plain = inputs(member, case, values, dtype, without)
+    dy = library.array(gradient_of_y(member, case, dtype))
+    given = calls.arrays(library, plain)
+    result, gradients = calls.both(member, library, dy, given, **case.options)
+    calls.check_forward(member, library, case, plain, result, dtype)
+    if values not in BEYOND_FLOAT64:
+        calls.check_gradients(member, library, case, plain, gradients, dtype)
+
+
+def test_values(member: Member, library: Library, dtype: str, values: str) -> None:
+    """Large means, outliers, large and small magnitudes, forward and backward."""
+    if values not in member.beyond:
+        check(member, library, member.first, values, dtype)
+
+
+def test_cases(member: Member, library: Library, dtype: str, case: str) -> None:
+    """All places of the axes, and all options."""
+    check(member, library, member.cases[case], "mean 100 sigma", dtype)
+
+
+def test_without(member: Member, library: Library, dtype: str) -> None:
+    """Each optional input left out, alone."""
+    for name in member.optional:
+        check(member, library, member.first, "normal", dtype, without=name)
+
+
+def test_layouts(member: Member, library: Library, layout: str) -> None:
+    """X and dy of any layout."""
+    case, lay_out = member.first, library.layouts()[layout]
+    for dtype in ("float32", library.dtypes[-1]):
+        plain = inputs(member, case, "normal", dtype)
+        given = calls.arrays(library, plain) | {member.x: lay_out(plain[member.x])}
+        dy = lay_out(gradient_of_y(member, case, dtype))
+        result, gradients = calls.both(member, library, dy, given, **case.options)
+        calls.check_forward(member, library, case, plain, result, dtype)
+        calls.check_gradients(member, library, case, plain, gradients, dtype)
+
+
+@pytest.mark.needs("transforms")
+def test_traced(member: Member, library: Library, dtype: str, transform: str) -> None:
+    """Inside a compiled function, results are as right as outside."""
+    case = member.first
+    plain = inputs(member, case, "mean 1e4 sigma", dtype)
+    given = calls.arrays(library, plain)
+
+    def run(dy, *arrays):  # type: ignore[no-untyped-def]
+        named = dict(zip(given, arrays, strict=True))
+        return calls.both(member, library, dy, named, **case.options)
+
+    dy = library.array(gradient_of_y(member, case, dtype))
+    result, gradients = library.transforms()[transform](run)(dy, *given.values())
+    calls.check_forward(member, library, case, plain, result, dtype)
+    calls.check_gradients(member, library, case, plain, gradients, dtype)
+
+
+@pytest.mark.needs("gradients")
+def test_differentiated_by_the_library_itself(member: Member, library: Library, dtype: str) -> None:
+    """The plain function goes through the library's own differentiation, as right as ours."""
+    case = member.first
+    plain = inputs(member, case, "normal", dtype)
+    given = calls.arrays(library, plain)
+    others = {name: each for name, each in given.items() if name not in member.gradients}
+
+    def run(*arrays):  # type: ignore[no-untyped-def]
+        named = others | dict(zip(member.gradients, arrays, strict=True))
+        return calls.y(member, library, {name: named[name] for name in given}, **case.options)
+
+    inputs_ = tuple(given[name] for name in member.gradients)
+    dy = library.array(gradient_of_y(member, case, dtype))
+    gradients = library.vjp(run, inputs_, dy)
+    calls.check_gradients(member, library, case, plain, gradients, dtype, looser=2)
+
+
+def test_a_bad_element_spoils_what_is_normalised_with_it(member: Member, library: Library) -> None:
+    case, dtype = member.first, "float32"
+    plain = inputs(member, case, "normal", dtype)
+    dy = library.array(gradient_of_y(member, case, dtype))
+    clean = calls.both(member, library, dy, calls.arrays(library, plain), **case.options)
+    x = plain[member.x].copy()
+    x.reshape(-1)[x.size // 2] = np.nan
+    spoiled_places = member.together(np.isnan(x).astype(float), case.options) > 0
+    given = calls.arrays(library, {**plain, member.x: x})
+    spoiled = calls.both(member, library, dy, given, **case.options)
+    pairs = [(clean[0][0], spoiled[0][0])]
+    if member.backward is not None:
+        pairs.append((clean[1][0], spoiled[1][0]))
+    for before, after in pairs:
+        before, after = library.numpy(before), library.numpy(after)
+        assert np.isnan(after[spoiled_places]).all()
+        np.testing.assert_array_equal(before[~spoiled_places], after[~spoiled_places])
+
+
+def test_the_same_bits_at_every_call(member: Member, library: Library, dtype: str) -> None:
+    """And a sample's own, alone or among others, where it is normalised by itself."""
+    case = member.first
+    plain = inputs(member, case, "lognormal", dtype)
+    dy = gradient_of_y(member, case, dtype)
+
+    def run(plain: Plain, dy: np.ndarray) -> list[np.ndarray]:
+        given = calls.arrays(library, plain)
+        result, gradients = calls.both(member, library, library.array(dy), given, **case.options)
+        return [library.numpy(each) for each in (*result, *gradients) if each is not None]
+
+    once = run(plain, dy)
+    for first, again in zip(once, run(plain, dy), strict=True):
+        assert first.tobytes() == again.tobytes()
+    if member.per_sample:
+        x = plain[member.x]
+        alone = run({**plain, member.x: x[:1]}, dy[:1])
+        assert alone[0].tobytes() == np.ascontiguousarray(once[0][:1]).tobytes()
+
+
+def test_inputs_are_never_written(member: Member, library: Library, dtype: str) -> None:
+    case = member.first
+    plain = inputs(member, case, "normal", dtype)
+    given = calls.arrays(library, plain)
+    dy = library.array(gradient_of_y(member, case, dtype))
+    result, _ = calls.both(member, library, dy, given, **case.options)
+    kept = [library.numpy(each).copy() for each in result if each is not None]
+    calls.backward(member, library, dy, given, result, **case.options)
+    assert library.numpy(dy).tobytes() == gradient_of_y(member, case, dtype).tobytes()
+    for name, values in plain.items():
+        assert library.numpy(given[name]).tobytes() == values.tobytes()
+    for before, after in zip(kept, (each for each in result if each is not None), strict=True):
+        assert library.numpy(after).tobytes() == before.tobytes()

@@ -1,0 +1,314 @@
+"""Batch-instance normalisation: a learned mix of batch norm and instance norm."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _check
+from ._arrays import Array, accumulate, library_of
+from ._beside import beside, check_gradient, check_saved, checked
+from ._rows import gradient, reshaped
+from ._views import Groups, View
+from .kernels.rows import differentiate, normalise
+from .layer_norm import EPSILON
+
+
+class BatchInstanceForward(NamedTuple):
+    """What `batch_instance_norm_forward` gives."""
+
+    y: Array
+    batch_mean: Array
+    batch_rstd: Array
+    instance_mean: Array
+    instance_rstd: Array
+
+
+class BatchInstanceGradients(NamedTuple):
+    """What `batch_instance_norm_backward` gives; None stands for what was not asked for."""
+
+    dx: Array | None
+    drho: Array | None
+    dgamma: Array | None
+    dbeta: Array | None
+
+
+def _checked(
+    function: str,
+    x: Array,
+    rho: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    channel_axis: int,
+) -> View:
+    view = checked(function, Groups(None, channel_axis), x, gamma=gamma, beta=beta)
+    _check.companion(function, "rho", rho, x, view.parameter, view.what)
+    return view
+
+
+def _forward(
+    function: str,
+    x: Array,
+    rho: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    channel_axis: int,
+    epsilon: float,
+) -> BatchInstanceForward:
+    view = _checked(function, x, rho, gamma, beta, channel_axis)
+    epsilon = _check.epsilon(function, epsilon, x.dtype)
+    xp, shape = library_of(x).xp, view.broadcast_parameter
+    wide = reshaped(accumulate(xp, x), view.split)
+    rho, gamma, beta = (beside(xp, each, wide, shape) for each in (rho, gamma, beta))
+    of_batch, of_instance = _scales(rho, gamma)
+    options: dict[str, Any] = {"epsilon": epsilon, "center": True}
+    batch, mean, _, rstd = normalise(wide, of_batch, beta, axes=(0, *view.axes), **options)
+    of_channels = mean, rstd
+    instance, mean, _, rstd = normalise(wide, of_instance, None, axes=view.axes, **options)
+    of_instances = mean, rstd
+    with np.errstate(all="ignore"):
+        y = xp.astype(reshaped(batch + instance, view.shape), x.dtype, copy=False)
+    return BatchInstanceForward(
+        y,
+        *(xp.reshape(each, view.parameter) for each in of_channels),
+        *(xp.reshape(each, view.statistic) for each in of_instances),
+    )
+
+
+def _scales(rho: Array, gamma: Array | None) -> tuple[Array, Array]:
+    """What batch norm and instance norm are multiplied by before they are added."""
+    return (rho, 1 - rho) if gamma is None else (rho * gamma, (1 - rho) * gamma)
+
+
+def batch_instance_norm(
+    x: Array,
+    rho: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    /,
+    *,
+    channel_axis: int = 1,
+    epsilon: float = EPSILON,
+) -> Array:
+    """Mix batch norm and instance norm, in a proportion for each channel.
+
+    Computes ``(rho * x_batch + (1 - rho) * x_instance) * gamma + beta``, where x_batch is x with
+    each channel normalised over the batch and all spatial axes, and x_instance is x with each
+    channel of each sample normalised over all spatial axes.
+
+    Parameters
+    ----------
+    x : array
+        Of shape (B, C, ...), or with the channels on any other axis but the first; of any array
+        library that follows the Python array API standard, of any layout, with dtype float16,
+        bfloat16, float32 or float64.
+    rho : array
+        Of shape (C,), in x's dtype or a wider one. It is for the caller to keep it in [0, 1].
+    gamma, beta : array, optional
+        Scale and shift of shape (C,), in x's dtype or a wider one. Either may be absent.
+    channel_axis : int, default: 1
+        The axis of the channels: 1 for channels first, -1 for channels last. Not the first axis,
+        which is the batch.
+    epsilon : float, default: 1e-5
+        Added to either variance, inside the root. Finite and at least 0; with 0 a constant
+        channel of a sample gives NaN.
+
+    Returns
+    -------
+    array
+        Of x's library, device, shape and dtype.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or of another library or of an unsupported dtype.
+    ValueError
+        If channel_axis is out of range or the batch axis, epsilon is negative or not finite, or a
+        shape does not fit.
+    DeviceMismatchError
+        If the arrays are not on one device.
+
+    Notes
+    -----
+    From Nam and Kim, "Batch-Instance Normalization for Adaptively Style-Invariant Neural
+    Networks", arXiv:1805.07925. Accuracy and special values are as in `layer_norm`, of which
+    either half is an application. On torch tensors and JAX arrays the result can be differentiated
+    by those frameworks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([[[1.0, 3.0]], [[5.0, 7.0]]])  # two samples of one channel
+    >>> ln.batch_instance_norm(x, np.asarray([0.5])).round(3)
+    array([[[-1.171,  0.276]],
+           [[-0.276,  1.171]]])
+    """
+    return _forward("batch_instance_norm", x, rho, gamma, beta, channel_axis, epsilon).y
+
+
+def batch_instance_norm_forward(
+    x: Array,
+    rho: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    /,
+    *,
+    channel_axis: int = 1,
+    epsilon: float = EPSILON,
+) -> BatchInstanceForward:
+    """Batch-instance norm, with the statistics that its gradient needs.
+
+    Parameters
+    ----------
+    x, rho, gamma, beta, channel_axis, epsilon
+        As for `batch_instance_norm`, as are the errors.
+
+    Returns
+    -------
+    y : array
+        Of x's shape and dtype.
+    batch_mean, batch_rstd : array
+        Mean and 1 / sqrt(var + epsilon) of each channel, of shape (C,); in float32 for 16-bit x,
+        else in x's dtype. NaN where there is nothing to take them of.
+    instance_mean, instance_rstd : array
+        Likewise of each channel of each sample, of shape (B, C).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([[[1.0, 3.0]], [[5.0, 7.0]]])
+    >>> forward = ln.batch_instance_norm_forward(x, np.asarray([0.5]))
+    >>> forward.batch_mean, forward.instance_mean
+    (array([4.]), array([[2.],
+           [6.]]))
+    """
+    return _forward("batch_instance_norm_forward", x, rho, gamma, beta, channel_axis, epsilon)
+
+
+def batch_instance_norm_backward(
+    dy: Array,
+    x: Array,
+    batch_mean: Array,
+    batch_rstd: Array,
+    instance_mean: Array,
+    instance_rstd: Array,
+    rho: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    /,
+    *,
+    channel_axis: int = 1,
+    need: tuple[str, ...] = BatchInstanceGradients._fields,
+) -> BatchInstanceGradients:
+    """Gradients of batch-instance norm with respect to x, rho, gamma and beta.
+
+    Parameters
+    ----------
+    dy : array
+        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
+    x, rho : array
+        What y was computed from.
+    batch_mean, batch_rstd, instance_mean, instance_rstd : array
+        From `batch_instance_norm_forward`.
+    gamma, beta : array, optional
+        The scale and the shift, if there were any. Of beta nothing but the dtype matters.
+    channel_axis : int, default: 1
+        As in the forward pass.
+    need : tuple of str, default: all
+        Which gradients to compute, out of "dx", "drho", "dgamma" and "dbeta". The others are None
+        and cost nothing.
+
+    Returns
+    -------
+    dx : array or None
+        Of x's shape and dtype.
+    drho : array or None
+        Of shape (C,) and rho's dtype.
+    dgamma : array or None
+        Of shape (C,) and gamma's dtype; None where gamma is absent.
+    dbeta : array or None
+        Of shape (C,), in the dtype of beta, or of gamma where beta is absent, or of x where both
+        are.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceMismatchError
+        As for `batch_instance_norm`; ValueError also for a name in `need` that is no gradient.
+
+    Notes
+    -----
+    dx is the sum of the gradients of batch norm with scale ``gamma * rho`` and of instance norm
+    with scale ``gamma * (1 - rho)``, each as in `layer_norm_backward`. With sums over all axes but
+    that of the channels, ``drho = gamma * (sum(dy * x_batch) - sum(dy * x_instance))``,
+    ``dgamma = rho * sum(dy * x_batch) + (1 - rho) * sum(dy * x_instance)`` and
+    ``dbeta = sum(dy)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x, rho = np.asarray([[[1.0, 3.0]], [[5.0, 8.0]]]), np.asarray([0.5])
+    >>> y, *statistics = ln.batch_instance_norm_forward(x, rho)
+    >>> dy = np.asarray([[[1.0, 0.0]], [[0.0, 0.0]]])
+    >>> gradients = ln.batch_instance_norm_backward(dy, x, *statistics, rho)
+    >>> gradients.dx.round(4)
+    array([[[ 0.0687, -0.0777]],
+           [[-0.0307,  0.0398]]])
+    >>> gradients.drho.round(4), gradients.dbeta
+    (array([-0.2568]), array([1.]))
+    """
+    function = "batch_instance_norm_backward"
+    need = _check.need(function, need, BatchInstanceGradients._fields)
+    view = _checked(function, x, rho, gamma, beta, channel_axis)
+    check_gradient(function, x, dy=dy)
+    check_saved(function, x, view.parameter, batch_mean=batch_mean, batch_rstd=batch_rstd)
+    check_saved(
+        function, x, view.statistic, instance_mean=instance_mean, instance_rstd=instance_rstd
+    )
+    xp, shape, saved = library_of(x).xp, view.broadcast_parameter, view.broadcast_statistic
+    wide, dy = reshaped(accumulate(xp, x), view.split), reshaped(dy, view.split)
+    mix, scale = beside(xp, rho, wide, shape), beside(xp, gamma, wide, shape)
+    of_batch, of_instance = _scales(mix, scale)
+    need_dgamma = "dgamma" in need and gamma is not None
+    wanted = "dx" in need, "drho" in need or need_dgamma
+    by_batch: Any = differentiate(
+        dy,
+        wide,
+        beside(xp, batch_mean, wide, shape),
+        beside(xp, batch_rstd, wide, shape),
+        of_batch,
+        axes=(0, *view.axes),
+        parameter_axes=view.parameter_axes,
+        center=True,
+        need=(*wanted, "dbeta" in need),
+    )
+    by_instance: Any = differentiate(
+        dy,
+        wide,
+        beside(xp, instance_mean, wide, saved),
+        beside(xp, instance_rstd, wide, saved),
+        of_instance,
+        axes=view.axes,
+        parameter_axes=view.parameter_axes,
+        center=True,
+        need=(*wanted, False),
+    )
+    dx = drho = dgamma = None
+    with np.errstate(all="ignore"):
+        if "dx" in need:
+            dx = reshaped(by_batch[0] + by_instance[0], view.shape)
+            dx = xp.astype(dx, x.dtype, copy=False)
+        if "drho" in need:
+            drho = by_batch[1] - by_instance[1]
+            drho = drho if scale is None else drho * scale
+        if need_dgamma:
+            dgamma = mix * by_batch[1] + (1 - mix) * by_instance[1]
+    return BatchInstanceGradients(
+        dx,
+        gradient(xp, drho, view.parameter, x, rho),
+        gradient(xp, dgamma, view.parameter, x, gamma),
+        gradient(xp, by_batch[2], view.parameter, x, gamma if beta is None else beta),
+    )

@@ -1,0 +1,257 @@
+"""Batch normalisation: zero mean and unit variance of each channel, over the batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _channels
+from ._arrays import Array, accumulate, constant, in_shape, library_of
+from ._explain import explained_by
+from ._rows import GRADIENTS
+from .layer_norm import EPSILON, Gradients, new_tuple
+
+MOMENTUM = 0.1
+
+
+class BatchForward(NamedTuple):
+    """What `batch_norm_forward` gives; None stands for running statistics that were not given."""
+
+    y: Array
+    mean: Array
+    rstd: Array
+    running_mean: Array | None
+    running_var: Array | None
+
+
+@explained_by(_channels.inference_plan)
+def batch_norm(
+    x: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    /,
+    *,
+    channel_axis: int = 1,
+    epsilon: float = EPSILON,
+) -> Array:
+    """Normalise each channel of x by statistics that are given: batch norm after training.
+
+    Computes ``(x - mean) / sqrt(var + epsilon) * gamma + beta``.
+
+    Parameters
+    ----------
+    x : array
+        Of shape (B, C, ...), or with the channels on any other axis but the first; of any array
+        library that follows the Python array API standard, of any layout, with dtype float16,
+        bfloat16, float32 or float64.
+    mean, var : array
+        Mean and variance of each channel, of shape (C,), in x's dtype or a wider one: the running
+        statistics of `batch_norm_forward`, or those of `Moments`.
+    gamma, beta : array, optional
+        Scale and shift of shape (C,), in x's dtype or a wider one. Either may be absent.
+    channel_axis : int, default: 1
+        The axis of the channels: 1 for channels first, -1 for channels last. Not the first axis,
+        which is the batch.
+    epsilon : float, default: 1e-5
+        Added to the variance, inside the root. Finite and at least 0.
+
+    Returns
+    -------
+    array
+        Of x's library, device, shape and dtype.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or of another library or of an unsupported dtype.
+    ValueError
+        If channel_axis is out of range or the batch axis, epsilon is negative or not finite, or a
+        shape does not fit.
+    DeviceMismatchError
+        If the arrays are not on one device.
+
+    See Also
+    --------
+    batch_norm_forward : takes the statistics from x itself, as in training.
+    Moments : statistics of data that comes in parts.
+
+    Notes
+    -----
+    After Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167, algorithm 2. 16-bit inputs
+    are computed in float32, with one rounding at the end; statistics, gamma and beta are converted
+    to float32 for x of up to 32 bits. On torch tensors and JAX arrays the result can be
+    differentiated by those frameworks. On Dask arrays nothing is computed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([[1.0, 10.0], [3.0, 30.0]])
+    >>> ln.batch_norm(x, np.asarray([1.0, 20.0]), np.asarray([4.0, 100.0])).round(3)
+    array([[ 0., -1.],
+           [ 1.,  1.]])
+    """
+    plan = _channels.inference_plan("batch_norm", x, mean, var, gamma, beta, channel_axis, epsilon)
+    return plan.inference(x, mean, var, gamma, beta)
+
+
+@explained_by(_channels.forward_plan)
+def batch_norm_forward(
+    x: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    /,
+    *,
+    channel_axis: int = 1,
+    epsilon: float = EPSILON,
+    momentum: float = MOMENTUM,
+) -> BatchForward:
+    """Normalise each channel of x to zero mean and unit variance: batch norm in training.
+
+    Parameters
+    ----------
+    x, gamma, beta, channel_axis, epsilon
+        As for `batch_norm`, as are the errors. With epsilon 0 a constant channel gives NaN.
+    running_mean, running_var : array, optional
+        What earlier batches left, of shape (C,), in x's dtype or a wider one. They are not
+        written: the next ones are results. Either may be absent.
+    momentum : float, default: 0.1
+        The weight of this batch in the running statistics, from 0 to 1.
+
+    Returns
+    -------
+    y : array
+        Of x's shape and dtype.
+    mean, rstd : array
+        Mean and 1 / sqrt(var + epsilon) of each channel, of shape (C,), where var is the biased
+        variance; in float32 for 16-bit x, else in x's dtype.
+    running_mean, running_var : array or None
+        ``(1 - momentum) * running + momentum * batch``, of the shape and dtype of the given ones;
+        None where these are absent. A batch's part in running_var is its unbiased variance.
+
+    Raises
+    ------
+    ValueError
+        Also if a channel has no more than one value, or momentum is not from 0 to 1.
+
+    Notes
+    -----
+    After Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167, algorithm 1. The statistics
+    are those of each channel over all other axes. The error does not grow with the mean, a constant
+    channel gives exactly beta, and a NaN spoils its own channel alone.
+
+    On torch tensors and JAX arrays y, mean and rstd can be differentiated by those frameworks. The
+    running statistics are no part of torch's graph, so keeping them does not keep the graph.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([[1.0, 10.0], [3.0, 30.0]])
+    >>> result = ln.batch_norm_forward(x, None, None, np.zeros(2), np.ones(2))
+    >>> result.y.round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> result.mean
+    array([ 2., 20.])
+    >>> result.running_mean, result.running_var
+    (array([0.2, 2. ]), array([ 1.1, 20.9]))
+    """
+    plan = _channels.forward_plan(
+        "batch_norm_forward",
+        *(x, gamma, beta, running_mean, running_var),
+        channel_axis,
+        epsilon,
+        momentum,
+    )
+    y, mean, var, rstd = plan.forward(x, gamma, beta)
+    if running_mean is not None:
+        running_mean = _running(running_mean, mean, momentum)
+    if running_var is not None:
+        n = plan.spec.shape[0] * plan.spec.shape[2]
+        running_var = _running(running_var, var, momentum, n / (n - 1))
+    return new_tuple(BatchForward, (y, mean, rstd, running_mean, running_var))
+
+
+def _running(running: Array, batch: Array, momentum: float, correction: float = 1.0) -> Array:
+    """Running statistics after a batch, computed in their own dtype or the wider accumulation."""
+    xp = library_of(running).xp
+    running = constant(in_shape(running, tuple(running.shape)))
+    with np.errstate(all="ignore"):
+        wide = accumulate(xp, running)
+        batch = xp.astype(constant(batch), wide.dtype, copy=False) * correction
+        return xp.astype((1 - momentum) * wide + momentum * batch, running.dtype, copy=False)
+
+
+@explained_by(_channels.backward_plan)
+def batch_norm_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    gamma: Array | None = None,
+    /,
+    *,
+    channel_axis: int = 1,
+    need: tuple[str, ...] = GRADIENTS,
+) -> Gradients:
+    """Gradients of batch norm in training with respect to x, gamma and beta.
+
+    Parameters
+    ----------
+    dy : array
+        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
+    x : array
+        What y was computed from.
+    mean, rstd : array
+        From `batch_norm_forward`.
+    gamma : array, optional
+        The scale, if there was one.
+    channel_axis : int, default: 1
+        As in the forward pass.
+    need : tuple of str, default: all
+        Which gradients to compute, out of "dx", "dgamma" and "dbeta". The others are None and
+        cost nothing.
+
+    Returns
+    -------
+    dx : array or None
+        Of x's shape and dtype.
+    dgamma : array or None
+        Of shape (C,) and gamma's dtype; None where gamma is absent.
+    dbeta : array or None
+        Of shape (C,), in gamma's dtype, or in x's where gamma is absent.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceMismatchError
+        As for `batch_norm`; ValueError also for a name in `need` that is no gradient.
+
+    Notes
+    -----
+    With x̂ = (x - mean) * rstd, the gradients are ``dgamma = sum(dy * x̂)``, ``dbeta = sum(dy)`` and
+    ``dx = gamma * rstd * (dy - mean(dy) - x̂ * mean(dy * x̂))``. The rounding error of the stored
+    mean is made up for, as in the forward pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([[1.0], [2.0], [6.0]])
+    >>> result = ln.batch_norm_forward(x)
+    >>> dy = np.asarray([[1.0], [0.0], [0.0]])
+    >>> dx, _, dbeta = ln.batch_norm_backward(dy, x, result.mean, result.rstd)
+    >>> dx.T.round(4)
+    array([[ 0.1763, -0.2204,  0.0441]])
+    >>> dbeta
+    array([1.])
+    """
+    plan = _channels.backward_plan(
+        "batch_norm_backward", dy, x, mean, rstd, gamma, channel_axis, need
+    )
+    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma))

@@ -1,0 +1,232 @@
+"""Dynamic tanh: a squashing that stands in for normalisation, and needs no statistics."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _check
+from ._arrays import Array, accumulate, library_of
+from ._beside import beside, check_gradient, checked
+from ._rows import gradient
+from ._views import View
+from .kernels.reductions import sum_over
+
+
+class TanhForward(NamedTuple):
+    """What `dynamic_tanh_forward` gives."""
+
+    y: Array
+
+
+class TanhGradients(NamedTuple):
+    """What `dynamic_tanh_backward` gives; None stands for what was not asked for."""
+
+    dx: Array | None
+    dalpha: Array | None
+    dgamma: Array | None
+    dbeta: Array | None
+
+
+def _checked(
+    function: str,
+    x: Array,
+    alpha: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    axis: int | tuple[int, ...],
+) -> View:
+    view = checked(function, axis, x, gamma=gamma, beta=beta)
+    _check.companion(function, "alpha", alpha, x, (), "that of a single number")
+    return view
+
+
+def dynamic_tanh(
+    x: Array,
+    alpha: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    /,
+    *,
+    axis: int | tuple[int, ...] = -1,
+) -> Array:
+    """Squash x by a hyperbolic tangent, where a network would otherwise normalise it.
+
+    Computes ``tanh(alpha * x) * gamma + beta``.
+
+    Parameters
+    ----------
+    x : array
+        Of any array library that follows the Python array API standard, of any layout, with dtype
+        float16, bfloat16, float32 or float64.
+    alpha : array
+        Of shape (), in x's dtype or a wider one: how steep the tangent is.
+    gamma, beta : array, optional
+        Scale and shift, each of the shape of `axis` in ascending order, in x's dtype or a wider
+        one. Either may be absent.
+    axis : int or tuple of ints, default: -1
+        The axes that gamma and beta have, in any place and order; an int for one.
+
+    Returns
+    -------
+    array
+        Of x's library, device, shape and dtype.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or of another library or of an unsupported dtype.
+    ValueError
+        If a shape does not fit, or an axis is out of range.
+    DeviceMismatchError
+        If the arrays are not on one device.
+
+    Notes
+    -----
+    From Zhu, Chen, He, LeCun and Liu, "Transformers without Normalization", arXiv:2503.10622.
+    16-bit inputs are computed in float32, with one rounding at the end. On torch tensors and JAX
+    arrays the result can be differentiated by those frameworks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> ln.dynamic_tanh(np.asarray([[-8.0, 0.0, 1.0]]), np.asarray(0.5)).round(4)
+    array([[-0.9993,  0.    ,  0.4621]])
+    """
+    view = _checked("dynamic_tanh", x, alpha, gamma, beta, axis)
+    return _tanh(x, alpha, gamma, beta, view)
+
+
+def dynamic_tanh_forward(
+    x: Array,
+    alpha: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    /,
+    *,
+    axis: int | tuple[int, ...] = -1,
+) -> TanhForward:
+    """Dynamic tanh in the form of the other operations; its gradient needs no statistics.
+
+    Parameters
+    ----------
+    x, alpha, gamma, beta, axis
+        As for `dynamic_tanh`, as are the errors.
+
+    Returns
+    -------
+    y : array
+        Of x's shape and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> ln.dynamic_tanh_forward(np.asarray([0.0, 1.0]), np.asarray(0.5)).y.round(4)
+    array([0.    , 0.4621])
+    """
+    view = _checked("dynamic_tanh_forward", x, alpha, gamma, beta, axis)
+    return TanhForward(_tanh(x, alpha, gamma, beta, view))
+
+
+def _tanh(x: Array, alpha: Array, gamma: Array | None, beta: Array | None, view: View) -> Array:
+    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    alpha, gamma, beta = (
+        beside(xp, alpha, wide, ()),
+        beside(xp, gamma, wide, view.broadcast_parameter),
+        beside(xp, beta, wide, view.broadcast_parameter),
+    )
+    with np.errstate(all="ignore"):
+        y = xp.tanh(wide * alpha)
+        if gamma is not None:
+            y = y * gamma
+        if beta is not None:
+            y = y + beta
+        return xp.astype(y, x.dtype, copy=False)
+
+
+def dynamic_tanh_backward(
+    dy: Array,
+    x: Array,
+    alpha: Array,
+    gamma: Array | None = None,
+    /,
+    *,
+    axis: int | tuple[int, ...] = -1,
+    need: tuple[str, ...] = TanhGradients._fields,
+) -> TanhGradients:
+    """Gradients of dynamic tanh with respect to x, alpha, gamma and beta.
+
+    Parameters
+    ----------
+    dy : array
+        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
+    x, alpha : array
+        What y was computed from.
+    gamma : array, optional
+        The scale, if there was one.
+    axis : int or tuple of ints, default: -1
+        As in the forward pass.
+    need : tuple of str, default: all
+        Which gradients to compute, out of "dx", "dalpha", "dgamma" and "dbeta". The others are
+        None and cost nothing.
+
+    Returns
+    -------
+    dx : array or None
+        Of x's shape and dtype.
+    dalpha : array or None
+        Of shape (), in alpha's dtype.
+    dgamma : array or None
+        Of gamma's shape and dtype; None where gamma is absent.
+    dbeta : array or None
+        Of the shape of `axis`, in gamma's dtype, or in x's where gamma is absent.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceMismatchError
+        As for `dynamic_tanh`; ValueError also for a name in `need` that is no gradient.
+
+    Notes
+    -----
+    With t = tanh(alpha * x) and g = dy * gamma, the gradients are ``dx = g * alpha * (1 - t²)``,
+    ``dalpha = sum(g * x * (1 - t²))``, ``dgamma = sum(dy * t)`` and ``dbeta = sum(dy)``. 1 - t² is
+    computed without the subtraction, which would leave nothing of it where t is almost 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x, alpha = np.asarray([[-8.0, 0.0, 1.0]]), np.asarray(0.5)
+    >>> gradients = ln.dynamic_tanh_backward(np.ones((1, 3)), x, alpha)
+    >>> gradients.dx.round(4), gradients.dalpha.round(4)
+    (array([[0.0007, 0.5   , 0.3932]]), np.float64(0.7757))
+    """
+    function = "dynamic_tanh_backward"
+    need = _check.need(function, need, TanhGradients._fields)
+    view = _checked(function, x, alpha, gamma, None, axis)
+    check_gradient(function, x, dy=dy)
+    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    every = tuple(range(x.ndim))
+    shared = tuple(each for each in every if each not in view.parameter_axes)
+    steepness = beside(xp, alpha, wide, ())
+    scale = beside(xp, gamma, wide, view.broadcast_parameter)
+    dx = dalpha = dgamma = dbeta = None
+    with np.errstate(all="ignore"):
+        dy, inner = xp.astype(dy, wide.dtype, copy=False), wide * steepness
+        if "dbeta" in need:
+            dbeta = gradient(xp, sum_over(xp, dy, shared), view.parameter, x, gamma)
+        if "dgamma" in need and gamma is not None:
+            total = sum_over(xp, dy * xp.tanh(inner), shared)
+            dgamma = gradient(xp, total, view.parameter, x, gamma)
+        if "dx" in need or "dalpha" in need:
+            g = dy if scale is None else dy * scale
+            small = xp.exp(-2 * xp.abs(inner))
+            slope = 4 * small / (1 + small) ** 2
+            if "dx" in need:
+                dx = xp.astype(g * (slope * steepness), x.dtype, copy=False)
+            if "dalpha" in need:
+                dalpha = gradient(xp, sum_over(xp, g * (slope * wide), every), (), x, alpha)
+    return TanhGradients(dx, dalpha, dgamma, dbeta)

@@ -1,0 +1,44 @@
+"""Mean and squared deviations, with all digits that merging them takes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .._arrays import Array, accumulate, library_of
+from .reductions import sum_over
+from .rows import centred, scaling
+
+
+def moments(x: Array, *, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """Give mean, m2 and what rounding took from the mean, over `axes`, ascending.
+
+    All keep the rank, in the accumulation dtype. Of no values they are NaN, 0 and 0.
+    """
+    xp = library_of(x).xp
+    d = accumulate(xp, x)
+    if 0 in (x.shape[axis] for axis in axes):
+        zero = xp.sum(d, axis=axes, keepdims=True)
+        return zero + math.nan, zero, zero
+    with np.errstate(all="ignore"):
+        scale, _ = scaling(xp, x.dtype, d, axes, 0.0)
+        if scale is not None:
+            d = d * scale
+        d, rough_mean, missed = centred(xp, d, axes)
+        mean, missed = two_sum(rough_mean, missed)
+        m2 = sum_over(xp, d * d, axes)
+        if scale is not None:
+            mean, missed, m2 = mean / scale, missed / scale, m2 / scale / scale
+    return mean, m2, missed
+
+
+def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+    """The sum of a and b, and exactly what its rounding missed.
+
+    From Knuth, "The Art of Computer Programming", volume 2, section 4.2.2, theorem B.
+    """
+    total = a + b
+    rounded = total - a
+    return total, (a - (total - rounded)) + (b - rounded)

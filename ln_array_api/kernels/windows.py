@@ -1,0 +1,250 @@
+"""Statistics over windows around each element, cut at the border: local contrast norm.
+
+A window's elements are the product of a run of places on each axis, so the statistics of runs on
+one axis are merged into those on the next. A run is halved until it is a single place: the cost per
+element grows with the number of axes and the logarithm of the size.
+
+Sums of many windows are never subtracted, and means are kept as what they are beyond an anchor,
+an element of the window. So nothing depends on values outside of the window, and within it the
+error is that of the differences between its elements, however far these are from 0. The moments of
+two runs are merged by the formula of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise
+Algorithm for Computing Sample Variances" (1979), here of means and variances instead of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .._arrays import Array, accumulate, device_beside, library_of, overlapped
+from .rows import accumulate_as, scaling
+
+Fields: TypeAlias = tuple[Array, ...]
+Reach: TypeAlias = dict[int, int]
+"""How many places a window goes to either side of its centre, for each axis."""
+
+
+def reach_of(shape: tuple[int, ...], axes: tuple[int, ...], size: int) -> Reach:
+    """Of windows of a size, as far as there are places."""
+    return {axis: min(size // 2, max(shape[axis] - 1, 0)) for axis in axes}
+
+
+def windows_forward(
+    x: Array, *, axes: tuple[int, ...], size: int, epsilon: float
+) -> tuple[Array, Array, Array]:
+    """Normalise each element of x by the window around it.
+
+    Parameters
+    ----------
+    x
+        Of any shape.
+    axes
+        The axes that windows extend along, not negative.
+    size
+        The length of a window along each, odd.
+    epsilon
+        Added to the variance, inside the root.
+
+    Returns
+    -------
+    y : array of the shape and dtype of x
+    mean, rstd : arrays of x's shape, in the accumulation dtype
+    """
+    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    if 0 in x.shape:
+        return xp.empty_like(x), xp.empty_like(wide), xp.empty_like(wide)
+    with np.errstate(all="ignore"):
+        scale, scaled_epsilon = _scaling(xp, x, wide, axes, epsilon)
+        d = wide if scale is None else wide * scale
+        deviation, mean, var = _by_chunks(_moments, (d,), reach_of(x.shape, axes, size), 3)
+        rstd = 1 / xp.sqrt(var + scaled_epsilon)
+        y = xp.astype(deviation * rstd, x.dtype, copy=False)
+        return (y, mean, rstd) if scale is None else (y, mean / scale, rstd * scale)
+
+
+def windows_backward(
+    dy: Array, x: Array, rstd: Array, *, axes: tuple[int, ...], size: int
+) -> Array:
+    """Gradient of `windows_forward`, which does without the rounded mean.
+
+    With n the number of elements in a window, dx is dy * rstd, less the sum of dy * rstd / n over
+    all windows that the element is in, less the sum of dy * x̂ * rstd² / n * (x - mean) over these,
+    where x is that element and the rest is of the window.
+
+    Parameters
+    ----------
+    dy, x, rstd
+        Of x's shape: the gradient of y, what y was computed from, and from `windows_forward`.
+    axes, size
+        As in `windows_forward`.
+
+    Returns
+    -------
+    dx : array of the shape and dtype of x
+    """
+    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    if 0 in x.shape:
+        return xp.empty_like(x)
+    reach = reach_of(x.shape, axes, size)
+    with np.errstate(all="ignore"):
+        dy, rstd = accumulate_as(xp, dy, wide), accumulate_as(xp, rstd, wide)
+        scale, _ = _scaling(xp, x, wide, axes, 0.0)
+        if scale is not None:
+            wide, rstd = wide * scale, rstd / scale
+        deviation, _, _ = _by_chunks(_moments, (wide,), reach, 3)
+        u = dy * rstd
+        share = u / _counts(xp, wide, reach)
+        total = share * (deviation * rstd) * rstd
+        (sums,) = _by_chunks(_adjoint, (wide, total, -(total * deviation + share)), reach, 1)
+        dx = u + sums
+        return xp.astype(dx if scale is None else dx * scale, x.dtype, copy=False)
+
+
+def _scaling(
+    xp: Any, x: Array, wide: Array, axes: tuple[int, ...], epsilon: float
+) -> tuple[Array | None, Array | float]:
+    """A power of two for all windows along `axes`, and epsilon times its square."""
+    finite = xp.where(xp.isfinite(wide), wide, 0.0)  # infinity spoils its own windows alone
+    return scaling(xp, x.dtype, finite, axes, epsilon)
+
+
+def _moments(x: Array, reach: Reach) -> Fields:
+    """How far x is from the mean of its window, that mean, and the window's variance."""
+    xp = library_of(x).xp
+    fields: Fields = (x, xp.zeros_like(x), xp.zeros_like(x))
+    for axis, places in reach.items():
+        fields = _merge_runs(xp, _merged_moments, fields, (True, True, True), axis, places)
+    anchor, beyond, var = fields
+    return (x - anchor) - beyond, anchor + beyond, var
+
+
+def _merged_moments(a: Fields, b: Fields, part: Array) -> Fields:
+    """Of a run and the next: anchor, how far the mean is beyond it, variance.
+
+    `part` is how much of both the second is.
+    """
+    anchor, beyond, var = a
+    step = (b[0] - anchor) + (b[1] - beyond)
+    inner = (1 - part) * var + part * b[2]
+    return anchor, beyond + part * step, inner + (part * (1 - part)) * step * step
+
+
+def _adjoint(x: Array, total: Array, moment: Array, reach: Reach) -> Fields:
+    """For each x_k the sum of moment_i + total_i * (x_i - x_k) over all i in its window."""
+    xp = library_of(x).xp
+    fields: Fields = (x, total, moment)
+    for axis, places in reach.items():
+        fields = _merge_runs(xp, _merged_sums, fields, (True, False, False), axis, places)
+    anchor, total, moment = fields
+    return (moment - total * (x - anchor),)
+
+
+def _merged_sums(a: Fields, b: Fields, part: Array) -> Fields:
+    """Of a run and the next: anchor, sum of totals, sum of moments about the anchor."""
+    anchor, total, moment = a
+    return anchor, total + b[1], (moment + b[2]) + b[1] * (b[0] - anchor)
+
+
+def _merge_runs(
+    xp: Any,
+    merged: Callable[[Fields, Fields, Array], Fields],
+    fields: Fields,
+    by_edge: tuple[bool, ...],
+    axis: int,
+    reach: int,
+) -> Fields:
+    """Fields of the run around each place on an axis, from those of single places.
+
+    Places beyond the border count nothing. There, a field is what it is at the border (`by_edge`),
+    which is in each window that gets there, or 0.
+    """
+    length = fields[0].shape[axis]
+    one = tuple(
+        _extended(xp, field, axis, reach, edge) for field, edge in zip(fields, by_edge, strict=True)
+    )
+    start = xp.arange(length + 2 * reach, device=device_beside(fields[0]))
+
+    def count(begin: Array, n: int) -> Array:
+        """How many of n places from `begin` on are in the array."""
+        low, high = reach, reach + length
+        places = xp.clip(begin + n, low, high) - xp.clip(begin, low, high)
+        return xp.astype(places, fields[0].dtype)
+
+    def join(a: Fields, n: int, b: Fields, m: int) -> Fields:
+        """Runs of n + m places, from runs of n and of m."""
+        runs = length + 2 * reach - n - m + 1
+        begin = start[:runs]
+        part = count(begin + n, m) / xp.clip(count(begin, n + m), 1, n + m)
+        part = xp.reshape(part, tuple(-1 if each == axis else 1 for each in range(fields[0].ndim)))
+        return merged(
+            tuple(_cut(field, axis, 0, runs) for field in a),
+            tuple(_cut(field, axis, n, n + runs) for field in b),
+            part,
+        )
+
+    runs, n = one, 1
+    for bit in f"{2 * reach + 1:b}"[1:]:
+        runs, n = join(runs, n, runs, n), 2 * n
+        if bit == "1":
+            runs, n = join(runs, n, one, 1), n + 1
+    return runs
+
+
+def _cut(x: Array, axis: int, start: int, stop: int) -> Array:
+    return x[tuple(slice(start, stop) if each == axis else slice(None) for each in range(x.ndim))]
+
+
+def _extended(xp: Any, x: Array, axis: int, reach: int, by_edge: bool) -> Array:
+    """X with so many places more at either end of an axis."""
+    if reach == 0:
+        return x
+    n = x.shape[axis]
+    ends = _cut(x, axis, 0, 1), _cut(x, axis, n - 1, n)
+    shape = tuple(reach if each == axis else m for each, m in enumerate(x.shape))
+    if not by_edge:
+        ends = xp.zeros_like(ends[0]), xp.zeros_like(ends[1])
+    first, last = (xp.broadcast_to(end, shape) for end in ends)
+    return xp.concat([first, x, last], axis=axis)
+
+
+def _counts(xp: Any, x: Array, reach: Reach) -> Array:
+    """How many elements are in the window around each, in a shape that broadcasts with x."""
+    counts: Any = 1
+    for axis, places in reach.items():
+        n = x.shape[axis]
+        place = xp.arange(n, device=device_beside(x))
+        along = xp.clip(place, 0, places) + xp.clip(n - 1 - place, 0, places) + 1
+        shape = tuple(-1 if each == axis else 1 for each in range(x.ndim))
+        counts = counts * xp.reshape(xp.astype(along, x.dtype), shape)
+    return counts
+
+
+def _by_chunks(kernel: Callable[..., Fields], arrays: Fields, reach: Reach, results: int) -> Fields:
+    """The kernel on arrays of one shape; of chunked ones, on each chunk and what is around it."""
+    if not library_of(arrays[0]).lazy:
+        return kernel(*arrays, reach)
+    stacked = library_of(arrays[0]).xp.stack(arrays).rechunk({0: -1})
+    extended = overlapped(stacked, {axis + 1: places for axis, places in reach.items()})
+
+    def around(axis: int, place: int) -> tuple[int, int]:
+        """How much of a chunk is its neighbours', before and after."""
+        places, last = reach.get(axis - 1, 0), extended.numblocks[axis] - 1
+        return places if place > 0 else 0, places if place < last else 0
+
+    def run(chunk: Array, block_info: Any = None) -> Array:
+        chunk_results = kernel(*(chunk[index, ...] for index in range(len(arrays))), reach)
+        inner: list[Any] = [slice(None)]
+        for axis, place in enumerate(block_info[0]["chunk-location"][1:], 1):
+            before, after = around(axis, place)
+            inner.append(slice(before, chunk.shape[axis] - after))
+        return library_of(chunk).xp.stack(chunk_results)[tuple(inner)]
+
+    chunks = [(results,)]
+    for axis, sizes in enumerate(extended.chunks[1:], 1):
+        chunks.append(tuple(n - sum(around(axis, place)) for place, n in enumerate(sizes)))
+    computed = extended.map_blocks(
+        run, chunks=tuple(chunks), dtype=stacked.dtype, meta=stacked._meta
+    )
+    return tuple(computed[index, ...] for index in range(results))

@@ -1,0 +1,207 @@
+"""Local contrast normalisation: each element by the window around it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from . import _check
+from ._arrays import Array
+from ._beside import check_gradient, check_saved
+from .kernels.windows import windows_backward, windows_forward
+from .layer_norm import EPSILON
+
+
+class LocalContrastForward(NamedTuple):
+    """What `local_contrast_norm_forward` gives."""
+
+    y: Array
+    mean: Array
+    rstd: Array
+
+
+class LocalContrastGradients(NamedTuple):
+    """What `local_contrast_norm_backward` gives; None stands for what was not asked for."""
+
+    dx: Array | None
+
+
+def _checked(
+    function: str, x: Array, size: int, spatial_axes: int | tuple[int, ...]
+) -> tuple[tuple[int, ...], int]:
+    """The axes, not negative, and the size."""
+    _check.array(function, "x", x)
+    axis = _check.canonical_axis(function, spatial_axes, "spatial_axes")
+    axes = _check.axes(function, axis, tuple(x.shape), argument="spatial_axes")
+    size = _check.integer(function, "size", size)
+    if size < 1 or size % 2 == 0:
+        raise ValueError(
+            f"{function}: size must be odd and at least 1, not {size}, since a window has a centre"
+        )
+    return axes, size
+
+
+def _forward(
+    function: str, x: Array, size: int, spatial_axes: int | tuple[int, ...], epsilon: float
+) -> tuple[Array, Array, Array]:
+    axes, size = _checked(function, x, size, spatial_axes)
+    epsilon = _check.epsilon(function, epsilon, x.dtype)
+    return windows_forward(x, axes=axes, size=size, epsilon=epsilon)
+
+
+def local_contrast_norm(
+    x: Array,
+    /,
+    *,
+    size: int = 9,
+    spatial_axes: int | tuple[int, ...] = (-2, -1),
+    epsilon: float = EPSILON,
+) -> Array:
+    """Normalise each element of x to zero mean and unit variance in the window around it.
+
+    Computes ``(x - mean) / sqrt(var + epsilon)``, where mean and var, the biased variance, are
+    taken over a window of so many elements on each spatial axis, with the element in its centre. At
+    the border windows are cut: statistics are those of the elements that are there.
+
+    Parameters
+    ----------
+    x : array
+        Of any array library that follows the Python array API standard, of any layout, with dtype
+        float16, bfloat16, float32 or float64.
+    size : int, default: 9
+        The length of a window along each spatial axis; odd.
+    spatial_axes : int or tuple of ints, default: (-2, -1)
+        The axes that windows extend along, in any place and order; an int for one.
+    epsilon : float, default: 1e-5
+        Added to the variance, inside the root. Finite and at least 0; with 0 a constant window
+        gives NaN.
+
+    Returns
+    -------
+    array
+        Of x's library, device, shape and dtype.
+
+    Raises
+    ------
+    TypeError
+        If x is no array, or of an unsupported dtype.
+    ValueError
+        If an axis is out of range, size is not odd, or epsilon is negative or not finite.
+
+    Notes
+    -----
+    After Jarrett, Kavukcuoglu, Ranzato and LeCun, "What is the Best Multi-Stage Architecture for
+    Object Recognition?", ICCV 2009, with uniform windows of one channel, and epsilon in place of
+    their threshold. 16-bit inputs are computed in float32, with one rounding at the end. The error
+    does not grow with the mean of a window, nor with what is outside of it; squares of what is
+    very large or small are kept in range as long as all of an image is of like magnitude. Cost
+    grows with the logarithm of the size. On torch tensors and JAX arrays the result can be
+    differentiated by those frameworks. On Dask arrays nothing is computed until asked, and chunks
+    get what is around them; chunks smaller than half a window are merged.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([1.0, 2.0, 3.0, 103.0, 104.0])
+    >>> ln.local_contrast_norm(x, size=3, spatial_axes=0).round(3)
+    array([-1.   ,  0.   , -0.697,  0.697,  1.   ])
+    """
+    return _forward("local_contrast_norm", x, size, spatial_axes, epsilon)[0]
+
+
+def local_contrast_norm_forward(
+    x: Array,
+    /,
+    *,
+    size: int = 9,
+    spatial_axes: int | tuple[int, ...] = (-2, -1),
+    epsilon: float = EPSILON,
+) -> LocalContrastForward:
+    """Local contrast norm, with the statistics that its gradient needs.
+
+    Parameters
+    ----------
+    x, size, spatial_axes, epsilon
+        As for `local_contrast_norm`, as are the errors.
+
+    Returns
+    -------
+    y : array
+        Of x's shape and dtype.
+    mean, rstd : array
+        Mean and 1 / sqrt(var + epsilon) of the window around each element, of x's shape; in float32
+        for 16-bit x, else in x's dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([1.0, 2.0, 3.0, 103.0, 104.0])
+    >>> ln.local_contrast_norm_forward(x, size=3, spatial_axes=0).mean
+    array([  1.5,   2. ,  36. ,  70. , 103.5])
+    """
+    return LocalContrastForward(
+        *_forward("local_contrast_norm_forward", x, size, spatial_axes, epsilon)
+    )
+
+
+def local_contrast_norm_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    /,
+    *,
+    size: int = 9,
+    spatial_axes: int | tuple[int, ...] = (-2, -1),
+    need: tuple[str, ...] = LocalContrastGradients._fields,
+) -> LocalContrastGradients:
+    """Gradient of local contrast norm with respect to x.
+
+    Parameters
+    ----------
+    dy : array
+        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
+    x : array
+        What y was computed from.
+    mean, rstd : array
+        From `local_contrast_norm_forward`. The mean is rounded, so it is taken of x again.
+    size, spatial_axes
+        As in the forward pass.
+    need : tuple of str, default: all
+        Which gradients to compute: "dx" is the only one.
+
+    Returns
+    -------
+    dx : array or None
+        Of x's shape and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceMismatchError
+        As for `local_contrast_norm`; ValueError also for a name in `need` that is no gradient.
+
+    Notes
+    -----
+    An element is in as many windows as its own window has elements, and there is a term in its
+    gradient for each: ``dx[k] = dy[k] * rstd[k] - sum((dy * rstd / n)[i] * (1 + (x̂ * rstd)[i] *
+    (x[k] - mean[i])))`` over all i in the window around k, where n[i] is the number of elements in
+    the window around i.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x, dy = np.asarray([1.0, 2.0, 6.0]), np.asarray([0.0, 1.0, 0.0])
+    >>> y, mean, rstd = ln.local_contrast_norm_forward(x, size=3, spatial_axes=0)
+    >>> ln.local_contrast_norm_backward(dy, x, mean, rstd, size=3, spatial_axes=0).dx.round(4)
+    array([-0.2204,  0.2755, -0.0551])
+    """
+    function = "local_contrast_norm_backward"
+    need = _check.need(function, need, LocalContrastGradients._fields)
+    axes, size = _checked(function, x, size, spatial_axes)
+    check_gradient(function, x, dy=dy)
+    check_saved(function, x, tuple(x.shape), mean=mean, rstd=rstd)
+    if not need:
+        return LocalContrastGradients(None)
+    return LocalContrastGradients(windows_backward(dy, x, rstd, axes=axes, size=size))

@@ -1,0 +1,310 @@
+"""Switchable normalisation: a learned mix of the statistics of instance, layer and batch norm."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _check
+from ._arrays import Array, accumulate, library_of
+from ._beside import beside, check_gradient, check_saved, checked
+from ._rows import gradient, reshaped
+from ._views import Groups, View
+from .kernels.reductions import sum_over
+from .kernels.switchable import Moments, means, rstd_of, softmax, softmax_gradient
+from .layer_norm import EPSILON
+
+
+class SwitchableForward(NamedTuple):
+    """What `switchable_norm_forward` gives."""
+
+    y: Array
+    mean: Array
+    var: Array
+
+
+class SwitchableGradients(NamedTuple):
+    """What `switchable_norm_backward` gives; None stands for what was not asked for."""
+
+    dx: Array | None
+    dmean_weights: Array | None
+    dvar_weights: Array | None
+    dgamma: Array | None
+    dbeta: Array | None
+
+
+def _checked(
+    function: str,
+    x: Array,
+    mean_weights: Array,
+    var_weights: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    channel_axis: int,
+) -> View:
+    view = checked(function, Groups(None, channel_axis), x, gamma=gamma, beta=beta)
+    for name, values in (("mean_weights", mean_weights), ("var_weights", var_weights)):
+        _check.companion(function, name, values, x, (3,), "for instance, layer and batch")
+    return view
+
+
+def _forward(
+    function: str,
+    x: Array,
+    mean_weights: Array,
+    var_weights: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    channel_axis: int,
+    epsilon: float,
+) -> SwitchableForward:
+    view = _checked(function, x, mean_weights, var_weights, gamma, beta, channel_axis)
+    epsilon = _check.epsilon(function, epsilon, x.dtype)
+    xp = library_of(x).xp
+    wide = reshaped(accumulate(xp, x), view.split)
+    with np.errstate(all="ignore"):
+        mean = means(xp, wide, view.axes)
+        moments = Moments(xp, wide, mean, axes=view.axes, channels=view.parameter_axes[0])
+        var = moments.average(moments.deviation * moments.deviation, view.axes)
+        y = moments.centred(softmax(xp, mean_weights, wide))
+        variances = moments.variances(var)
+        y = y * rstd_of(xp, softmax(xp, var_weights, wide), variances, epsilon)
+        if gamma is not None:
+            y = y * beside(xp, gamma, wide, view.broadcast_parameter)
+        if beta is not None:
+            y = y + beside(xp, beta, wide, view.broadcast_parameter)
+        y = xp.astype(reshaped(y, view.shape), x.dtype, copy=False)
+    # With nothing to take a variance of, it is NaN, as the mean is.
+    var = mean if moments.n == 0 else var
+    return SwitchableForward(y, *(xp.reshape(each, view.statistic) for each in (mean, var)))
+
+
+def switchable_norm(
+    x: Array,
+    mean_weights: Array,
+    var_weights: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    /,
+    *,
+    channel_axis: int = 1,
+    epsilon: float = EPSILON,
+) -> Array:
+    """Normalise x by a mix of the statistics of instance norm, layer norm and batch norm.
+
+    Computes ``(x - mean) / sqrt(var + epsilon) * gamma + beta``, where mean is the sum of the means
+    of the channel of the sample (instance), of the sample (layer) and of the channel (batch), each
+    times a weight, and var likewise with weights of its own. Both triples of weights go through a
+    softmax first, which makes each add up to 1.
+
+    Parameters
+    ----------
+    x : array
+        Of shape (B, C, ...), or with the channels on any other axis but the first; of any array
+        library that follows the Python array API standard, of any layout, with dtype float16,
+        bfloat16, float32 or float64.
+    mean_weights, var_weights : array
+        Of shape (3,), for instance, layer and batch, in x's dtype or a wider one.
+    gamma, beta : array, optional
+        Scale and shift of shape (C,), in x's dtype or a wider one. Either may be absent.
+    channel_axis : int, default: 1
+        The axis of the channels: 1 for channels first, -1 for channels last. Not the first axis,
+        which is the batch.
+    epsilon : float, default: 1e-5
+        Added to the variance, inside the root. Finite and at least 0; with 0 constant x gives NaN.
+
+    Returns
+    -------
+    array
+        Of x's library, device, shape and dtype.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or of another library or of an unsupported dtype.
+    ValueError
+        If channel_axis is out of range or the batch axis, epsilon is negative or not finite, or a
+        shape does not fit.
+    DeviceMismatchError
+        If the arrays are not on one device.
+
+    Notes
+    -----
+    From Luo, Ren, Peng, Zhang and Li, "Differentiable Learning-to-Normalize via Switchable
+    Normalization", arXiv:1806.10779. 16-bit inputs are computed in float32, with one rounding at
+    the end. The error does not grow with the mean, nor with the distance of one instance's mean
+    from another's. Variances are results, so they have to be numbers of their dtype: values of
+    1e19 and more are too large for float32. On torch tensors and JAX arrays the result can be
+    differentiated by those frameworks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([[[1.0, 3.0]], [[5.0, 7.0]]])  # two samples of one channel
+    >>> ln.switchable_norm(x, np.zeros(3), np.zeros(3)).round(3)
+    array([[[-1.091,  0.218]],
+           [[-0.218,  1.091]]])
+    """
+    return _forward(
+        "switchable_norm", x, mean_weights, var_weights, gamma, beta, channel_axis, epsilon
+    ).y
+
+
+def switchable_norm_forward(
+    x: Array,
+    mean_weights: Array,
+    var_weights: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    /,
+    *,
+    channel_axis: int = 1,
+    epsilon: float = EPSILON,
+) -> SwitchableForward:
+    """Switchable norm, with the statistics that its gradient needs.
+
+    Parameters
+    ----------
+    x, mean_weights, var_weights, gamma, beta, channel_axis, epsilon
+        As for `switchable_norm`, as are the errors.
+
+    Returns
+    -------
+    y : array
+        Of x's shape and dtype.
+    mean, var : array
+        Mean and biased variance of each channel of each sample, of shape (B, C); in float32 for
+        16-bit x, else in x's dtype. NaN where there is nothing to take them of.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([[[1.0, 3.0]], [[5.0, 7.0]]])
+    >>> y, mean, var = ln.switchable_norm_forward(x, np.zeros(3), np.zeros(3))
+    >>> mean, var
+    (array([[2.],
+           [6.]]), array([[1.],
+           [1.]]))
+    """
+    return _forward(
+        "switchable_norm_forward", x, mean_weights, var_weights, gamma, beta, channel_axis, epsilon
+    )
+
+
+def switchable_norm_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    var: Array,
+    mean_weights: Array,
+    var_weights: Array,
+    gamma: Array | None = None,
+    /,
+    *,
+    channel_axis: int = 1,
+    epsilon: float = EPSILON,
+    need: tuple[str, ...] = SwitchableGradients._fields,
+) -> SwitchableGradients:
+    """Gradients of switchable norm with respect to x, both triples of weights, gamma and beta.
+
+    Parameters
+    ----------
+    dy : array
+        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
+    x, mean_weights, var_weights : array
+        What y was computed from.
+    mean, var : array
+        From `switchable_norm_forward`.
+    gamma : array, optional
+        The scale, if there was one.
+    channel_axis, epsilon
+        As in the forward pass.
+    need : tuple of str, default: all
+        Which gradients to compute, out of "dx", "dmean_weights", "dvar_weights", "dgamma" and
+        "dbeta". The others are None and cost nothing.
+
+    Returns
+    -------
+    dx : array or None
+        Of x's shape and dtype.
+    dmean_weights, dvar_weights : array or None
+        Of shape (3,) and the dtype of the weights, with respect to these before the softmax.
+    dgamma : array or None
+        Of shape (C,) and gamma's dtype; None where gamma is absent.
+    dbeta : array or None
+        Of shape (C,), in gamma's dtype, or in x's where gamma is absent.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceMismatchError
+        As for `switchable_norm`; ValueError also for a name in `need` that is no gradient.
+
+    Notes
+    -----
+    With g = dy * gamma, the gradients of the mixed statistics of an instance are
+    ``dmean = -rstd * sum(g)`` and ``dvar = -rstd² / 2 * sum(g * x̂)``. These reach the statistics of
+    each instance directly, and averaged over the channels and over the batch; a layer's and a
+    batch's variance have the instances' means in them as well.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x, weights = np.asarray([[[1.0, 3.0]], [[5.0, 8.0]]]), np.zeros(3)
+    >>> y, mean, var = ln.switchable_norm_forward(x, weights, weights)
+    >>> dy = np.asarray([[[1.0, 0.0]], [[0.0, 0.0]]])
+    >>> gradients = ln.switchable_norm_backward(dy, x, mean, var, weights, weights)
+    >>> gradients.dx.round(4)
+    array([[[ 0.1282, -0.1635]],
+           [[-0.0268,  0.062 ]]])
+    >>> gradients.dmean_weights.round(4)
+    array([ 0.1111,  0.1111, -0.2222])
+    """
+    function = "switchable_norm_backward"
+    need = _check.need(function, need, SwitchableGradients._fields)
+    view = _checked(function, x, mean_weights, var_weights, gamma, None, channel_axis)
+    epsilon = _check.epsilon(function, epsilon, x.dtype)
+    check_gradient(function, x, dy=dy)
+    check_saved(function, x, view.statistic, mean=mean, var=var)
+    xp = library_of(x).xp
+    wide: Any = reshaped(accumulate(xp, x), view.split)
+    dy = beside(xp, dy, wide, view.split)
+    mean, var = (beside(xp, each, wide, view.broadcast_statistic) for each in (mean, var))
+    if 0 in wide.shape:  # the NaN that stands for no statistics must not reach the weights
+        mean, var = xp.zeros_like(mean), xp.ones_like(var)
+    others = tuple(axis for axis in range(len(view.split)) if axis not in view.parameter_axes)
+    dx = dmean_weights = dvar_weights = dgamma = dbeta = None
+    with np.errstate(all="ignore"):
+        if "dbeta" in need:
+            dbeta = sum_over(xp, dy, others)
+        if set(need) - {"dbeta"}:
+            moments = Moments(xp, wide, mean, axes=view.axes, channels=view.parameter_axes[0])
+            of_mean, of_var = (softmax(xp, each, wide) for each in (mean_weights, var_weights))
+            variances = moments.variances(var)
+            rstd = rstd_of(xp, of_var, variances, epsilon)
+            x_hat = moments.centred(of_mean) * rstd
+        if "dgamma" in need and gamma is not None:
+            dgamma = sum_over(xp, dy * x_hat, others)
+        if set(need) - {"dgamma", "dbeta"}:
+            g = dy if gamma is None else dy * beside(xp, gamma, wide, view.broadcast_parameter)
+            dmean = -rstd * sum_over(xp, g, view.axes)
+            dvar = -rstd * (rstd * sum_over(xp, g * x_hat, view.axes)) / 2
+        if "dmean_weights" in need:
+            # Softmax is blind to what is added to all means, so that of the instance is left out.
+            means = 0 * moments.from_layer, -moments.from_layer, -moments.from_batch
+            dmean_weights = softmax_gradient(xp, of_mean, dmean, means)
+        if "dvar_weights" in need:
+            dvar_weights = softmax_gradient(xp, of_var, dvar, variances)
+        if "dx" in need:
+            dx = g * rstd + moments.gradient(of_mean, of_var, dmean, dvar)
+            dx = xp.astype(reshaped(dx, view.shape), x.dtype, copy=False)
+    return SwitchableGradients(
+        dx,
+        gradient(xp, dmean_weights, (3,), x, mean_weights),
+        gradient(xp, dvar_weights, (3,), x, var_weights),
+        gradient(xp, dgamma, view.parameter, x, gamma),
+        gradient(xp, dbeta, view.parameter, x, gamma),
+    )
