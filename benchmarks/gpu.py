@@ -1,21 +1,24 @@
 """Conformance and speed of the CUDA kernels on a GPU, into docs/gpu-report.md.
 
-Needs CuPy, NumPy, array-api-compat and pytest, and mpmath and ml_dtypes for the reference of the
-conformance suite; torch is compared with where it is installed. Each call is timed by CUDA
-events on several sets of arrays in turn, together larger than the second-level cache, and the
-median is told.
+Needs a GPU, CuPy, NumPy, array-api-compat and pytest, and mpmath and ml_dtypes for the reference of
+the conformance suite. Torch is compared with where it is installed: that alone has not run yet, as
+it takes torch on the same GPU. Each call is timed by CUDA events on several sets of arrays in turn,
+together larger than the second-level cache, and the median is told.
+
+Ends with 0, with 1 where conformance failed, and with 2 where something that is needed is missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
@@ -25,10 +28,27 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (ROOT, ROOT / "backends", ROOT / "conformance")
 sys.path[:0] = [str(each) for each in ROOMS]
+#: Modules, and what to install for them.
+NEEDED = {
+    "cupy": "cupy-cuda13x, or cupy-cuda12x for CUDA 12",
+    "numpy": "numpy",
+    "array_api_compat": "array-api-compat",
+    "pytest": "pytest",
+    "mpmath": "mpmath",
+    "ml_dtypes": "ml_dtypes",
+}
+SOMETHING_MISSING = 2
+
+missing = [name for name in NEEDED if find_spec(name) is None]
+if missing:
+    print(f"make gpu needs what {sys.executable} does not have:", file=sys.stderr)
+    print(*(f"  pip install {NEEDED[name]}" for name in missing), sep="\n", file=sys.stderr)
+    sys.exit(SOMETHING_MISSING)
 
 import cupy  # noqa: E402
 
 import ln_array_api as ln  # noqa: E402
+from ln_array_api.errors import BackendError  # noqa: E402
 
 SHAPES = (
     (8, 64),
@@ -42,6 +62,13 @@ SHAPES = (
 DTYPES = ("float32", "float16")
 PASSES = ("forward", "backward")
 SETS_AT_MOST = 64
+PREDICTIONS = ROOT / "docs" / "predicted-speed.json"
+#: Names of GPUs there, by those that CUDA has for them.
+PREDICTED = {
+    "NVIDIA H100 80GB HBM3": "H100 SXM",
+    "NVIDIA A100-SXM4-80GB": "A100 80GB",
+    "NVIDIA L4": "L4",
+}
 ITEMSIZE = {"float16": 2, "float32": 4, "float64": 8}
 
 
@@ -192,11 +219,29 @@ def conformance(arguments: Sequence[str]) -> tuple[bool, str, float]:
     return done.returncode == 0, lines[-1] if lines else "nothing", time.monotonic() - start
 
 
-def table(times: Sequence[Time]) -> list[str]:
-    """A row for each case; predicted is the time of a copy of the bytes that there must be."""
+def name_of_device() -> str:
+    name = properties()["name"]
+    return str(name.decode() if isinstance(name, bytes) else name)
+
+
+def predictions(device: str) -> dict[Case, float]:
+    """Microseconds on such a device, of the cases that docs/predicted-speed.md has."""
+    if device not in PREDICTED:
+        return {}
+    everything = json.loads(PREDICTIONS.read_text(encoding="utf-8"))
+    return {
+        Case(each["pass"], (each["m"], each["n"]), each["dtype"]): each[PREDICTED[device]][
+            "predicted"
+        ]
+        for each in everything["table"]
+    }
+
+
+def table(times: Sequence[Time], predicted: Mapping[Case, float]) -> list[str]:
+    """A row for each case; at least is the time of a copy of the bytes that there must be."""
     names = list(dict.fromkeys(each.name for each in times))
     others = [name for name in names if name not in ("ln_array_api", "copy")]
-    heads = ["case", "MB", "predicted µs", "measured µs", "GB/s", "of a copy"]
+    heads = ["case", "MB", "at least µs", "predicted µs", "measured µs", "GB/s", "of a copy"]
     heads += [f"times {name}" for name in others]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     by_case: dict[Case, dict[str, float]] = {}
@@ -205,7 +250,8 @@ def table(times: Sequence[Time]) -> list[str]:
     fastest = max(minimum_bytes(case) / of["copy"] for case, of in by_case.items())
     for case, of in by_case.items():
         size, own = minimum_bytes(case), of["ln_array_api"]
-        cells = [f"{size / 1e6:.2f}", f"{size / fastest * 1e6:.1f}", f"{own * 1e6:.1f}"]
+        cells = [f"{size / 1e6:.2f}", f"{size / fastest * 1e6:.1f}"]
+        cells += [f"{predicted[case]:.1f}" if case in predicted else "", f"{own * 1e6:.1f}"]
         cells += [f"{size / own / 1e9:.0f}", f"{of['copy'] / own:.0%}"]
         cells += [f"{of[name] / own:.2f}" for name in others]
         lines.append(f"| {case} | {' | '.join(cells)} |")
@@ -218,8 +264,7 @@ def table(times: Sequence[Time]) -> list[str]:
 
 def report(passed: bool, verdict: str, seconds: float, times: Sequence[Time]) -> str:
     """The page."""
-    device = properties()
-    name = device["name"].decode() if isinstance(device["name"], bytes) else device["name"]
+    device, name = properties(), name_of_device()
     packages = [each for each in ("numpy", "torch") if find_spec(each)]
     versions = ", ".join([f"cupy {cupy.__version__}"] + [f"{e} {version(e)}" for e in packages])
     driver = cupy.cuda.runtime.driverGetVersion()
@@ -234,10 +279,11 @@ def report(passed: bool, verdict: str, seconds: float, times: Sequence[Time]) ->
         f"{seconds:.0f} s: {verdict}.",
         "",
         "Medians of calls through the public functions, memory for the results and what Python",
-        "takes included. *Predicted* is the time for reading each input and writing each output",
+        "takes included. *At least* is the time for reading each input and writing each output",
         "once, at the rate of the fastest copy here; *of a copy* compares with a copy of as many.",
+        "*Predicted* is by predicted-speed.md, where that has the shape, the dtype and this GPU.",
         "",
-        *table(times),
+        *table(times, predictions(name)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -248,15 +294,20 @@ def shape_of(text: str) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report; whether conformance failed."""
+    """Write the report; what the program ends with."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "gpu-report.md")
     parser.add_argument("--shapes", type=shape_of, nargs="+", default=SHAPES, metavar="MxN")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("tests", nargs="*", help="for pytest, after --")
     given = parser.parse_args(arguments)
-    print(ln.explain(ln.layer_norm, cupy.ones((2, 3), "float32")))
-    with ln.use_backend("cupy"):  # which tells what is missing
+    try:
+        with ln.use_backend("cupy"):
+            print(ln.explain(ln.layer_norm, cupy.ones((2, 3), "float32")))
+    except BackendError as error:
+        print(f"make gpu needs a GPU: {error}", file=sys.stderr)
+        return SOMETHING_MISSING
+    with ln.use_backend("cupy"):
         cases = [Case(*each) for each in product(PASSES, given.shapes, DTYPES)]
         verdict = conformance(given.tests)
         times = measure(cases, given.rounds)

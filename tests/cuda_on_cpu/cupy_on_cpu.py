@@ -119,7 +119,8 @@ def compile_for_host(source: str, options: Sequence[str]) -> Path:
     toolkit = Path(cupy.__file__).parents[1] / "nvidia" / "cu13" / "include"
     # Of what AddressSanitizer watches, most takes longer to compile than to run.
     optimisation = "-O0" if "address" in SANITIZE else "-O1"
-    command = [CXX, *kept, optimisation, "-g1", "-w", "-fPIC", "-mfma", "-ffp-contract=fast"]
+    lines = "-g1" if SANITIZE else "-g0"  # which reports name
+    command = [CXX, *kept, optimisation, lines, "-w", "-fPIC", "-mfma", "-ffp-contract=fast"]
     command += [f"-I{each}" for each in (HERE, *bundled, include, toolkit)]
     if SANITIZE:
         command += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"]

@@ -19,7 +19,8 @@ import pytest
 from dispatch import DTYPES as NAMES
 from dispatch import first_calls
 from elementwise_resources import launch_everything
-from ln_array_api_backends.cupy import backend, calls
+from ln_array_api_backends.cupy import backend, calls, channels
+from ln_array_api_backends.cupy.launching import expression
 from resources import row_of
 from test_channels import PARTS, VALUES
 from test_channels import Case as OfChannels
@@ -81,12 +82,21 @@ def arrays(primitive: Primitive, spec: Spec, offset: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_kernels(name: str) -> None:
+def test_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = set()
+    for module in (calls, channels):
+
+        def noted(*parameters: Any, kernel: Any = module.kernel) -> Any:
+            chosen.add(expression(*parameters))
+            return kernel(*parameters)
+
+        monkeypatch.setattr(module, "kernel", noted)
     primitive, spec = CALLS[name]
     if isinstance(spec, RowsSpec):
         spec = spec._replace(shape=(ROWS_OF_A_GROUP * spec.groups, spec.shape[1]))
     for offset in (0, 1):
         backend.prepare(primitive, spec)(*arrays(primitive, spec, offset))
+    assert name in chosen
 
 
 def test_every_shape_of_a_kernel_is_selected() -> None:
