@@ -6,7 +6,7 @@ backend chooses. Lengths lie between powers of two, where shapes can change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import product
 from typing import Any
@@ -15,11 +15,11 @@ import cupy_on_cpu  # noqa: F401 - before CuPy
 
 # isort: split
 import cupy
-from ln_array_api_backends.cupy import backend
+from ln_array_api_backends.cupy import backend, channels
 from ln_array_api_backends.cupy.calls import kernel
 
 from ln_array_api._check import AT_LEAST
-from ln_array_api.backend import Primitive, RowsSpec
+from ln_array_api.backend import ChannelsSpec, Primitive, RowsSpec, Spec
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 ROWS = (1, 12, 100_000)
@@ -28,6 +28,10 @@ GROUPS = (1, 4)
 #: Elements that share a parameter: none, some of a chunk, and several chunks.
 REPEATS = (1, 2, 3, 16)
 NEEDS = [each for each in product((True, False), repeat=3) if any(each)]
+#: Of arrays with channels: runs of each size of words, short and long ones, few and many.
+SPATIAL = (1, 2, 3, 4, 8, 65, 66, 68, 72, 4097, 4098, 4100, 4104)
+CHANNELS = (1, 3, 6, 12, 24)
+BATCHES = (1, 70, 9000)
 
 
 class Kernels:
@@ -36,7 +40,7 @@ class Kernels:
     def __init__(self) -> None:
         self.sources: dict[str, str] = {}
         self.options: set[str] = set()
-        self.calls: dict[str, tuple[Primitive, RowsSpec]] = {}
+        self.calls: dict[str, tuple[Primitive, Spec]] = {}
         self.call: Any = None
 
     def __call__(
@@ -66,33 +70,57 @@ def calls(dtype: str) -> Iterator[tuple[Primitive, RowsSpec]]:
             yield "rows_backward", spec._replace(beta=None, epsilon=0.0, dy=dy, need=need)
 
 
-def asked_for() -> Kernels:
-    """What every call asks for."""
+def channel_calls(dtype: str) -> Iterator[tuple[Primitive, ChannelsSpec]]:
+    """The same with channels."""
+    wider = AT_LEAST[dtype]
+    for b, c, s, gamma in product(BATCHES, CHANNELS, SPATIAL, wider):
+        spec = ChannelsSpec("cupy", "0", (b, c, s), dtype, gamma, None, 1e-5)
+        for beta in wider:
+            yield "channels_forward", spec._replace(beta=beta)
+            yield "channels_inference", spec._replace(beta=beta)
+        for dy, need in product(wider, ((True, True, True), (False, False, True))):
+            yield "channels_backward", spec._replace(epsilon=0.0, dy=dy, need=need)
+
+
+def every_call() -> Iterator[tuple[Primitive, Spec]]:
+    """Of all dtypes."""
+    for dtype in DTYPES:
+        yield from calls(dtype)
+        yield from channel_calls(dtype)
+
+
+def asked_for(some: Iterable[tuple[Primitive, Spec]]) -> Kernels:
+    """What calls ask for."""
     kernels, module = Kernels(), cupy.RawModule
-    kernel.cache_clear()
+    forget()
     cupy.RawModule = kernels
     try:
-        for dtype in DTYPES:
-            for primitive, spec in calls(dtype):
-                if backend.can_run(primitive, spec):
-                    kernels.call = primitive, spec
-                    backend.prepare(primitive, spec)
+        for primitive, spec in some:
+            if backend.can_run(primitive, spec):
+                kernels.call = primitive, spec
+                backend.prepare(primitive, spec)
     finally:
         cupy.RawModule = module
-        kernel.cache_clear()  # of what is none
+        forget()  # what is none
     return kernels
+
+
+def forget() -> None:
+    """Kernels that the backend was given."""
+    kernel.cache_clear()
+    channels.kernel.cache_clear()
 
 
 def chosen() -> tuple[dict[str, str], set[str]]:
     """The source of each kernel by its name, and the options that all are compiled with."""
-    kernels = asked_for()
+    kernels = asked_for(every_call())
     return kernels.sources, kernels.options
 
 
 @cache
-def first_calls() -> dict[str, tuple[Primitive, RowsSpec]]:
+def first_calls() -> dict[str, tuple[Primitive, Spec]]:
     """For each kernel, a call that chooses it: with the fewest rows, and of those the shortest."""
-    return asked_for().calls
+    return asked_for(every_call()).calls
 
 
 if __name__ == "__main__":

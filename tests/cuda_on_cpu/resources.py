@@ -24,10 +24,15 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "cuda-kernels.md"
 KEPT = HERE.parents[1] / ".cuda_on_cpu" / "resources"
 PROCESSES, BATCH = 2, 40
-#: These go through columns, one element for each thread; all others have to load vectors.
+#: These go through columns, one element for each thread, or put parts of channels together; all
+#: others have to load vectors.
 SCALAR_LOADS = {"parameter_gradients", "add_up", "add_up_repeated"}
+SCALAR_LOADS |= {"channel_statistics", "channel_gradients"}
+#: Of these, the first number of a shape is how many elements they read at once: a vector or less.
+REDUCE_WORDS = {"plane_moments", "plane_sums", "column_moments", "column_sums"}
+BY_WORDS = REDUCE_WORDS | {"channels_normalise", "channels_differentiate"}
 #: Nor do those store any that leave a few sums for each block.
-SCALAR_STORES = SCALAR_LOADS | {"segment_moments", "segment_sums"}
+SCALAR_STORES = SCALAR_LOADS | REDUCE_WORDS | {"segment_moments", "segment_sums"}
 REGISTERS, WARP = 65536, 32
 
 
@@ -70,13 +75,15 @@ class Usage(NamedTuple):
     def faults(self, name: str, on: Multiprocessor) -> list[str]:
         """What is wrong with it."""
         kernel = name.partition("<")[0]
+        loads = kernel not in SCALAR_LOADS and has_vectors(name)
+        stores = kernel not in SCALAR_STORES and has_vectors(name)
         claimed = min(self.claimed, on.threads // self.threads)
         wrong = {
             f"a stack of {self.stack} bytes": self.stack > 0,
             f"{self.spilled} bytes of registers spilled": self.spilled > 0,
             f"room for {self.blocks(on)} blocks, not {claimed}": self.blocks(on) < claimed,
-            "no load of 128 bits": kernel not in SCALAR_LOADS and not self.vector_loads,
-            "no store of 128 bits": kernel not in SCALAR_STORES and not self.vector_stores,
+            "no load of 128 bits": loads and not self.vector_loads,
+            "no store of 128 bits": stores and not self.vector_stores,
         }
         return [what for what, is_so in wrong.items() if is_so]
 
@@ -160,6 +167,15 @@ def row_of(name: str) -> Row:
     }
     dtype = names[types[0]] if types else "none"
     return Row(kernel, dtype, numbers, "wider" if len({*types}) > 1 else "")
+
+
+def has_vectors(name: str) -> bool:
+    """Whether what a kernel reads at once is a vector of 128 bits."""
+    if name.partition("<")[0] not in BY_WORDS:
+        return True
+    row = row_of(name)
+    bits = int(row.dtype.removeprefix("bfloat").removeprefix("float"))
+    return int(row.shape.partition(",")[0]) * bits == 128
 
 
 def measured(

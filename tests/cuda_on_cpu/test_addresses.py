@@ -2,9 +2,10 @@
 
 What they find does not depend on what else a kernel has run on, but for its shape: so each runs
 once, on the smallest arrays that have the backend choose it, which are no whole number of chunks,
-from where memory is aligned and from one element further. The kernels for rows are those that
-``dispatch.py`` finds: with all flags where all arrays have one dtype, and one of each shape where
-gamma, beta or dy is wider. Those for strided arrays and for Caffe2's stages run for each dtype.
+from where memory is aligned and from one element further. The kernels for rows and channels are
+those that ``dispatch.py`` finds: with all flags where all arrays have one dtype, and one of each
+shape where gamma, beta or dy is wider. Those for strided arrays and for Caffe2's stages run for
+each dtype.
 """
 
 from __future__ import annotations
@@ -18,22 +19,27 @@ import pytest
 from dispatch import DTYPES as NAMES
 from dispatch import first_calls
 from elementwise_resources import launch_everything
-from ln_array_api_backends.cupy import backend, calls
+from ln_array_api_backends.cupy import backend, calls, channels
+from ln_array_api_backends.cupy.launching import expression
 from resources import row_of
+from test_channels import PARTS, VALUES
+from test_channels import Case as OfChannels
+from test_channels import check as check_channels
 from test_indices import ROWS, last_row
 from test_kernels import DTYPES, Case, check
 from test_long_rows import joined
 
-from ln_array_api.backend import Primitive, RowsSpec
+from ln_array_api.backend import Primitive, RowsSpec, Spec
 
 pytestmark = pytest.mark.skipif(
     "address" not in cupy_on_cpu.SANITIZE, reason="runs under AddressSanitizer alone"
 )
 #: In each group: some for the teams of a block, of which the last has none.
 ROWS_OF_A_GROUP = 7
+RNG = np.random.default_rng(1)
 
 
-def selected() -> dict[str, tuple[Primitive, RowsSpec]]:
+def selected() -> dict[str, tuple[Primitive, Spec]]:
     """A call for each kernel that runs here."""
     found, shapes = {}, set()
     for name, call in first_calls().items():
@@ -47,38 +53,47 @@ def selected() -> dict[str, tuple[Primitive, RowsSpec]]:
 CALLS = selected() if "address" in cupy_on_cpu.SANITIZE else {}
 
 
-def arrays(primitive: Primitive, spec: RowsSpec, offset: int) -> list[Any]:
-    """What a call takes, each in memory that ends where it does."""
-    n, rng = spec.shape[1], np.random.default_rng(0)
-    m = ROWS_OF_A_GROUP * spec.groups
+def draw(dtype: str | None, shape: tuple[int, ...], offset: int) -> Any:
+    """An array in memory that ends where it does; None is for what is absent."""
+    if dtype is None:
+        return None
+    values = np.random.default_rng(0).uniform(0.5, 2.0, np.prod(shape)).astype(DTYPES[dtype])
+    memory = cupy.empty(values.size + offset, values.dtype)
+    memory[offset:] = cupy.asarray(values)
+    return memory[offset:].reshape(shape)
 
-    def draw(dtype: str | None, *shape: int) -> Any:
-        if dtype is None:
-            return None
-        memory = cupy.empty(np.prod(shape) + offset, DTYPES[dtype])
-        memory[offset:] = cupy.asarray(rng.uniform(0.5, 2.0, np.prod(shape)).astype(memory.dtype))
-        return memory[offset:].reshape(shape)
 
-    parameters = (spec.groups * n // spec.repeat,)
-    x, gamma = draw(spec.dtype, m, n), draw(spec.gamma, *parameters)
-    if primitive == "rows_forward":
-        return [x, gamma, draw(spec.beta, *parameters)]
+def arrays(primitive: Primitive, spec: Spec, offset: int) -> list[Any]:
+    """What a call takes."""
     accumulation = "float64" if spec.dtype == "float64" else "float32"
-    mean, rstd = (draw(accumulation, m, 1) for _ in range(2))
-    return [draw(spec.dy, m, n), x, mean if spec.center else None, rstd, gamma]
+    if isinstance(spec, RowsSpec):
+        parameters: tuple[int, ...] = (spec.parameters,)
+        statistics: tuple[int, ...] = (spec.shape[0], 1)
+    else:
+        parameters = statistics = spec.shape[1:2]
+    x, gamma = draw(spec.dtype, spec.shape, offset), draw(spec.gamma, parameters, offset)
+    given = [draw(accumulation, statistics, offset) for _ in range(2)]
+    if primitive.endswith("_backward"):
+        if isinstance(spec, RowsSpec) and not spec.center:
+            given[0] = None
+        return [draw(spec.dy, spec.shape, offset), x, *given, gamma]
+    beta = draw(spec.beta, parameters, offset)
+    return [x, *(given if primitive == "channels_inference" else ()), gamma, beta]
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel, chosen = calls.kernel, set()
+def test_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = set()
+    for module in (calls, channels):
 
-    def noted(*parameters: Any) -> Any:
-        chosen.add(calls.expression(*parameters))
-        return kernel(*parameters)
+        def noted(*parameters: Any, kernel: Any = module.kernel) -> Any:
+            chosen.add(expression(*parameters))
+            return kernel(*parameters)
 
-    monkeypatch.setattr(calls, "kernel", noted)
+        monkeypatch.setattr(module, "kernel", noted)
     primitive, spec = CALLS[name]
-    spec = spec._replace(shape=(ROWS_OF_A_GROUP * spec.groups, spec.shape[1]))
+    if isinstance(spec, RowsSpec):
+        spec = spec._replace(shape=(ROWS_OF_A_GROUP * spec.groups, spec.shape[1]))
     for offset in (0, 1):
         backend.prepare(primitive, spec)(*arrays(primitive, spec, offset))
     assert name in chosen
@@ -99,6 +114,11 @@ def test_segments_of_two_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gradients_that_are_not_needed(need: tuple[bool, bool, bool]) -> None:
     for n in (41, 17001):
         Case("float32", 70, n, offset=1).run(need=need)
+
+
+@pytest.mark.parametrize("shape", PARTS)
+def test_channels_whose_moments_are_taken_again(shape: tuple[int, int, int]) -> None:
+    check_channels(OfChannels("float32", shape, x=VALUES["a part of 1e30"](RNG, shape)))
 
 
 @pytest.mark.parametrize(("n", "blocks"), ROWS.items())

@@ -10,6 +10,7 @@ from typing import Any
 import cupy
 import cupy_on_cpu
 import pytest
+import test_channels as channels
 from test_kernels import Case, check, lengths
 
 pytestmark = pytest.mark.skipif(
@@ -31,6 +32,11 @@ def test_groups(n: int) -> None:
 @pytest.mark.parametrize("need", [(False, False, True), (False, True, False)])
 def test_sums_by_columns(need: tuple[bool, bool, bool]) -> None:
     Case("float32", 70, 40).run(need=need)
+
+
+@pytest.mark.parametrize("shape", channels.SOME)
+def test_channels(shape: tuple[int, int, int]) -> None:
+    channels.check(channels.Case("float32", shape))
 
 
 def test_reductions_of_cupy() -> None:

@@ -49,6 +49,13 @@ def test_what_is_too_much(change: dict[str, int], fault: str) -> None:
     assert GOOD._replace(**change).faults("rows<float>", on) == [fault]
 
 
+@pytest.mark.parametrize("name", ["column_sums<float, {}, 4>", "plane_moments<__half, {}, 4, 8>"])
+def test_only_whole_words_are_vectors(name: str) -> None:
+    on, scalar = ARCHITECTURES["80"], GOOD._replace(vector_loads=0, vector_stores=0)
+    assert scalar.faults(name.format(1), on) == []
+    assert scalar.faults(name.format(4 if "float" in name else 8), on) == ["no load of 128 bits"]
+
+
 @pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="the same under a sanitizer")
 def test_what_the_compiler_tells() -> None:
     names = ["many_values<128>", "any_value<100>", "vectors<9>"]
@@ -72,6 +79,7 @@ def test_every_dtype_and_kernel_is_found() -> None:
     assert {row.dtype for row in rows} == {"float16", "bfloat16", "float32", "float64"}
     assert {row.parameters for row in rows} == {"", "wider"}
     assert {"rows_forward", "rows_backward"} <= {row.kernel for row in rows}
+    assert {row.kernel for row in rows} >= resources.BY_WORDS
 
 
 def test_rows() -> None:

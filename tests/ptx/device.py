@@ -28,7 +28,7 @@ PACKAGE = "ln_array_api_backends.cupy"
 _spec = importlib.util.find_spec(PACKAGE)
 assert _spec is not None
 sys.modules[PACKAGE] = importlib.util.module_from_spec(_spec)
-from ln_array_api_backends.cupy import calls, shapes  # noqa: E402, F401 - for others
+from ln_array_api_backends.cupy import calls, channels, shapes  # noqa: E402, F401 - for others
 
 #: The oldest that has instructions for bfloat16, so that nothing is emulated.
 ARCHITECTURE = "compute_90"
@@ -153,7 +153,7 @@ def used(device: Device) -> Iterator[Device]:
         if name.startswith(f"{PACKAGE}.") and getattr(module, "cupy", None) is not None
     ]
     before = [module.cupy for module in modules]
-    calls.kernel.cache_clear()
+    forget()
     for module in modules:
         module.cupy = device  # type: ignore[attr-defined]
     try:
@@ -161,4 +161,10 @@ def used(device: Device) -> Iterator[Device]:
     finally:
         for module, each in zip(modules, before, strict=True):
             module.cupy = each  # type: ignore[attr-defined]
-        calls.kernel.cache_clear()
+        forget()
+
+
+def forget() -> None:
+    """Kernels that were compiled for another device."""
+    calls.kernel.cache_clear()
+    channels.kernel.cache_clear()

@@ -118,6 +118,7 @@ for _t in ("s32", "u32", "s64", "u64"):
 
 for _t in ("u32", "u64"):
     _define(f"cvt.{_t}.u16", partial(_converted, DTYPES[_t]), "u16", _t)
+_define("cvt.u16.u32", partial(_converted, DTYPES["u16"]), "u32", "u16")
 
 for _t in ("b16", "b32", "b64", "pred"):
     for _name, _function in (
@@ -155,7 +156,7 @@ def _unordered(a: Array, b: Array) -> Array:
 
 
 for _name, _function in _COMPARISONS.items():
-    for _t in ("s32", "u32", "s64", "u64", "b32", "b64"):
+    for _t in ("s16", "s32", "u32", "s64", "u64", "b32", "b64"):
         if _t[0] != "b" or _name in ("eq", "ne"):
             _define(f"setp.{_name}.{_t}", _function, f"{_t} {_t}", "pred")
     for _t in ("f32", "f64"):
@@ -291,6 +292,6 @@ _define("cvt.f32.f16", partial(_converted, DTYPES["f32"]), "f16", "f32")
 _define("cvt.rn.f16.f32", partial(_converted, DTYPES["f16"]), "f32", "f16")
 _define("cvt.f32.bf16", _from_bfloat16, "bf16", "f32")
 _define("cvt.rn.bf16.f32", _to_bfloat16, "f32", "bf16")
-for _t in ("s32", "u32", "s64", "u64"):
+for _t in ("s16", "s32", "u32", "s64", "u64"):
     for _to in ("f32", "f64"):
         _define(f"cvt.rn.{_to}.{_t}", partial(_converted, DTYPES[_to]), _t, _to)

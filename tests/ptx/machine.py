@@ -204,6 +204,14 @@ class _Blocks:
             raise PTXError(f"{self.kernel.name}: {operand} is no {kind}")
         return value.view(dtype)
 
+    def _stored(self, operand: Operand, size: int) -> Array:
+        """What a store takes: of a register that has more bits, the lower ones."""
+        if isinstance(operand, str) and operand in self.kernel.registers:
+            value = self._register(operand)
+            if value.dtype.kind == "u" and value.dtype.itemsize > size:
+                return value.astype(f"u{size}")
+        return self._value(operand, f"b{8 * size}")
+
     def _set(self, name: str, value: Array, active: Array) -> None:
         """Bits of a value into a register, in those threads that are active."""
         if name == "_":
@@ -298,7 +306,7 @@ class _Blocks:
                 whole[active] = elements[:, place]
                 self._set(str(name), whole, active)
         else:
-            values = [np.broadcast_to(self._value(e, f"b{8 * size}"), active.shape) for e in parts]
+            values = [np.broadcast_to(self._stored(each, size), active.shape) for each in parts]
             access(addresses, active, size, count, np.stack([e[active] for e in values], axis=1))
         return True
 

@@ -106,6 +106,7 @@ LOOP:
         ("add.f32 %f1, %a1, %f1;", "%a1 is no f32"),
         ("add.s64 %r1, %a1, %a2;", "%r1 does not hold"),
         ("mov.u32 %r1, %p1;", "%p1 is no u32"),
+        ("st.global.u64 [%a1], %r1;", "%r1 is no b64"),
     ],
 )
 def test_what_is_not_known_is_named(body: str, message: str) -> None:
@@ -224,6 +225,9 @@ def test_roots_are_off_by_less_than_is_allowed_but_off() -> None:
         ("cvt.s64.s32", (-1,), -1),
         ("cvt.u64.u32", (0xFFFFFFFF,), 0xFFFFFFFF),
         ("cvt.u32.u64", (0x100000005,), 5),
+        ("cvt.u16.u32", (0x10005,), 5),
+        ("cvt.rn.f32.s16", (-103,), -103),
+        ("setp.eq.s16", (-1, 1), False),
         ("cvt.rzi.s32.f32", (-2.75,), -2),
         ("cvt.rzi.s32.f64", (1e300,), 0x7FFFFFFF),
         ("cvt.rzi.s32.f32", (np.nan,), 0),
@@ -310,6 +314,17 @@ def test_shuffles_and_barriers() -> None:
     )
     np.testing.assert_array_equal(found, np.arange(64) ^ 1 ^ 32)
     assert counters.barriers == 1
+
+
+def test_a_store_of_fewer_bits_takes_the_lower_ones() -> None:
+    body = """
+    mov.u32 %r2, 0x12345678;
+    mov.u32 %r1, 0;
+    st.shared.u32 [memory], %r1;
+    st.shared.u16 [memory+2], %r2;
+    ld.shared.u32 %r1, [memory];
+    """
+    assert (run(body)[0] == 0x56780000).all()
 
 
 def test_shared_memory_is_each_blocks_own_and_is_not_zero() -> None:

@@ -1,4 +1,4 @@
-"""CuPy: both rows primitives in CUDA C, compiled by NVRTC for the dtypes that are used."""
+"""CuPy: all primitives in CUDA C, compiled by NVRTC for the dtypes that are used."""
 
 from __future__ import annotations
 

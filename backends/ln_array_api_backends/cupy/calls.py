@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import cupy
 import numpy as np
-from cupy.cuda.function import CPointer
 
-from ln_array_api.backend import Layout, Primitive, RowsBackend, RowsSpec
+from ln_array_api.backend import (
+    ChannelsBackend,
+    ChannelsSpec,
+    Layout,
+    Primitive,
+    RowsBackend,
+    RowsSpec,
+    Spec,
+)
 
-from . import stages
+from . import channels, stages
 from .devices import if_there_are_several
+from .launching import ACCUMULATION, C_NAME, compiled, expression, launcher, read
 from .shapes import (
     CHUNK_BYTES,
     ITEMSIZE,
@@ -32,13 +39,6 @@ from .shapes import (
 )
 from .strided import prepare_strided
 
-ACCUMULATION = {"float64": "float64"}
-C_NAME = {
-    "float16": "__half",
-    "bfloat16": "__nv_bfloat16",
-    "float32": "float",
-    "float64": "double",
-}
 COLUMNS, TEAMS = 32, 8
 #: Numbers in the moments of a segment.
 MOMENTS = 4
@@ -46,42 +46,34 @@ MOMENTS = 4
 
 @cache
 def source() -> str:
-    """The CUDA C of all kernels."""
-    here = files(__package__)
-    names = ("common.cu", "forward.cu", "backward.cu")
-    return "\n".join((here / name).read_text(encoding="utf-8") for name in names)
-
-
-def expression(name: str, *parameters: str | int | bool) -> str:
-    """A kernel for such template parameters, in C++."""
-    arguments = ", ".join(
-        str(each).lower() if isinstance(each, bool) else str(each) for each in parameters
-    )
-    return f"{name}<{arguments}>"
+    """The CUDA C of all kernels over rows."""
+    return read("common.cu", "forward.cu", "backward.cu")
 
 
 @cache
 def kernel(name: str, *parameters: str | int | bool) -> Any:
-    """The same, compiled when it is first launched on a device."""
-    wanted = expression(name, *parameters)
-    module = cupy.RawModule(code=source(), options=("-std=c++17",), name_expressions=(wanted,))
-    return module.get_function(wanted)
+    """A kernel over rows for such template parameters."""
+    return compiled(source(), expression(name, *parameters))
 
 
-class CuPyBackend(RowsBackend):
-    """Both rows primitives, for every dtype and option."""
+class CuPyBackend(RowsBackend, ChannelsBackend):
+    """All primitives, for every dtype and option."""
 
     caffe2_stages = stages
 
-    def can_run(self, primitive: Primitive, spec: RowsSpec) -> bool:
+    def can_run(self, primitive: Primitive, spec: Spec) -> bool:
+        if isinstance(spec, ChannelsSpec):
+            return channels.can_run(spec)
         m, n = spec.shape
         # A block has a 32-bit number, and computes with it, the number of groups and `repeat`.
         return 0 < m < 1 << 31 and n > 0 and spec.groups < 1 << 29 and spec.repeat < 1 << 31
 
-    def prepare(self, primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
-        return if_there_are_several(
-            _forward(spec) if primitive == "rows_forward" else _backward(spec)
-        )
+    def prepare(self, primitive: Primitive, spec: Spec) -> Callable[..., Any]:
+        if isinstance(spec, ChannelsSpec):
+            call = channels.prepare_channels(primitive, spec)
+        else:
+            call = _forward(spec) if primitive == "rows_forward" else _backward(spec)
+        return if_there_are_several(call)
 
     def prepare_strided(
         self, primitive: Primitive, spec: RowsSpec, layout: Layout
@@ -89,7 +81,9 @@ class CuPyBackend(RowsBackend):
         found = prepare_strided(primitive, spec, layout)
         return None if found is None else (if_there_are_several(found[0]), found[1])
 
-    def describe(self, primitive: Primitive, spec: RowsSpec) -> str:
+    def describe(self, primitive: Primitive, spec: Spec) -> str:
+        if isinstance(spec, ChannelsSpec):
+            return channels.describe(primitive, spec)
         dtype, n = spec.dtype, spec.shape[1]
         if primitive == "rows_forward":
             how = forward_shape(dtype, n) or row_cut(dtype, n, MOST_CHUNKS[dtype])
@@ -99,27 +93,6 @@ class CuPyBackend(RowsBackend):
                 dtype, n, backward_chunks(dtype, repeat)
             )
         return f"CUDA C for {dtype}, {how}"
-
-
-class Constant(CPointer):  # type: ignore[misc]  # CuPy has no types
-    """An argument of a kernel, converted once; CuPy would convert a number at every launch."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = np.asarray(value)
-        super().__init__(self.value.ctypes.data)
-
-
-def _launcher(
-    run: Any, grid: tuple[int, ...], threads: int, *constants: Any
-) -> Callable[..., None]:
-    """A kernel with all but its arrays, which stand first; None is a null pointer."""
-    block = (threads,)
-    fixed = tuple(map(Constant, constants))
-
-    def launch(*arrays: Any) -> None:
-        run.kernel(grid, block, arrays + fixed)
-
-    return launch
 
 
 def _forward(spec: RowsSpec) -> Callable[..., Any]:
@@ -133,7 +106,7 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     shape = forward_shape(spec.dtype, n)
     of_segments, workspace = None, 0
     if shape:
-        normalise = _launcher(
+        normalise = launcher(
             kernel("rows_forward", *names, *shape, *flags),
             (ceil(m, shape.rows),),
             shape.threads,
@@ -143,13 +116,13 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
         cut = row_cut(spec.dtype, n, MOST_CHUNKS[spec.dtype])
         segments = (np.uint32(cut.segments), cut.length)
         workspace = m * cut.segments * MOMENTS * single.itemsize
-        of_segments = _launcher(
+        of_segments = launcher(
             kernel("segment_moments", names[0], cut.warps, cut.chunks, center),
             (m * cut.segments,),
             cut.threads,
             *(n, *segments, epsilon),
         )
-        normalise = _launcher(
+        normalise = launcher(
             kernel("segments_forward", *names, cut.warps, cut.chunks, *flags),
             (m * cut.tiles,),
             cut.threads,
@@ -191,12 +164,12 @@ def _add_up(spec: RowsSpec, slots: int, gradients: int, per: int) -> Callable[..
     if repeat > 1:
         grid = (ceil(width // repeat, TEAMS), gradients)
         run = kernel("add_up_repeated", name, result, TEAMS)
-        return _launcher(run, grid, TEAMS * WARP, slots, width, repeat)
+        return launcher(run, grid, TEAMS * WARP, slots, width, repeat)
     if slots == 1 and name == result:
         return None
     grid = (ceil(width, COLUMNS), gradients)
     run = kernel("add_up", name, name, result, COLUMNS, TEAMS)
-    return _launcher(run, grid, COLUMNS * TEAMS, slots, width, np.uint32(1))
+    return launcher(run, grid, COLUMNS * TEAMS, slots, width, np.uint32(1))
 
 
 def _backward(spec: RowsSpec) -> Callable[..., Any]:
@@ -216,7 +189,7 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
         if wanted:
             slots = slots_for(slots, groups, WARPS_AT_ONCE // max(shape.warps, shape.rows))
         kept = are_kept(spec.dtype, shape)
-        differentiate = _launcher(
+        differentiate = launcher(
             kernel("rows_backward", *names, *shape, kept, *flags),
             (slots * groups,),
             shape.threads,
@@ -228,13 +201,13 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
         if wanted:
             slots = slots_for(slots, groups * cut.tiles, WARPS_AT_ONCE // cut.warps)
         segments, row_sums = np.uint32(cut.segments), 3 * m * cut.segments
-        of_segments = _launcher(
+        of_segments = launcher(
             kernel("segment_sums", *names, cut.warps, cut.chunks, *flags),
             (m * cut.segments,),
             cut.threads,
             *(n, *places, segments, cut.length),
         )
-        differentiate = _launcher(
+        differentiate = launcher(
             kernel("segments_backward", *names, cut.warps, cut.chunks, *flags),
             (slots * groups * cut.tiles,),
             cut.threads,
@@ -280,7 +253,7 @@ def _dbeta(spec: RowsSpec) -> Callable[..., Any]:
     single = np.dtype(ACCUMULATION.get(spec.dtype, "float32"))
     name, tiles = C_NAME[single.name], ceil(width, COLUMNS)
     slots = slots_for(ceil(rows, TEAMS), tiles, WARPS_AT_ONCE // TEAMS)
-    add_rows_up = _launcher(
+    add_rows_up = launcher(
         kernel("add_up", C_NAME[spec.dy or spec.dtype], name, name, COLUMNS, TEAMS),
         (tiles * slots,),
         COLUMNS * TEAMS,
