@@ -164,20 +164,18 @@ def _merge_runs(
     one = tuple(
         _extended(xp, field, axis, reach, edge) for field, edge in zip(fields, by_edge, strict=True)
     )
-    start = xp.arange(length + 2 * reach, device=device_beside(fields[0]))
+    start = np.arange(length + 2 * reach)
 
-    def count(begin: Array, n: int) -> Array:
+    def count(begin: Any, n: int) -> Any:
         """How many of n places from `begin` on are in the array."""
         low, high = reach, reach + length
-        places = xp.clip(begin + n, low, high) - xp.clip(begin, low, high)
-        return xp.astype(places, fields[0].dtype)
+        return np.clip(begin + n, low, high) - np.clip(begin, low, high)
 
     def join(a: Fields, n: int, b: Fields, m: int) -> Fields:
         """Runs of n + m places, from runs of n and of m."""
         runs = length + 2 * reach - n - m + 1
         begin = start[:runs]
-        part = count(begin + n, m) / xp.clip(count(begin, n + m), 1, n + m)
-        part = xp.reshape(part, tuple(-1 if each == axis else 1 for each in range(fields[0].ndim)))
+        part = _along(xp, count(begin + n, m) / np.maximum(count(begin, n + m), 1), axis, one[0])
         return merged(
             tuple(_cut(field, axis, 0, runs) for field in a),
             tuple(_cut(field, axis, n, n + runs) for field in b),
@@ -214,11 +212,16 @@ def _counts(xp: Any, x: Array, reach: Reach) -> Array:
     counts: Any = 1
     for axis, places in reach.items():
         n = x.shape[axis]
-        place = xp.arange(n, device=device_beside(x))
-        along = xp.clip(place, 0, places) + xp.clip(n - 1 - place, 0, places) + 1
-        shape = tuple(-1 if each == axis else 1 for each in range(x.ndim))
-        counts = counts * xp.reshape(xp.astype(along, x.dtype), shape)
+        place = np.arange(n)
+        along = np.minimum(place, places) + np.minimum(n - 1 - place, places) + 1
+        counts = counts * _along(xp, along, axis, x)
     return counts
+
+
+def _along(xp: Any, values: Any, axis: int, x: Array) -> Array:
+    """NumPy's values of the places on an axis, as an array that goes along with x."""
+    shape = tuple(-1 if each == axis else 1 for each in range(x.ndim))
+    return xp.asarray(values.reshape(shape), dtype=x.dtype, device=device_beside(x))
 
 
 def _by_chunks(kernel: Callable[..., Fields], arrays: Fields, reach: Reach, results: int) -> Fields:
