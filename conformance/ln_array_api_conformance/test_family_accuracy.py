@@ -27,8 +27,9 @@ def check(
 
 def test_values(member: Member, library: Library, dtype: str, values: str) -> None:
     """Large means, outliers, large and small magnitudes, forward and backward."""
-    if values not in member.beyond:
-        check(member, library, member.first, values, dtype)
+    if values in member.beyond:
+        pytest.skip("the result, or a gradient, is no finite number")
+    check(member, library, member.first, values, dtype)
 
 
 def test_cases(member: Member, library: Library, dtype: str, case: str) -> None:
@@ -123,7 +124,7 @@ def test_the_same_bits_at_every_call(member: Member, library: Library, dtype: st
 def test_a_sample_alone(member: Member, library: Library) -> None:
     """Where a sample is normalised by itself, its y has the bits that it has among others."""
     if not member.per_sample:
-        return
+        pytest.skip("what is normalised together is of several samples")
     variant = []
     for dtype in library.dtypes:
         plain = inputs(member, member.first, "lognormal", dtype)
