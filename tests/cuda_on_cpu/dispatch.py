@@ -17,6 +17,7 @@ import cupy_on_cpu  # noqa: F401 - before CuPy
 import cupy
 from ln_array_api_backends.cupy import backend, channels
 from ln_array_api_backends.cupy.calls import kernel
+from resources import row_of
 
 from ln_array_api._check import AT_LEAST
 from ln_array_api.backend import ChannelsSpec, Primitive, RowsSpec, Spec
@@ -111,16 +112,34 @@ def forget() -> None:
     channels.kernel.cache_clear()
 
 
+@cache
+def asked_for_by_every_call() -> Kernels:
+    return asked_for(every_call())
+
+
 def chosen() -> tuple[dict[str, str], set[str]]:
     """The source of each kernel by its name, and the options that all are compiled with."""
-    kernels = asked_for(every_call())
+    kernels = asked_for_by_every_call()
     return kernels.sources, kernels.options
 
 
-@cache
 def first_calls() -> dict[str, tuple[Primitive, Spec]]:
     """For each kernel, a call that chooses it: with the fewest rows, and of those the shortest."""
-    return asked_for(every_call()).calls
+    return asked_for_by_every_call().calls
+
+
+def selected_calls() -> dict[str, tuple[Primitive, Spec]]:
+    """The same for fewer kernels: with all flags where all arrays have one dtype.
+
+    Where gamma, beta or dy is wider, it is one of each shape.
+    """
+    found, shapes = {}, set()
+    for name, call in first_calls().items():
+        row = row_of(name)
+        if not row.parameters or row not in shapes:
+            found[name] = call
+            shapes.add(row)
+    return found
 
 
 if __name__ == "__main__":

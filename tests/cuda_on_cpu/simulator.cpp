@@ -58,6 +58,7 @@ constexpr unsigned SAVED_REGISTERS = 6;
 constexpr int LAUNCH_FAILED = 719;
 constexpr int POISON = 0xff;  // a NaN in every dtype
 constexpr unsigned WITHOUT_ORDER = 1;
+const bool SANITIZED = __sanitizer_start_switch_fiber || __tsan_switch_to_fiber;
 
 // A thread may arrive at the next barrier before others have left this one, which are not to be
 // ordered after that: so barriers take turns at two places to release and acquire.
@@ -84,6 +85,7 @@ void* scheduler_stack_pointer;
 const void* scheduler_stack;
 size_t scheduler_stack_size;
 size_t alive, arrived;
+size_t round_place, round_end;
 int barrier_line;
 char failure[256];
 void (*thread_function)(void*);
@@ -101,7 +103,7 @@ void acquire(void* place) {
     if (__tsan_acquire) __tsan_acquire(place);
 }
 
-void suspend(bool for_good = false) {
+void go_to_scheduler(bool for_good) {
     Fiber* self = machine.current;
     if (__sanitizer_start_switch_fiber)
         __sanitizer_start_switch_fiber(for_good ? nullptr : &self->fake_stack, scheduler_stack,
@@ -120,7 +122,7 @@ void begin() {
     release(&block_ends);
     machine.current->state = State::done;
     --alive;
-    suspend(true);
+    go_to_scheduler(true);
     abort();
 }
 
@@ -156,34 +158,49 @@ void resume(Fiber& fiber) {
     if (__sanitizer_finish_switch_fiber)
         __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
     // To ThreadSanitizer, another thread of the block on this stack would be a race.
-    if (fiber.state == State::done && !__tsan_create_fiber) give_back(fiber);
+    Fiber& last = *machine.current;
+    if (last.state == State::done && !__tsan_create_fiber) give_back(last);
 }
 
-// Lets threads of one warp run until none can; whether any could.
-bool advance_warp(unsigned warp) {
+// The next thread that can run in this round.
+Fiber* next_ready() {
+    while (round_place < round_end && !*failure) {
+        const size_t each = round_place++;
+        Fiber& fiber = fibers[order == REVERSE ? fibers.size() - 1 - each : each];
+        if (fiber.state == State::ready) return &fiber;
+    }
+    return nullptr;
+}
+
+// Waits for its turn. Most often another thread has it; a sanitizer knows of that by the scheduler.
+void suspend() {
+    Fiber* const self = machine.current;
+    Fiber* const next = SANITIZED ? nullptr : next_ready();
+    if (!next) return go_to_scheduler(false);
+    machine.current = next;
+    if (!next->started) start(*next);
+    simulator_switch(&self->stack_pointer, next->stack_pointer);
+}
+
+// Lets some threads run, each up to where it waits; whether any could.
+bool run_round(size_t first, size_t end) {
+    round_place = first;
+    round_end = end;
     bool progress = false;
-    const size_t first = size_t(warp) * 32, end = std::min(first + 32, fibers.size());
-    for (size_t each = first; each < end; ++each)
-        if (fibers[each].state == State::ready && !*failure) {
-            progress = true;
-            resume(fibers[each]);
-        }
+    while (Fiber* const next = next_ready()) {
+        progress = true;
+        resume(*next);
+    }
     return progress;
 }
 
 // One round: every thread that can run does, or in a greedy order one warp, as far as it gets.
 bool advance() {
+    if (order != GREEDY && order != GREEDY_REVERSE) return run_round(0, fibers.size());
     bool progress = false;
-    if (order == GREEDY || order == GREEDY_REVERSE) {
-        for (unsigned each = 0; each < warps.size() && !progress; ++each)
-            progress = advance_warp(order == GREEDY ? each : unsigned(warps.size()) - 1 - each);
-        return progress;
-    }
-    for (size_t each = 0; each < fibers.size() && !*failure; ++each) {
-        Fiber& fiber = fibers[order == REVERSE ? fibers.size() - 1 - each : each];
-        if (fiber.state != State::ready) continue;
-        progress = true;
-        resume(fiber);
+    for (size_t each = 0; each < warps.size() && !progress; ++each) {
+        const size_t first = 32 * (order == GREEDY ? each : warps.size() - 1 - each);
+        progress = run_round(first, std::min(first + 32, fibers.size()));
     }
     return progress;
 }
@@ -201,13 +218,17 @@ void report_deadlock() {
 
 void run_block(const unsigned* dimensions) {
     const size_t count = fibers.size();
+    uint3 thread{};
     for (size_t each = 0; each < count; ++each) {
-        Fiber& fiber = fibers[each];
         const unsigned index = unsigned(each);
-        fiber = Fiber{};
-        fiber.index = index;
-        fiber.thread = {index % dimensions[3], index / dimensions[3] % dimensions[4],
-                        index / dimensions[3] / dimensions[4]};
+        fibers[each] = Fiber{};
+        fibers[each].index = index;
+        fibers[each].thread = thread;
+        if (++thread.x < dimensions[3]) continue;
+        thread.x = 0;
+        if (++thread.y < dimensions[4]) continue;
+        thread.y = 0;
+        ++thread.z;
     }
     alive = count;
     arrived = 0;

@@ -3,9 +3,8 @@
 What they find does not depend on what else a kernel has run on, but for its shape: so each runs
 once, on the smallest arrays that have the backend choose it, which are no whole number of chunks,
 from where memory is aligned and from one element further. The kernels for rows and channels are
-those that ``dispatch.py`` finds: with all flags where all arrays have one dtype, and one of each
-shape where gamma, beta or dy is wider. Those for strided arrays and for Caffe2's stages run for
-each dtype.
+those that ``dispatch.py`` selects. Those for strided arrays and for Caffe2's stages run for each
+dtype.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import cupy_on_cpu
 import numpy as np
 import pytest
 from dispatch import DTYPES as NAMES
-from dispatch import first_calls
+from dispatch import first_calls, selected_calls
 from elementwise_resources import launch_everything
 from ln_array_api_backends.cupy import backend, calls, channels
 from ln_array_api_backends.cupy.launching import expression
@@ -39,18 +38,7 @@ ROWS_OF_A_GROUP = 7
 RNG = np.random.default_rng(1)
 
 
-def selected() -> dict[str, tuple[Primitive, Spec]]:
-    """A call for each kernel that runs here."""
-    found, shapes = {}, set()
-    for name, call in first_calls().items():
-        row = row_of(name)
-        if not row.parameters or row not in shapes:
-            found[name] = call
-            shapes.add(row)
-    return found
-
-
-CALLS = selected() if "address" in cupy_on_cpu.SANITIZE else {}
+CALLS = selected_calls() if "address" in cupy_on_cpu.SANITIZE else {}
 
 
 def draw(dtype: str | None, shape: tuple[int, ...], offset: int) -> Any:
