@@ -88,6 +88,7 @@ def test_constant_windows_are_exact(value: float) -> None:
     y, mean, rstd = ln.local_contrast_norm_forward(x)
     np.testing.assert_array_equal(y, 0 * x)
     np.testing.assert_array_equal(mean, x)
+    np.testing.assert_allclose(rstd, 1e5**0.5, rtol=1e-6)
     dy = np.ones_like(x)
     assert np.isfinite(ln.local_contrast_norm_backward(dy, x, mean, rstd).dx).all()
     assert np.isnan(ln.local_contrast_norm(x, epsilon=0)).all()

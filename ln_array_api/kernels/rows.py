@@ -222,10 +222,18 @@ def normalise(
             y = y + accumulate_as(xp, beta, rstd)
         mean = rough_mean + missed if center else None
         if scale is not None:
-            rstd = rstd * scale
+            rstd = unscaled_rstd(xp, rstd, scale, var, epsilon)
             var = var / scale / scale  # whose square may be out of range
             mean = None if mean is None else mean / scale
         return xp.astype(y, x.dtype, copy=False), mean, var, rstd
+
+
+def unscaled_rstd(xp: Any, rstd: Array, scale: Array, var: Array, epsilon: float) -> Array:
+    """The rstd of x from rstd and var of x * scale.
+
+    If x is constant, epsilon alone makes it, and may have been lost by scaling.
+    """
+    return xp.where(var == 0, 1 / math.sqrt(epsilon) if epsilon > 0 else math.inf, rstd * scale)
 
 
 def centred(xp: Any, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:

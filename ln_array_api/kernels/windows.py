@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .._arrays import Array, accumulate, device_beside, library_of, overlapped
-from .rows import accumulate_as, scaling
+from .rows import accumulate_as, scaling, unscaled_rstd
 
 Fields: TypeAlias = tuple[Array, ...]
 Reach: TypeAlias = dict[int, int]
@@ -61,7 +61,9 @@ def windows_forward(
         deviation, mean, var = _by_chunks(_moments, (d,), reach_of(x.shape, axes, size), 3)
         rstd = 1 / xp.sqrt(var + scaled_epsilon)
         y = xp.astype(deviation * rstd, x.dtype, copy=False)
-        return (y, mean, rstd) if scale is None else (y, mean / scale, rstd * scale)
+        if scale is None:
+            return y, mean, rstd
+        return y, mean / scale, unscaled_rstd(xp, rstd, scale, var, epsilon)
 
 
 def windows_backward(

@@ -1,4 +1,4 @@
-"""Compile the kernels that most tests run, many at a time, before these ask for one after the other."""
+"""Compile the kernels that most tests run, many at a time, before they are asked for one by one."""
 
 from __future__ import annotations
 

@@ -23,6 +23,8 @@ POOLED = 1 << 20
 #: Bytes of a result from which it is stored past the cache, which it would not fit in. Rows of less
 #: than so many bytes are slowed down by that.
 STREAMED, STREAMED_ROW = 12 << 20, 2048
+#: Bytes of sums of all blocks up to which a gradient keeps them in memory: to copy it takes longer.
+KEPT = 32 << 10
 
 
 #: How 16-bit arrays go to Numba, which does not know their dtypes.
@@ -150,7 +152,9 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     parameters = spec.groups * n // spec.repeat
     view_dy, view_x, view_gamma = map(viewed_as, (spec.dy, spec.dtype, spec.gamma))
     empty = empty_for((m, n), size)
-    partial = empty_for((blocks * parameters,), blocks * parameters * single.itemsize)
+    size_of_sums = blocks * parameters * single.itemsize
+    partial = empty_for((blocks * parameters,), size_of_sums)
+    keeps = size_of_sums <= KEPT
     repeat = None if spec.repeat == 1 else spec.repeat
     streams = may_stream(m, size) and need_dx
     constants = (spec.groups, repeat, streams, rows)
@@ -173,6 +177,9 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     parallel = compiled(backward_in_parallel, *arguments) if pays else None
     viewed = {spec.dy, spec.dtype, spec.gamma} & set(VIEWS)
 
+    def first(sums: Any) -> Any:
+        return sums[:parameters] if keeps else sums[:parameters].copy()
+
     def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
         dx = empty(x.dtype) if need_dx else None
         dgamma = partial(single) if need_dgamma else None
@@ -183,9 +190,9 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
             arrays = (view_dy(dy), view_x(x), mean, rstd, view_gamma(gamma), target, dgamma, dbeta)
         if parallel is None or not threads.run(parallel, *arrays, *constants):
             serial(*arrays, *constants)
-        if blocks > 1:  # the sums are in the first; the memory of the others is not needed
-            dgamma = None if dgamma is None else dgamma[:parameters].copy()
-            dbeta = None if dbeta is None else dbeta[:parameters].copy()
+        if blocks > 1:  # the sums are in the first
+            dgamma = None if dgamma is None else first(dgamma)
+            dbeta = None if dbeta is None else first(dbeta)
         return dx, dgamma, dbeta
 
     return call
