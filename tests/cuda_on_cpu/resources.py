@@ -23,7 +23,7 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "cuda-kernels.md"
 KEPT = HERE.parents[1] / ".cuda_on_cpu" / "resources"
-PROCESSES, BATCH = 2, 40
+PROCESSES, BATCH = 2, 80
 #: These go through columns, one element for each thread, or put parts of channels together; all
 #: others have to load vectors.
 SCALAR_LOADS = {"parameter_gradients", "add_up", "add_up_repeated"}
