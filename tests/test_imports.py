@@ -84,10 +84,12 @@ print(*(name for name in others if name in sys.modules))
 
 def test_importing_the_library_takes_little_longer_than_importing_numpy(tmp_path: Path) -> None:
     fastest: dict[str, float] = {}
-    for _ in range(9):
+    for attempt in range(40):  # other tests run beside it, so a few may all be disturbed
         for module in ("numpy", "ln_array_api"):
             seconds = float(run(TIMED.format(module=module), tmp_path))
             fastest[module] = min(seconds, fastest.get(module, seconds))
+        if attempt >= 5 and fastest["ln_array_api"] < 1.5 * fastest["numpy"]:
+            break
     assert fastest["ln_array_api"] < 1.5 * fastest["numpy"], fastest
 
 
