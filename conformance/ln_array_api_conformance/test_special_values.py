@@ -53,7 +53,7 @@ def test_constant_rows_give_beta(
             assert np.isfinite(library.numpy(each).astype(np.float64)).all()
 
 
-@pytest.mark.parametrize("power", [0.4, 0.8, 0.99, -0.8])
+@pytest.mark.parametrize("power", [0.4, 0.8, 0.999, -0.8])
 def test_constant_rows_far_from_one(library: Library, dtype: str, power: float) -> None:
     """Of a power of the largest number: epsilon alone makes rstd, and so dx."""
     value = float(ml_dtypes.finfo(DTYPES[dtype]).max) ** power

@@ -17,7 +17,6 @@ import cupy_on_cpu  # noqa: F401 - before CuPy
 import cupy
 from ln_array_api_backends.cupy import backend, channels
 from ln_array_api_backends.cupy import calls as rows
-from ln_array_api_backends.cupy.calls import kernel
 from resources import row_of
 
 from ln_array_api._check import AT_LEAST
@@ -111,7 +110,7 @@ def asked_for(some: Iterable[tuple[Primitive, Spec]]) -> Kernels:
 
 def forget() -> None:
     """Kernels that the backend was given."""
-    kernel.cache_clear()
+    rows.kernel.cache_clear()
     channels.kernel.cache_clear()
 
 
