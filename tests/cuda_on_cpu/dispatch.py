@@ -1,11 +1,13 @@
 """Every kernel that the CuPy backend can choose, found by asking it for every kind of call.
 
 Kernels are noted where CuPy is asked for them, so nothing here knows their names, nor how the
-backend chooses. Lengths lie between powers of two, where shapes can change.
+backend chooses. Lengths lie between powers of two, where shapes can change. With
+``CUDA_ON_CPU_EVERY_KERNEL=1`` in the environment, each of them is one that tests run.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import product
@@ -33,6 +35,7 @@ NEEDS = [each for each in product((True, False), repeat=3) if any(each)]
 SPATIAL = (1, 2, 3, 4, 8, 65, 66, 68, 72, 4097, 4098, 4100, 4104)
 CHANNELS = (1, 3, 6, 12, 24)
 BATCHES = (1, 70, 9000)
+EVERY_KERNEL = os.environ.get("CUDA_ON_CPU_EVERY_KERNEL", "") == "1"
 
 
 class Kernels:
@@ -131,10 +134,12 @@ def first_calls() -> dict[str, tuple[Primitive, Spec]]:
 
 
 def selected_calls() -> dict[str, tuple[Primitive, Spec]]:
-    """The same for fewer kernels: with all flags where all arrays have one dtype.
+    """The same for those that tests run: with all flags where all arrays have one dtype.
 
-    Where gamma, beta or dy is wider, it is one of each shape.
+    Where gamma, beta or dy is wider, it is one of each shape, if not every kernel is asked for.
     """
+    if EVERY_KERNEL:
+        return first_calls()
     found, shapes = {}, set()
     for name, call in first_calls().items():
         row = row_of(name)

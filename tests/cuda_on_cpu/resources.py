@@ -232,8 +232,9 @@ PREFACE = """# The CUDA kernels, and what each needs
 
 Every kernel that a call on CuPy arrays can choose, {count} in all, found by asking the backend for
 every kind of call, and compiled by NVRTC {version} for each architecture. None has a stack or
-spills a register. Made by `make -C tests/cuda_on_cpu coverage`; `make test-cuda` compares it with
-the code.
+spills a register. Made by `make -C tests/cuda_on_cpu coverage`, once each of them has run on
+the CPU: in four orders of threads, with the same bits, and under AddressSanitizer and
+UndefinedBehaviorSanitizer. `make test-cuda` compares the page with the code.
 
 A row is for a kernel with its shape (as in its template arguments), the dtype of x, and whether
 gamma, beta and dy have the dtype of x or may be wider; so many kernels differ in flags and those
