@@ -15,6 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .simd import (
+    BYTES,
     DOUBLE,
     FLOAT,
     HALF,
@@ -153,27 +154,11 @@ def scratch(typing: Any, like: Any, length: Any) -> Any:
     count = length.literal_value
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return cgutils.alloca_once(builder, NUMBER[like.scalar], size=count)
+        place = cgutils.alloca_once(builder, NUMBER[like.scalar], size=count)
+        place.align = BYTES  # where a vector would cross two lines, it would wait for its store
+        return place
 
     return types.CPointer(like.scalar)(like, length), generate
-
-
-@intrinsic(prefer_literal=True)
-def invert_roots(typing: Any, numbers: Any, like: Any, length: Any) -> Any:
-    """Take 1 / sqrt of each of so many numbers in `scratch` memory, a literal."""
-    count = length.literal_value
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        one = spread(builder, NUMBER[like.scalar](1.0), like.lanes)
-        for first in range(0, count, like.lanes):
-            address = builder.gep(args[0], [I64(first)], inbounds=True)
-            address = builder.bitcast(address, one.type.as_pointer())
-            value = builder.load(address, align=like.scalar.bitwidth // 8)
-            root = call(builder, f"llvm.sqrt.{suffix(one.type)}", one.type, value)
-            builder.store(builder.fdiv(one, root), address, align=like.scalar.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(numbers, like, length), generate
 
 
 def _store(elements: Any, vector: Any, *, stream: bool) -> Any:

@@ -20,9 +20,11 @@ from .memory import memory_pool
 PARALLEL = 128 << 10
 #: Bytes of a result from which its memory comes from the pool.
 POOLED = 1 << 20
-#: Bytes of a result from which it is stored past the cache, which it would not fit in. Rows of less
-#: than so many bytes are slowed down by that.
-STREAMED, STREAMED_ROW = 12 << 20, 2048
+#: Bytes of a result from which it is stored past the cache, which it would not fit in.
+STREAMED = 12 << 20
+#: Bytes of a row from which that is faster: of one that is whole lines of the cache, and of others.
+STREAMED_ROWS = 512, 2048
+LINE = 64
 #: Bytes of sums of all blocks up to which a gradient keeps them in memory: to copy it takes longer.
 KEPT = 32 << 10
 
@@ -58,7 +60,8 @@ def may_pay(size: int) -> bool:
 
 def may_stream(m: int, size: int) -> bool:
     """Whether a result of m rows and so many bytes had better be stored past the cache."""
-    return size >= max(STREAMED, m * STREAMED_ROW)
+    row = size // m
+    return size >= STREAMED and row >= STREAMED_ROWS[row % LINE > 0]
 
 
 def viewed_as(dtype: str | None) -> Callable[[Any], Any]:

@@ -59,7 +59,7 @@ def forward(x, gamma, beta, y, mean, var, rstd, epsilon, streams, start, stop):
         for sample in range(samples):
             normalise(
                 x_, y_, channel * n + sample * apart, n, splat(factor), splat(-rough),
-                splat(missed), splat(root), g, b, 0, streams,
+                splat(root), splat(-missed * root), g, b, 0, streams,
             )  # fmt: skip
     if streams:
         fence()
@@ -77,7 +77,7 @@ def inference(x, mean, var, gamma, beta, y, epsilon, streams, start, stop):
         root = unit / math.sqrt(spread(var[channel], epsilon, 1.0, one))
         g, b = element(gamma_, channel, one), element(beta_, channel, one)
         normalise(
-            x_, y_, piece * n, n, one, splat(-mean[channel]), None, splat(root), g, b, 0, streams
+            x_, y_, piece * n, n, one, splat(-mean[channel]), splat(root), None, g, b, 0, streams
         )
     if streams:
         fence()

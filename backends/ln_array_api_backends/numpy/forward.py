@@ -6,15 +6,46 @@ import math
 
 from numba import njit, prange
 
-from .access import element, fence, invert_roots, memory, scratch
-from .moments import judged, mean_of
-from .simd import beside, number, ones, splat, total
-from .sweeps import AHEAD, INLINE, OPTIONS, finish_row, normalise, rough_mean, sums
+from .access import element, fence, load, memory, scratch, store, store_first
+from .moments import judged, judged_together, mean_of
+from .simd import beside, inverse_root, lanes, number, ones, peak, splat, total, totals_of
+from .sweeps import (
+    AHEAD,
+    INLINE,
+    OPTIONS,
+    finish_row,
+    normalise,
+    normalise_both,
+    rough_mean,
+    sample,
+    sampled,
+    sums,
+    sums_in_lanes,
+)
 
 #: Bytes of a row up to which the cache holds it and the next.
 LONG = 128 << 10
-#: Rows that are taken at once, and bytes that these may be, so that they stay in the first cache.
-AT_ONCE, AT_ONCE_BYTES = 16, 6144
+#: Bytes that rows that are taken at once may be: half of the first cache. There are as many as a
+#: vector has lanes, at most.
+AT_ONCE_BYTES = 16 << 10
+#: Lanes of a vector at most, and numbers in so many vectors.
+LANES, LANES_SQUARED = 16, 256
+
+
+@njit(**OPTIONS)
+def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, start, stop):
+    """Rows start to stop. A row whose squares leave the range of the dtype is scaled first."""
+    n, size = x.shape[1], x.itemsize
+    x_, y_ = memory(x), memory(y)
+    gamma_, beta_ = memory(gamma), memory(beta)
+    ahead = AHEAD // size if streams else 0
+    if streams and repeat is None and n * size <= LONG:
+        one_by_one(x_, gamma_, beta_, y_, mean, rstd, n, epsilon, groups, ahead, start, stop)
+    else:
+        several_at_once(
+            x_, gamma_, beta_, y_, mean, rstd, n, epsilon, groups, repeat, streams, ahead,
+            max(1, AT_ONCE_BYTES // (n * size) // 2 * 2), start, stop,
+        )  # fmt: skip
 
 
 @njit(**INLINE)
@@ -23,24 +54,6 @@ def keep(mean, rstd, row, factor, rough, missed, root):
     rstd[row, 0] = root * factor
     if mean is not None:
         mean[row, 0] = mean_of(factor, rough, missed)
-
-
-@njit(**OPTIONS)
-def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, start, stop):
-    """Rows start to stop. A row whose squares leave the range of the dtype is scaled first."""
-    n, size = x.shape[1], x.itemsize
-    per_row = n if repeat is None else n // repeat
-    x_, y_ = memory(x), memory(y)
-    gamma_, beta_ = memory(gamma), memory(beta)
-    ahead = AHEAD // size if streams else 0
-    if streams and repeat is None and n * size <= LONG:
-        one_by_one(x_, gamma_, beta_, y_, mean, rstd, n, epsilon, groups, ahead, start, stop)
-    else:
-        several_at_once(
-            x_, gamma_, beta_, y_, mean, rstd, n, epsilon, groups, repeat, per_row, streams,
-            ahead, max(1, min(AT_ONCE, AT_ONCE_BYTES // (n * size))),
-            start, stop,
-        )  # fmt: skip
 
 
 @njit(**OPTIONS)
@@ -59,9 +72,9 @@ def one_by_one(x, gamma, beta, y, mean, rstd, n, epsilon, groups, ahead, start, 
         )
         root = unit / math.sqrt(spread)
         keep(mean, rstd, row, factor, rough, missed, root)
+        minus_missed = beside(centered, splat(-missed * root))
         this = (
-            y, o, splat(factor), splat(-rough), beside(centered, splat(missed)), splat(root),
-            gamma, beta, p,
+            y, o, splat(factor), splat(-rough), splat(root), minus_missed, gamma, beta, p,
         )  # fmt: skip
         if row + 1 < stop:
             rough = total(one - one) if mean is None else rough_mean(x, o + n, n, one)
@@ -73,51 +86,123 @@ def one_by_one(x, gamma, beta, y, mean, rstd, n, epsilon, groups, ahead, start, 
 
 @njit(**OPTIONS)
 def several_at_once(
-    x, gamma, beta, y, mean, rstd, n, epsilon, groups, repeat, per_row, streams, ahead, at_once,
-    start, stop,
-):  # fmt: skip
-    """Rows, a step for several of them after the other.
+    x, gamma, beta, y, mean, rstd, n, epsilon, groups, repeat, streams, ahead, at_once, start, stop
+):
+    """Rows, a step for several of them after the other: what is one number of each is a lane.
 
-    The chain of sums, root and quotient is long beside a short row, but those of several overlap.
+    The chain of sums, root and quotient is long beside a short row.
     """
     one = ones(rstd)
-    unit, zero, share = number(1.0, one), number(0.0, one), number(1.0 / n, one)
-    centered = memory(mean)
-    roughs, misses = scratch(one, AT_ONCE), scratch(one, AT_ONCE)
-    roots, factors = scratch(one, AT_ONCE), scratch(one, AT_ONCE)
-    for k in range(AT_ONCE):
-        roughs[k], roots[k] = zero, unit
+    zero, width, share = one - one, lanes(one), number(1.0 / n, one)
+    mean_, rstd_ = memory(mean), memory(rstd)
+    roughs, roots, rests = scratch(one, LANES), scratch(one, LANES), scratch(one, LANES)
+    deviations, squares = scratch(one, LANES_SQUARED), scratch(one, LANES_SQUARED)
+    at_once = min(at_once, width)
     for begin in range(start, stop, at_once):
         count = min(at_once, stop - begin)
+        store(roughs, 0, zero)
+        if mean is not None:
+            rough_means(x, begin * n, n, one, count, roughs, deviations)
         for k in range(count):
-            roughs[k] = zero if mean is None else rough_mean(x, (begin + k) * n, n, one)
-        for k in range(count):
-            o = (begin + k) * n
-            deviation, square = sums(x, o, n, one, splat(-roughs[k]), ahead, None)
-            factors[k], roughs[k], misses[k], _, roots[k] = judged(
-                x, (o, n, 1, n), share, one, centered, epsilon, roughs[k], deviation, square
-            )
-        invert_roots(roots, one, AT_ONCE)
-        for k in range(count):
-            row = begin + k
-            rough, missed, root, factor = roughs[k], misses[k], roots[k], factors[k]
-            keep(mean, rstd, row, factor, rough, missed, root)
-            o, p = row * n, (row % groups) * per_row
-            offset, rest = splat(-rough), beside(centered, splat(missed))
-            if repeat is None:
-                normalise(
-                    x, y, o, n, splat(factor), offset, rest, splat(root), gamma, beta, p,
-                    streams,
-                )  # fmt: skip
-            else:
-                for segment in range(per_row):
-                    g, b = element(gamma, p + segment, one), element(beta, p + segment, one)
-                    normalise(
-                        x, y, o + segment * repeat, repeat, splat(factor), offset, rest,
-                        splat(root), g, b, 0, streams,
-                    )  # fmt: skip
+            offset = zero - element(roughs, k, one)
+            deviation, square = sums_in_lanes(x, (begin + k) * n, n, one, offset, ahead, None)
+            store(deviations, k * width, deviation)
+            store(squares, k * width, square)
+        deviation, square = totals_of(deviations, one), totals_of(squares, one)
+        missed, spread, good = judged_together(deviation, square, share, one, mean_, epsilon, count)
+        if good:
+            root = inverse_root(spread)
+            if mean is not None:
+                store_first(mean_, begin, load(roughs, 0, one) + missed, count)
+            store_first(rstd_, begin, root, count)
+            store(roots, 0, root)
+            store(rests, 0, zero - missed * root)
+            normalise_several(
+                x, gamma, beta, y, mean_, n, groups, repeat, streams, begin, count, one,
+                roughs, roots, rests,
+            )  # fmt: skip
+        else:
+            store(deviations, 0, deviation)
+            store(squares, 0, square)
+            each_alone(
+                x, gamma, beta, y, mean, rstd, n, epsilon, groups, repeat, streams, begin, count,
+                one, roughs, deviations, squares,
+            )  # fmt: skip
     if streams:
         fence()
+
+
+@njit(**INLINE)
+def rough_means(x, o, n, one, count, roughs, sums):
+    """The `rough_mean` of each of `count` rows from o on; sums is memory for those in lanes."""
+    for k in range(count):
+        first = element(x, o + k * n, one)
+        roughs[k] = peak(first)
+        store(sums, k * lanes(one), sample(x, o + k * n, n, one, first))
+    part = splat(number(1.0 / sampled(n, one), one))
+    store(roughs, 0, load(roughs, 0, one) + totals_of(sums, one) * part)
+
+
+@njit(**INLINE)
+def normalise_several(
+    x, gamma, beta, y, mean, n, groups, repeat, streams, begin, count, one, roughs, roots, rests
+):  # fmt: skip
+    """Y of `count` rows of which no more has to be known."""
+    k = 0
+    if repeat is None and groups == 1 and not streams:
+        while k + 1 < count:
+            first = known(mean, roughs, roots, rests, k, one)
+            second = known(mean, roughs, roots, rests, k + 1, one)
+            normalise_both(x, y, (begin + k) * n, n, one, first, second, gamma, beta)
+            k += 2
+    while k < count:
+        row = known(mean, roughs, roots, rests, k, one)
+        normalise_row(x, gamma, beta, y, n, groups, repeat, streams, begin + k, one, row)
+        k += 1
+
+
+@njit(**INLINE)
+def known(mean, roughs, roots, rests, k, one):
+    """Of a row: offset, rstd, and what the mean has missed, times minus rstd."""
+    offset = one - one - element(roughs, k, one)
+    return offset, element(roots, k, one), beside(mean, element(rests, k, one))
+
+
+@njit(**INLINE)
+def normalise_row(x, gamma, beta, y, n, groups, repeat, streams, row, scale, known):
+    """Y of a row."""
+    offset, rstd, minus_missed = known
+    o = row * n
+    if repeat is None:
+        p = (row % groups) * n
+        normalise(x, y, o, n, scale, offset, rstd, minus_missed, gamma, beta, p, streams)
+    else:
+        segments = n // repeat
+        for segment in range(segments):
+            p = (row % groups) * segments + segment
+            g, b = element(gamma, p, scale), element(beta, p, scale)
+            i = o + segment * repeat
+            normalise(x, y, i, repeat, scale, offset, rstd, minus_missed, g, b, 0, streams)
+
+
+@njit(**OPTIONS)
+def each_alone(
+    x, gamma, beta, y, mean, rstd, n, epsilon, groups, repeat, streams, begin, count, one,
+    roughs, deviations, squares,
+):  # fmt: skip
+    """Rows, for some of which the sums about a rough mean are not good enough."""
+    unit, share = number(1.0, one), number(1.0 / n, one)
+    centered = memory(mean)
+    for k in range(count):
+        row = begin + k
+        factor, rough, missed, _, spread = judged(
+            x, (row * n, n, 1, n), share, one, centered, epsilon,
+            roughs[k], deviations[k], squares[k],
+        )  # fmt: skip
+        root = unit / math.sqrt(spread)
+        keep(mean, rstd, row, factor, rough, missed, root)
+        known = splat(-rough), splat(root), beside(centered, splat(-missed * root))
+        normalise_row(x, gamma, beta, y, n, groups, repeat, streams, row, splat(factor), known)
 
 
 @njit(parallel=True, **OPTIONS)

@@ -11,7 +11,7 @@ import math
 from numba import njit
 
 from .access import load_first
-from .simd import lanes, largest, limits, magnitude, number, peak, splat, total
+from .simd import all_at_most, lanes, largest, limits, magnitude, number, peak, splat, total
 from .sweeps import INLINE, OPTIONS, plus, rough_mean, sums
 
 
@@ -64,16 +64,21 @@ def power_of_two(x, where, one, epsilon):
 
 
 @njit(**INLINE)
-def spread(variance, epsilon, factor, one):
-    """The variance of x times factor, plus epsilon.
+def added(epsilon, factor, one):
+    """What to add to the variance of x times factor.
 
     An epsilon that underflows is far below the variance, unless the row is constant: then it is
     what keeps 0 / 0 away.
     """
     smallest, _, _ = limits(one)
     floor = smallest if epsilon > 0 else 0.0
-    scaled = epsilon * factor * factor
-    return variance + number(max(scaled, floor), one)
+    return number(max(epsilon * factor * factor, floor), one)
+
+
+@njit(**INLINE)
+def spread(variance, epsilon, factor, one):
+    """The variance of x times factor, plus epsilon."""
+    return variance + added(epsilon, factor, one)
 
 
 @njit(**OPTIONS)
@@ -104,6 +109,23 @@ def judged(x, where, share, one, centered, epsilon, rough, deviation, square):
     if not least <= above <= most:
         return rescaled(x, where, share, one, centered, epsilon)
     return factor, rough, missed, variance, above
+
+
+@njit(**INLINE)
+def judged_together(deviation, square, share, one, centered, epsilon, count):
+    """The same for `count` lanes, of a row each, if the sums of all are good enough: else False.
+
+    Gives what rough means have missed, variances plus epsilon, and whether they can be used.
+    """
+    missed, variance = moments(deviation, square, splat(share), centered)
+    above = variance + splat(added(epsilon, 1.0, one))
+    _, least, most = limits(one)
+    good = all_at_most(splat(number(least, one)), above, count)
+    good = good and all_at_most(above, splat(number(most, one)), count)
+    if centered is not None:
+        half = splat(number(0.5, one)) * variance
+        good = good and all_at_most(missed * missed, half, count)
+    return missed, above, good
 
 
 @njit(**INLINE)

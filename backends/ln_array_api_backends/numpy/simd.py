@@ -223,35 +223,76 @@ def total(typing: Any, vector: Any) -> Any:
     return vector.scalar(vector), generate
 
 
+def _fold_together(builder: Any, vectors: list[Any]) -> Any:
+    """Each vector's lanes added up as by `total`, bit for bit, in an equal share of the lanes.
+
+    Of four vectors this takes 13 instructions, and one after the other 32.
+    """
+    count = size = vectors[0].type.count  # of how many lanes each vector's sum consists so far
+    while size > 1:
+        size //= 2
+        if len(vectors) > 1:
+            low = [lane for lane in range(2 * count) if lane // size % 2 == 0]
+            high = [lane + size for lane in low]
+            pairs = zip(vectors[::2], vectors[1::2], strict=True)
+            vectors = [
+                builder.fadd(_lanes_of(builder, *pair, low), _lanes_of(builder, *pair, high))
+                for pair in pairs
+            ]
+        else:
+            (value,) = vectors
+            swapped = _lanes_of(builder, value, value, [lane ^ size for lane in range(count)])
+            vectors = [builder.fadd(value, swapped)]
+    return vectors[0]
+
+
 @intrinsic
 def totals(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """The `total` of each of four vectors, bit for bit, in a quarter of the lanes each.
-
-    Folding them together takes 13 instructions, and one after the other 32.
-    """
-    count = a.lanes
+    """The `total` of each of four vectors, in a quarter of the lanes each."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors, size = list(args), count  # of how many lanes each vector's sum now consists
-        while size > 1:
-            size //= 2
-            if len(vectors) > 1:
-                pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
-                low = [lane for lane in range(2 * count) if lane // size % 2 == 0]
-                vectors = [
-                    builder.fadd(
-                        _lanes_of(builder, *pair, low),
-                        _lanes_of(builder, *pair, [lane + size for lane in low]),
-                    )
-                    for pair in pairs
-                ]
-            else:
-                (value,) = vectors
-                swapped = _lanes_of(builder, value, value, [lane ^ size for lane in range(count)])
-                vectors = [builder.fadd(value, swapped)]
-        return vectors[0]
+        return _fold_together(builder, list(args))
 
     return a(a, b, c, d), generate
+
+
+@intrinsic
+def totals_of(typing: Any, numbers: Any, like: Any) -> Any:
+    """The `total` of each vector in memory, of which as many lie there as one has lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.VectorType(NUMBER[like.scalar], like.lanes)
+        first = builder.bitcast(args[0], kind.as_pointer())
+        places = [builder.gep(first, [I64(i)], inbounds=True) for i in range(like.lanes)]
+        align = like.scalar.bitwidth // 8
+        return _fold_together(builder, [builder.load(each, align=align) for each in places])
+
+    return like(numbers, like), generate
+
+
+@intrinsic
+def inverse_root(typing: Any, vector: Any) -> Any:
+    """1 / sqrt of each lane, both rounded."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = args[0].type
+        root = call(builder, f"llvm.sqrt.{suffix(kind)}", kind, args[0])
+        return builder.fdiv(spread(builder, kind.element(1.0), kind.count), root)
+
+    return vector(vector), generate
+
+
+@intrinsic
+def all_at_most(typing: Any, a: Any, b: Any, count: Any) -> Any:
+    """Whether each of the first `count` lanes of a is at most that of b, so that none is NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        above = builder.fcmp_unordered(">", *args[:2])
+        among = builder.and_(above, first_lanes(builder, args[2], a.lanes))
+        mask = ir.IntType(a.lanes)
+        return builder.icmp_unsigned("==", builder.bitcast(among, mask), mask(0))
+
+    return types.boolean(a, b, types.intp), generate
 
 
 @intrinsic

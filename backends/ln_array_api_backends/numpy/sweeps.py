@@ -45,7 +45,16 @@ def plus(sum_, lost, values):
 
 @njit(**INLINE)
 def sums(x, o, n, scale, offset, ahead, other):
+    """As `sums_in_lanes`, added up."""
+    first_order, second_order = sums_in_lanes(x, o, n, scale, offset, ahead, other)
+    return total(first_order), total(second_order)
+
+
+@njit(**INLINE)
+def sums_in_lanes(x, o, n, scale, offset, ahead, other):
     """Sums of d and of d² over n elements of x from o on, where d is x * scale + offset.
+
+    One in each lane, which are to be added up.
 
     If `other` is not None but what `start_row` gives, that row is written meanwhile, so that memory
     is read and written at the same time.
@@ -89,7 +98,7 @@ def sums(x, o, n, scale, offset, ahead, other):
         first_order, second_order = first_order + e, fma(e, e, second_order)
     if other is not None:
         finish_row(x, written, n, other)
-    return total(first_order + first_lost), total(second_order + second_lost)
+    return first_order + first_lost, second_order + second_lost
 
 
 @njit(**INLINE)
@@ -98,26 +107,37 @@ def rough_mean(x, o, n, scale):
 
     An element is taken off before summing, so the mean of a constant row is exact.
     """
-    width = lanes(scale)
     first = element(x, o, scale) * scale
+    sum_ = total(sample(x, o, n, scale, first))
+    return peak(first) + sum_ * number(1.0 / sampled(n, scale), scale)
+
+
+@njit(**INLINE)
+def sampled(n, scale):
+    """How many elements of a row `rough_mean` looks at."""
+    width = lanes(scale)
+    return min(n, width) if n < 4 * width else 4 * width
+
+
+@njit(**INLINE)
+def sample(x, o, n, scale, first):
+    """The sum of these elements times scale, less the first of them; in lanes."""
+    width = lanes(scale)
     if n < 4 * width:
         count = min(n, width)
-        sum_ = keep_first(load_first(x, o, count, scale) * scale - first, count)
-        return peak(first) + total(sum_) * number(1.0 / count, scale)
+        return keep_first(load_first(x, o, count, scale) * scale - first, count)
     a = load(x, o, scale) * scale - first
     b = load(x, o + n // 4, scale) * scale - first
     c = load(x, o + n // 2, scale) * scale - first
     d = load(x, o + n // 4 * 3, scale) * scale - first
-    return peak(first) + total((a + b) + (c + d)) * number(0.25 / width, scale)
+    return (a + b) + (c + d)
 
 
 @njit(**INLINE)
-def x_hat(x, scale, offset, missed, rstd):
-    """A vector of normalised elements."""
+def x_hat(x, scale, offset, rstd, minus_missed):
+    """A vector of normalised elements. The last is what the mean has missed, times minus rstd."""
     deviation = fma(x, scale, offset)
-    if missed is not None:
-        deviation = deviation - missed
-    return deviation * rstd
+    return deviation * rstd if minus_missed is None else fma(deviation, rstd, minus_missed)
 
 
 @njit(**INLINE)
@@ -139,39 +159,65 @@ def scaled_and_shifted(values, gamma, beta, p, count):
 
 
 @njit(**INLINE)
-def normalise(x, y, o, n, scale, offset, missed, rstd, gamma, beta, p, streams):
+def normalise(x, y, o, n, scale, offset, rstd, minus_missed, gamma, beta, p, streams):
     """Y for n elements from o on, whose parameters are from p on."""
     width = lanes(scale)
     j = 0
     if streams:
         count = min(elements_to_alignment(y, o, scale), n)
         if count:
-            values = x_hat(load_first(x, o, count, scale), scale, offset, missed, rstd)
+            values = x_hat(load_first(x, o, count, scale), scale, offset, rstd, minus_missed)
             values = scaled_and_shifted(values, gamma, beta, p, count)
             store_first(y, o, values, count)
             j = count
         while j + width <= n:
-            values = x_hat(load(x, o + j, scale), scale, offset, missed, rstd)
+            values = x_hat(load(x, o + j, scale), scale, offset, rstd, minus_missed)
             stream(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))
             j += width
     else:
         while j + width <= n:
-            values = x_hat(load(x, o + j, scale), scale, offset, missed, rstd)
+            values = x_hat(load(x, o + j, scale), scale, offset, rstd, minus_missed)
             store(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))
             j += width
     if j < n:
-        values = x_hat(load_first(x, o + j, n - j, scale), scale, offset, missed, rstd)
+        values = x_hat(load_first(x, o + j, n - j, scale), scale, offset, rstd, minus_missed)
         values = scaled_and_shifted(values, gamma, beta, p + j, n - j)
         store_first(y, o + j, values, n - j)
 
 
 @njit(**INLINE)
+def normalise_both(x, y, o, n, scale, first, second, gamma, beta):
+    """As `normalise`, for two rows one after the other that have the same parameters.
+
+    Of each row: offset, rstd, and what the mean has missed, times minus rstd.
+    """
+    width = lanes(scale)
+    j = 0
+    while j + width <= n:
+        a = x_hat(load(x, o + j, scale), scale, first[0], first[1], first[2])
+        b = x_hat(load(x, o + n + j, scale), scale, second[0], second[1], second[2])
+        a = scaled_and_shifted(a, gamma, beta, j, None)
+        b = scaled_and_shifted(b, gamma, beta, j, None)
+        store(y, o + j, a)
+        store(y, o + n + j, b)
+        j += width
+    if j < n:
+        rest = n - j
+        a = x_hat(load_first(x, o + j, rest, scale), scale, first[0], first[1], first[2])
+        b = x_hat(load_first(x, o + n + j, rest, scale), scale, second[0], second[1], second[2])
+        a = scaled_and_shifted(a, gamma, beta, j, rest)
+        b = scaled_and_shifted(b, gamma, beta, j, rest)
+        store_first(y, o + j, a, rest)
+        store_first(y, o + n + j, b, rest)
+
+
+@njit(**INLINE)
 def start_row(x, n, other):
     """Write a row up to where its memory is aligned. Gives how many elements these are."""
-    y, o, scale, offset, missed, rstd, gamma, beta, p = other
+    y, o, scale, offset, rstd, minus_missed, gamma, beta, p = other
     count = min(elements_to_alignment(y, o, scale), n)
     if count:
-        values = x_hat(load_first(x, o, count, scale), scale, offset, missed, rstd)
+        values = x_hat(load_first(x, o, count, scale), scale, offset, rstd, minus_missed)
         store_first(y, o, scaled_and_shifted(values, gamma, beta, p, count), count)
     return count
 
@@ -179,12 +225,12 @@ def start_row(x, n, other):
 @njit(**INLINE)
 def write_four(x, i, n, other):
     """Write four vectors of a row from its element i on, if it is that long. Gives the next i."""
-    y, o, scale, offset, missed, rstd, gamma, beta, p = other
+    y, o, scale, offset, rstd, minus_missed, gamma, beta, p = other
     width = lanes(scale)
     if i + 4 * width <= n:
         for k in range(4):
             j = i + k * width
-            values = x_hat(load(x, o + j, scale), scale, offset, missed, rstd)
+            values = x_hat(load(x, o + j, scale), scale, offset, rstd, minus_missed)
             stream(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))
         return i + 4 * width
     return i
@@ -193,5 +239,5 @@ def write_four(x, i, n, other):
 @njit(**INLINE)
 def finish_row(x, i, n, other):
     """Write a row from its element i on."""
-    y, o, scale, offset, missed, rstd, gamma, beta, p = other
-    normalise(x, y, o + i, n - i, scale, offset, missed, rstd, gamma, beta, p + i, True)
+    y, o, scale, offset, rstd, minus_missed, gamma, beta, p = other
+    normalise(x, y, o + i, n - i, scale, offset, rstd, minus_missed, gamma, beta, p + i, True)

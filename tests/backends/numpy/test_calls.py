@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -62,7 +62,7 @@ def random(dtype: str, *shape: int, mean: float = 0.0) -> np.ndarray:
 def thresholds(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
     for name in ("PARALLEL", "POOLED", "STREAMED"):
         monkeypatch.setattr(calls, name, values.get(name, NEVER))
-    monkeypatch.setattr(calls, "STREAMED_ROW", 0)
+    monkeypatch.setattr(calls, "STREAMED_ROWS", (0, 0))
 
 
 WAYS = [
@@ -98,6 +98,46 @@ def test_no_threshold_changes_a_bit(
             results = (*forward_results, *gradients)
             expected = expected or results
             same(results, expected)
+
+
+def guess_far_off(row: np.ndarray) -> np.ndarray:
+    """The same, but where the guess at a mean looks."""
+    n = row.size
+    row = row.copy()
+    for quarter in range(4):
+        row[quarter * (n // 4) : quarter * (n // 4) + 16] += 1000
+    return row
+
+
+ODD_ROWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "huge": lambda row: row * np.float32(1e30),
+    "tiny": lambda row: row * np.float32(1e-30),
+    "constant": lambda row: np.full_like(row, 3),
+    "NaN": lambda row: np.where(np.arange(row.size) == 5, np.float32(np.nan), row),
+    "infinite": lambda row: np.where(np.arange(row.size) == 5, np.float32(np.inf), row),
+    "guess far off": guess_far_off,
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ROWS)
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("n", [64, 250, 1024])
+def test_odd_rows_leave_those_beside_them_alone(odd: str, center: bool, n: int) -> None:
+    m = 37
+    x, gamma, beta = random("float32", m, n, mean=3), random("float32", n), random("float32", n)
+
+    def results(x: np.ndarray, some: Any) -> list[np.ndarray]:
+        every = backend.rows_forward(x, gamma, beta, epsilon=1e-5, center=center)
+        return [each[some] for each in every if each is not None]
+
+    for odd_rows in ([0], [16], [36], [3, 4, 20]):
+        mixed, others = x.copy(), np.setdiff1d(np.arange(m), odd_rows)
+        for row in odd_rows:
+            mixed[row] = ODD_ROWS[odd](x[row])
+        same(results(mixed, others), results(x, others))
+        for row in odd_rows:
+            here = slice(row, row + 1)
+            same(results(mixed, here), results(mixed[here], slice(None)))
 
 
 SIZES = ((4096, 1024), (4100, 1037), (9, 700_001))

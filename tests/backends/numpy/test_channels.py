@@ -119,7 +119,7 @@ def test_no_threshold_changes_a_bit(
     for parallel, streamed, threads in ((1, 1, 2), (1, 1 << 60, 3), (1 << 60, 1, 2), (1, 1, 7)):
         monkeypatch.setattr(calls, "PARALLEL", parallel)
         monkeypatch.setattr(calls, "STREAMED", streamed)
-        monkeypatch.setattr(calls, "STREAMED_ROW", 0)
+        monkeypatch.setattr(calls, "STREAMED_ROWS", (0, 0))
         monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
         same(arrays.results(), expected)
 

@@ -69,7 +69,7 @@ def test_no_threshold_changes_a_bit(
     for threads, streamed in ((2, 1), (3, 1 << 60)):
         registry.plans.clear()
         monkeypatch.setattr(calls, "STREAMED", streamed)
-        monkeypatch.setattr(calls, "STREAMED_ROW", 0)
+        monkeypatch.setattr(calls, "STREAMED_ROWS", (0, 0))
         monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
         for own, right in zip(results(*given, axis, groups), expected, strict=True):
             assert own.tobytes() == right.tobytes()

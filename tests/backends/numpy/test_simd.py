@@ -107,14 +107,34 @@ def ahead(array: Any, index: int, like: Any) -> int:
 
 
 @njit
+def fold_all(rows: Any, results: Any) -> None:
+    one = simd.ones(rows)
+    access.store(access.memory(results), 0, simd.totals_of(access.memory(rows), one))
+
+
+@njit
 def roots(values: Any) -> None:
-    one = simd.ones(values)
-    numbers = access.scratch(one, 16)
-    for k in range(16):
-        numbers[k] = values[k]
-    access.invert_roots(numbers, one, 16)
-    for k in range(16):
-        values[k] = numbers[k]
+    place = access.memory(values)
+    access.store(place, 0, simd.inverse_root(access.load(place, 0, simd.ones(values))))
+
+
+@njit
+def at_most(a: Any, b: Any, count: int) -> bool:
+    one = simd.ones(a)
+    first, second = access.load(access.memory(a), 0, one), access.load(access.memory(b), 0, one)
+    return simd.all_at_most(first, second, count)
+
+
+@njit
+def address_of_scratch(like: Any) -> int:
+    one = simd.ones(like)
+    numbers, more = access.scratch(one, 3), access.scratch(one, 16)
+    access.store(more, 0, one)
+    numbers[0] = more[0]
+    lanes = simd.lanes(one)
+    return access.elements_to_alignment(numbers, 0, one) + lanes * access.elements_to_alignment(
+        more, 0, one
+    )
 
 
 def random(dtype: str, size: int) -> np.ndarray:
@@ -298,6 +318,15 @@ def test_four_vectors_are_folded_together_as_each_alone(dtype: str, lanes: int) 
         np.testing.assert_array_equal(results, np.repeat(alone, lanes // 4))
 
 
+@pytest.mark.parametrize(("dtype", "lanes"), [("float32", 16), ("float64", 8)])
+def test_as_many_vectors_as_lanes_are_folded_together_as_each_alone(dtype: str, lanes: int) -> None:
+    results = np.empty(lanes, dtype)
+    for seed in range(50):
+        rows = np.random.default_rng(seed).standard_normal((lanes, lanes)).astype(dtype)
+        fold_all(rows, results)
+        np.testing.assert_array_equal(results, [fold(row)[0] for row in rows])
+
+
 def test_arithmetic_is_as_it_is_written() -> None:
     rng = np.random.default_rng(2)
     fused = 0
@@ -330,10 +359,28 @@ def test_the_larger_is_a_number_beside_a_nan() -> None:
 
 def test_roots_are_correctly_rounded_quotients_of_roots() -> None:
     for dtype in (np.float32, np.float64):
-        values = np.random.default_rng(3).random(16).astype(dtype) * 100
+        values = np.random.default_rng(3).random(64 // np.dtype(dtype).itemsize).astype(dtype) * 100
         expected = 1 / np.sqrt(values)
         roots(values)
         np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_whether_all_lanes_are_at_most_others(dtype: str) -> None:
+    lanes = 64 // np.dtype(dtype).itemsize
+    for count in (1, 3, lanes):
+        for lane in range(lanes):
+            a, b = np.arange(lanes, dtype=dtype), np.arange(lanes, dtype=dtype)
+            assert at_most(a, b, count)
+            for array, value in ((a, lane + 0.5), (a, np.nan), (b, lane - 0.5), (b, np.nan)):
+                array[lane] = value
+                assert at_most(a, b, count) == (lane >= count)
+                array[lane] = lane
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_vectors_in_scratch_memory_do_not_cross_lines(dtype: str) -> None:
+    assert address_of_scratch(np.ones(1, dtype)) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
