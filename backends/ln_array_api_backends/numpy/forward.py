@@ -98,9 +98,9 @@ def several_at_once(
     roughs, roots, rests = scratch(one, LANES), scratch(one, LANES), scratch(one, LANES)
     deviations, squares = scratch(one, LANES_SQUARED), scratch(one, LANES_SQUARED)
     at_once = min(at_once, width)
+    store(roughs, 0, zero)
     for begin in range(start, stop, at_once):
         count = min(at_once, stop - begin)
-        store(roughs, 0, zero)
         if mean is not None:
             rough_means(x, begin * n, n, one, count, roughs, deviations)
         for k in range(count):

@@ -116,7 +116,7 @@ def test_live_arrays_of_many_threads_share_no_memory() -> None:
 
 def test_memory_that_is_given_back_too_early_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def empty(self: MemoryPool, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        block = self._take(memory._rounded(shape[0] * 4 + 64))
+        block = self._take(memory._rounded(shape[0] * 4 + memory._PAGE))
         self._give_back(block)
         return np.ndarray(shape, dtype, block.aligned)
 
@@ -279,6 +279,17 @@ def test_arrays_are_aligned_writable_and_in_c_order(dtype: Any) -> None:
             assert (x == x.dtype.type(1.5)).all()
             kept.append(x)
         assert disjoint(kept)
+
+
+def test_results_begin_elsewhere_in_a_page_than_what_they_are_computed_from() -> None:
+    """A load waits for a store before it whose address differs from its own by whole pages."""
+    pool = MemoryPool()
+    of_the_system = np.empty(1 << 24, np.uint8)  # as large arrays are: at a page, after a header
+    assert of_the_system.ctypes.data % 4096 <= 64
+    results = [of_the_system, *(pool.empty((1 << 20,), np.float32) for _ in range(7))]
+    places = [each.ctypes.data % 4096 for each in results]
+    for before, after in itertools.pairwise(places):
+        assert 1024 - 64 <= abs(after - before) <= 4096 - 1024
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 4095, 4096, 4097, 70_001, 10**6, 123_456_789, 1 << 33])
