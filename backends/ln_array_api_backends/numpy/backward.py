@@ -324,8 +324,6 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, stream
                     if dbeta is not None:
                         dbeta[q + p + segment] += b
             k += 1
-    if streams:
-        fence()
 
 
 @njit(**OPTIONS)
@@ -355,22 +353,37 @@ def add_up(partial, blocks):
 
 
 @njit(**OPTIONS)
+def some_blocks(
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, first, last
+):
+    """Blocks from the first to before the last."""
+    for block in range(first, last):
+        backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, block)
+    if streams:
+        fence()  # which waits for memory: not after each block
+
+
+@njit(**OPTIONS)
 def backward_in_order(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows):
     """All rows, in blocks of so many."""
     blocks = (x.shape[0] + rows - 1) // rows
-    for block in range(blocks):
-        backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, block)
+    some_blocks(
+        dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, 0, blocks
+    )
     add_up(dgamma, blocks)
     add_up(dbeta, blocks)
 
 
 @njit(parallel=True, **OPTIONS)
 def backward_in_parallel(
-    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, parts
 ):
-    """As `backward_in_order`, but blocks may run at the same time."""
+    """As `backward_in_order`, but in parts, which may run at the same time."""
     blocks = (x.shape[0] + rows - 1) // rows
-    for block in prange(blocks):
-        backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, block)
+    for part in prange(parts):
+        first, last = blocks * part // parts, blocks * (part + 1) // parts
+        some_blocks(
+            dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, first, last
+        )
     add_up(dgamma, blocks)
     add_up(dbeta, blocks)

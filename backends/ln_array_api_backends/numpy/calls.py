@@ -177,7 +177,8 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     )
     serial = compiled(backward_in_order, *arguments)
     pays = may_pay(size) and blocks > 1
-    parallel = compiled(backward_in_parallel, *arguments) if pays else None
+    parallel = compiled(backward_in_parallel, *arguments, types.int64) if pays else None
+    parts = min(blocks, numba.config.NUMBA_NUM_THREADS)
     viewed = {spec.dy, spec.dtype, spec.gamma} & set(VIEWS)
 
     def first(sums: Any) -> Any:
@@ -191,7 +192,7 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
         if viewed:
             target = None if dx is None else view_x(dx)
             arrays = (view_dy(dy), view_x(x), mean, rstd, view_gamma(gamma), target, dgamma, dbeta)
-        if parallel is None or not threads.run(parallel, *arrays, *constants):
+        if parallel is None or not threads.run(parallel, *arrays, *constants, parts):
             serial(*arrays, *constants)
         if blocks > 1:  # the sums are in the first
             dgamma = None if dgamma is None else first(dgamma)

@@ -119,11 +119,14 @@ def run(
     dx = dx if need[0] else None
     dgamma, dbeta = (np.full(size, 7, wide) if each else None for each in need[1:])
     dy, x, mean, rstd, gamma = arrays
-    kernel = backward_in_parallel if parallel else backward_in_order
-    kernel(
+    given = (
         *(viewed(dy), viewed(x), mean, rstd, viewed(gamma), viewed(dx), dgamma, dbeta),
         *(groups, repeat, streams, rows),
     )
+    if parallel:
+        backward_in_parallel(*given, 3)
+    else:
+        backward_in_order(*given)
     return Gradients(
         dx, *(None if each is None else each[:parameters].copy() for each in (dgamma, dbeta))
     )
