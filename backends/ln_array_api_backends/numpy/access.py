@@ -212,12 +212,15 @@ def store_first(typing: Any, elements: Any, index: Any, vector: Any, count: Any)
 
 @intrinsic
 def prefetch(typing: Any, elements: Any, index: Any) -> Any:
-    """Have the cache line of an element fetched. It may lie beyond the elements."""
+    """Have the cache line of an element fetched, which may lie beyond the elements.
+
+    Into the second cache: the first has its hands full with the rows that are being swept.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address = builder.bitcast(builder.gep(args[0], [args[1]]), I8.as_pointer())
-        read, everywhere, data_cache = I32(0), I32(3), I32(1)
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, everywhere, data_cache)
+        read, second_cache, data = I32(0), I32(2), I32(1)
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, second_cache, data)
         return context.get_dummy_value()
 
     return types.void(elements, types.intp), generate

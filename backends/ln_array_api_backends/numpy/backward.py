@@ -30,9 +30,8 @@ from .sweeps import AHEAD, INLINE, OPTIONS, RUN, plus
 #: Bytes of a row up to which four are taken at once, and two if longer. More would fit the first
 #: cache, but while these are swept for the second time, the next would not come from memory.
 SHORT = 1024
-#: Bytes of a row beyond which the next ones are fetched while these are swept for the second time.
-#: Shorter ones come sooner if the processor is left alone.
-FETCHED = 2048
+#: Bytes that are fetched ahead, at least, while rows are swept for the second time.
+FOLLOWING = 16 << 10
 #: Numbers in memory for four rows, with room for a vector at the place of the last.
 ROOM = 32
 
@@ -251,7 +250,7 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, stream
     share = splat(number(1.0 / n, one))
     ahead = AHEAD // size if streams and n * size > LONG else 0
     at_once = 4 if n * size <= SHORT else 2
-    following = at_once * n if streams and not ahead and n * size > FETCHED else 0
+    following = max(at_once * n, FOLLOWING // size) if streams and not ahead else 0
     per_row = n if repeat is None else n // repeat
     parameters = groups * per_row
     q = block * parameters
