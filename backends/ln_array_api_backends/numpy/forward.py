@@ -8,7 +8,7 @@ from numba import njit, prange
 
 from .access import element, fence, load, memory, scratch, store, store_first
 from .moments import judged, judged_together, mean_of
-from .simd import beside, inverse_root, lanes, number, ones, peak, splat, total, totals_of
+from .simd import beside, inverse_root, lanes, minus, number, ones, peak, splat, total, totals_of
 from .sweeps import (
     AHEAD,
     INLINE,
@@ -93,18 +93,18 @@ def several_at_once(
     The chain of sums, root and quotient is long beside a short row.
     """
     one = ones(rstd)
-    zero, width, share = one - one, lanes(one), number(1.0 / n, one)
+    width, share = lanes(one), number(1.0 / n, one)
     mean_, rstd_ = memory(mean), memory(rstd)
     roughs, roots, rests = scratch(one, LANES), scratch(one, LANES), scratch(one, LANES)
     deviations, squares = scratch(one, LANES_SQUARED), scratch(one, LANES_SQUARED)
     at_once = min(at_once, width)
-    store(roughs, 0, zero)
+    store(roughs, 0, one - one)
     for begin in range(start, stop, at_once):
         count = min(at_once, stop - begin)
         if mean is not None:
             rough_means(x, begin * n, n, one, count, roughs, deviations)
         for k in range(count):
-            offset = zero - element(roughs, k, one)
+            offset = minus(element(roughs, k, one))
             deviation, square = sums_in_lanes(x, (begin + k) * n, n, one, offset, ahead, None)
             store(deviations, k * width, deviation)
             store(squares, k * width, square)
@@ -116,7 +116,7 @@ def several_at_once(
                 store_first(mean_, begin, load(roughs, 0, one) + missed, count)
             store_first(rstd_, begin, root, count)
             store(roots, 0, root)
-            store(rests, 0, zero - missed * root)
+            store(rests, 0, minus(missed * root))
             normalise_several(
                 x, gamma, beta, y, mean_, n, groups, repeat, streams, begin, count, one,
                 roughs, roots, rests,
@@ -164,7 +164,7 @@ def normalise_several(
 @njit(**INLINE)
 def known(mean, roughs, roots, rests, k, one):
     """Of a row: offset, rstd, and what the mean has missed, times minus rstd."""
-    offset = one - one - element(roughs, k, one)
+    offset = minus(element(roughs, k, one))
     return offset, element(roots, k, one), beside(mean, element(rests, k, one))
 
 

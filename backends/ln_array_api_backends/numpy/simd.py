@@ -176,6 +176,16 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
+def minus(typing: Any, vector: Any) -> Any:
+    """Each lane with the other sign, that of 0 included, which 0 less a lane does not give."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fneg(args[0])
+
+    return vector(vector), generate
+
+
+@intrinsic
 def largest(typing: Any, a: Any, b: Any) -> Any:
     """The larger of each pair of lanes; not NaN where one of them is a number."""
 

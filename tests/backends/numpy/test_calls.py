@@ -87,14 +87,15 @@ WAYS = [
 def test_no_threshold_changes_a_bit(
     dtype: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for m, n in itertools.product((1, 9, 40), lengths):
+    for m, n, center in itertools.product((1, 9, 40), lengths, (True, False)):
         x, dy = random(dtype, m, n, mean=3), random(dtype, m, n, mean=-1)
-        gamma, beta = random(dtype, n), random(dtype, n, mean=0.5)
+        x[:, ::7] = -0.0
+        gamma, beta = random(dtype, n), random(dtype, n, mean=0.5) if center else None
         expected = None
         for way in WAYS:
             thresholds(monkeypatch, **way)
-            forward_results = backend.rows_forward(x, gamma, beta, epsilon=1e-5, center=True)
-            gradients = backend.rows_backward(dy, x, *forward_results[1:], gamma, center=True)
+            forward_results = backend.rows_forward(x, gamma, beta, epsilon=1e-5, center=center)
+            gradients = backend.rows_backward(dy, x, *forward_results[1:], gamma, center=center)
             results = (*forward_results, *gradients)
             expected = expected or results
             same(results, expected)
@@ -124,7 +125,9 @@ ODD_ROWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("n", [64, 250, 1024])
 def test_odd_rows_leave_those_beside_them_alone(odd: str, center: bool, n: int) -> None:
     m = 37
-    x, gamma, beta = random("float32", m, n, mean=3), random("float32", n), random("float32", n)
+    x, gamma = random("float32", m, n, mean=3), random("float32", n)
+    x[:, ::7] = -0.0
+    beta = random("float32", n) if center else None
 
     def results(x: np.ndarray, some: Any) -> list[np.ndarray]:
         every = backend.rows_forward(x, gamma, beta, epsilon=1e-5, center=center)

@@ -85,6 +85,7 @@ def combine(a: Any, b: Any, c: Any, results: Any) -> None:
     access.store(to, 5 * width, simd.keep_first(x, 3))
     access.store(to, 6 * width, access.element(access.memory(a), 2, one))
     access.store(to, 7 * width, simd.splat(simd.peak(x)))
+    access.store(to, 8 * width, simd.minus(x))
 
 
 @njit
@@ -333,7 +334,8 @@ def test_arithmetic_is_as_it_is_written() -> None:
     for _ in range(50):
         a, b, c = rng.standard_normal((3, 16)).astype(np.float32)
         c = -a * b + c * np.float32(1e-6)
-        results = np.empty((8, 16), np.float32)
+        a[5] = 0
+        results = np.empty((9, 16), np.float32)
         combine(a, b, c, results.ravel())
         for each in range(16):
             exact = Fraction(float(a[each])) * Fraction(float(b[each])) + Fraction(float(c[each]))
@@ -345,6 +347,7 @@ def test_arithmetic_is_as_it_is_written() -> None:
         np.testing.assert_array_equal(results[5], np.where(np.arange(16) < 3, a, 0))
         assert (results[6] == a[2]).all()
         assert (results[7] == a.max()).all()
+        np.testing.assert_array_equal(results[8].view("u4"), (-a).view("u4"))
         fused += (results[0] != results[1]).sum() + (results[2] != b).sum()
     assert fused > 400
 
@@ -352,7 +355,7 @@ def test_arithmetic_is_as_it_is_written() -> None:
 def test_the_larger_is_a_number_beside_a_nan() -> None:
     a, b = np.ones((2, 16), np.float32)
     a[3], b[5], a[7], b[7] = np.nan, np.nan, np.nan, np.nan
-    results = np.empty((8, 16), np.float32)
+    results = np.empty((9, 16), np.float32)
     combine(a, b, a, results.ravel())
     np.testing.assert_array_equal(results[3], np.fmax(a, b))
 
