@@ -44,7 +44,8 @@ class NumPyBackend(RowsBackend, ChannelsBackend):
             streams = channel_calls.streams(spec)
             way = ", by columns" if channel_calls.is_by_columns(spec) else ", by channels"
         else:
-            streams, way = calls.may_stream(spec.shape[0], size), ""
+            streams, way = calls.streams(primitive, spec), ""
+            count = min(count, calls.tasks(primitive, spec))
         return ", ".join(
             (
                 f"compiled by Numba for {spec.dtype}{way}",

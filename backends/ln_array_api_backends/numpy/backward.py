@@ -24,7 +24,7 @@ from .access import (
     stream,
 )
 from .forward import LONG
-from .simd import beside, fma, keep_first, lanes, number, ones, splat, total, totals
+from .simd import beside, fma, keep_first, lanes, number, ones, splat, total, totals, zeros
 from .sweeps import AHEAD, INLINE, OPTIONS, RUN, plus
 
 #: Bytes of a row up to which four are taken at once, and two if longer. More would fit the first
@@ -59,7 +59,7 @@ def sums(dy, x, o, n, mean, rstd, gamma, p, ahead):
 
     One in each lane, which are to be added up.
     """
-    zero = rstd - rstd
+    zero = zeros(rstd)
     width = lanes(rstd)
     step = 2 * width
     of_x_hat, of_g, of_product = zero, zero, zero
@@ -166,7 +166,7 @@ def differentiate(dy, x, o, n, row, gamma, p, dx, dgamma, dbeta, q, streams, fol
     """
     rstd = row[1]
     width = lanes(rstd)
-    of_dgamma, of_dbeta = rstd - rstd, rstd - rstd
+    of_dgamma, of_dbeta = zeros(rstd), zeros(rstd)
     j = 0
     if streams:
         count = min(elements_to_alignment(dx, o, rstd), n)

@@ -64,6 +64,22 @@ def may_stream(m: int, size: int) -> bool:
     return size >= STREAMED and row >= STREAMED_ROWS[row % LINE > 0]
 
 
+def streams(primitive: Primitive, spec: RowsSpec) -> bool:
+    """Whether the result of a call is stored past the cache, if its memory is not given."""
+    m, n = spec.shape
+    large = may_stream(m, m * n * ITEMSIZE[spec.dtype])
+    if primitive == "rows_forward":
+        return large
+    # Sums over a segment would depend on where that begins in memory.
+    return large and spec.need[0] and spec.repeat == 1
+
+
+def tasks(primitive: Primitive, spec: RowsSpec) -> int:
+    """How many threads a call has work for: for each row, or each block of rows that are summed."""
+    m = spec.shape[0]
+    return m if primitive == "rows_forward" else -(-m // rows_in_a_block(m, spec.groups))
+
+
 def viewed_as(dtype: str | None) -> Callable[[Any], Any]:
     """How an array of a dtype, or its absence, goes to a kernel."""
     view = VIEWS.get(dtype or "")
@@ -105,8 +121,8 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     serial = compiled(forward, *arguments, types.int64, types.int64)
     parallel = compiled(forward_in_parallel, *arguments, types.int64) if may_pay(size) else None
     viewed = {spec.dtype, spec.gamma, spec.beta} & set(VIEWS)
-    large_enough = may_stream(m, size)
-    parts = min(m, numba.config.NUMBA_NUM_THREADS)
+    large_enough = streams("rows_forward", spec)
+    parts = min(tasks("rows_forward", spec), numba.config.NUMBA_NUM_THREADS)
 
     def direct(x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
         """As `call`, for the small and frequent, without what does not concern them."""
@@ -131,9 +147,9 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
         arrays = (x, gamma, beta, y, mean, rstd)
         if viewed:
             arrays = (view_x(x), view_gamma(gamma), view_beta(beta), view_x(y), mean, rstd)
-        streams = large_enough and out is None
-        if parallel is None or not run(parallel, *arrays, *constants, streams, parts):
-            serial(*arrays, *constants, streams, 0, m)
+        past_the_cache = large_enough and out is None
+        if parallel is None or not run(parallel, *arrays, *constants, past_the_cache, parts):
+            serial(*arrays, *constants, past_the_cache, 0, m)
         return y, mean, rstd
 
     return call
@@ -151,7 +167,7 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     single = np.dtype(accumulation)
     need_dx, need_dgamma, need_dbeta = spec.need
     rows = rows_in_a_block(m, spec.groups)
-    blocks = -(-m // rows)
+    blocks = tasks("rows_backward", spec)
     parameters = spec.groups * n // spec.repeat
     view_dy, view_x, view_gamma = map(viewed_as, (spec.dy, spec.dtype, spec.gamma))
     empty = empty_for((m, n), size)
@@ -159,8 +175,7 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     partial = empty_for((blocks * parameters,), size_of_sums)
     keeps = size_of_sums <= KEPT
     repeat = None if spec.repeat == 1 else spec.repeat
-    streams = may_stream(m, size) and need_dx
-    constants = (spec.groups, repeat, streams, rows)
+    constants = (spec.groups, repeat, streams("rows_backward", spec), rows)
     arguments = (
         array_type(spec.dy, 2),
         array_type(spec.dtype, 2),

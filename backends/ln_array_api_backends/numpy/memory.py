@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-#: Where memory begins in a page, in turn: aligned to 64 bytes, and not where the system's does, nor
-#: the result before. A processor takes a load for one of what was just stored if their addresses
-#: differ by whole pages, and waits: a row of 4096 bytes next to its result takes twice as long.
+#: Where new memory begins in a page, in turn: aligned to 64 bytes, and not where the system's does,
+#: nor that of the result before. A processor takes a load for one of what was just stored if their
+#: addresses differ by whole pages, and waits: rows of 4096 bytes next to theirs take twice as long.
 _PAGE, _PLACES = 4096, itertools.cycle((2048, 3072, 1024))
 _DEFAULT_LIMIT = 512 << 20
 

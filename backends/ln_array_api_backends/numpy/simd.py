@@ -101,6 +101,16 @@ def ones(typing: Any, array: Any) -> Any:
 
 
 @intrinsic
+def zeros(typing: Any, like: Any) -> Any:
+    """A vector of zeros like another, which may hold NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(args[0].type, None)
+
+    return like(like), generate
+
+
+@intrinsic
 def splat(typing: Any, value: Any) -> Any:
     """A vector of one number, in its dtype."""
     kind = Vector(value)

@@ -19,7 +19,7 @@ from .access import (
     store_first,
     stream,
 )
-from .simd import fma, keep_first, lanes, number, peak, total
+from .simd import fma, keep_first, lanes, number, peak, total, zeros
 
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 INLINE: dict[str, Any] = {**OPTIONS, "forceinline": True}
@@ -59,7 +59,7 @@ def sums_in_lanes(x, o, n, scale, offset, ahead, other):
     If `other` is not None but what `start_row` gives, that row is written meanwhile, so that memory
     is read and written at the same time.
     """
-    zero = scale - scale
+    zero = zeros(scale)
     width = lanes(scale)
     step = 4 * width
     first_order, first_lost, second_order, second_lost = zero, zero, zero, zero

@@ -123,7 +123,10 @@ ODD_ROWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("odd", ODD_ROWS)
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("n", [64, 250, 1024])
-def test_odd_rows_leave_those_beside_them_alone(odd: str, center: bool, n: int) -> None:
+def test_odd_rows_leave_those_beside_them_alone(
+    odd: str, center: bool, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do they depend on how they are stored."""
     m = 37
     x, gamma = random("float32", m, n, mean=3), random("float32", n)
     x[:, ::7] = -0.0
@@ -137,10 +140,29 @@ def test_odd_rows_leave_those_beside_them_alone(odd: str, center: bool, n: int) 
         mixed, others = x.copy(), np.setdiff1d(np.arange(m), odd_rows)
         for row in odd_rows:
             mixed[row] = ODD_ROWS[odd](x[row])
-        same(results(mixed, others), results(x, others))
+        every = results(mixed, slice(None))
+        same([each[others] for each in every], results(x, others))
         for row in odd_rows:
             here = slice(row, row + 1)
-            same(results(mixed, here), results(mixed[here], slice(None)))
+            same([each[here] for each in every], results(mixed[here], slice(None)))
+        with monkeypatch.context() as patched:
+            thresholds(patched, STREAMED=0)
+            same(results(mixed, slice(None)), every)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_dbeta_does_not_depend_on_x(value: float) -> None:
+    """Not where rstd is NaN or infinite either, as that of a constant group is without epsilon."""
+    x = random("float32", 2, 4, 5, 7)
+    x[0, :2] = value
+    dy, gamma = np.ones_like(x), np.ones(4, np.float32)
+    _, mean, rstd = ln.group_norm_forward(x, num_groups=2, epsilon=0.0)
+    assert not np.isfinite(rstd).all()
+    gradients = ln.group_norm_backward(dy, x, mean, rstd, gamma, num_groups=2)
+    np.testing.assert_array_equal(gradients.dbeta, np.full(4, 70))
+    statistics = np.zeros(4, np.float32), np.asarray([value, np.inf, 1, 1], np.float32)
+    gradients = ln.batch_norm_backward(dy, x, *statistics, gamma)
+    np.testing.assert_array_equal(gradients.dbeta, np.full(4, 70))
 
 
 SIZES = ((4096, 1024), (4100, 1037), (9, 700_001))
@@ -380,6 +402,15 @@ def test_explain_tells_the_stores_of_short_rows_and_of_the_backward_pass() -> No
     x, statistic = (np.broadcast_to(np.float32(0), (long[0], n)) for n in (long[1], 1))
     gradients = ln.explain(ln.layer_norm_backward, x, x, statistic, statistic)
     assert "streaming stores" in gradients.reason
+    gradients = ln.explain(ln.layer_norm_backward, x, x, statistic, statistic, need=("dgamma",))
+    assert "cached stores" in gradients.reason
+
+
+@pytest.mark.usefixtures("fresh_plans")
+def test_explain_tells_that_a_row_or_a_block_of_them_goes_on_one_thread() -> None:
+    assert ", 1 thread," in reason(1, 1 << 20)
+    x, statistic = (np.broadcast_to(np.float32(0), (8, n)) for n in (1 << 20, 1))
+    assert ", 1 thread," in ln.explain(ln.layer_norm_backward, x, x, statistic, statistic).reason
 
 
 @pytest.mark.usefixtures("fresh_plans")

@@ -284,7 +284,7 @@ def test_arrays_are_aligned_writable_and_in_c_order(dtype: Any) -> None:
 def test_results_begin_elsewhere_in_a_page_than_what_they_are_computed_from() -> None:
     """A load waits for a store before it whose address differs from its own by whole pages."""
     pool = MemoryPool()
-    of_the_system = np.empty(1 << 24, np.uint8)  # as large arrays are: at a page, after a header
+    of_the_system = np.empty(1 << 26, np.uint8)  # so large that it never comes from a heap
     assert of_the_system.ctypes.data % 4096 <= 64
     results = [of_the_system, *(pool.empty((1 << 20,), np.float32) for _ in range(7))]
     places = [each.ctypes.data % 4096 for each in results]
