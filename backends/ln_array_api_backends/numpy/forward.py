@@ -49,33 +49,33 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, sta
 
 
 @njit(**INLINE)
-def keep(mean, rstd, row, factor, rough, missed, root):
-    """Put the statistics of a row where they belong."""
+def settled(x, mean, rstd, row, n, one, epsilon, rough, deviation, square):
+    """Put the statistics of a row in place. Gives its scale, and what `known` gives."""
+    unit, share, centered = number(1.0, one), number(1.0 / n, one), memory(mean)
+    factor, rough, missed, _, spread = judged(
+        x, (row * n, n, 1, n), share, one, centered, epsilon, rough, deviation, square
+    )
+    root = unit / math.sqrt(spread)
     rstd[row, 0] = root * factor
     if mean is not None:
         mean[row, 0] = mean_of(factor, rough, missed)
+    minus_missed = beside(centered, splat(-missed * root))
+    return splat(factor), (splat(-rough), splat(root), minus_missed)
 
 
 @njit(**OPTIONS)
 def one_by_one(x, gamma, beta, y, mean, rstd, n, epsilon, groups, ahead, start, stop):
     """Rows whose results leave the cache: one is written while the next is read."""
     one = ones(rstd)
-    unit, share = number(1.0, one), number(1.0 / n, one)
-    centered = memory(mean)
     o = start * n
     rough = total(one - one) if mean is None else rough_mean(x, o, n, one)
     deviation, square = sums(x, o, n, one, splat(-rough), 0, None)
     for row in range(start, stop):
         o, p = row * n, (row % groups) * n
-        factor, rough, missed, _, spread = judged(
-            x, (o, n, 1, n), share, one, centered, epsilon, rough, deviation, square
+        scale, (offset, root, rest) = settled(
+            x, mean, rstd, row, n, one, epsilon, rough, deviation, square
         )
-        root = unit / math.sqrt(spread)
-        keep(mean, rstd, row, factor, rough, missed, root)
-        minus_missed = beside(centered, splat(-missed * root))
-        this = (
-            y, o, splat(factor), splat(-rough), splat(root), minus_missed, gamma, beta, p,
-        )  # fmt: skip
+        this = y, o, scale, offset, root, rest, gamma, beta, p
         if row + 1 < stop:
             rough = total(one - one) if mean is None else rough_mean(x, o + n, n, one)
             deviation, square = sums(x, o + n, n, one, splat(-rough), ahead, this)
@@ -191,18 +191,12 @@ def each_alone(
     roughs, deviations, squares,
 ):  # fmt: skip
     """Rows, for some of which the sums about a rough mean are not good enough."""
-    unit, share = number(1.0, one), number(1.0 / n, one)
-    centered = memory(mean)
     for k in range(count):
         row = begin + k
-        factor, rough, missed, _, spread = judged(
-            x, (row * n, n, 1, n), share, one, centered, epsilon,
-            roughs[k], deviations[k], squares[k],
-        )  # fmt: skip
-        root = unit / math.sqrt(spread)
-        keep(mean, rstd, row, factor, rough, missed, root)
-        known = splat(-rough), splat(root), beside(centered, splat(-missed * root))
-        normalise_row(x, gamma, beta, y, n, groups, repeat, streams, row, splat(factor), known)
+        scale, this = settled(
+            x, mean, rstd, row, n, one, epsilon, roughs[k], deviations[k], squares[k]
+        )
+        normalise_row(x, gamma, beta, y, n, groups, repeat, streams, row, scale, this)
 
 
 @njit(parallel=True, **OPTIONS)

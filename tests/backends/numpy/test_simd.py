@@ -127,7 +127,7 @@ def at_most(a: Any, b: Any, count: int) -> bool:
 
 
 @njit
-def address_of_scratch(like: Any) -> int:
+def from_scratch_to_alignment(like: Any) -> int:
     one = simd.ones(like)
     numbers, more = access.scratch(one, 3), access.scratch(one, 16)
     access.store(more, 0, one)
@@ -383,7 +383,7 @@ def test_whether_all_lanes_are_at_most_others(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_vectors_in_scratch_memory_do_not_cross_lines(dtype: str) -> None:
-    assert address_of_scratch(np.ones(1, dtype)) == 0
+    assert from_scratch_to_alignment(np.ones(1, dtype)) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
