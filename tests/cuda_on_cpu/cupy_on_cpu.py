@@ -1,8 +1,9 @@
 """CuPy with its arrays in host memory and its kernels on the CPU: import this before CuPy.
 
 As a pytest plugin (``-p cupy_on_cpu``) it comes early enough. Environment variables, for a whole
-process: ``CUDA_ON_CPU_ORDER`` (forward, reverse, greedy, greedy-reverse), ``CUDA_ON_CPU_SANITIZE``
-(``address,undefined`` or ``thread``: needs the sanitizer's library in ``LD_PRELOAD``).
+process: ``CUDA_ON_CPU_DEVICES`` (the number of devices, by default 2), ``CUDA_ON_CPU_ORDER``
+(forward, reverse, greedy, greedy-reverse), ``CUDA_ON_CPU_SANITIZE`` (``address,undefined`` or
+``thread``: needs the sanitizer's library in ``LD_PRELOAD``).
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # not among the cubins of a GPU
 
 # What is linked to it, as the runtime and every kernel, finds it loaded, wherever it lies.
 driver = ctypes.CDLL(str(BUILD / "libcuda.so.1"))
-for _name in ("launches", "synchronisations", "allocations", "copies_to_host"):
+COUNTS = ("launches", "synchronisations", "allocations", "copies_to_host", "copies_between_devices")
+for _name in (*COUNTS, "allocations_on"):
     getattr(driver, f"fake_cuda_{_name}").restype = ctypes.c_long
+driver.fake_cuda_memory_device.argtypes = [ctypes.c_void_p]
 
 
 def set_order(order: str) -> None:
@@ -48,8 +51,17 @@ def set_order(order: str) -> None:
 
 def counts() -> dict[str, int]:
     """How often CuPy has done so far what a fast call does little of."""
-    names = ("launches", "synchronisations", "allocations", "copies_to_host")
-    return {name: getattr(driver, f"fake_cuda_{name}")() for name in names}
+    return {name: getattr(driver, f"fake_cuda_{name}")() for name in COUNTS}
+
+
+def allocations_on(device: int) -> int:
+    """How often CuPy has allocated memory of a device."""
+    return int(driver.fake_cuda_allocations_on(device))
+
+
+def memory_device(address: int) -> int:
+    """The device whose memory is at an address; -1 if none is."""
+    return int(driver.fake_cuda_memory_device(address))
 
 
 class _Runtime:

@@ -242,6 +242,20 @@ namespace simulator {
 extern "C" char __start_simulator_shared[] __attribute__((weak, visibility("hidden")));
 extern "C" char __stop_simulator_shared[] __attribute__((weak, visibility("hidden")));
 
+extern "C" bool simulator_can_access(const void* ptr);
+
+// Whether the current device can access what an argument points to. CuPy passes an array by value,
+// as a struct that begins with the pointer.
+template <class T>
+bool can_access(const void* argument) {
+    if constexpr (std::is_pointer_v<T> || (std::is_class_v<T> && sizeof(T) >= sizeof(void*))) {
+        const void* ptr;
+        __builtin_memcpy(&ptr, argument, sizeof ptr);
+        return simulator_can_access(ptr);
+    }
+    return true;
+}
+
 template <class... Parameters, size_t... Places>
 int launch(void (*kernel)(Parameters...), void** arguments, const unsigned* dimensions,
            size_t dynamic_shared, std::index_sequence<Places...>) {
@@ -273,11 +287,17 @@ std::function<int()> later(void (*kernel)(Parameters...), void** arguments,
     };
 }
 
+template <class... Parameters, size_t... Places>
+bool can_access_all(void (*)(Parameters...), void** arguments, std::index_sequence<Places...>) {
+    return (... && can_access<std::remove_cv_t<Parameters>>(arguments[Places]));
+}
+
 // Launches a kernel, or where a graph is captured, leaves in `recorded` what will.
 template <class... Parameters>
 int launch(void (*kernel)(Parameters...), void** arguments, const unsigned* dimensions,
            size_t dynamic_shared, std::function<int()>* recorded) {
     const auto places = std::index_sequence_for<Parameters...>{};
+    if (!can_access_all(kernel, arguments, places)) return 700;  // CUDA_ERROR_ILLEGAL_ADDRESS
     if (!recorded) return launch(kernel, arguments, dimensions, dynamic_shared, places);
     *recorded = later(kernel, arguments, dimensions, dynamic_shared, places);
     return 0;

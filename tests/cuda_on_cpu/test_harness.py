@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cupy
 import cupy_on_cpu
 import numpy as np
 import pytest
+from cupy._util import PerformanceWarning
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +38,22 @@ def test_kernels_of_every_kind() -> None:
     assert float(largest(x)) == 999
     np.testing.assert_array_equal(y.get(), 2 * plain[:10])
     np.testing.assert_array_equal((x + y[0]).sum().get(), plain.sum())
+
+
+@pytest.mark.parametrize("order", cupy_on_cpu.ORDERS)
+@pytest.mark.parametrize("size", [1, 24, 31, 33, 511, 512, 513, 5000])
+def test_cumulative_sums_and_masks_agree_with_numpy(size: int, order: str) -> None:
+    """CuPy's kernels for these are written for the size of a warp that the device reports."""
+    cupy_on_cpu.set_order(order)
+    x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    mask = x > 0
+    on_device, chosen = cupy.asarray(x), cupy.asarray(mask)
+    np.testing.assert_array_equal(cupy.cumsum(chosen).get(), np.cumsum(mask))
+    np.testing.assert_array_equal(on_device[chosen].get(), x[mask])
+    on_device[chosen] = 2 * on_device[chosen]
+    np.testing.assert_array_equal(on_device.get(), np.where(mask, 2 * x, x))
+    on_device[chosen] = cupy.nan
+    np.testing.assert_array_equal(on_device.get(), np.where(mask, np.nan, x))
 
 
 def test_memory_that_nothing_was_written_to_is_nan() -> None:
@@ -133,3 +154,127 @@ def test_a_missing_barrier_makes_a_difference_between_orders() -> None:
 @pytest.mark.skipif(not cupy_on_cpu.FILLS_SHARED_MEMORY, reason="not with this compiler")
 def test_shared_memory_that_nothing_was_written_to_is_filled() -> None:
     assert (launch("__shared__ int s[64]; if (t > 99) s[0] = 1; y[t] = s[t];") == -1).all()
+
+
+FILL = cupy.RawKernel(
+    'extern "C" __global__ void fill(float* y) { y[threadIdx.x] = threadIdx.x; }', "fill"
+)
+SQUARE = cupy.ElementwiseKernel("T x", "T y", "y = x * x", "square")
+
+
+def zeros_on(device: int) -> cupy.ndarray:
+    with cupy.cuda.Device(device):
+        return cupy.zeros(64, np.float32)
+
+
+def test_memory_belongs_to_the_device_that_was_current() -> None:
+    x = zeros_on(1)
+    assert cupy_on_cpu.memory_device(x.data.ptr) == x.device.id == 1
+    assert cupy_on_cpu.memory_device(cupy.zeros(3).data.ptr) == 0
+    assert cupy_on_cpu.memory_device(np.zeros(3).ctypes.data) == -1
+    assert cupy.cuda.runtime.pointerGetAttributes(x.data.ptr).device == 1
+
+
+def test_each_thread_has_a_current_device() -> None:
+    with cupy.cuda.Device(1), ThreadPoolExecutor(1) as thread:
+        assert thread.submit(cupy.cuda.runtime.getDevice).result() == 0
+        assert cupy.cuda.runtime.getDevice() == 1
+    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="cudaErrorInvalidDevice"):
+        cupy.cuda.Device(2).use()
+
+
+def test_kernels_run_on_the_current_device() -> None:
+    x = zeros_on(1)
+    with cupy.cuda.Device(1):
+        FILL((1,), (64,), (x,))
+        y = SQUARE(x)
+    assert y.device.id == 1
+    np.testing.assert_array_equal(y.get(), np.arange(64, dtype=np.float32) ** 2)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_kernel_cannot_reach_memory_of_another_device(captured: bool) -> None:
+    x, stream = zeros_on(1), cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        if captured:
+            stream.begin_capture()
+        try:
+            for arguments in ((x,), (x.data + 4,)):
+                with pytest.raises(
+                    cupy.cuda.driver.CUDADriverError,
+                    match="a kernel on device 0 got a pointer to memory of device 1",
+                ):
+                    FILL((1,), (8,), arguments)
+        finally:
+            if captured:
+                stream.end_capture()
+    assert not x.get().any()
+
+
+def test_an_array_that_is_passed_by_value_is_recognised() -> None:
+    """As elementwise kernels get theirs."""
+    code = """
+    struct Array { float* data; long long size; };
+    extern "C" __global__ void fill(Array x) { x.data[threadIdx.x] = x.size; }
+    """
+    kernel, y = cupy.RawKernel(code, "fill"), zeros_on(0)
+    with pytest.raises(cupy.cuda.driver.CUDADriverError, match="ILLEGAL_ADDRESS"):
+        kernel((1,), (64,), (zeros_on(1),))
+    kernel((1,), (64,), (y,))
+    assert (y.get() == 64).all()
+
+
+def test_handles_of_another_device_are_refused() -> None:
+    with cupy.cuda.Device(1):
+        function, stream, event = FILL.kernel, cupy.cuda.Stream(), cupy.cuda.Event()
+        event.record(stream)
+    y = zeros_on(0)
+    for launch in (
+        lambda: function((1,), (64,), (y,)),
+        lambda: FILL((1,), (64,), (y,), stream=stream),
+    ):
+        with pytest.raises(cupy.cuda.driver.CUDADriverError, match="CUDA_ERROR_INVALID_HANDLE"):
+            launch()
+    for use in (
+        lambda: event.record(cupy.cuda.Stream()),
+        lambda: cupy.cuda.get_elapsed_time(event, cupy.cuda.Stream().record()),
+    ):
+        with pytest.raises(
+            cupy.cuda.runtime.CUDARuntimeError, match="cudaErrorInvalidResourceHandle"
+        ):
+            use()
+    assert not y.get().any()
+
+
+def test_copies_between_devices_are_counted() -> None:
+    x = zeros_on(1)
+    before = cupy_on_cpu.counts()["copies_between_devices"]
+    assert x.copy().device.id == 0
+    assert cupy_on_cpu.counts()["copies_between_devices"] == before + 1
+
+
+def test_peer_access_lets_kernels_reach_memory_of_another_device() -> None:
+    x = zeros_on(1)
+    with pytest.raises(ValueError, match="Peer access is unavailable"):
+        SQUARE(x)
+    cupy_on_cpu.driver.fake_cuda_set_peer_access(1)
+    try:
+        with pytest.raises(cupy.cuda.driver.CUDADriverError, match="ILLEGAL_ADDRESS"):
+            FILL((1,), (64,), (x,))  # which asks for no access
+        with pytest.warns(PerformanceWarning, match="activated automatically"):
+            assert SQUARE(x).device.id == 0
+        FILL((1,), (64,), (x,))
+    finally:
+        cupy_on_cpu.driver.fake_cuda_set_peer_access(0)
+    assert x.get().any()
+    with pytest.raises(cupy.cuda.driver.CUDADriverError, match="ILLEGAL_ADDRESS"):
+        FILL((1,), (64,), (x,))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_number_of_devices(count: int) -> None:
+    code = "import cupy_on_cpu, cupy; print(cupy.cuda.runtime.getDeviceCount())"
+    environment = {**os.environ, "CUDA_ON_CPU_DEVICES": str(count)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert int(result.stdout) == count

@@ -91,8 +91,7 @@ class Device:
         self.memory = Memory()
         self.launches: list[Launch] = []
         self.sample = sample
-        runtime = SimpleNamespace(getDeviceCount=lambda: 1)
-        self.cuda = SimpleNamespace(runtime=runtime, alloc=self._alloc)
+        self.cuda = SimpleNamespace(alloc=self._alloc)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)

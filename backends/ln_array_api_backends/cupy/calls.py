@@ -20,7 +20,6 @@ from ln_array_api.backend import (
 )
 
 from . import channels, stages
-from .devices import if_there_are_several
 from .launching import ACCUMULATION, C_NAME, compiled, expression, launcher, read
 from .shapes import (
     CHUNK_BYTES,
@@ -70,16 +69,13 @@ class CuPyBackend(RowsBackend, ChannelsBackend):
 
     def prepare(self, primitive: Primitive, spec: Spec) -> Callable[..., Any]:
         if isinstance(spec, ChannelsSpec):
-            call = channels.prepare_channels(primitive, spec)
-        else:
-            call = _forward(spec) if primitive == "rows_forward" else _backward(spec)
-        return if_there_are_several(call)
+            return channels.prepare_channels(primitive, spec)
+        return _forward(spec) if primitive == "rows_forward" else _backward(spec)
 
     def prepare_strided(
         self, primitive: Primitive, spec: RowsSpec, layout: Layout
     ) -> tuple[Callable[..., Any], str] | None:
-        found = prepare_strided(primitive, spec, layout)
-        return None if found is None else (if_there_are_several(found[0]), found[1])
+        return prepare_strided(primitive, spec, layout)
 
     def describe(self, primitive: Primitive, spec: Spec) -> str:
         if isinstance(spec, ChannelsSpec):

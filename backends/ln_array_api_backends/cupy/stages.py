@@ -11,7 +11,6 @@ from typing import Any
 
 import cupy
 
-from .devices import on_its_device
 from .strided import Sums, add_up, present
 from .strided_kernels import SUMS, Elementwise, build
 
@@ -112,7 +111,6 @@ def _several(count: int, like: Any) -> list[Any]:
     return [cupy.empty(like.shape, _accumulation(like)) for _ in range(count)]
 
 
-@on_its_device
 def compute_sigma_and_fused_params(mean: Any, var: Any, epsilon: float) -> tuple[Any, ...]:
     """One launch, for three results."""
     results = _several(3, mean)
@@ -120,14 +118,12 @@ def compute_sigma_and_fused_params(mean: Any, var: Any, epsilon: float) -> tuple
     return tuple(results)
 
 
-@on_its_device
 def layer_norm_forward(X: Any, scale: Any, bias: Any, gamma: Any, beta: Any) -> Any:
     """One launch."""
     parameters, scalars = present(gamma=(gamma, 1.0), beta=(beta, 0.0))
     return stage("forward", *scalars)(X, scale[:, None], bias[:, None], *parameters)
 
 
-@on_its_device
 def compute_internal_gradients(dY: Any, X: Any, gamma: Any) -> tuple[Any, Any, Any]:
     """Two launches: products with the sums of slots, and these added up."""
     sums = Sums.over(*X.shape, lines_together=False)
@@ -141,7 +137,6 @@ def compute_internal_gradients(dY: Any, X: Any, gamma: Any) -> tuple[Any, Any, A
     return dYxX, ds, db
 
 
-@on_its_device
 def compute_fused_params(mean: Any, sigma: Any, ds: Any, db: Any, length: int) -> tuple[Any, ...]:
     """One launch, for four results."""
     results = _several(4, mean)
@@ -149,7 +144,6 @@ def compute_fused_params(mean: Any, sigma: Any, ds: Any, db: Any, length: int) -
     return tuple(results)
 
 
-@on_its_device
 def layer_norm_backward(dY: Any, X: Any, gamma: Any, rstd: Any, X_scale: Any, bias: Any) -> Any:
     """One launch."""
     parameters, scalars = present(gamma=(gamma, 1.0))
@@ -157,7 +151,6 @@ def layer_norm_backward(dY: Any, X: Any, gamma: Any, rstd: Any, X_scale: Any, bi
     return stage("backward", *scalars)(dY, X, *parameters, *vectors)
 
 
-@on_its_device
 def gamma_beta_backward(dYxX: Any, dY: Any, rstd: Any, g_scale: Any) -> tuple[Any, Any]:
     """Two launches: the sums of slots of both, and these added up."""
     rows, columns = dY.shape
