@@ -242,10 +242,11 @@ def test_accuracy(kind: str, shape: Shape, epsilon: float) -> None:
 @pytest.mark.parametrize("value", [0, 0.1, 1e30, -1e-30])
 def test_a_constant_channel_gives_beta(shape: Shape, value: float) -> None:
     case = Case("float32", shape, x=np.full(shape, value))
-    y, mean, var, _, dx, *_ = case.run()
+    y, mean, var, rstd, dx, *_ = case.run()
     assert (y == case.beta[:, None]).all()
     assert (mean == np.float32(value)).all()
     assert (var == 0).all()
+    np.testing.assert_allclose(rstd.get(), 1e-5**-0.5, rtol=1e-6)
     assert cupy.isfinite(dx).all()
 
 

@@ -108,9 +108,10 @@ def test_every_order_of_threads_gives_the_same_bits() -> None:
 @pytest.mark.parametrize("value", [0, 0.1, 1e30, -1e-30])
 def test_a_constant_row_gives_beta(value: float) -> None:
     case = Case("float32", 2, N, x=np.full((2, N), value))
-    y, mean, *_ = case.run()
+    y, mean, rstd, *_ = case.run()
     assert (y == case.beta).all()
     assert (mean == np.float32(value)).all()
+    np.testing.assert_allclose(rstd.get(), 1e-5**-0.5, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("_segment")

@@ -276,7 +276,7 @@ def test_launches_and_allocations(kind: Kind) -> None:
         ln.layer_norm_forward(x, *case.given, axis=kind.axes)
     with Sizes() as backward:
         ln.layer_norm_backward(dy, x, mean, rstd, case.given[0], axis=kind.axes)
-    idle = {"synchronisations": 0, "copies_to_host": 0}
+    idle = {"synchronisations": 0, "copies_to_host": 0, "copies_between_devices": 0}
     assert forward.counts == {**idle, "launches": 3, "allocations": forward.counts["allocations"]}
     assert backward.counts == {**idle, "launches": 5, "allocations": 3}
     assert forward.counts["allocations"] <= 4

@@ -24,12 +24,12 @@ template <class A>
 struct Limits;
 template <>
 struct Limits<float> {
-    static constexpr float smallest_normal = 0x1p-126f, least = 0x1p-100f, most = 0x1.fffffep127f;
+    static constexpr float least = 0x1p-100f, most = 0x1.fffffep127f;
     static constexpr int reach = 103;  // of exponents that a row may be scaled by
 };
 template <>
 struct Limits<double> {
-    static constexpr double smallest_normal = 0x1p-1022, least = 0x1p-900;
+    static constexpr double least = 0x1p-900;
     static constexpr double most = 0x1.fffffffffffffp1023;
     static constexpr int reach = 999;
 };

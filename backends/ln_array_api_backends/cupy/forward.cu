@@ -46,13 +46,6 @@ __device__ int scaling_of_square(A square) {
     return square <= Limits<A>::most ? -1 - ilogb(square) / 2 : 0;
 }
 
-// An epsilon that underflows when scaled is far below the variance, unless the row is constant:
-// then it is what keeps 0 / 0 away.
-template <class A>
-__device__ A scaled_epsilon(A epsilon, A scale) {
-    return max(epsilon * scale * scale, epsilon > 0 ? Limits<A>::smallest_normal : A(0));
-}
-
 // Of x times a power of two.
 template <class A>
 struct alignas(16) Moments {
@@ -151,12 +144,15 @@ struct Statistics {
     A root;  // one over the root of the scaled variance plus epsilon
     int exponent;
 
-    __device__ Statistics(const Moments<A>& of_row, A epsilon)
-        : scale(scalbn(A(1), int(of_row.exponent))),
-          rough(of_row.rough),
-          missed(of_row.missed),
-          root(inverse_root(of_row.variance + scaled_epsilon(epsilon, scale))),
-          exponent(int(of_row.exponent)) {}
+    // Where the variance is 0, epsilon is all there is, and scaled down it would underflow.
+    __device__ Statistics(Moments<A> of_row, A epsilon) {
+        if (of_row.variance == 0 && of_row.exponent < 0) of_row.rescale(0);
+        exponent = int(of_row.exponent);
+        scale = scalbn(A(1), exponent);
+        rough = of_row.rough;
+        missed = of_row.missed;
+        root = inverse_root(of_row.variance + epsilon * scale * scale);
+    }
 
     __device__ A rstd() const { return root * scale; }
     __device__ A mean() const { return scalbn(rough + missed, -exponent); }
