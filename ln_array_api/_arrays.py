@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import array_api_compat
 import numpy as np
 
 Array: TypeAlias = Any  # any array of any library: the standard offers no static type for it yet
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: Supported dtypes, each with the dtype in which its rows are accumulated and stored as statistics.
 ACCUMULATION = {
@@ -51,6 +54,11 @@ class Library(NamedTuple):
     """Whether an array is aligned, in C order and in native byte order, as far as can be told."""
     put_in_order: Callable[[Array], Array]
     """The array itself or a copy, for which `in_order` holds; of no subclass."""
+    current_device: Callable[[], int] | None
+    """Give the number of the device on which the library computes, wherever its arrays are.
+
+    None where it computes on the device of its arrays.
+    """
 
 
 _libraries: dict[type, Library] = {}
@@ -92,21 +100,27 @@ def _recognise(x: Array) -> Library:
     signature, in_order, put_in_order = _LAYOUT.get(name, _STANDARD_LAYOUT)
     if type(x) is np.ndarray:
         signature = _ndarray_signature
-    has_method = hasattr(x, "reshape")  # which the standard does not ask for
+    reshape = _reshape_method if hasattr(x, "reshape") else xp.reshape  # not in the standard
     return Library(
         name,
         xp,
         writable=name not in ("jax", "dask"),
         lazy=name == "dask",
         signature=signature,
-        reshape=_reshape_method if has_method else xp.reshape,
+        reshape=_reshape_chunks if name == "dask" else reshape,
         in_order=in_order,
         put_in_order=put_in_order,
+        current_device=_cupy_current_device(xp) if name == "cupy" else None,
     )
 
 
 def _reshape_method(x: Array, shape: tuple[int, ...]) -> Array:
     return x.reshape(shape)
+
+
+def _reshape_chunks(x: Array, shape: tuple[int, ...]) -> Array:
+    # Dask cannot reshape some empty arrays of several chunks.
+    return (x.rechunk(-1) if 0 in x.shape else x).reshape(shape)
 
 
 _C_CONTIGUOUS_AND_ALIGNED = 0x101  # bits of ndarray.flags.num
@@ -156,10 +170,56 @@ _LAYOUT: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., A
 _STANDARD_LAYOUT = (_standard_signature, lambda x: False, lambda x: x)
 
 
+def _cupy_current_device(xp: Any) -> Callable[[], int] | None:
+    runtime = xp.cuda.runtime
+    # The only device is always the current one.
+    return runtime.getDevice if runtime.getDeviceCount() > 1 else None
+
+
+def on_device_of(x: Any) -> AbstractContextManager[Any]:
+    """Give a context in which calls run on the device of x, whichever device is current."""
+    try:
+        depends = library_of(x).current_device is not None
+    except TypeError:  # x is no array, which is for the checks of the function to say
+        depends = False
+    return x.device if depends else nullcontext()
+
+
+def on_device_of_x(function: F) -> F:
+    """Let a function run on the device of its first argument, an array."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with on_device_of(args[0] if args else None):
+            return function(*args, **kwargs)
+
+    return cast(F, run)
+
+
+def bound_to_device(
+    device: Any, current_device: Callable[[], int], call: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Let a call run on a device: faster than `on_device_of_x`, for calls that are kept."""
+    number = device.id
+
+    def run(*arrays: Array) -> Any:
+        if current_device() == number:
+            return call(*arrays)
+        with device:
+            return call(*arrays)
+
+    return run
+
+
 def dtype_name(dtype: Any) -> str:
     """The name of a dtype, the same in every library: ``float32``, ``bfloat16``."""
     name = getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
     return str(name)
+
+
+def native_dtype(x: Array) -> Any:
+    """The dtype of x in native byte order: that of results, whatever byte order x has."""
+    return x.dtype.newbyteorder("=") if isinstance(x.dtype, np.dtype) else x.dtype
 
 
 def device_of(x: Array) -> Hashable:
@@ -191,7 +251,11 @@ def accumulate(xp: Any, x: Array) -> Array:
 
 
 def constant(x: Array) -> Array:
-    """X without what torch remembers of how it was computed."""
+    """X as a constant to torch and JAX: they do not differentiate through it."""
+    if array_api_compat.is_jax_array(x):
+        from jax.lax import stop_gradient  # x is its array, so it is there
+
+        return stop_gradient(x)
     return x.detach() if array_api_compat.is_torch_array(x) else x
 
 

@@ -162,7 +162,7 @@ def forward_plan(
         _check.fraction(function, "momentum", momentum)
         spec = spec._replace(epsilon=_check.epsilon(function, epsilon, x.dtype))
         plan = ChannelsPlan("channels_forward", spec, axis, x, gamma, beta)
-        cache_plan(key, plan)
+        cache_plan(key, plan, x)
     return plan
 
 
@@ -187,7 +187,7 @@ def inference_plan(
             _required(name, function, values, x, axis)
         spec = spec._replace(epsilon=_check.epsilon(function, epsilon, x.dtype))
         plan = ChannelsPlan("channels_inference", spec, axis, *arrays, accumulated=(mean, var))
-        cache_plan(key, plan)
+        cache_plan(key, plan, x)
     return plan
 
 
@@ -223,7 +223,7 @@ def backward_plan(
         )
         accumulated = (mean, rstd, x if gamma is None else gamma)
         plan = ChannelsPlan("channels_backward", spec, axis, *arrays, accumulated=accumulated)
-        cache_plan(key, plan)
+        cache_plan(key, plan, x)
     return plan
 
 

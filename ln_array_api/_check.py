@@ -210,6 +210,19 @@ def fraction(function: str, name: str, value: Any) -> None:
         raise ValueError(f"{function}: {name} must be from 0 to 1, not {value!r}")
 
 
+def positive(function: str, name: str, value: Any) -> float:
+    """A finite number more than 0."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{function}: {name} must be a real number, not {value!r}")
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 < number < math.inf:
+        raise ValueError(f"{function}: {name} must be finite and more than 0, not {value!r}")
+    return number
+
+
 def need(function: str, value: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the gradients that are wanted."""
     known = not isinstance(value, str) and isinstance(value, Iterable)

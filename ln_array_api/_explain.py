@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+from ._arrays import F, on_device_of
 from .backend import GENERIC, entries
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _planners: dict[Any, Callable[..., Any]] = {}
 
@@ -76,7 +75,8 @@ def explain(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
         raise ValueError(f"explain: {function!r} is not one of {known}")
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
-    plan = planner(function.__name__, **bound.arguments)
+    with on_device_of(args[0]):
+        plan = planner(function.__name__, **bound.arguments)
     spec, choice = plan.spec, plan.choice
     return Explanation(
         function.__name__,

@@ -17,6 +17,7 @@ from ._arrays import (
     dtype_name,
     in_shape,
     library_of,
+    native_dtype,
     signatures,
     strides_of,
 )
@@ -168,7 +169,7 @@ def reshaped(x: Array | None, shape: tuple[int, ...]) -> Array | None:
     """X in a shape, itself if it has that, of lengths that may be unknown; None is just itself."""
     if x is None or len(x.shape) == len(shape):
         return x
-    return library_of(x).xp.reshape(x, shape)
+    return library_of(x).reshape(x, shape)
 
 
 def statistic(xp: Any, values: Array, dtype: str) -> Array:
@@ -182,7 +183,7 @@ def gradient(
     """A parameter's gradient in the parameter's shape, and in the dtype of gamma, else of x."""
     if values is None:
         return None
-    dtype = x.dtype if gamma is None else gamma.dtype
+    dtype = native_dtype(x if gamma is None else gamma)
     return xp.reshape(xp.astype(values, dtype, copy=False), shape)
 
 
@@ -266,7 +267,7 @@ def forward_plan(
             _parameter("beta", function, beta, x, view)
         spec = spec._replace(beta=dtype_of(beta), epsilon=epsilon)
         plan = _plan("rows_forward", spec, view, x, gamma, beta)
-        cache_plan(key, plan)
+        cache_plan(key, plan, x)
     if out is not None:
         _check.out(function, out, x, {"gamma": gamma, "beta": beta})
     return plan
@@ -328,7 +329,7 @@ def backward_plan(
             *(x, dy, mean, rstd, gamma),
             accumulated=(mean, rstd, x if gamma is None else gamma),
         )
-        cache_plan(key, plan)
+        cache_plan(key, plan, x)
     return plan
 
 

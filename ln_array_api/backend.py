@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from ._arrays import Array, device_of, dtype_name, library_of
+from ._arrays import Array, bound_to_device, device_of, dtype_name, library_of
 from ._specs import ChannelsSpec as ChannelsSpec
 from ._specs import Layout as Layout
 from ._specs import Primitive as Primitive
@@ -47,7 +47,8 @@ class Backend(Protocol):
     and ``rows_backward``, with the parameters, results and meaning of the functions of those names
     in ``ln_array_api.kernels.rows``, ``channels_forward``, ``channels_inference`` and
     ``channels_backward`` likewise. Arrays come checked, x as (M, N) or (B, C, S), and everything
-    in C order. `out`, which only ``rows_forward`` has, may be x.
+    in C order. The device of x is the current one, in libraries where there is such a thing.
+    `out`, which only ``rows_forward`` has, may be x.
 
     A backend may add ``describe(primitive, spec)``, a line for `explain`, and
     ``prepare(primitive, spec)``, which is asked once for a kind of call, and gives what will be
@@ -350,8 +351,17 @@ _PLANS_AT_MOST = 4096
 plans: dict[Hashable, Any] = {}
 
 
-def cache_plan(key: Hashable, plan: Any) -> None:
-    """Keep a plan, unless its key is None. Programs with ever new shapes start afresh at times."""
+def cache_plan(key: Hashable, plan: Any, x: Array) -> None:
+    """Let a plan for arrays like x run on the device of x, and keep it, unless its key is None.
+
+    Programs with ever new shapes start afresh at times.
+    """
+    current_device = library_of(x).current_device
+    if current_device is not None:
+        for name in ("run", "forward", "inference", "backward"):
+            if hasattr(plan, name):
+                bound = bound_to_device(x.device, current_device, getattr(plan, name))
+                setattr(plan, name, bound)
     if len(plans) >= _PLANS_AT_MOST:
         plans.clear()
     if key is not None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _check
-from ._arrays import Array, accumulate, library_of
+from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import beside, check_gradient, check_saved, checked
 from ._rows import gradient, reshaped
 from ._views import Groups, View
@@ -63,12 +63,15 @@ def _forward(
     rho, gamma, beta = (beside(xp, each, wide, shape) for each in (rho, gamma, beta))
     of_batch, of_instance = _scales(rho, gamma)
     options: dict[str, Any] = {"epsilon": epsilon, "center": True}
-    batch, mean, _, rstd = normalise(wide, of_batch, beta, axes=(0, *view.axes), **options)
+    batch, mean, _, rstd = normalise(wide, of_batch, None, axes=(0, *view.axes), **options)
     of_channels = mean, rstd
     instance, mean, _, rstd = normalise(wide, of_instance, None, axes=view.axes, **options)
     of_instances = mean, rstd
     with np.errstate(all="ignore"):
-        y = xp.astype(reshaped(batch + instance, view.shape), x.dtype, copy=False)
+        y = batch + instance
+        if beta is not None:
+            y = y + beta
+        y = xp.astype(reshaped(y, view.shape), native_dtype(x), copy=False)
     return BatchInstanceForward(
         y,
         *(xp.reshape(each, view.parameter) for each in of_channels),
@@ -81,6 +84,7 @@ def _scales(rho: Array, gamma: Array | None) -> tuple[Array, Array]:
     return (rho, 1 - rho) if gamma is None else (rho * gamma, (1 - rho) * gamma)
 
 
+@on_device_of_x
 def batch_instance_norm(
     x: Array,
     rho: Array,
@@ -148,6 +152,7 @@ def batch_instance_norm(
     return _forward("batch_instance_norm", x, rho, gamma, beta, channel_axis, epsilon).y
 
 
+@on_device_of_x
 def batch_instance_norm_forward(
     x: Array,
     rho: Array,
@@ -188,6 +193,7 @@ def batch_instance_norm_forward(
     return _forward("batch_instance_norm_forward", x, rho, gamma, beta, channel_axis, epsilon)
 
 
+@on_device_of_x
 def batch_instance_norm_backward(
     dy: Array,
     x: Array,
@@ -300,7 +306,7 @@ def batch_instance_norm_backward(
     with np.errstate(all="ignore"):
         if "dx" in need:
             dx = reshaped(by_batch[0] + by_instance[0], view.shape)
-            dx = xp.astype(dx, x.dtype, copy=False)
+            dx = xp.astype(dx, native_dtype(x), copy=False)
         if "drho" in need:
             drho = by_batch[1] - by_instance[1]
             drho = drho if scale is None else drho * scale

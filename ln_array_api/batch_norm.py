@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _channels
-from ._arrays import Array, accumulate, constant, in_shape, library_of
+from ._arrays import Array, accumulate, constant, in_shape, library_of, native_dtype, on_device_of_x
 from ._explain import explained_by
 from ._rows import GRADIENTS
 from .layer_norm import EPSILON, Gradients, new_tuple
@@ -146,7 +146,7 @@ def batch_norm_forward(
     channel gives exactly beta, and a NaN spoils its own channel alone.
 
     On torch tensors and JAX arrays y, mean and rstd can be differentiated by those frameworks. The
-    running statistics are no part of torch's graph, so keeping them does not keep the graph.
+    running statistics are no part of their graphs, so keeping them does not keep a graph.
 
     Examples
     --------
@@ -178,6 +178,7 @@ def batch_norm_forward(
     return new_tuple(BatchForward, (y, mean, rstd, running_mean, running_var))
 
 
+@on_device_of_x
 def _running(running: Array, batch: Array, momentum: float, correction: float = 1.0) -> Array:
     """Running statistics after a batch, computed in their own dtype or the wider accumulation."""
     xp = library_of(running).xp
@@ -185,7 +186,8 @@ def _running(running: Array, batch: Array, momentum: float, correction: float = 
     with np.errstate(all="ignore"):
         wide = accumulate(xp, running)
         batch = xp.astype(constant(batch), wide.dtype, copy=False) * correction
-        return xp.astype((1 - momentum) * wide + momentum * batch, running.dtype, copy=False)
+        moved = (1 - momentum) * wide + momentum * batch
+        return xp.astype(moved, native_dtype(running), copy=False)
 
 
 @explained_by(_channels.backward_plan)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _check
-from ._arrays import Array, accumulate, library_of
+from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import beside, check_gradient, checked
 from ._rows import gradient
 from ._views import View
@@ -42,6 +42,7 @@ def _checked(
     return view
 
 
+@on_device_of_x
 def dynamic_tanh(
     x: Array,
     alpha: Array,
@@ -99,6 +100,7 @@ def dynamic_tanh(
     return _tanh(x, alpha, gamma, beta, view)
 
 
+@on_device_of_x
 def dynamic_tanh_forward(
     x: Array,
     alpha: Array,
@@ -144,9 +146,10 @@ def _tanh(x: Array, alpha: Array, gamma: Array | None, beta: Array | None, view:
             y = y * gamma
         if beta is not None:
             y = y + beta
-        return xp.astype(y, x.dtype, copy=False)
+        return xp.astype(y, native_dtype(x), copy=False)
 
 
+@on_device_of_x
 def dynamic_tanh_backward(
     dy: Array,
     x: Array,
@@ -226,7 +229,7 @@ def dynamic_tanh_backward(
             small = xp.exp(-2 * xp.abs(inner))
             slope = 4 * small / (1 + small) ** 2
             if "dx" in need:
-                dx = xp.astype(g * (slope * steepness), x.dtype, copy=False)
+                dx = xp.astype(g * (slope * steepness), native_dtype(x), copy=False)
             if "dalpha" in need:
                 dalpha = gradient(xp, sum_over(xp, g * (slope * wide), every), (), x, alpha)
     return TanhGradients(dx, dalpha, dgamma, dbeta)

@@ -65,7 +65,7 @@ def layer_norm(
         NaN.
     out : array, optional
         Where to put the result, for libraries whose arrays can be written: of x's shape and
-        dtype. It may be x itself, but not overlap an input otherwise.
+        dtype, in any layout and byte order. It may be x itself, but not overlap an input otherwise.
 
     Returns
     -------

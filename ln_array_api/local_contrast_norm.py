@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from . import _check
-from ._arrays import Array
+from ._arrays import Array, on_device_of_x
 from ._beside import check_gradient, check_saved
 from .kernels.windows import windows_backward, windows_forward
 from .layer_norm import EPSILON
@@ -49,6 +49,7 @@ def _forward(
     return windows_forward(x, axes=axes, size=size, epsilon=epsilon)
 
 
+@on_device_of_x
 def local_contrast_norm(
     x: Array,
     /,
@@ -111,6 +112,7 @@ def local_contrast_norm(
     return _forward("local_contrast_norm", x, size, spatial_axes, epsilon)[0]
 
 
+@on_device_of_x
 def local_contrast_norm_forward(
     x: Array,
     /,
@@ -147,6 +149,7 @@ def local_contrast_norm_forward(
     )
 
 
+@on_device_of_x
 def local_contrast_norm_backward(
     dy: Array,
     x: Array,
@@ -188,7 +191,8 @@ def local_contrast_norm_backward(
     An element is in as many windows as its own window has elements, and there is a term in its
     gradient for each: ``dx[k] = dy[k] * rstd[k] - sum((dy * rstd / n)[i] * (1 + (x̂ * rstd)[i] *
     (x[k] - mean[i])))`` over all i in the window around k, where n[i] is the number of elements in
-    the window around i.
+    the window around i. The error of an element is that of its own terms: it does not grow with
+    the terms of its neighbours, such as those on the other side of an edge.
 
     Examples
     --------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import _check
-from ._arrays import Array
+from ._arrays import Array, on_device_of
 from .kernels.moments import moments, two_sum
 
 
@@ -111,7 +111,8 @@ class Moments:
         given = _check.canonical_axis("Moments.of", axis)
         axes = _check.axes("Moments.of", given, tuple(x.shape))
         count, squeeze = math.prod(x.shape[each] for each in axes), library.xp.squeeze
-        return cls(count, *(squeeze(each, axis=axes) for each in moments(x, axes=axes)))
+        with on_device_of(x):
+            return cls(count, *(squeeze(each, axis=axes) for each in moments(x, axes=axes)))
 
     def merge(self, other: Moments) -> Moments:
         """Give the moments of the values of both.
@@ -149,7 +150,7 @@ class Moments:
             return self
         count = self.count + other.count
         weight = other.count / count
-        with np.errstate(all="ignore"):
+        with on_device_of(self.mean), np.errstate(all="ignore"):
             apart = (other.mean - self.mean) + (other.missed - self.missed)
             mean, missed = two_sum(self.mean, self.missed + apart * weight)
             m2 = self.m2 + other.m2 + apart * apart * (weight * self.count)
@@ -158,9 +159,11 @@ class Moments:
     @property
     def var(self) -> Array:
         """The biased variance, m2 / count, which normalises; NaN of no values."""
-        return self.m2 / (self.count or math.nan)
+        with on_device_of(self.m2):
+            return self.m2 / (self.count or math.nan)
 
     @property
     def unbiased_var(self) -> Array:
         """The unbiased variance, m2 / (count - 1), for running statistics; NaN of one value."""
-        return self.m2 / (self.count - 1 if self.count > 1 else math.nan)
+        with on_device_of(self.m2):
+            return self.m2 / (self.count - 1 if self.count > 1 else math.nan)

@@ -1,7 +1,8 @@
 """Power normalisation: a signed power of each element, then unit length.
 
 A row of powers is a row of RMS norm, which divides by the root of a mean square where this divides
-by that of a sum: hence the root of the number of elements below.
+by that of a sum: hence the root of the number of elements below. Powers above the first may be
+beyond the dtype where results are not, so these have a kernel of their own.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _check, _rows
-from ._arrays import Array, accumulate, library_of
+from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import beside, check_gradient, check_saved, checked
 from ._views import View
+from .kernels.powers import powers_backward, powers_forward, signed_power
 
 EPSILON = 1e-12
+#: From here on, powers of all numbers between 0 and 1 are 0 in every dtype.
+_LARGEST_ALPHA = 2.0**100
 
 
 class PowerNormForward(NamedTuple):
@@ -34,35 +38,30 @@ class PowerNormGradients(NamedTuple):
 
 def _checked(
     function: str, x: Array, alpha: float, axis: int | tuple[int, ...]
-) -> tuple[View, float]:
-    """How x is seen, and the root of the number of elements that a norm is taken of."""
+) -> tuple[View, float, float]:
+    """How x is seen, alpha, and the root of the number of elements that a norm is taken of."""
     view = checked(function, axis, x)
-    _check.fraction(function, "alpha", alpha)
-    return view, math.sqrt(max(view.rows[1], 1))
-
-
-def _signed_power(x: Array, alpha: float) -> Array:
-    """In the accumulation dtype. Its derivative by a framework is 0 where x is 0."""
-    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
-    if alpha == 1:
-        return wide
-    return xp.sign(wide) * xp.where(wide == 0, 1.0, xp.abs(wide)) ** alpha
+    alpha = min(_check.positive(function, "alpha", alpha), _LARGEST_ALPHA)
+    return view, alpha, math.sqrt(max(view.rows[1], 1))
 
 
 def _forward(
     function: str, x: Array, alpha: float, axis: int | tuple[int, ...], epsilon: float
 ) -> tuple[Array, Array]:
-    view, root = _checked(function, x, alpha, axis)
+    view, alpha, root = _checked(function, x, alpha, axis)
     epsilon = _check.epsilon(function, epsilon, x.dtype)
-    z = _signed_power(x, alpha)
+    if alpha > 1:
+        return powers_forward(x, axes=view.axes, alpha=alpha, epsilon=epsilon)
+    z = signed_power(x, alpha)
     plan = _rows.forward_plan(
         function, z, None, None, view.axes, epsilon / root**2, None, center=False
     )
     y, _, rstd = plan.forward(z, None, None, None)
     with np.errstate(all="ignore"):
-        return library_of(x).xp.astype(y / root, x.dtype, copy=False), root / rstd
+        return library_of(x).xp.astype(y / root, native_dtype(x), copy=False), root / rstd
 
 
+@on_device_of_x
 def power_norm(
     x: Array,
     /,
@@ -81,7 +80,7 @@ def power_norm(
         Of any array library that follows the Python array API standard, of any layout, with dtype
         float16, bfloat16, float32 or float64.
     alpha : float, default: 0.5
-        The exponent, from 0 to 1. With 1 this is division by the Euclidean norm.
+        The exponent, more than 0. With 1 this is division by the Euclidean norm.
     axis : int or tuple of ints, default: -1
         The axes that norms are taken over, in any place and order; an int for one.
     epsilon : float, default: 1e-12
@@ -98,14 +97,16 @@ def power_norm(
     TypeError
         If x is no array, or of an unsupported dtype.
     ValueError
-        If an axis is out of range, alpha is not from 0 to 1, or epsilon is negative or not finite.
+        If an axis is out of range, alpha is not more than 0, or epsilon is negative, or either of
+        these is not finite.
 
     Notes
     -----
     From Perronnin, Sanchez and Mensink, "Improving the Fisher Kernel for Large-Scale Image
-    Classification", ECCV 2010, sections 3.1 and 3.2 in the order that they are used in. Squares
-    neither overflow nor underflow. On torch tensors and JAX arrays the result can be
-    differentiated by those frameworks.
+    Classification", ECCV 2010, sections 3.1 and 3.2 in the order that they are used in; theirs
+    are powers of less than 1. Squares neither overflow nor underflow, and neither do powers, except
+    in the norm that `power_norm_forward` gives: infinity or 0 may be nearest to it. On torch
+    tensors and JAX arrays the result can be differentiated by those frameworks.
 
     Examples
     --------
@@ -117,6 +118,7 @@ def power_norm(
     return _forward("power_norm", x, alpha, axis, epsilon)[0]
 
 
+@on_device_of_x
 def power_norm_forward(
     x: Array,
     /,
@@ -150,6 +152,7 @@ def power_norm_forward(
     return PowerNormForward(*_forward("power_norm_forward", x, alpha, axis, epsilon))
 
 
+@on_device_of_x
 def power_norm_backward(
     dy: Array,
     x: Array,
@@ -178,8 +181,8 @@ def power_norm_backward(
     Returns
     -------
     dx : array or None
-        Of x's shape and dtype. Where x is 0 and alpha is less than 1, the derivative is infinite;
-        dx is 0 there.
+        Of x's shape and dtype. Where x is 0, dx is 0, unless alpha is 1. With an alpha of less than
+        1 the derivative is infinite there; with one of more than 1 it is 0.
 
     Raises
     ------
@@ -202,12 +205,14 @@ def power_norm_backward(
     """
     function = "power_norm_backward"
     need = _check.need(function, need, PowerNormGradients._fields)
-    view, root = _checked(function, x, alpha, axis)
+    view, alpha, root = _checked(function, x, alpha, axis)
     check_gradient(function, x, dy=dy)
     check_saved(function, x, view.statistic, norm=norm)
     if not need:
         return PowerNormGradients(None)
-    xp, z = library_of(x).xp, _signed_power(x, alpha)
+    if alpha > 1:
+        return PowerNormGradients(powers_backward(dy, x, norm, axes=view.axes, alpha=alpha))
+    xp, z = library_of(x).xp, signed_power(x, alpha)
     with np.errstate(all="ignore"):
         dy = beside(xp, dy, z, tuple(x.shape)) / root
         rstd = root / beside(xp, norm, z, view.statistic)
@@ -218,4 +223,4 @@ def power_norm_backward(
         if alpha != 1:
             wide = accumulate(xp, x)
             dx = dx * (alpha * (z / xp.where(wide == 0, 1.0, wide)))
-    return PowerNormGradients(xp.astype(dx, x.dtype, copy=False))
+        return PowerNormGradients(xp.astype(dx, native_dtype(x), copy=False))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _check
-from ._arrays import Array, accumulate, library_of
+from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import beside, check_gradient, check_saved, checked
 from ._rows import gradient, reshaped
 from ._views import Groups, View
@@ -67,6 +68,8 @@ def _forward(
         mean = means(xp, wide, view.axes)
         moments = Moments(xp, wide, mean, axes=view.axes, channels=view.parameter_axes[0])
         var = moments.average(moments.deviation * moments.deviation, view.axes)
+        if moments.n == 0:  # NaN, which is given below, would reach the gradients of the weights
+            var = xp.ones_like(var)
         y = moments.centred(softmax(xp, mean_weights, wide))
         variances = moments.variances(var)
         y = y * rstd_of(xp, softmax(xp, var_weights, wide), variances, epsilon)
@@ -74,12 +77,13 @@ def _forward(
             y = y * beside(xp, gamma, wide, view.broadcast_parameter)
         if beta is not None:
             y = y + beside(xp, beta, wide, view.broadcast_parameter)
-        y = xp.astype(reshaped(y, view.shape), x.dtype, copy=False)
-    # With nothing to take a variance of, it is NaN, as the mean is.
-    var = mean if moments.n == 0 else var
+        y = xp.astype(reshaped(y, view.shape), native_dtype(x), copy=False)
+    if moments.n == 0:
+        mean = var = mean + math.nan
     return SwitchableForward(y, *(xp.reshape(each, view.statistic) for each in (mean, var)))
 
 
+@on_device_of_x
 def switchable_norm(
     x: Array,
     mean_weights: Array,
@@ -152,6 +156,7 @@ def switchable_norm(
     ).y
 
 
+@on_device_of_x
 def switchable_norm_forward(
     x: Array,
     mean_weights: Array,
@@ -194,6 +199,7 @@ def switchable_norm_forward(
     )
 
 
+@on_device_of_x
 def switchable_norm_backward(
     dy: Array,
     x: Array,
@@ -290,8 +296,8 @@ def switchable_norm_backward(
             dgamma = sum_over(xp, dy * x_hat, others)
         if set(need) - {"dgamma", "dbeta"}:
             g = dy if gamma is None else dy * beside(xp, gamma, wide, view.broadcast_parameter)
-            dmean = -rstd * sum_over(xp, g, view.axes)
-            dvar = -rstd * (rstd * sum_over(xp, g * x_hat, view.axes)) / 2
+            dmean = -rstd * sum_over(xp, g, view.axes, fused=False)
+            dvar = -rstd * (rstd * sum_over(xp, g * x_hat, view.axes, fused=False)) / 2
         if "dmean_weights" in need:
             # Softmax is blind to what is added to all means, so that of the instance is left out.
             means = 0 * moments.from_layer, -moments.from_layer, -moments.from_batch
@@ -300,7 +306,7 @@ def switchable_norm_backward(
             dvar_weights = softmax_gradient(xp, of_var, dvar, variances)
         if "dx" in need:
             dx = g * rstd + moments.gradient(of_mean, of_var, dmean, dvar)
-            dx = xp.astype(reshaped(dx, view.shape), x.dtype, copy=False)
+            dx = xp.astype(reshaped(dx, view.shape), native_dtype(x), copy=False)
     return SwitchableGradients(
         dx,
         gradient(xp, dmean_weights, (3,), x, mean_weights),

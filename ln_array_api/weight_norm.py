@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from . import _check, _rows
-from ._arrays import Array, accumulate, library_of
+from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import check_gradient, check_saved, checked
 from ._explain import explained_by
 from ._views import Slices
@@ -55,6 +55,7 @@ def _forward_plan(function: str, v: Array, g: Array, axis: int) -> Plan:
 
 
 @explained_by(_forward_plan)
+@on_device_of_x
 def weight_norm(v: Array, g: Array, /, *, axis: int = 0) -> Array:
     """Give each slice of a weight array along an axis the direction of v and the length g.
 
@@ -102,6 +103,7 @@ def weight_norm(v: Array, g: Array, /, *, axis: int = 0) -> Array:
 
 
 @explained_by(_forward_plan)
+@on_device_of_x
 def weight_norm_forward(v: Array, g: Array, /, *, axis: int = 0) -> WeightNormForward:
     """Weight norm, with the norms that its gradient needs.
 
@@ -154,6 +156,7 @@ def _backward_plan(
 
 
 @explained_by(_backward_plan)
+@on_device_of_x
 def weight_norm_backward(
     dw: Array,
     v: Array,
@@ -209,5 +212,5 @@ def weight_norm_backward(
     plan, arrays, root = _backward("weight_norm_backward", dw, v, norm, g, axis, need)
     dv, dg, _ = plan.backward(*arrays)
     if dg is not None:
-        dg = library_of(v).xp.astype(dg / root, g.dtype, copy=False)
+        dg = library_of(v).xp.astype(dg / root, native_dtype(g), copy=False)
     return WeightNormGradients(dv, dg)

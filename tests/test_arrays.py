@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import ln_array_api as ln
-from ln_array_api import _arrays
+from ln_array_api import _arrays, backend
 from ln_array_api._arrays import (
     accumulate,
     device_of,
@@ -21,13 +21,33 @@ from ln_array_api._arrays import (
     is_unknown,
     is_writable,
     library_of,
+    native_dtype,
+    on_device_of,
+    on_device_of_x,
     overlaps_itself,
     share_memory,
 )
 
 
+class FakeDevice:
+    """A device that can be made the current one, as CuPy's can."""
+
+    current: ClassVar[list[int]] = [0]
+
+    def __init__(self, number: int) -> None:
+        self.id = number
+
+    def __enter__(self) -> None:
+        self.current.append(self.id)
+
+    def __exit__(self, *error: object) -> None:
+        self.current.pop()
+
+
 class FakeCuPy:
     """As much of a CuPy array as its layout takes, with the memory of a NumPy array."""
+
+    devices = 1
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
@@ -36,13 +56,18 @@ class FakeCuPy:
             values.strides,
             SimpleNamespace(c_contiguous=values.flags.c_contiguous),
         )
-        self.device = SimpleNamespace(id=3)
+        self.device = FakeDevice(3)
         self.data = SimpleNamespace(ptr=values.__array_interface__["data"][0], device_id=3)
         self.__cuda_array_interface__ = values.__array_interface__
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
         return SimpleNamespace(
             __name__="cupy",
+            cuda=SimpleNamespace(
+                runtime=SimpleNamespace(
+                    getDevice=lambda: FakeDevice.current[-1], getDeviceCount=lambda: self.devices
+                )
+            ),
             ascontiguousarray=lambda x: FakeCuPy(np.ascontiguousarray(x.values)),
             permute_dims=lambda x, axes: FakeCuPy(x.values.transpose(axes)),
         )
@@ -229,6 +254,54 @@ def test_memory(kind: str) -> None:
     assert not overlaps_itself(x)
 
 
+class OneOfSeveral(FakeCuPy):
+    """An array on a device that is not the current one."""
+
+    devices = 4
+
+
+def test_calls_run_on_the_device_of_their_first_argument() -> None:
+    @on_device_of_x
+    def current(x: Any, /, *, fails: bool = False) -> int:
+        """Give the current device."""
+        if fails:
+            raise ArithmeticError
+        return FakeDevice.current[-1]
+
+    x = OneOfSeveral(np.ones(3))
+    assert current(x) == 3
+    with on_device_of(x):
+        assert current(x) == 3
+        assert FakeDevice.current == [0, 3]
+    with pytest.raises(ArithmeticError):
+        current(x, fails=True)
+    assert FakeDevice.current == [0]
+    assert (current.__name__, current.__doc__) == ("current", "Give the current device.")
+    for other in (FakeCuPy(np.ones(3)), np.ones(3), [1.0], None):
+        assert current(other) == 0
+        with on_device_of(other):
+            assert FakeDevice.current == [0]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+        current()
+
+
+@pytest.mark.parametrize("kind", [FakeCuPy, OneOfSeveral])
+def test_plans_run_on_the_device_that_they_are_made_for(kind: type[FakeCuPy]) -> None:
+    class Plan:
+        def run(self, x: Any) -> list[int]:
+            return [*self.forward(x), FakeDevice.current[-1]]
+
+        def forward(self, x: Any) -> list[int]:
+            return [FakeDevice.current[-1]]
+
+    plan, x = Plan(), kind(np.ones(3))
+    backend.cache_plan(None, plan, x)
+    assert plan.run(x) == ([0, 0] if kind is FakeCuPy else [3, 3])
+    assert plan.forward(x) == plan.run(x)[:1]
+    assert bool(vars(plan)) == (kind is OneOfSeveral)
+    assert FakeDevice.current == [0]
+
+
 @pytest.mark.parametrize("kind", ["numpy", "cupy"])
 def test_broadcast_arrays_overlap_themselves(kind: str) -> None:
     view = VIEWED[kind]
@@ -282,3 +355,12 @@ def test_out_on_a_device_that_numpy_cannot_see() -> None:
     device = xp.Device("device1")
     x, out = (xp.asarray(np.ones((2, 3), np.float32), device=device) for _ in range(2))
     assert ln.layer_norm(x, out=out) is out
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ml_dtypes.bfloat16])
+def test_results_have_the_native_byte_order_of_a_dtype(dtype: Any) -> None:
+    native = np.dtype(dtype)
+    for order in "=<>":
+        x = np.empty(1, native.newbyteorder(order))
+        assert native_dtype(x) == native
+        assert native_dtype(x).isnative

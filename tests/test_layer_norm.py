@@ -260,3 +260,13 @@ def test_out_without_the_copy_that_would_hide_an_overlap(module: str) -> None:
     y = ln.layer_norm(x, out=x)
     assert y is x
     np.testing.assert_array_equal(np.asarray(memory)[:4], expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 5), (0, 0)], ids=str)
+def test_an_empty_result_is_a_part_of_the_graph_of_torch(shape: tuple[int, int]) -> None:
+    torch = importable("torch")
+    x, gamma, beta = (torch.ones(n, requires_grad=True) for n in (shape, shape[1:], shape[1:]))
+    ln.layer_norm(x, gamma, beta).sum().backward()
+    for each in (x, gamma, beta):
+        assert torch.equal(each.grad, torch.zeros_like(each))
+    assert ln.layer_norm(x).grad_fn is not None

@@ -28,6 +28,31 @@ def exact(x: np.ndarray, size: int, epsilon: float = 1e-5) -> tuple[np.ndarray, 
     return y, mean, rstd
 
 
+def exact_gradient(
+    dy: np.ndarray, x: np.ndarray, size: int, epsilon: float = 1e-5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Dx of both axes of an image, window by window, and the sum of the magnitudes of its terms."""
+    dy, x, reach = dy.astype(np.longdouble), x.astype(np.longdouble), size // 2
+    y, mean, rstd = exact(x, size, epsilon)
+    dx, scale = dy * rstd, abs(dy * rstd)
+    for i, j in np.ndindex(*x.shape):
+        near = np.s_[max(i - reach, 0) : i + reach + 1, max(j - reach, 0) : j + reach + 1]
+        share = dy[i, j] * rstd[i, j] / x[near].size
+        of_var = y[i, j] * rstd[i, j] * (x[near] - mean[i, j])
+        dx[near] -= share * (1 + of_var)
+        scale[near] += abs(share) * (1 + abs(of_var))
+    return dx, scale
+
+
+def check_gradient(dy: np.ndarray, x: np.ndarray, size: int, epsilon: float = 1e-5) -> None:
+    """Dx in float32 to 8 ulp of the terms of each element, whatever those of its neighbours are."""
+    _, mean, rstd = ln.local_contrast_norm_forward(x, size=size, epsilon=epsilon)
+    dx = ln.local_contrast_norm_backward(dy, x, mean, rstd, size=size).dx
+    expected, scale = exact_gradient(dy, x, size, epsilon)
+    error = abs(dx - expected) / np.spacing(scale.astype(np.float32))
+    assert error.max() <= 8, error.max()
+
+
 def worst(actual: Any, expected: np.ndarray) -> float:
     return float(np.abs(np.asarray(actual) - expected).max())
 
@@ -71,6 +96,43 @@ def test_what_is_outside_of_a_window_does_not_matter() -> None:
     dark = np.s_[:, :14]
     for own, right, tolerance in zip(results, expected, (2e-6, 1e-12, 2), strict=True):
         assert worst(own[dark], right[dark]) < tolerance
+
+
+@pytest.mark.parametrize("turn", range(4))
+@pytest.mark.parametrize("step", [1e2, 1e4, 1e6])
+def test_gradients_at_an_edge(step: float, turn: int) -> None:
+    """Elements near an edge have terms of windows on either side, and of windows across it."""
+    x, dy = RNG.standard_normal((2, 32, 32)).astype(np.float32)
+    x[:, 16:] += np.float32(step)
+    check_gradient(dy, np.rot90(x, turn), 9)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e20, 1e33, 3e38])
+@pytest.mark.parametrize("epsilon", [1e-37, 1e-5, 1e4, 1e8, 1e37])
+def test_gradients_of_constant_images(value: float, epsilon: float) -> None:
+    """Epsilon determines rstd, and the magnitude of x does not matter."""
+    dy = RNG.standard_normal((16, 16)).astype(np.float32)
+    check_gradient(dy, np.full((16, 16), value, np.float32), 3, epsilon)
+
+
+@pytest.mark.parametrize("value", [1e-30, 1e33])
+def test_gradients_beside_a_constant_half(value: float) -> None:
+    x, dy = RNG.standard_normal((2, 16, 16))
+    x[:, :8] = 0
+    check_gradient(dy.astype(np.float32), (value * x).astype(np.float32), 3)
+
+
+@pytest.mark.parametrize("magnitude", [1e-37, 1e-30, 1e30, 1e36])
+def test_gradients_of_an_outlier_of_any_magnitude(magnitude: float) -> None:
+    x, dy = RNG.standard_normal((2, 32, 32))
+    x[16, 15] = 100
+    check_gradient(dy.astype(np.float32), (magnitude * x).astype(np.float32), 31, 0)
+
+
+def test_gradients_close_to_the_smallest_number() -> None:
+    """Shares of each are smaller still, and are not rounded to denormal numbers."""
+    x, dy = RNG.standard_normal((2, 32, 32))
+    check_gradient((0.01 * dy).astype(np.float32), (1e37 * x).astype(np.float32), 31, 0)
 
 
 @pytest.mark.parametrize("place", [(0, 0), (12, 12), (23, 5)])

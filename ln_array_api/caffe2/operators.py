@@ -9,7 +9,15 @@ from typing import ClassVar
 import numpy as np
 
 from .. import _check
-from .._arrays import ACCUMULATION, Array, accumulate, dtype_name, library_of
+from .._arrays import (
+    ACCUMULATION,
+    Array,
+    accumulate,
+    dtype_name,
+    library_of,
+    native_dtype,
+    on_device_of,
+)
 from ..layer_norm import layer_norm_backward, layer_norm_forward
 from .devices import run_device
 from .operator_schemas import LAYER_NORM, LAYER_NORM_GRADIENT, SUM, Shapes
@@ -112,8 +120,8 @@ class LayerNormOp(_LayerNormOperator):
         y, mean, rstd = layer_norm_forward(
             x, arrays.get("gamma"), arrays.get("beta"), axis=axes, epsilon=epsilon
         )
-        with np.errstate(all="ignore"):  # a constant row with epsilon=0 has stddev 0
-            stddev = 1 / rstd
+        with on_device_of(x), np.errstate(all="ignore"):
+            stddev = 1 / rstd  # a constant row with epsilon=0 has stddev 0
         squeeze, spare = library_of(x).xp.squeeze, axes[1:]
         return y, squeeze(mean, axis=spare), squeeze(stddev, axis=spare)
 
@@ -180,7 +188,7 @@ class LayerNormGradientOp(_LayerNormOperator):
         arrays, shapes = self._checked(inputs)
         gamma, axes = arrays.get("gamma"), shapes.axes
         spread = (..., *(None for _ in axes[1:]))
-        with np.errstate(all="ignore"):
+        with on_device_of(arrays["X"]), np.errstate(all="ignore"):
             rstd = 1 / arrays["stddev"]
         gradients = layer_norm_backward(
             arrays["dY"],
@@ -260,6 +268,6 @@ class SumOp:
         if len(inputs) == 1:
             return (first,)
         xp = library_of(first).xp
-        with np.errstate(all="ignore"):  # an overflow is no news here
+        with on_device_of(first), np.errstate(all="ignore"):  # an overflow is no news here
             total = reduce(lambda a, b: a + b, (accumulate(xp, x) for x in inputs))
-        return (xp.astype(total, first.dtype, copy=False),)
+            return (xp.astype(total, native_dtype(first), copy=False),)

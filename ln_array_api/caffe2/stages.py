@@ -28,15 +28,26 @@ from typing import Any
 import numpy as np
 
 from .. import _check
-from .._arrays import ACCUMULATION, Array, accumulate, dtype_name, library_of
+from .._arrays import (
+    ACCUMULATION,
+    Array,
+    F,
+    accumulate,
+    dtype_name,
+    library_of,
+    native_dtype,
+    on_device_of_x,
+)
 from ..backend import accelerated_stage
 from ..kernels.rows import accumulate_as
 
-# A zero variance, a NaN or an infinity is no news here.
-_quietly = np.errstate(all="ignore")
+
+def _stage(function: F) -> F:
+    """Let a stage run on the device of its first array, without warnings of what it divides by."""
+    return on_device_of_x(np.errstate(all="ignore")(function))
 
 
-@_quietly
+@_stage
 def compute_sigma_and_fused_params(
     mean: Array, var: Array, epsilon: float
 ) -> tuple[Array, Array, Array]:
@@ -82,7 +93,7 @@ def compute_sigma_and_fused_params(
     return scale * shifted, scale, -scale * mean
 
 
-@_quietly
+@_stage
 def layer_norm_forward(
     X: Array, scale: Array, bias: Array, gamma: Array | None = None, beta: Array | None = None
 ) -> Array:
@@ -127,10 +138,10 @@ def layer_norm_forward(
         y = y * accumulate_as(xp, gamma, x)
     if beta is not None:
         y = y + accumulate_as(xp, beta, x)
-    return xp.astype(y, X.dtype, copy=False)
+    return xp.astype(y, native_dtype(X), copy=False)
 
 
-@_quietly
+@_stage
 def compute_internal_gradients(
     dY: Array, X: Array, gamma: Array | None = None
 ) -> tuple[Array, Array, Array]:
@@ -179,7 +190,7 @@ def compute_internal_gradients(
     return dYxX, xp.sum(weighted, axis=1), xp.sum(g, axis=1)
 
 
-@_quietly
+@_stage
 def compute_fused_params(
     mean: Array, sigma: Array, ds: Array, db: Array, N: int
 ) -> tuple[Array, Array, Array, Array]:
@@ -230,7 +241,7 @@ def compute_fused_params(
     return rstd, X_scale, -X_scale * mean - db * rstd / n, -rstd * mean
 
 
-@_quietly
+@_stage
 def layer_norm_backward(
     dY: Array, X: Array, gamma: Array | None, rstd: Array, X_scale: Array, bias: Array
 ) -> Array:
@@ -277,10 +288,10 @@ def layer_norm_backward(
     if gamma is not None:
         g = g * accumulate_as(xp, gamma, x)
     dX = g * _down(xp, rstd, x) + x * _down(xp, X_scale, x) + _down(xp, bias, x)
-    return xp.astype(dX, X.dtype, copy=False)
+    return xp.astype(dX, native_dtype(X), copy=False)
 
 
-@_quietly
+@_stage
 def gamma_beta_backward(dYxX: Array, dY: Array, rstd: Array, g_scale: Array) -> tuple[Array, Array]:
     """Give the gradients of gamma and beta.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, accumulate, dtype_name, library_of
+from .._arrays import Array, accumulate, dtype_name, library_of, native_dtype
 from .reductions import sum_over
 from .rows import accumulate_as, in_range, normalise, standardised
 
@@ -87,7 +87,7 @@ def channels_inference(
         y = y * _beside(xp, x, axis, scale)
         if beta is not None:
             y = y + _beside(xp, x, axis, accumulate_as(xp, beta, scale))
-        return xp.astype(y, x.dtype, copy=False)
+        return xp.astype(y, native_dtype(x), copy=False)
 
 
 def channels_backward(
@@ -126,17 +126,17 @@ def channels_backward(
     with np.errstate(all="ignore"):
         dy = accumulate_as(xp, dy, rstd)
         if need_dx or need_dbeta:
-            dbeta = sum_over(xp, dy, axes)
+            dbeta = sum_over(xp, dy, axes, fused=False)
         if need_dx or need_dgamma:
             mean, rstd = _beside(xp, x, axis, mean), _beside(xp, x, axis, rstd)
             x_hat = standardised(xp, x, mean, rstd, axes=axes)
-            dgamma = sum_over(xp, dy * x_hat, axes)
+            dgamma = sum_over(xp, dy * x_hat, axes, fused=False)
         if need_dx:
             dx = (dy - dbeta / n) - x_hat * (dgamma / n)
             scale = rstd
             if gamma is not None:
                 scale = rstd * _beside(xp, x, axis, accumulate_as(xp, gamma, rstd))
-            dx = xp.astype(dx * scale, x.dtype, copy=False)
+            dx = xp.astype(dx * scale, native_dtype(x), copy=False)
     return (
         dx,
         xp.reshape(dgamma, (c,)) if need_dgamma else None,

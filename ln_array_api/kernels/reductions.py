@@ -15,25 +15,36 @@ BLOCK = 64
 CUPY_ROW = 512 * BLOCK
 
 
-def sum_over(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
+def sum_over(xp: Any, x: Array, axes: tuple[int, ...], *, fused: bool = True) -> Array:
     """Sum x over some of its axes, which stay with length one.
 
     Leading or trailing axes of a contiguous array are summed where they are, trailing ones first;
     others are brought to the end by a copy. Chunked arrays are summed chunk by chunk, then over
     the chunks.
+
+    A sum of products of two arrays that is broadcast again takes ``fused=False``: see `_jax`.
     """
     if not axes:
         return x
+    total = _sum_over(xp, x, axes)
+    if library_of(x).name == "jax":
+        from .. import _jax
+
+        return _jax.derivatives_unfused(total) if fused else _jax.unfused(total)
+    return total
+
+
+def _sum_over(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
     if library_of(x).lazy:
-        return _by_chunks(sum_over, x, axes)
+        return _by_chunks(_sum_over, x, axes)
     if 0 in x.shape:
         return xp.sum(x, axis=axes, keepdims=True)
     kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
     trailing = tuple(axis for axis in axes if axis > max(kept, default=-1))
     if trailing and trailing != axes:
         if any(x.shape[axis] > 1 for axis in trailing):
-            x = sum_over(xp, x, trailing)
-        return sum_over(xp, x, axes[: -len(trailing)])
+            x = _sum_over(xp, x, trailing)
+        return _sum_over(xp, x, axes[: -len(trailing)])
     shape = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
     if trailing:
         n = math.prod(x.shape[len(kept) :])

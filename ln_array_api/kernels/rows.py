@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._arrays import Array, accumulate, dtype_name, library_of
+from .._arrays import Array, accumulate, dtype_name, library_of, native_dtype
 from .reductions import largest_magnitude, sum_over
 
 
@@ -203,9 +203,10 @@ def normalise(
     xp = library_of(x).xp
     n = math.prod(x.shape[axis] for axis in axes)
     d = accumulate(xp, x)
-    if n == 0:
+    if n == 0:  # y is empty, and all the same a function of x, gamma and beta to a framework
         nan = xp.sum(d, axis=axes, keepdims=True) + math.nan
-        return xp.empty_like(x), nan if center else None, nan, nan
+        y = xp.astype(_affine(xp, d * nan, gamma, beta), native_dtype(x), copy=False)
+        return y, nan if center else None, nan, nan
     with np.errstate(all="ignore"):  # a NaN, an infinity or a zero variance is no news here
         scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)
         if scale is not None:
@@ -216,16 +217,20 @@ def normalise(
         rstd = 1 / xp.sqrt(var + scaled_epsilon)
         y = d * rstd
         del d  # which is as large as x
-        if gamma is not None:
-            y = y * accumulate_as(xp, gamma, rstd)
-        if beta is not None:
-            y = y + accumulate_as(xp, beta, rstd)
+        y = _affine(xp, y, gamma, beta)
         mean = rough_mean + missed if center else None
         if scale is not None:
             rstd = unscaled_rstd(xp, rstd, scale, var, epsilon)
             var = var / scale / scale  # whose square may be out of range
             mean = None if mean is None else mean / scale
-        return xp.astype(y, x.dtype, copy=False), mean, var, rstd
+        return xp.astype(y, native_dtype(x), copy=False), mean, var, rstd
+
+
+def _affine(xp: Any, y: Array, gamma: Array | None, beta: Array | None) -> Array:
+    """Y, in the accumulation dtype, times gamma, plus beta, where they are given."""
+    if gamma is not None:
+        y = y * accumulate_as(xp, gamma, y)
+    return y if beta is None else y + accumulate_as(xp, beta, y)
 
 
 def unscaled_rstd(xp: Any, rstd: Array, scale: Array, var: Array, epsilon: float) -> Array:
@@ -276,10 +281,10 @@ def differentiate(
             dgamma = sum_over(xp, dy * x_hat, shared)
         if need_dx:
             g = dy if gamma is None else dy * accumulate_as(xp, gamma, dy)
-            dx = g - x_hat * (sum_over(xp, g * x_hat, axes) / max(n, 1))
+            dx = g - x_hat * (sum_over(xp, g * x_hat, axes, fused=False) / max(n, 1))
             if center:
-                dx -= sum_over(xp, g, axes) / max(n, 1)
-            dx = xp.astype(dx * rstd, x.dtype, copy=False)
+                dx -= sum_over(xp, g, axes, fused=False) / max(n, 1)
+            dx = xp.astype(dx * rstd, native_dtype(x), copy=False)
     return dx, dgamma, dbeta
 
 

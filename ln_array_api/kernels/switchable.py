@@ -38,13 +38,14 @@ class Moments:
             self._spread(mean, missed, axis) for axis in (self.channels, 0)
         )
 
-    def average(self, values: Array, axes: tuple[int, ...]) -> Array:
+    def average(self, values: Array, axes: tuple[int, ...], *, fused: bool = True) -> Array:
         n = max(math.prod(values.shape[axis] for axis in axes), 1)
-        return sum_over(self.xp, values, axes) / n
+        return sum_over(self.xp, values, axes, fused=fused) / n
 
     def _spread(self, mean: Array, missed: Array, axis: int) -> Array:
         """How far the means of instances are from their own mean over an axis."""
-        first = tuple(slice(1) if each == axis else slice(None) for each in range(mean.ndim))
+        one = slice(min(1, mean.shape[axis]))
+        first = tuple(one if each == axis else slice(None) for each in range(mean.ndim))
         d = (mean - mean[first]) + missed
         d = d - self.average(d, (axis,))
         return d - self.average(d, (axis,))
@@ -71,7 +72,8 @@ class Moments:
 
     def _averages(self, values: Array) -> Three:
         """Of instances: values themselves, their average over channels, and over the batch."""
-        return values, self.average(values, (self.channels,)), self.average(values, (0,))
+        layer, batch = (self.average(values, (axis,), fused=False) for axis in (self.channels, 0))
+        return values, layer, batch
 
 
 def softmax(xp: Any, weights: Array, like: Array) -> Three:
@@ -88,10 +90,10 @@ def _mixed(weights: Three, values: Three) -> Array:
 
 
 def means(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
-    """Rounded, but exact where x is constant; NaN where there is nothing to take them of."""
+    """Rounded, but exact where x is constant; 0 where there is nothing to take them of."""
     n = math.prod(x.shape[axis] for axis in axes)
     if n == 0:
-        return xp.sum(x, axis=axes, keepdims=True) + math.nan
+        return xp.sum(x, axis=axes, keepdims=True)
     first = x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))]
     return first + sum_over(xp, x - first, axes) / n
 
@@ -105,6 +107,6 @@ def rstd_of(xp: Any, weights: Three, variances: Three, epsilon: float) -> Array:
 def softmax_gradient(xp: Any, weights: Three, dy: Array, values: Three) -> Array:
     """Of sum(dy * values mixed with weights), with respect to what the weights are softmax of."""
     every = tuple(range(dy.ndim))
-    totals = [xp.reshape(sum_over(xp, dy * each, every), ()) for each in values]
+    totals = [xp.reshape(sum_over(xp, dy * each, every, fused=False), ()) for each in values]
     mean = _mixed(weights, (totals[0], totals[1], totals[2]))
     return xp.stack([w * (total - mean) for w, total in zip(weights, totals, strict=True)])

@@ -18,12 +18,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._arrays import Array, accumulate, device_beside, library_of, overlapped
+from .._arrays import Array, accumulate, device_beside, library_of, native_dtype, overlapped
 from .rows import accumulate_as, scaling, unscaled_rstd
 
 Fields: TypeAlias = tuple[Array, ...]
 Reach: TypeAlias = dict[int, int]
 """How many places a window goes to either side of its centre, for each axis."""
+
+#: Gradients of very large x are very small. They are multiplied by this power of two until they
+#: are summed, so that the parts of a sum are no denormal numbers.
+_LIFT = 2.0**44
 
 
 def reach_of(shape: tuple[int, ...], axes: tuple[int, ...], size: int) -> Reach:
@@ -53,14 +57,15 @@ def windows_forward(
     mean, rstd : arrays of x's shape, in the accumulation dtype
     """
     xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
-    if 0 in x.shape:
-        return xp.empty_like(x), xp.empty_like(wide), xp.empty_like(wide)
+    if 0 in x.shape:  # copies, so that a framework can differentiate them
+        y, statistic = (xp.astype(wide, dtype) for dtype in (native_dtype(x), wide.dtype))
+        return y, statistic, statistic
     with np.errstate(all="ignore"):
         scale, scaled_epsilon = _scaling(xp, x, wide, axes, epsilon)
         d = wide if scale is None else wide * scale
         deviation, mean, var = _by_chunks(_moments, (d,), reach_of(x.shape, axes, size), 3)
         rstd = 1 / xp.sqrt(var + scaled_epsilon)
-        y = xp.astype(deviation * rstd, x.dtype, copy=False)
+        y = xp.astype(deviation * rstd, native_dtype(x), copy=False)
         if scale is None:
             return y, mean, rstd
         return y, mean / scale, unscaled_rstd(xp, rstd, scale, var, epsilon)
@@ -88,20 +93,26 @@ def windows_backward(
     """
     xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
     if 0 in x.shape:
-        return xp.empty_like(x)
+        return xp.astype(wide, native_dtype(x))
     reach = reach_of(x.shape, axes, size)
     with np.errstate(all="ignore"):
         dy, rstd = accumulate_as(xp, dy, wide), accumulate_as(xp, rstd, wide)
         scale, _ = _scaling(xp, x, wide, axes, 0.0)
+        # rstd / scale overflows in a constant window of large values. Its factors, steep and rest,
+        # do not, and are multiplied by the deviation, which is 0 there, one after the other.
+        lift, steep, rest = 1.0, rstd, 1.0
         if scale is not None:
-            wide, rstd = wide * scale, rstd / scale
+            wide = wide * scale
+            lift = xp.where(scale < 1, _LIFT, xp.ones_like(scale))
+            rest = xp.where(scale < 1, 1 / (scale * _LIFT), 1.0)
+            steep = rstd / (scale * rest)
         deviation, _, _ = _by_chunks(_moments, (wide,), reach, 3)
-        u = dy * rstd
+        x_hat = deviation * steep * rest
+        u = dy * (rstd * lift)
         share = u / _counts(xp, wide, reach)
-        total = share * (deviation * rstd) * rstd
+        total = share * x_hat * rest * steep
         (sums,) = _by_chunks(_adjoint, (wide, total, -(total * deviation + share)), reach, 1)
-        dx = u + sums
-        return xp.astype(dx if scale is None else dx * scale, x.dtype, copy=False)
+        return xp.astype((u + sums) / lift, native_dtype(x), copy=False)
 
 
 def _scaling(
@@ -134,19 +145,27 @@ def _merged_moments(a: Fields, b: Fields, part: Array) -> Fields:
 
 
 def _adjoint(x: Array, total: Array, moment: Array, reach: Reach) -> Fields:
-    """For each x_k the sum of moment_i + total_i * (x_i - x_k) over all i in its window."""
+    """For each x_k the sum of moment_i + total_i * (x_i - x_k) over all i in its window.
+
+    The anchor of a run is its element with the largest magnitude of total. An element k is in the
+    window around i, so x_i - x_k is at most sqrt(2 n) / rstd_i, and total_i goes with the square of
+    rstd_i: where an edge makes x_i - anchor large, total_i is small, or that of the anchor is.
+    """
     xp = library_of(x).xp
-    fields: Fields = (x, total, moment)
+    fields: Fields = (x, xp.abs(total), total, moment)
     for axis, places in reach.items():
-        fields = _merge_runs(xp, _merged_sums, fields, (True, False, False), axis, places)
-    anchor, total, moment = fields
+        fields = _merge_runs(xp, _merged_sums, fields, (True, False, False, False), axis, places)
+    anchor, _, total, moment = fields
     return (moment - total * (x - anchor),)
 
 
 def _merged_sums(a: Fields, b: Fields, part: Array) -> Fields:
-    """Of a run and the next: anchor, sum of totals, sum of moments about the anchor."""
-    anchor, total, moment = a
-    return anchor, total + b[1], (moment + b[2]) + b[1] * (b[0] - anchor)
+    """Of a run and the next: anchor and its weight, sum of totals, of moments about the anchor."""
+    xp = library_of(a[0]).xp
+    first = a[1] >= b[1]
+    anchor, weight = (xp.where(first, of_a, of_b) for of_a, of_b in zip(a[:2], b[:2], strict=True))
+    moment = (a[3] + a[2] * (a[0] - anchor)) + (b[3] + b[2] * (b[0] - anchor))
+    return anchor, weight, a[2] + b[2], moment
 
 
 def _merge_runs(

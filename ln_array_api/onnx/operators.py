@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import _check
-from .._arrays import ACCUMULATION, Array, dtype_name, library_of
+from .._arrays import ACCUMULATION, Array, dtype_name, library_of, native_dtype, on_device_of
 from ..batch_norm import batch_norm, batch_norm_forward
 from ..group_norm import group_norm
 from ..instance_norm import instance_norm
@@ -94,7 +94,8 @@ def run_node(
            [ 2.,  2.]], dtype=float32)
     """
     call = read(node, inputs, opset_version, _OPERATORS)
-    results = _OPERATORS[call.operator](call, *call.inputs)
+    with on_device_of(call.inputs[0]):
+        results = _OPERATORS[call.operator](call, *call.inputs)
     return tuple(
         result if wanted else None for result, wanted in zip(results, call.outputs, strict=False)
     )
@@ -177,8 +178,8 @@ def _batch_normalization(
     result = batch_norm_forward(x, scale, bias, *running, epsilon=epsilon, momentum=momentum)
     return (
         xp.reshape(result.y, shape),
-        _in_dtype(result.running_mean, mean.dtype),
-        _in_dtype(result.running_var / unbiased, var.dtype),
+        _in_dtype(result.running_mean, native_dtype(mean)),
+        _in_dtype(result.running_var / unbiased, native_dtype(var)),
     )
 
 
@@ -225,7 +226,7 @@ def _over_axes(
             f"{tuple(x.shape)}"
         )
     outer, inner = shape[: -len(axes)], shape[-len(axes) :]
-    if any(n != 1 for n in outer) or parameter.dtype != x.dtype:
+    if any(n != 1 for n in outer) or dtype_name(parameter.dtype) != dtype_name(x.dtype):
         return _Parameter(parameter, None)
     fused = xp.broadcast_to(xp.reshape(parameter, inner), tuple(x.shape[k] for k in axes))
     return _Parameter(parameter, fused)
@@ -270,7 +271,7 @@ def _in_two_stages(
     fused = [each.fused for each in parameters if each.fused is not None]
     if _stash(call) == ACCUMULATION[dtype_name(x.dtype)] and len(fused) == len(parameters):
         return normalise(x, *fused)
-    normalised = _in_dtype(normalise(_in_dtype(x, _stash_dtype(call, x))), x.dtype)
+    normalised = _in_dtype(normalise(_in_dtype(x, _stash_dtype(call, x))), native_dtype(x))
     y = _in_dtype(normalised, scale.broadcast.dtype) * scale.broadcast
     return y if bias is None else y + bias.broadcast
 

@@ -1,0 +1,142 @@
+"""Signed powers of rows, and the norm of those above the first: power norm's maths.
+
+Powers above the first leave the range of a dtype soon, and so do their squares. With p the largest
+magnitude in a row, v = (abs(x) / p)**alpha, which is at most 1, and s = p**alpha / sqrt(epsilon),
+
+    y = sign(x) * v / sqrt(sum(v²) + 1 / s²) = sign(x) * v * s / sqrt(sum(v²) * s² + 1)
+
+The first form is in range where s is at least 1, the second where s is less. Where p**alpha
+itself is out of range, it is taken as two factors, each the root of it.
+
+p is a constant to frameworks that differentiate y: the result does not depend on it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .._arrays import Array, accumulate, constant, dtype_name, library_of, native_dtype
+from .reductions import largest_magnitude, sum_over
+from .rows import accumulate_as
+
+
+def power(xp: Any, magnitudes: Array, alpha: float) -> Array:
+    """Magnitudes to the power of alpha.
+
+    An alpha rounded to float32 is off by so much that the powers of very large and of very small
+    numbers are wrong in the seventh digit. So they are multiplied by those of what is left of it.
+    """
+    if dtype_name(magnitudes.dtype) == "float64":
+        return magnitudes**alpha
+    rounded = float(np.float32(alpha))
+    powers = magnitudes**rounded
+    if rounded == alpha:
+        return powers
+    return powers * (1 + (alpha - rounded) * xp.log(xp.where(magnitudes == 0, 1.0, magnitudes)))
+
+
+def signed_power(x: Array, alpha: float) -> Array:
+    """Powers of x in the accumulation dtype. Their derivative by a framework is 0 where x is 0."""
+    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    if alpha == 1:
+        return wide
+    # Not by `sign`, for which the host waits: array_api_compat looks for NaN in CuPy's arrays.
+    signed = xp.copysign(power(xp, xp.where(wide == 0, 1.0, xp.abs(wide)), alpha), wide)
+    return xp.where(wide == 0, 0.0, signed)
+
+
+def powers_forward(
+    x: Array, *, axes: tuple[int, ...], alpha: float, epsilon: float
+) -> tuple[Array, Array]:
+    """Divide powers of x by their norm.
+
+    Parameters
+    ----------
+    x
+        Of any shape.
+    axes
+        The axes that norms are taken over, ascending.
+    alpha
+        The exponent, more than 1.
+    epsilon
+        Added to the sum of squares, inside the root.
+
+    Returns
+    -------
+    y : array of the shape and dtype of x
+    norm : array in the accumulation dtype, of x's rank, with length 1 in place of `axes`
+    """
+    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    with np.errstate(all="ignore"):
+        if 0 in (x.shape[axis] for axis in axes):
+            nan = xp.sum(wide, axis=axes, keepdims=True) + math.nan
+            return xp.astype(wide * nan, native_dtype(x), copy=False), nan
+        peak, _, v = _ratios(xp, wide, axes, alpha)
+        half, squares = power(xp, peak, alpha / 2), sum_over(xp, v * v, axes)
+        if epsilon == 0:
+            total = xp.sqrt(squares)
+            norm = half * total * half
+        else:
+            root = max(math.sqrt(epsilon), _smallest(wide))
+            whole = power(xp, peak, alpha)
+            s = xp.where(whole < _smallest(wide), half / root * half, whole / root)
+            above = (s >= 1) & (squares > 0)
+            v = xp.where(above, v, v * s)
+            total = xp.sqrt(xp.where(above, squares + 1 / (s * s), squares * s * s + 1))
+            norm = xp.where(above, half * total * half, root * total)
+        return xp.astype(xp.copysign(v, wide) / total, native_dtype(x), copy=False), norm
+
+
+def powers_backward(
+    dy: Array, x: Array, norm: Array, *, axes: tuple[int, ...], alpha: float
+) -> Array:
+    """Gradient of `powers_forward`: dx, of the shape and dtype of x.
+
+    Parameters
+    ----------
+    dy, x
+        Of one shape: the gradient of y, and what y was computed from.
+    norm
+        From `powers_forward`.
+    axes, alpha
+        As in `powers_forward`.
+    """
+    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    with np.errstate(all="ignore"):
+        if 0 in x.shape:
+            return xp.astype(wide, native_dtype(x))
+        dy, norm = accumulate_as(xp, dy, wide), accumulate_as(xp, norm, wide)
+        peak, ratio, v = _ratios(xp, wide, axes, alpha)
+        slope = xp.where(ratio < 0.5, power(xp, ratio, alpha - 1), v / ratio)
+        squares = sum_over(xp, v * v, axes)
+        # A norm that is out of range is that of powers without epsilon: a larger one would be in
+        # range, unless powers are so large that epsilon does not matter.
+        in_range = (norm >= _smallest(wide)) & (norm < math.inf)
+        half = power(xp, peak, alpha / 2)
+        v = xp.where(in_range, v * (half / norm) * half, v / xp.sqrt(squares))
+        y = xp.copysign(v, wide)
+        g = dy - y * sum_over(xp, dy * y, axes)
+        half = power(xp, peak, (alpha - 1) / 2)
+        per_norm = xp.where(in_range, half / norm * half, 1 / xp.sqrt(squares) / peak)
+        return xp.astype(g * (alpha * slope) * per_norm, native_dtype(x), copy=False)
+
+
+def _smallest(x: Array) -> float:
+    """The smallest normal number of the dtype of x."""
+    return float(np.finfo(dtype_name(x.dtype)).smallest_normal)
+
+
+def _ratios(xp: Any, x: Array, axes: tuple[int, ...], alpha: float) -> tuple[Array, Array, Array]:
+    """P of each row, or 1 if that is 0, and how much of it each magnitude and its power is."""
+    magnitudes = xp.abs(x)
+    peak = constant(largest_magnitude(xp, x, axes))
+    peak = xp.where(peak == 0, 1.0, peak)
+    ratio = magnitudes / peak
+    # A power multiplies the rounding error of a ratio by alpha, which would show in the largest
+    # ratios. The distance of these from 1 is rounded to less.
+    distance = xp.maximum((magnitudes - peak) / peak, xp.full_like(peak, -0.5))
+    v = xp.where(ratio < 0.5, power(xp, ratio, alpha), xp.exp(alpha * xp.log1p(distance)))
+    return peak, ratio, v
