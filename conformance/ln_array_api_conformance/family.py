@@ -65,6 +65,8 @@ class Member(NamedTuple):
     condition: Callable[[Plain], np.ndarray] | None = None
     """For each place of x, by how much gradients there amplify the rounding of intermediates."""
 
+    needs_values: bool = False
+    """Whether channels without values are refused."""
     differences: dict[str, str] = {}  # noqa: RUF012 - never written
     """Inputs whose gradient is a difference of sums as large as the gradient of another input."""
 
@@ -130,6 +132,23 @@ def inputs(member: Member, case: Case, values: str, dtype: str, without: str = "
             made = np.asarray(PARAMETERS[name](rng, shape))
         plain[name] = None if name == without else made.astype(DTYPES[dtype])
     return plain
+
+
+def without_elements(member: Member) -> list[Case]:
+    """The first case with each axis of x in turn of length 0, and of the parameters along it."""
+    cases = []
+    for axis, length in enumerate(member.shapes[member.x]):
+        shapes = {
+            name: tuple(0 if n == length else n for n in shape)
+            for name, shape in member.shapes.items()
+            if not name.endswith("weights")  # which are of no axis
+        }
+        lengths = list(member.shapes[member.x])
+        lengths[axis] = 0
+        cases.append(
+            Case({**member.shapes, **shapes, member.x: tuple(lengths)}, member.first.options)
+        )
+    return [case for case in cases if not member.needs_values or 0 in case.shapes["gamma"]]
 
 
 def gradient_of_y(member: Member, case: Case, dtype: str) -> np.ndarray:
@@ -265,6 +284,7 @@ BATCH_NORM_FORWARD = Member(
         "momentum is None": (TypeError, "momentum must be a real number", {"momentum": None}),
     },
     per_sample=False,
+    needs_values=True,
 )
 _GIVEN = ("mean", "var", "gamma", "beta")
 BATCH_NORM = Member(

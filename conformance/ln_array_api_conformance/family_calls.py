@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +61,18 @@ def both(
     """The results of forward and of backward."""
     result = forward(member, library, given, **member.options_of(member.forward, options))
     return result, backward(member, library, dy, given, result, **options)
+
+
+def differentiable(
+    member: Member, library: Library, given: dict[str, Any], case: Case
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Y as a function of the inputs that have a gradient, and these inputs."""
+
+    def run(*arrays: Any) -> Any:
+        named = {**given, **dict(zip(member.gradients, arrays, strict=True))}
+        return y(member, library, named, **case.options)
+
+    return run, tuple(given[name] for name in member.gradients)
 
 
 def check_forward(

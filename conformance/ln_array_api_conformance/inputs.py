@@ -42,6 +42,7 @@ VALUES: dict[str, Values] = {
     "mean 1e6 sigma": _offset(1e6),
     "first an outlier": _outlier(0),
     "last an outlier": _outlier(-1),
+    "an edge": lambda rng, m, n: rng.standard_normal((m, n)) + 1e4 * (np.arange(n) >= n // 2),
     "lognormal": lambda rng, m, n: rng.lognormal(0.0, 2.0, (m, n)),
     "ramp": lambda rng, m, n: np.linspace(0.0, 1.0, m * n).reshape(m, n),
     "two values": lambda rng, m, n: np.where(rng.random((m, n)) < 0.5, 1.0, 1.0 + 2**-7),
@@ -54,7 +55,15 @@ VALUES: dict[str, Values] = {
 }
 
 #: Those that ask the most of an operation that runs on kernels which are tested on all.
-EXTREME = ("mean 1e4 sigma", "mean 1e6 sigma", "last an outlier", "1e-30", "1e30", "1e250")
+EXTREME = (
+    "mean 1e4 sigma",
+    "mean 1e6 sigma",
+    "last an outlier",
+    "an edge",
+    "1e-30",
+    "1e30",
+    "1e250",
+)
 
 #: Those that a dtype cannot hold.
 BEYOND = {

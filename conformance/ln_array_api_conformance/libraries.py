@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -32,6 +33,8 @@ class Library:
     """Whether arrays can be written in place."""
     has_identity = True
     """Whether two arrays can be the same memory, so that `out` may overlap."""
+    has_values_elsewhere = True
+    """Whether arrays on another device have values."""
 
     def __init__(self) -> None:
         self.xp = importlib.import_module(self.module)
@@ -55,6 +58,11 @@ class Library:
     def elsewhere(self, values: np.ndarray) -> Array | None:
         """An array on another device, or None where the library has only one device."""
         return None
+
+    @cached_property
+    def has_second_device(self) -> bool:
+        """Whether `elsewhere` gives an array."""
+        return self.elsewhere(np.zeros(1, np.float32)) is not None
 
     def transforms(self) -> dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
         """Ways to trace a function before running it."""
@@ -124,6 +132,9 @@ class Strict(Library):
     def array(self, values: np.ndarray) -> Array:
         return self.xp.asarray(values, copy=True)
 
+    def numpy(self, x: Array) -> np.ndarray:
+        return np.asarray(x.to_device(self.xp.Device("CPU_DEVICE")))
+
     def is_array(self, x: Array) -> bool:
         return type(x) is type(self.xp.asarray(0.0))
 
@@ -135,6 +146,7 @@ class Torch(Library):
     """PyTorch on the CPU."""
 
     name, module, extra = "torch", "torch", "torch"
+    has_values_elsewhere = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,7 +250,7 @@ class Dask(Library):
 
 
 class CuPy(Library):
-    """CuPy on the current device."""
+    """CuPy on the current device, and on the next one where there are several."""
 
     name, module, extra = "cupy", "cupy", "cuda13"
 
@@ -250,6 +262,13 @@ class CuPy(Library):
 
     def is_array(self, x: Array) -> bool:
         return type(x) is self.xp.ndarray
+
+    def elsewhere(self, values: np.ndarray) -> Array | None:
+        runtime = self.xp.cuda.runtime
+        if runtime.getDeviceCount() == 1:
+            return None
+        with self.xp.cuda.Device((runtime.getDevice() + 1) % runtime.getDeviceCount()):
+            return self.array(values)
 
     def _permute(self, x: Array, ndim: int) -> Array:
         return self.xp.transpose(x, (*range(1, ndim), 0))

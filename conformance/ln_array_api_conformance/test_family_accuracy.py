@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from . import family_calls as calls
 from .family import Case, Member, Plain, gradient_of_y, inputs
-from .libraries import Library
+from .libraries import DTYPES, Library
 
 #: Magnitudes whose gradients cannot be judged in float64, in which their terms are added up.
 BEYOND_FLOAT64 = ("1e250",)
@@ -30,6 +31,23 @@ def test_values(member: Member, library: Library, dtype: str, values: str) -> No
     if values in member.beyond:
         pytest.skip("the result, or a gradient, is no finite number")
     check(member, library, member.first, values, dtype)
+
+
+@pytest.mark.parametrize("power", [0.9, -0.8])
+def test_constant_values(member: Member, library: Library, dtype: str, power: float) -> None:
+    """X of a power of the largest number: gradients are those of zeros, whatever epsilon is."""
+    if not any(name.endswith("mean") for name in member.statistics):
+        pytest.skip("it does not subtract a mean")
+    plain = inputs(member, member.first, "normal", dtype)
+    value = float(ml_dtypes.finfo(DTYPES[dtype]).max) ** power
+    constant = {**plain, member.x: np.full_like(plain[member.x], value)}
+    zeros = {**plain, member.x: np.zeros_like(plain[member.x])}
+    dy = library.array(gradient_of_y(member, member.first, dtype))
+    for epsilon in (1e-5, 1e8):
+        case = member.first._replace(options={**member.first.options, "epsilon": epsilon})
+        given = calls.arrays(library, constant)
+        _, gradients = calls.both(member, library, dy, given, **case.options)
+        calls.check_gradients(member, library, case, zeros, gradients, dtype)
 
 
 def test_cases(member: Member, library: Library, dtype: str, case: str) -> None:
@@ -78,13 +96,7 @@ def test_differentiated_by_the_library_itself(member: Member, library: Library, 
     case = member.first
     plain = inputs(member, case, "normal", dtype)
     given = calls.arrays(library, plain)
-    others = {name: each for name, each in given.items() if name not in member.gradients}
-
-    def run(*arrays):  # type: ignore[no-untyped-def]
-        named = others | dict(zip(member.gradients, arrays, strict=True))
-        return calls.y(member, library, {name: named[name] for name in given}, **case.options)
-
-    inputs_ = tuple(given[name] for name in member.gradients)
+    run, inputs_ = calls.differentiable(member, library, given, case)
     dy = library.array(gradient_of_y(member, case, dtype))
     gradients = library.vjp(run, inputs_, dy)
     calls.check_gradients(member, library, case, plain, gradients, dtype, looser=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import ln_array_api as ln
 
 from . import family_calls as calls
-from .family import Member, gradient_of_y, inputs
+from .family import Member, Plain, gradient_of_y, inputs, without_elements
 from .libraries import DTYPES, Library
 
 
@@ -89,19 +90,72 @@ def test_absent_inputs(member: Member, library: Library) -> None:
         assert gradients.dbeta is not None
 
 
-def test_nothing_to_normalise(member: Member, library: Library, dtype: str) -> None:
-    """No samples: results are empty, gradients of parameters are sums of nothing."""
-    if not member.per_sample or member.x != "x":
-        pytest.skip("there are no samples, or it takes their statistics together")
-    plain = inputs(member, member.first, "normal", dtype)
-    x = plain[member.x][:0]
-    given = calls.arrays(library, {**plain, member.x: x})
-    result, gradients = calls.both(member, library, library.array(x), given, **member.first.options)
-    assert library.numpy(result[0]).shape == x.shape
-    for name, gradient in calls.by_input(member, gradients).items():
+def check_zeros(library: Library, gradients: dict[str, Any], plain: Plain) -> None:
+    """Gradients, by the name of the input, of its shape, and all 0."""
+    for name, gradient in gradients.items():
         values = library.numpy(gradient).astype(np.float64)
-        expected = np.zeros(x.shape if name == member.x else plain[name].shape)
-        np.testing.assert_array_equal(values, expected)
+        np.testing.assert_array_equal(values, np.zeros(plain[name].shape), err_msg=name)
+
+
+def test_nothing_to_normalise(member: Member, library: Library, dtype: str) -> None:
+    """Any axis empty: so is y, statistics of nothing are NaN, gradients are sums of nothing."""
+    for case in without_elements(member):
+        plain = inputs(member, case, "normal", dtype)
+        given, dy = calls.arrays(library, plain), library.array(plain[member.x])
+        result, gradients = calls.both(member, library, dy, given, **case.options)
+        assert library.numpy(result[0]).shape == case.shapes[member.x]
+        for name in member.statistics:
+            assert np.isnan(library.numpy(getattr(result, name)).astype(np.float64)).all()
+        check_zeros(library, calls.by_input(member, gradients), plain)
+
+
+@pytest.mark.needs("gradients")
+def test_nothing_is_differentiated_by_the_library_itself(member: Member, library: Library) -> None:
+    """An empty y depends on all inputs, and their gradients are 0."""
+    for case in without_elements(member):
+        plain = inputs(member, case, "normal", "float32")
+        given, dy = calls.arrays(library, plain), library.array(plain[member.x])
+        run, inputs_ = calls.differentiable(member, library, given, case)
+        gradients = library.vjp(run, inputs_, dy)
+        check_zeros(library, dict(zip(member.gradients, gradients, strict=True)), plain)
+
+
+@pytest.mark.needs("byte order")
+def test_results_are_in_native_byte_order(member: Member, library: Library, dtype: str) -> None:
+    """Whatever byte order any argument has, and where there is nothing to normalise."""
+    swapped = library.layouts()["byte-swapped"]
+    for case in (member.first, *without_elements(member)):
+        plain = inputs(member, case, "normal", dtype)
+        given = {name: swapped(values) for name, values in plain.items()}
+        dy = swapped(gradient_of_y(member, case, dtype))
+        result = calls.forward(member, library, given, **case.options)
+        saved = type(result)(*map(swapped, result))
+        gradients = calls.backward(member, library, dy, given, saved, **case.options)
+        y = calls.y(member, library, given, **case.options)
+        for each in (y, *result, *gradients):
+            assert each.dtype.isnative, case
+
+
+@pytest.mark.needs("a second device")
+def test_everything_runs_on_the_device_of_x(member: Member, library: Library) -> None:
+    """Whichever device is the default: the same bits as on that one."""
+    plain = inputs(member, member.first, "normal", "float32")
+    plain_dy = gradient_of_y(member, member.first, "float32")
+
+    def results(put: Callable[[np.ndarray], Any]) -> list[Any]:
+        given = {name: put(a) for name, a in plain.items()}
+        options = member.first.options
+        y = calls.y(member, library, given, **options)
+        result, gradients = calls.both(member, library, put(plain_dy), given, **options)
+        return [given[member.x], y, *result, *gradients]
+
+    x, *actual = results(library.elsewhere)
+    _, *expected = results(library.array)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.device == x.device != theirs.device
+        assert ours.shape == theirs.shape
+        if library.has_values_elsewhere:
+            assert library.numpy(ours).tobytes() == library.numpy(theirs).tobytes()
 
 
 def refused(

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-import ln_array_api as ln
-
 from . import calls, reference, tolerances
 from .inputs import generator, rows
 from .libraries import DTYPES, Library
 from .operations import Operation
-
-
-def test_the_backend_asked_for_is_the_one_that_runs(
-    operation: Operation, library: Library, request: pytest.FixtureRequest
-) -> None:
-    """A suite that runs on the generic kernels by mistake would prove nothing."""
-    wanted = request.config.getoption("backend")
-    x = library.array(rows("normal", "float32", 4, 64))
-    result = operation.forward(x)
-    choices = {
-        ln.explain(operation.forward, x).backend,
-        ln.explain(operation.backward, x, x, *result[1:]).backend,
-    }
-    assert wanted is None or wanted in choices
 
 
 def test_results_are_of_the_library_and_dtype_of_x(
@@ -113,6 +98,34 @@ def test_out_of_any_layout(operation: Operation, library: Library, axis: int) ->
     assert operation.function(x, axis=axis, out=out) is out
     assert calls.bits(library.numpy(out)) == expected
     np.testing.assert_array_equal(library.numpy(wide)[..., 1::2], 7.0)
+
+
+@pytest.mark.needs("a second device")
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("sliced", [False, True])
+def test_everything_runs_on_the_device_of_x(
+    operation: Operation, library: Library, sliced: bool, axis: int
+) -> None:
+    """Whichever device is the default: the same bits as on that one."""
+    plain = {name: rows(kind, "float32", 8, 16) for name, kind in (("x", "normal"), ("dy", "ramp"))}
+    parameters, _ = calls.arguments(operation, library, "float32", 8)
+
+    def results(put: Callable[[np.ndarray], Any]) -> tuple[Any, list[Any]]:
+        x, dy = (put(a)[:, :8] if sliced else put(a[:, :8]) for a in plain.values())
+        given = [None if a is None else put(a) for a in parameters][: len(operation.parameters)]
+        results = [*operation.forward(x, *given, axis=axis)]
+        results += operation.backward(dy, x, *results[1:], given[0], axis=axis)
+        if library.writable:
+            results.append(operation.function(x, *given, axis=axis, out=put(plain["x"])[:, ::2]))
+        return x, results
+
+    _, expected = results(library.array)
+    x, actual = results(library.elsewhere)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.device == x.device != theirs.device
+        assert ours.shape == theirs.shape
+        if library.has_values_elsewhere:
+            assert calls.bits(library.numpy(ours)) == calls.bits(library.numpy(theirs))
 
 
 @pytest.mark.needs("transforms")

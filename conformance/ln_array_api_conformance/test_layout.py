@@ -97,6 +97,24 @@ def test_layouts(
     _check(operation, library, dtype, x, library.layouts()[layout](x), axis)
 
 
+@pytest.mark.needs("byte order")
+@pytest.mark.parametrize("shape", [(4, 6), (0, 6), (4, 0)], ids=str)
+def test_results_are_in_native_byte_order(
+    operation: Operation, library: Library, dtype: str, shape: tuple[int, int]
+) -> None:
+    """Whatever byte order any argument has."""
+    swapped = library.layouts()["byte-swapped"]
+    x = swapped(generator("swapped").standard_normal(shape).astype(DTYPES[dtype]))
+    for axis in (-1, 0):
+        plain = parameters(dtype, shape[axis])[: len(operation.parameters)]
+        given = [swapped(each) for each in plain]
+        y = operation.function(x, *given, axis=axis)
+        result = operation.forward(x, *given, axis=axis)
+        gradients = operation.backward(x, x, *map(swapped, result[1:]), given[0], axis=axis)
+        for each in (y, *result, *gradients):
+            assert each.dtype.isnative
+
+
 def test_broadcast_input(operation: Operation, library: Library, dtype: str) -> None:
     """A row that stands for many, without their memory."""
     row = generator("row").standard_normal(10).astype(DTYPES[dtype])

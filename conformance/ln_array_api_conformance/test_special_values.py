@@ -119,6 +119,19 @@ def test_no_rows(
         np.testing.assert_array_equal(gradient.astype(np.float64), np.zeros(5))
 
 
+@pytest.mark.needs("gradients")
+@pytest.mark.parametrize("shape", [(3, 0), (0, 5), (2, 0, 5)])
+def test_nothing_is_differentiated_by_the_library_itself(
+    operation: Operation, library: Library, shape: tuple[int, ...]
+) -> None:
+    """An empty y depends on all inputs, and their gradients are 0."""
+    x = library.array(np.zeros(shape, np.float32))
+    inputs = (x, *calls.arguments(operation, library, "float32", shape[-1])[1])
+    for each, gradient in zip(inputs, library.vjp(operation.function, inputs, x), strict=True):
+        expected = np.zeros(tuple(each.shape))
+        np.testing.assert_array_equal(library.numpy(gradient), expected)
+
+
 @pytest.mark.parametrize("shape", [(3, 0), (0, 0), (2, 3, 0)])
 def test_no_elements(
     operation: Operation, library: Library, dtype: str, shape: tuple[int, ...]

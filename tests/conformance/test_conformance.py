@@ -13,13 +13,15 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS))
 
 import broken_backends  # noqa: E402 - the tests are no package
+import partial_backends  # noqa: E402
 
 
 def run_suite(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
     """Run the suite in a process of its own, with more packages to be found under `path`."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line"]
     suite = ["--pyargs", "ln_array_api_conformance", "--rootdir", str(path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(TESTS)])}
+    folders = [str(path), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
     environment.pop("PYTEST_ADDOPTS", None)
     return subprocess.run(
         [*command, *suite, *arguments],
@@ -32,26 +34,29 @@ def run_suite(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def install(folder: Path, module: str, kinds: list[type]) -> Path:
+    """Make the metadata of an installed package that registers backends, classes of a module."""
+    metadata = folder / f"{module}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    names = [kind.__name__ for kind in kinds]
+    points = "".join(f"numpy.{name} = instances:{name}\n" for name in names)
+    (metadata / "entry_points.txt").write_text(f"[ln_array_api.backends]\n{points}")
+    lines = "".join(f"{name} = {module}.{name}()\n" for name in names)
+    (folder / "instances.py").write_text(f"import {module}\n{lines}")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def with_broken_backends(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the metadata of an installed package that registers the broken backends."""
-    folder = tmp_path_factory.mktemp("installed")
-    metadata = folder / "broken_backends-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: broken_backends\nVersion: 1.0\n"
-    )
     kinds = [broken_backends.Healthy, *broken_backends.CAUGHT_BY]
-    lines = [f"numpy.{kind.__name__} = broken_backends:{kind.__name__.lower()}" for kind in kinds]
-    text = "[ln_array_api.backends]\n" + "\n".join(lines).replace("broken_backends:", "instances:")
-    (metadata / "entry_points.txt").write_text(text + "\n")
-    (folder / "instances.py").write_text(
-        "import broken_backends\n"
-        + "".join(
-            f"{kind.__name__.lower()} = broken_backends.{kind.__name__}()\n" for kind in kinds
-        )
-    )
-    return folder
+    return install(tmp_path_factory.mktemp("broken"), "broken_backends", kinds)
+
+
+@pytest.fixture(scope="module")
+def with_partial_backends(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kinds = [partial_backends.RefusesAll, *partial_backends.TAKES]
+    return install(tmp_path_factory.mktemp("partial"), "partial_backends", kinds)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +77,27 @@ def test_a_healthy_backend_passes_the_same_tests(with_broken_backends: Path) -> 
     tests = " or ".join(broken_backends.CAUGHT_BY.values())
     result = run_suite("--backend", "Healthy", "-k", tests, path=with_broken_backends)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("partial", "takes"),
+    partial_backends.TAKES.items(),
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_a_backend_may_take_few_calls(
+    partial: type, takes: str, with_partial_backends: Path
+) -> None:
+    tests = "test_backend or test_determinism or test_interface"
+    result = run_suite("--backend", partial.__name__, "-k", tests, path=with_partial_backends)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{partial.__name__} {takes}" in result.stdout
+
+
+def test_a_backend_that_takes_no_call_has_not_passed(with_partial_backends: Path) -> None:
+    result = run_suite("--backend", "RefusesAll", "-k", "test_backend", path=with_partial_backends)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "backend 'RefusesAll' takes none of the calls" in result.stdout
+    assert "RefusesAll: does not take such a call" in result.stdout
 
 
 @pytest.fixture(scope="module")

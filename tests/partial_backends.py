@@ -1,0 +1,63 @@
+"""Backends that are right and take few calls, to see that the suite lets them pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ln_array_api.kernels import channels, rows
+
+
+class LayerNormForwardInFloat32:
+    """Takes one operation in one dtype, and no more than its forward pass."""
+
+    def can_run(self, primitive: str, spec: Any) -> bool:
+        return spec.center and spec.dtype == "float32" and spec.groups == spec.repeat == 1
+
+    def rows_forward(self, x: Any, gamma: Any, beta: Any, **options: Any) -> Any:
+        return rows.rows_forward(x, gamma, beta, **options)
+
+
+class BatchNormBackwardWithoutGamma:
+    """Takes one primitive of three, in two dtypes, where an optional input is absent."""
+
+    def can_run(self, primitive: str, spec: Any) -> bool:
+        return spec.gamma is None and spec.dtype in ("float64", "float16")
+
+    def channels_backward(self, *arrays: Any, **options: Any) -> Any:
+        return channels.channels_backward(*arrays, **options)
+
+
+class LongRowsOfRMSNorm:
+    """Takes rows of more than 65536 elements."""
+
+    def can_run(self, primitive: str, spec: Any) -> bool:
+        return not spec.center and spec.shape[1] > 1 << 16
+
+    def rows_forward(self, x: Any, gamma: Any, beta: Any, **options: Any) -> Any:
+        return rows.rows_forward(x, gamma, beta, **options)
+
+    def rows_backward(self, *arrays: Any, **options: Any) -> Any:
+        return rows.rows_backward(*arrays, **options)
+
+
+class RefusesAll:
+    """Takes nothing, so there is nothing to pass."""
+
+    def can_run(self, primitive: str, spec: Any) -> bool:
+        return False
+
+    def rows_forward(self, *arrays: Any, **options: Any) -> Any:
+        raise AssertionError("a call that was refused")
+
+
+#: Each, and what the suite says that it takes.
+TAKES = {
+    LayerNormForwardInFloat32: "takes 1 of 36 kinds of call:\n  float32: layer_norm_forward\n",
+    BatchNormBackwardWithoutGamma: (
+        "takes 2 of 36 kinds of call:\n  float64, float16: batch_norm_backward\n"
+    ),
+    LongRowsOfRMSNorm: (
+        "takes 8 of 36 kinds of call:\n"
+        "  float32, float64, float16, bfloat16: rms_norm_forward, rms_norm_backward\n"
+    ),
+}
