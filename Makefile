@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LIBRARY ?= numpy
+ARGUMENTS ?=
 BACKEND ?=
 WORKERS ?= auto
+# Neighbours share a process, and so what it has compiled.
+PARALLEL := -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-cuda predictions gpu unit conformance conformance-all bench bench-quick \
+.PHONY: help demo test test-cuda predictions gpu gpu-conformance unit conformance conformance-all bench bench-quick \
 	lint clean
 .DEFAULT_GOAL := help
 
@@ -24,18 +27,24 @@ predictions: .venv/installed ## predict the speed of the CUDA kernels anew, into
 	$(MAKE) --no-print-directory -C tests/ptx predictions
 	$(BIN)/python tests/ptx/plot.py docs/predicted-speed
 
-gpu: ## on a GPU: conformance, and speed next to what was predicted, into docs/gpu-report.md
-	$(PYTHON) benchmarks/gpu.py
+gpu: ## on a GPU: conformance and speed, into docs/gpu-report.md; ARGUMENTS=--quick in two minutes
+	cd benchmarks && $(PYTHON) -m gpu $(ARGUMENTS)
 
+gpu-conformance: ## on a GPU: the conformance suite only, in at most six minutes
+	cd benchmarks && $(PYTHON) -m gpu --conformance-only $(ARGUMENTS)
+
+# Coverage is measured of ln_array_api alone; with it, kernels take half as long again to compile.
 unit: .venv/installed ## run the library's own tests and its doctests
-	$(BIN)/pytest -n $(WORKERS) --doctest-modules --cov --cov-fail-under=95
+	$(BIN)/pytest $(PARALLEL) --doctest-modules tests/backends backends
+	$(BIN)/pytest $(PARALLEL) --doctest-modules --ignore tests/backends tests ln_array_api \
+		--cov --cov-fail-under=95
 
 conformance: .venv/installed ## hold LIBRARY=numpy and BACKEND= (whatever it chooses) to the contract
-	$(BIN)/pytest -n $(WORKERS) --pyargs ln_array_api_conformance --library $(LIBRARY) \
+	$(BIN)/pytest $(PARALLEL) --pyargs ln_array_api_conformance --library $(LIBRARY) \
 		$(if $(BACKEND),--backend $(BACKEND))
 
 conformance-all: .venv/installed
-	for each in numpy: numpy:generic torch: jax: jax:generic strict: dask:; do \
+	for each in numpy: numpy:generic torch: jax: strict: dask:; do \
 		$(MAKE) --no-print-directory conformance LIBRARY=$${each%:*} BACKEND=$${each#*:} || exit; done
 
 bench: .venv/installed ## time NumPy arrays next to torch, onnxruntime, JAX and NumPy, into docs/

@@ -39,7 +39,7 @@ LIBRARIES = {
     "torch": ("torch", "torch"),
     "jax": ("jax.numpy", "jax"),
     "dask": ("dask.array", "'dask[array]'"),
-    "cupy": ("cupy", "cupy-cuda12x (or cupy-cuda13x)"),
+    "cupy": ("cupy", "'cupy-cuda13x[ctk]' (or 'cupy-cuda12x[ctk]')"),
     "array_api_strict": ("array_api_strict", "array-api-strict"),
 }
 

@@ -160,6 +160,23 @@ def test_the_program(tmp_path):
     assert "layer norm, rate 0.05" in (tmp_path / "curves.svg").read_text(encoding="utf-8")
 
 
+def test_the_table_has_what_the_program_prints():
+    """One learning rate of the six, within what rounding does to the figures."""
+    page = PROGRAM.with_name("README.md").read_text(encoding="utf-8")
+    table = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
+    [column] = [k for k, head in enumerate(table[-5]) if head.strip() == "0.05"]
+    updates, normed_updates, errors, normed_errors = (
+        float(row[column].strip(" *%")) for row in table[-4:]
+    )
+    command = [sys.executable, PROGRAM, "--rates", "0.05"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    [row] = [line.split() for line in done.stdout.splitlines() if line.startswith("0.05")]
+    assert float(row[1]) == pytest.approx(updates, rel=0.1)
+    assert float(row[4]) == pytest.approx(normed_updates, rel=0.1)
+    assert float(row[3].rstrip("%")) == pytest.approx(errors, abs=1)
+    assert float(row[6].rstrip("%")) == pytest.approx(normed_errors, abs=1)
+
+
 def test_wrong_options(tmp_path):
     command = [sys.executable, PROGRAM, "--epochs", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
