@@ -35,9 +35,10 @@ gpu-conformance: ## on a GPU: the conformance suite only, in at most six minutes
 
 # Coverage is measured of ln_array_api alone; with it, kernels take half as long again to compile.
 unit: .venv/installed ## run the library's own tests and its doctests
-	$(BIN)/pytest $(PARALLEL) --doctest-modules tests/backends backends
-	$(BIN)/pytest $(PARALLEL) --doctest-modules --ignore tests/backends tests ln_array_api \
-		--cov --cov-fail-under=95
+	$(BIN)/pytest -m timing tests
+	$(BIN)/pytest $(PARALLEL) -m "not timing" --doctest-modules tests/backends backends
+	$(BIN)/pytest $(PARALLEL) -m "not timing" --doctest-modules --ignore tests/backends \
+		tests ln_array_api --cov --cov-fail-under=95
 
 conformance: .venv/installed ## hold LIBRARY=numpy and BACKEND= (whatever it chooses) to the contract
 	$(BIN)/pytest $(PARALLEL) --pyargs ln_array_api_conformance --library $(LIBRARY) \

@@ -136,6 +136,7 @@ def lowest_dispatch_cost(*parameters: np.ndarray) -> float:
     return least
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("parameters", [(), (X[0], X[1])], ids=["x", "x, gamma, beta"])
 def test_dispatch_costs_two_microseconds_at_most(
     register: Register, parameters: tuple[np.ndarray, ...]
@@ -144,6 +145,7 @@ def test_dispatch_costs_two_microseconds_at_most(
     assert lowest_dispatch_cost(*parameters) <= LIMIT
 
 
+@pytest.mark.timing
 def test_a_slower_dispatch_would_be_noticed(
     register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:

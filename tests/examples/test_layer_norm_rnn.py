@@ -152,7 +152,7 @@ def test_the_conclusion_follows_the_curves(rnn):
 def test_the_program(tmp_path):
     command = [sys.executable, "-W", "error", PROGRAM, "--epochs", "6", "--seeds", "1"]
     command += ["--rates", "0.05", "--plot", tmp_path / "curves.svg"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     [row] = [line.split() for line in done.stdout.splitlines() if line.startswith("0.05")]
     assert all(float(row[column]) < 0.2 for column in (2, 5))  # losses, from 2.3
@@ -179,6 +179,6 @@ def test_the_table_has_what_the_program_prints():
 
 def test_wrong_options(tmp_path):
     command = [sys.executable, PROGRAM, "--epochs", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
     assert "must be positive" in done.stderr

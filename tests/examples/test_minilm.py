@@ -162,7 +162,7 @@ def test_the_program(monkeypatch, tmp_path):
     path = arguments(monkeypatch, tmp_path)
     command = [sys.executable, "-W", "error", PROGRAM, path, "--pairs", "1"]
     command += ["--library", "numpy", "--library", "array_api_strict"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert "4 sentences" in lines[0]

@@ -418,6 +418,7 @@ assert ln.explain(ln.layer_norm, np.ones((8, 64), np.float32)).backend == "numpy
 """
 
 
+@pytest.mark.timing
 def test_the_first_call_of_a_process_compiles_nothing() -> None:
     """In 0.6 s, or on a slower or busy machine in four times what it takes to import Numba.
 
