@@ -3,7 +3,7 @@
 As in `forward`, what is None is left out at compile time. Each row is swept twice: the first sweep
 takes the sums that dx needs, and what the rounded mean has missed; the second computes dx, and adds
 to the gradients of gamma and beta. These are kept apart for each block of rows, whose number
-depends on the shape alone, and added in order at the end.
+depends on the shape alone, and added in order at the end: see `gradient_sums`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .access import (
     stream,
 )
 from .forward import LONG
+from .gradient_sums import add, add_both, add_four, add_run, add_up, clear, room_for
 from .simd import beside, fma, keep_first, lanes, number, ones, splat, total, totals, zeros
 from .sweeps import AHEAD, INLINE, OPTIONS, RUN, plus
 
@@ -113,6 +114,21 @@ def sums_of_four(dy, x, o, n, mean, rstd, row, gamma, p, ahead, one):
 
 
 @njit(**INLINE)
+def sums_of_segments(dy, x, o, n, segments, mean, rstd, gamma, p, one):
+    """As `sums`, added up in each lane, for so many segments of n elements, with a gamma each."""
+    zero = one - one
+    of_x_hat, of_g, of_product = zero, zero, zero
+    lost_x_hat, lost_g, lost_product = zero, zero, zero
+    for segment in range(segments):
+        g = element(gamma, p + segment, one)
+        a, b, c = sums(dy, x, o + segment * n, n, mean, rstd, g, 0, 0)
+        of_x_hat, lost_x_hat = plus(of_x_hat, lost_x_hat, splat(total(a)))
+        of_g, lost_g = plus(of_g, lost_g, splat(total(b)))
+        of_product, lost_product = plus(of_product, lost_product, splat(total(c)))
+    return of_x_hat + lost_x_hat, of_g + lost_g, of_product + lost_product
+
+
+@njit(**INLINE)
 def step(dy, x, i, count, row, gamma, p, dx, streams):
     """The second sweep of a row over a vector from element i on, or over `count` elements of it.
 
@@ -144,36 +160,21 @@ def exact_x_hat(x, mean, rstd, minus_missed):
 
 
 @njit(**INLINE)
-def add(d, h, dgamma, dbeta, q, count):
-    """Add the terms of dgamma and dbeta to their elements from q on, as far as they are wanted."""
-    if count is None:
-        if dgamma is not None:
-            store(dgamma, q, fma(d, h, load(dgamma, q, d)))
-        if dbeta is not None:
-            store(dbeta, q, load(dbeta, q, d) + d)
-    else:
-        if dgamma is not None:
-            store_first(dgamma, q, fma(d, h, load_first(dgamma, q, count, d)), count)
-        if dbeta is not None:
-            store_first(dbeta, q, load_first(dbeta, q, count, d) + d, count)
-
-
-@njit(**INLINE)
 def differentiate(dy, x, o, n, row, gamma, p, dx, dgamma, dbeta, q, streams, following):
     """The second sweep over n elements from o on; parameters are from p on, their sums from q on.
 
-    Gives the sums of the terms of dgamma and dbeta as well.
+    Gives the sums of the terms of dgamma and dbeta as well, where nothing is streamed.
     """
     rstd = row[1]
     width = lanes(rstd)
     of_dgamma, of_dbeta = zeros(rstd), zeros(rstd)
+    lost_dgamma, lost_dbeta = zeros(rstd), zeros(rstd)
     j = 0
     if streams:
         count = min(elements_to_alignment(dx, o, rstd), n)
         if count:
             d, h = step(dy, x, o, count, row, gamma, p, dx, None)
             add(d, h, dgamma, dbeta, q, count)
-            of_dgamma, of_dbeta = keep_first(d * h, count), d
             j = count
         while j + width <= n:
             if following:
@@ -181,28 +182,23 @@ def differentiate(dy, x, o, n, row, gamma, p, dx, dgamma, dbeta, q, streams, fol
                 prefetch(dy, o + j + following)
             d, h = step(dy, x, o + j, None, row, gamma, p + j, dx, True)
             add(d, h, dgamma, dbeta, q + j, None)
-            of_dgamma, of_dbeta = fma(d, h, of_dgamma), of_dbeta + d
             j += width
     else:
         while j + width <= n:
-            d, h = step(dy, x, o + j, None, row, gamma, p + j, dx, None)
-            add(d, h, dgamma, dbeta, q + j, None)
-            of_dgamma, of_dbeta = fma(d, h, of_dgamma), of_dbeta + d
-            j += width
+            end = min(n - width, j + (RUN - 1) * width)
+            run_dgamma, run_dbeta = zeros(rstd), zeros(rstd)
+            while j <= end:
+                d, h = step(dy, x, o + j, None, row, gamma, p + j, dx, None)
+                add(d, h, dgamma, dbeta, q + j, None)
+                run_dgamma, run_dbeta = fma(d, h, run_dgamma), run_dbeta + d
+                j += width
+            of_dgamma, lost_dgamma = plus(of_dgamma, lost_dgamma, run_dgamma)
+            of_dbeta, lost_dbeta = plus(of_dbeta, lost_dbeta, run_dbeta)
     if j < n:
         d, h = step(dy, x, o + j, n - j, row, gamma, p + j, dx, None)
         add(d, h, dgamma, dbeta, q + j, n - j)
         of_dgamma, of_dbeta = of_dgamma + keep_first(d * h, n - j), of_dbeta + d
-    return total(of_dgamma), total(of_dbeta)
-
-
-@njit(**INLINE)
-def add_both(d0, h0, d1, h1, dgamma, dbeta, q):
-    """As `add`, for two rows one after the other, without storing in between."""
-    if dgamma is not None:
-        store(dgamma, q, fma(d1, h1, fma(d0, h0, load(dgamma, q, d0))))
-    if dbeta is not None:
-        store(dbeta, q, load(dbeta, q, d0) + d0 + d1)
+    return total(of_dgamma + lost_dgamma), total(of_dbeta + lost_dbeta)
 
 
 @njit(**INLINE)
@@ -227,6 +223,31 @@ def differentiate_both(dy, x, o, n, row0, row1, gamma, p, dx, dgamma, dbeta, q, 
 
 
 @njit(**INLINE)
+def differentiate_four(dy, x, o, n, rows, gamma, p, dx, dgamma, dbeta, q, streams, following):
+    """As `differentiate_both`, for four rows."""
+    row0, row1, row2, row3 = rows
+    width = lanes(row0[1])
+    if streams:
+        for j in range(0, n, width):
+            if following:
+                for k in range(4):
+                    prefetch(x, o + k * n + j + following)
+                    prefetch(dy, o + k * n + j + following)
+            d0, h0 = step(dy, x, o + j, None, row0, gamma, p + j, dx, True)
+            d1, h1 = step(dy, x, o + n + j, None, row1, gamma, p + j, dx, True)
+            d2, h2 = step(dy, x, o + 2 * n + j, None, row2, gamma, p + j, dx, True)
+            d3, h3 = step(dy, x, o + 3 * n + j, None, row3, gamma, p + j, dx, True)
+            add_four(d0, h0, d1, h1, d2, h2, d3, h3, dgamma, dbeta, q + j)
+    else:
+        for j in range(0, n, width):
+            d0, h0 = step(dy, x, o + j, None, row0, gamma, p + j, dx, None)
+            d1, h1 = step(dy, x, o + n + j, None, row1, gamma, p + j, dx, None)
+            d2, h2 = step(dy, x, o + 2 * n + j, None, row2, gamma, p + j, dx, None)
+            d3, h3 = step(dy, x, o + 3 * n + j, None, row3, gamma, p + j, dx, None)
+            add_four(d0, h0, d1, h1, d2, h2, d3, h3, dgamma, dbeta, q + j)
+
+
+@njit(**INLINE)
 def constants(mean, rstd, row, missed, mean_g, projection, place, one):
     """What the second sweep over a row needs, in vectors."""
     zero = one - one
@@ -240,9 +261,11 @@ def constants(mean, rstd, row, missed, mean_g, projection, place, one):
 
 
 @njit(**OPTIONS)
-def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, block):
-    """One block of so many rows, with sums of its own for dgamma and dbeta."""
-    (m, n), size = x.shape, x.itemsize
+def backward(
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, start, stop, q
+):  # fmt: skip
+    """Rows start to stop, whose sums for dgamma and dbeta are put to the places from q on."""
+    n, size = x.shape[1], x.itemsize
     dy_, x_, gamma_, dx_ = memory(dy), memory(x), memory(gamma), memory(dx)
     dgamma_, dbeta_ = memory(dgamma), memory(dbeta)
     mean_, rstd_ = memory(mean), memory(rstd)
@@ -253,17 +276,13 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, stream
     following = max(at_once * n, FOLLOWING // size) if streams and not ahead else 0
     per_row = n if repeat is None else n // repeat
     parameters = groups * per_row
-    q = block * parameters
-    if dgamma is not None:
-        dgamma[q : q + parameters] = 0
-    if dbeta is not None:
-        dbeta[q : q + parameters] = 0
+    clear(dgamma, q, parameters)
+    clear(dbeta, q, parameters)
     # The numbers of four rows fill a vector.
     spacing = lanes(one) // 4
     misses, mean_gs, projections = scratch(one, ROOM), scratch(one, ROOM), scratch(one, ROOM)
     whole = repeat is None and groups == 1 and n % lanes(one) == 0
-    stop = min(m, (block + 1) * rows)
-    for begin in range(block * rows, stop, at_once):
+    for begin in range(start, stop, at_once):
         count = min(at_once, stop - begin)
         k = 0
         while k < count:
@@ -279,12 +298,9 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, stream
                 a, b, c = sums(dy_, x_, o, n, mu, r, gamma_, p, ahead)
                 of_x_hat, of_g, of_product = splat(total(a)), splat(total(b)), splat(total(c))
             else:
-                of_x_hat, of_g, of_product = one - one, one - one, one - one
-                for segment in range(per_row):
-                    g = element(gamma_, p + segment, one)
-                    a, b, c = sums(dy_, x_, o + segment * repeat, repeat, mu, r, g, 0, 0)
-                    of_x_hat, of_g = of_x_hat + splat(total(a)), of_g + splat(total(b))
-                    of_product = of_product + splat(total(c))
+                of_x_hat, of_g, of_product = sums_of_segments(
+                    dy_, x_, o, repeat, per_row, mu, r, gamma_, p, one
+                )
             missed, mean_g, projection = of_x_hat * share, of_g * share, of_product * share
             if mean is not None:  # what the rounded mean has missed is no part of x_hat
                 projection = projection - missed * mean_g
@@ -297,15 +313,29 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, stream
             row = begin + k
             o, p = row * n, (row % groups) * per_row
             this = constants(mean_, rstd_, row, misses, mean_gs, projections, k * spacing, one)
-            if whole and k + 1 < count and (not streams or elements_to_alignment(dx_, o, one) == 0):
+            if whole and k + 1 < count:
+                streams_all = streams and elements_to_alignment(dx_, o, one) == 0
                 next_ = constants(
                     mean_, rstd_, row + 1, misses, mean_gs, projections, (k + 1) * spacing, one
                 )
-                differentiate_both(
-                    dy_, x_, o, n, this, next_, gamma_, p, dx_, dgamma_, dbeta_, q + p, streams,
-                    following,
-                )  # fmt: skip
-                k += 1
+                if k + 3 < count:
+                    third = constants(
+                        mean_, rstd_, row + 2, misses, mean_gs, projections, (k + 2) * spacing, one
+                    )
+                    last = constants(
+                        mean_, rstd_, row + 3, misses, mean_gs, projections, (k + 3) * spacing, one
+                    )
+                    differentiate_four(
+                        dy_, x_, o, n, (this, next_, third, last), gamma_, p, dx_, dgamma_, dbeta_,
+                        q + p, streams_all, following,
+                    )  # fmt: skip
+                    k += 3
+                else:
+                    differentiate_both(
+                        dy_, x_, o, n, this, next_, gamma_, p, dx_, dgamma_, dbeta_, q + p,
+                        streams_all, following,
+                    )  # fmt: skip
+                    k += 1
             elif repeat is None:
                 differentiate(
                     dy_, x_, o, n, this, gamma_, p, dx_, dgamma_, dbeta_, q + p, streams, following
@@ -326,48 +356,39 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, stream
 
 
 @njit(**OPTIONS)
-def add_up(partial, blocks):
-    """The sums of the blocks into those of the first, in an order that their number alone sets."""
-    if partial is not None:
-        one = ones(partial)
-        width = lanes(one)
-        n = partial.size // blocks
-        sums = memory(partial)
-        stride = 1
-        while stride < blocks:
-            for first in range(0, blocks, stride * RUN):
-                for block in range(first + stride, min(blocks, first + stride * RUN), stride):
-                    j = 0
-                    while j + width <= n:
-                        here, there = first * n + j, block * n + j
-                        store(sums, here, load(sums, here, one) + load(sums, there, one))
-                        j += width
-                    if j < n:
-                        here, there, rest = first * n + j, block * n + j, n - j
-                        both = load_first(sums, here, rest, one) + load_first(
-                            sums, there, rest, one
-                        )
-                        store_first(sums, here, both, rest)
-            stride *= RUN
-
-
-@njit(**OPTIONS)
 def some_blocks(
-    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, first, last
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, first, last
 ):
-    """Blocks from the first to before the last."""
+    """Blocks of so many rows from the first to before the last, each in runs of so many rows."""
+    m, n = x.shape
+    parameters = groups * (n if repeat is None else n // repeat)
+    room = parameters if rows > run else 0
+    run_dgamma, run_dbeta = room_for(dgamma, room), room_for(dbeta, room)
     for block in range(first, last):
-        backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, block)
+        begin, end, q = block * rows, min(m, (block + 1) * rows), block * parameters
+        backward(
+            dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, begin,
+            min(begin + run, end), q,
+        )  # fmt: skip
+        for start in range(begin + run, end, run):
+            backward(
+                dy, x, mean, rstd, gamma, dx, run_dgamma, run_dbeta, groups, repeat, streams, start,
+                min(start + run, end), 0,
+            )  # fmt: skip
+            add_run(dgamma, q, run_dgamma, rstd)
+            add_run(dbeta, q, run_dbeta, rstd)
     if streams:
         fence()  # which waits for memory: not after each block
 
 
 @njit(**OPTIONS)
-def backward_in_order(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows):
-    """All rows, in blocks of so many."""
+def backward_in_order(
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run
+):
+    """All rows, in blocks of so many, and in these in runs."""
     blocks = (x.shape[0] + rows - 1) // rows
     some_blocks(
-        dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, 0, blocks
+        dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, 0, blocks
     )
     add_up(dgamma, blocks)
     add_up(dbeta, blocks)
@@ -375,14 +396,15 @@ def backward_in_order(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repea
 
 @njit(parallel=True, **OPTIONS)
 def backward_in_parallel(
-    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, parts
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, parts
 ):
     """As `backward_in_order`, but in parts, which may run at the same time."""
     blocks = (x.shape[0] + rows - 1) // rows
     for part in prange(parts):
         first, last = blocks * part // parts, blocks * (part + 1) // parts
         some_blocks(
-            dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, first, last
-        )
+            dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, first,
+            last,
+        )  # fmt: skip
     add_up(dgamma, blocks)
     add_up(dbeta, blocks)

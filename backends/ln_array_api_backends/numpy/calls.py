@@ -12,9 +12,11 @@ from numba import from_dtype, types
 from ln_array_api.backend import Primitive, RowsSpec
 
 from . import threads
-from .backward import backward_in_order, backward_in_parallel
+from .backward import SHORT, backward_in_order, backward_in_parallel
 from .forward import forward, forward_in_parallel
 from .memory import memory_pool
+from .simd import BYTES
+from .sweeps import RUN
 
 #: Bytes of x from which several threads are worth waking.
 PARALLEL = 128 << 10
@@ -156,8 +158,20 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
 
 
 def rows_in_a_block(m: int, groups: int) -> int:
-    """How many rows' terms of dgamma and dbeta are added up one after the other."""
+    """How many rows' terms of dgamma and dbeta are added up before the sums of blocks are."""
     return groups * max(8, min(64, m // groups // 4))
+
+
+def rows_in_a_run(n: int, dtype: str, groups: int, repeat: int) -> int:
+    """How many of these are, before the sums of runs are.
+
+    Rows of whole vectors are taken by twos, or by fours if they are short, and first added to each
+    other: then there are fewer terms.
+    """
+    single = np.dtype(ACCUMULATION.get(dtype, "float32"))
+    if groups > 1 or repeat > 1 or n * single.itemsize % BYTES > 0:
+        return groups * RUN
+    return RUN * (4 if n * ITEMSIZE[dtype] <= SHORT else 2)
 
 
 def _backward(spec: RowsSpec) -> Callable[..., Any]:
@@ -175,7 +189,8 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     partial = empty_for((blocks * parameters,), size_of_sums)
     keeps = size_of_sums <= KEPT
     repeat = None if spec.repeat == 1 else spec.repeat
-    constants = (spec.groups, repeat, streams("rows_backward", spec), rows)
+    run = rows_in_a_run(n, spec.dtype, spec.groups, spec.repeat)
+    constants = (spec.groups, repeat, streams("rows_backward", spec), rows, run)
     arguments = (
         array_type(spec.dy, 2),
         array_type(spec.dtype, 2),
@@ -188,6 +203,7 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
         types.int64,
         types.none if repeat is None else types.int64,
         types.boolean,
+        types.int64,
         types.int64,
     )
     serial = compiled(backward_in_order, *arguments)

@@ -6,15 +6,14 @@ and all of it by one thread: the second sweep mostly finds it in the cache.
 
 from __future__ import annotations
 
-import math
-
 from numba import njit, prange
 
 from .access import element, fence, memory
 from .backward import differentiate, sums
-from .moments import judged, mean_of, spread, sums_of_pieces
+from .doubles import doubles, put_aside, put_together
+from .moments import judged, mean_of, root_of, sums_of_pieces
 from .simd import number, ones, splat, total
-from .sweeps import INLINE, OPTIONS, normalise, plus, rough_mean
+from .sweeps import INLINE, OPTIONS, normalise, rough_mean
 
 
 @njit(**INLINE)
@@ -43,17 +42,16 @@ def forward(x, gamma, beta, y, mean, var, rstd, epsilon, streams, start, stop):
     samples, channels, n = x.shape
     x_, y_, gamma_, beta_ = memory(x), memory(y), memory(gamma), memory(beta)
     one, centered = ones(rstd), memory(mean)
-    unit, share = number(1.0, one), number(1.0 / (samples * n), one)
+    share = 1.0 / (samples * n)
     apart = channels * n
     ahead = apart if streams else 0  # while a piece is swept, the next one is fetched
     for channel in range(start, stop):
         where = (channel * n, n, samples, apart)
         rough = guess(x_, where, one)
         deviation, square = sums_of_pieces(x_, where, one, splat(-rough), ahead)
-        factor, rough, missed, variance, above = judged(
+        factor, rough, missed, variance, root = judged(
             x_, where, share, one, centered, epsilon, rough, deviation, square
         )
-        root = unit / math.sqrt(above)
         keep(mean, var, rstd, channel, factor, rough, missed, variance, root)
         g, b = element(gamma_, channel, one), element(beta_, channel, one)
         for sample in range(samples):
@@ -71,10 +69,9 @@ def inference(x, mean, var, gamma, beta, y, epsilon, streams, start, stop):
     channels, n = x.shape[1:]
     x_, y_, gamma_, beta_ = memory(x), memory(y), memory(gamma), memory(beta)
     one = ones(var)
-    unit = number(1.0, one)
     for piece in range(start, stop):
         channel = piece % channels
-        root = unit / math.sqrt(spread(var[channel], epsilon, 1.0, one))
+        root = root_of(var[channel], epsilon, one)
         g, b = element(gamma_, channel, one), element(beta_, channel, one)
         normalise(
             x_, y_, piece * n, n, one, splat(-mean[channel]), splat(root), None, g, b, 0, streams
@@ -90,31 +87,32 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, start, stop):
     dy_, x_, gamma_, dx_ = memory(dy), memory(x), memory(gamma), memory(dx)
     mean_, rstd_ = memory(mean), memory(rstd)
     one = ones(rstd)
-    zero, share = one - one, number(1.0 / (samples * n), one)
+    zero, share = doubles(one), 1.0 / (samples * n)
     apart = channels * n
     ahead = apart if streams else 0
     for channel in range(start, stop):
         mu, r = element(mean_, channel, one), element(rstd_, channel, one)
-        a, b, c, lost_a, lost_b, lost_c = zero, zero, zero, zero, zero, zero
+        a, b, c, rest_a, rest_b, rest_c = zero, zero, zero, zero, zero, zero
         for sample in range(samples):
             o = channel * n + sample * apart
             aa, bb, cc = sums(dy_, x_, o, n, mu, r, None, 0, ahead)
-            a, lost_a = plus(a, lost_a, aa)
-            b, lost_b = plus(b, lost_b, bb)
-            c, lost_c = plus(c, lost_c, cc)
-        of_dy = total(b + lost_b)
-        missed = total(a + lost_a) * share  # which is no part of x_hat
-        of_x_hat_dy = total(c + lost_c) - missed * of_dy
+            a, rest_a = put_aside(a, rest_a, aa)
+            b, rest_b = put_aside(b, rest_b, bb)
+            c, rest_c = put_aside(c, rest_c, cc)
+        of_dy = total(put_together(b, rest_b, one))
+        missed = total(put_together(a, rest_a, one)) * share  # which is no part of x_hat
+        of_x_hat_dy = total(put_together(c, rest_c, one)) - missed * of_dy
         if dgamma is not None:
             dgamma[channel] = of_x_hat_dy
         if dbeta is not None:
             dbeta[channel] = of_dy
         if dx is not None:
             g = element(gamma_, channel, one)
-            minus_mean, minus_projection = splat(-of_dy * share), splat(-of_x_hat_dy * share)
+            minus_mean = splat(number(-of_dy * share, one))
+            minus_projection = splat(number(-of_x_hat_dy * share, one))
             if gamma is not None:
                 minus_mean, minus_projection = minus_mean * g, minus_projection * g
-            this = (mu, r, splat(-missed), minus_mean, minus_projection)
+            this = (mu, r, splat(number(-missed, one)), minus_mean, minus_projection)
             for sample in range(samples):
                 o = channel * n + sample * apart
                 differentiate(dy_, x_, o, n, this, g, 0, dx_, None, None, 0, streams, 0)

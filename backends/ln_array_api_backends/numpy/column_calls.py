@@ -16,8 +16,8 @@ from numba import types
 from ln_array_api.backend import Layout, Primitive, RowsSpec
 
 from . import columns
-from .backward import add_up
-from .calls import ITEMSIZE, compiled, may_stream
+from .calls import ITEMSIZE, array_type, compiled, may_stream
+from .gradient_sums import add_up
 from .kinds import Kind
 from .simd import BYTES
 from .sweeps import RUN
@@ -34,6 +34,12 @@ def _padded(kind: Kind) -> int:
     return -(-kind.shape[1] // width) * width
 
 
+def sums_types(kind: Kind) -> tuple[Any, Any]:
+    """The types of sums and of what they have lost, which is absent beside float32."""
+    sums = array_type("float64", 1)
+    return sums, sums if kind.single == np.float64 else types.none
+
+
 class _Sums:
     """Sums over all rows, in blocks of them, and parts of the columns."""
 
@@ -42,13 +48,14 @@ class _Sums:
         self.rows = -(-max(ROWS, -(-m // BLOCKS)) // RUN) * RUN
         blocks = -(-m // self.rows)
         self.m, self.parts, self.tasks = m, kind.at_once, blocks * kind.at_once
-        self.length, self.single = blocks * names * _padded(kind), kind.single
-        numbers = (*[kind.single_type] * 3, *[types.int64] * 4)
-        self._over = kind.over(*kernels, *arrays, *numbers)
+        self.length = blocks * names * _padded(kind)
+        tables = kind.single_type, *sums_types(kind)
+        self._over = kind.over(*kernels, *arrays, *tables, *[types.int64] * 4)
+        self.loses = kind.single == np.float64
 
-    def of(self, table: np.ndarray, *arrays: Any) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, table: np.ndarray, *arrays: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """The sums, and what they have lost."""
-        sums, lost = np.zeros(self.length, self.single), np.zeros(self.length, self.single)
+        sums, lost = np.zeros(self.length), np.zeros(self.length) if self.loses else None
         self._over(self.tasks, *arrays, table, sums, lost, 0, self.m, self.rows, self.parts)
         return sums, lost
 
@@ -58,8 +65,8 @@ def forward(kind: Kind, n: int) -> Callable[..., None]:
     m, single, integers = kind.shape[0], kind.single_type, [types.int64] * 4
     guess = compiled(columns.guess, kind.x, single, *integers[:3])
     sums = _Sums(kind, 2, (columns.forward_sums, columns.forward_sums_in_parallel), kind.x)
-    given = (kind.x, kind.gamma, kind.beta, *[single] * 3, types.float64, *[single] * 3)
-    settle = compiled(columns.settle_forward, *given, *integers)
+    given = (kind.x, kind.gamma, kind.beta, *[single] * 3, types.float64, single)
+    settle = compiled(columns.settle_forward, *given, *sums_types(kind), *integers)
     write, epsilon, length = _write(kind), kind.spec.epsilon, columns.FORWARD_TABLES * _padded(kind)
 
     def run(x: Any, gamma: Any, beta: Any, y: Any, *statistics: Any) -> None:
@@ -98,7 +105,7 @@ def backward(kind: Kind, n: int) -> Callable[..., None]:
     know = compiled(columns.know, kind.x, *[single] * 3, *integers[:3])
     kernels = (columns.backward_sums, columns.backward_sums_in_parallel)
     sums = _Sums(kind, 3, kernels, kind.dy, kind.x)
-    given = (kind.x, kind.gamma, dgamma, dbeta, *[single] * 3)
+    given = (kind.x, kind.gamma, dgamma, dbeta, single, *sums_types(kind))
     settle = compiled(columns.settle_backward, *given, *integers)
     differentiate: Any = None
     if dx is not types.none:

@@ -5,13 +5,12 @@ over those of one sample: `first` is the first of `count` rows that are normalis
 parameter is that of `per` columns.
 
 Sums are taken of blocks of rows, whose number depends on the shape alone, and of any columns at a
-time: a column's sums do not depend on threads. What there is to know of each column lies in tables
-of as many numbers as columns, padded to whole vectors, one table after the other.
+time: a column's sums do not depend on threads. They are in float64; those of float64 have another
+table for what their rounding has lost, which is None for others. What there is to know of each
+column lies in tables of as many numbers as columns, padded to whole vectors, one after the other.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numba import njit, prange
@@ -27,11 +26,11 @@ from .access import (
     store_first,
     stream,
 )
-from .backward import add_up
 from .channels import keep
-from .moments import judged, spread
+from .column_sums import add_to, clear, gather, lost_of, sum_of
+from .moments import judged, root_of
 from .simd import fma, lanes, number, ones, peak, splat
-from .sweeps import INLINE, OPTIONS, RUN, plus
+from .sweeps import INLINE, OPTIONS, RUN, RUN_OF_SQUARES
 
 #: Rows that the mean of a channel is guessed from.
 SAMPLE = 64
@@ -56,14 +55,6 @@ def put_some(elements, i, values, count, streams):
         stream(elements, i, values)
     else:
         store(elements, i, values)
-
-
-@njit(**INLINE)
-def put_aside(sums, lost, i, values):
-    """Add values to sums from i on, and what that rounds off to what they have lost."""
-    new, rest = plus(load(sums, i, values), load(lost, i, values), values)
-    store(sums, i, new)
-    store(lost, i, rest)
 
 
 @njit(**OPTIONS)
@@ -105,24 +96,16 @@ def forward_sums(x, table, sums, lost, first, count, rows, parts, start, stop):
         block, left, right = bounds(task, parts, padded, lanes(one))
         q = block * 2 * padded
         last = first + min(count, (block + 1) * rows)
-        for begin in range(first + block * rows, last, RUN):
-            end = min(begin + RUN, last)
+        for begin in range(first + block * rows, last, RUN_OF_SQUARES):
+            end = min(begin + RUN_OF_SQUARES, last)
             for j in range(left, right, lanes(one)):
                 rough = load(table_, j, one)
                 deviation, square = one - one, one - one
                 for row in range(begin, end):
                     d = some(x_, row * columns + j, columns - j, one) - rough
                     deviation, square = deviation + d, fma(d, d, square)
-                put_aside(sums_, lost_, q + j, deviation)
-                put_aside(sums_, lost_, q + padded + j, square)
-
-
-@njit(**INLINE)
-def gather(sums, lost, length):
-    """Add what was lost, and the sums of all blocks into those of the first."""
-    for i in range(sums.size):
-        sums[i] += lost[i]
-    add_up(sums, sums.size // length)
+                add_to(sums_, lost_, q + j, deviation)
+                add_to(sums_, lost_, q + padded + j, square)
 
 
 @njit(**OPTIONS)
@@ -135,18 +118,16 @@ def settle_forward(
     before = first // count * channels  # of statistics, those of the samples before
     gather(sums, lost, 2 * padded)
     x_, gamma_, beta_, one = memory(x), memory(gamma), memory(beta), ones(table)
-    unit, share = number(1.0, one), number(1.0 / (count * n), one)
+    share = 1.0 / (count * n)
     for channel in range(channels):
         start = channel * n
-        rough, deviation, square = table[start], sums[start], sums[padded + start]
-        for column in range(start + 1, start + n):
-            deviation += sums[column]
-            square += sums[padded + column]
+        rough = table[start]
+        deviation = sum_of(sums, start, n)
+        square = sum_of(sums, padded + start, n)
         where = (first * columns + start, n, count, columns)
-        factor, rough, missed, variance, above = judged(
+        factor, rough, missed, variance, root = judged(
             x_, where, share, one, memory(mean), epsilon, rough, deviation, square
         )
-        root = unit / math.sqrt(above)
         keep(mean, var, rstd, before + channel, factor, rough, missed, variance, root)
         for column in range(start, start + n):
             weight, shift = weight_and_shift(gamma_, beta_, column // per, root, one)
@@ -178,7 +159,7 @@ def settle_inference(mean, var, gamma, beta, epsilon, table, n):
     gamma_, beta_, one = memory(gamma), memory(beta), ones(table)
     unit, zero = number(1.0, one), number(0.0, one)
     for channel in range(mean.size):
-        root = unit / math.sqrt(spread(var[channel], epsilon, 1.0, one))
+        root = root_of(var[channel], epsilon, one)
         weight, shift = weight_and_shift(gamma_, beta_, channel, root, one)
         for column in range(channel * n, (channel + 1) * n):
             fill(table, padded, column, (unit, -mean[channel], zero, weight, shift))
@@ -240,9 +221,9 @@ def backward_sums(dy, x, table, sums, lost, first, count, rows, parts, start, st
                     h = (some(x_, i, columns - j, one) - mean) * rstd
                     d = some(dy_, i, columns - j, one)
                     of_x_hat, of_dy, of_product = of_x_hat + h, of_dy + d, fma(d, h, of_product)
-                put_aside(sums_, lost_, q + j, of_x_hat)
-                put_aside(sums_, lost_, q + padded + j, of_dy)
-                put_aside(sums_, lost_, q + 2 * padded + j, of_product)
+                add_to(sums_, lost_, q + j, of_x_hat)
+                add_to(sums_, lost_, q + padded + j, of_dy)
+                add_to(sums_, lost_, q + 2 * padded + j, of_product)
 
 
 @njit(**OPTIONS)
@@ -256,27 +237,24 @@ def settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, c
     before = first // count * (columns // per)
     gather(sums, lost, 3 * padded)
     gamma_, one = memory(gamma), ones(table)
-    share, unit, zero = number(1.0 / (count * n), one), number(1.0, one), number(0.0, one)
-    for q in range(columns // per):
-        if dgamma is not None:
-            dgamma[before + q] = zero
-        if dbeta is not None:
-            dbeta[before + q] = zero
+    share, unit = 1.0 / (count * n), number(1.0, one)
     for start in range(0, columns, n):
-        of_x_hat, of_g, of_product = zero, zero, zero
+        missed = sum_of(sums, start, n) * share
         for column in range(start, start + n):
-            of_x_hat += sums[column]
-        missed = of_x_hat * share
-        for column in range(start, start + n):
-            q, of_dy = column // per, sums[padded + column]
-            of_x_hat_dy = sums[2 * padded + column] - missed * of_dy
+            sums[2 * padded + column] -= missed * sums[padded + column]
+        of_g, of_product = 0.0, 0.0
+        for first_of_q in range(start, start + n, per):
+            q = first_of_q // per
+            of_dy = sum_of(sums, padded + first_of_q, per)
+            of_x_hat_dy = sum_of(sums, 2 * padded + first_of_q, per)
+            if dgamma is not None:
+                dgamma[before + q] = of_x_hat_dy
+            if dbeta is not None:
+                dbeta[before + q] = of_dy
             g, _ = weight_and_shift(gamma_, None, q, unit, one)
             of_g, of_product = of_g + g * of_dy, of_product + g * of_x_hat_dy
-            if dgamma is not None:
-                dgamma[before + q] += of_x_hat_dy
-            if dbeta is not None:
-                dbeta[before + q] += of_dy
-        mean_g, projection = of_g * share, of_product * share
+        mean_g, projection = number(of_g * share, one), number(of_product * share, one)
+        missed = number(missed, one)
         for column in range(start, start + n):
             g, _ = weight_and_shift(gamma_, None, column // per, unit, one)
             known = (table[column], table[padded + column])
@@ -342,11 +320,11 @@ def forward_of_samples(
     x, gamma, beta, y, mean, rstd, epsilon, n, per, count, padded, streams, start, stop
 ):
     """Samples start to stop, of so many rows, each by itself."""
-    table, sums = np.empty(FORWARD_TABLES * padded, rstd.dtype), np.empty(2 * padded, rstd.dtype)
-    lost = np.empty_like(sums)
+    table, sums = np.empty(FORWARD_TABLES * padded, rstd.dtype), np.empty(2 * padded, np.float64)
+    lost = lost_of(sums, rstd)
     for sample in range(start, stop):
         first = sample * count
-        sums[:], lost[:] = 0, 0
+        clear(sums, lost)
         guess(x, table, n, first, count)
         forward_sums(x, table, sums, lost, first, count, count, 1, 0, 1)
         settle_forward(
@@ -360,11 +338,11 @@ def backward_of_samples(
     dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, per, count, padded, streams, start, stop
 ):
     """Samples start to stop, of so many rows, each with gradients of parameters of its own."""
-    table, sums = np.empty(BACKWARD_TABLES * padded, rstd.dtype), np.empty(3 * padded, rstd.dtype)
-    lost = np.empty_like(sums)
+    table, sums = np.empty(BACKWARD_TABLES * padded, rstd.dtype), np.empty(3 * padded, np.float64)
+    lost = lost_of(sums, rstd)
     for sample in range(start, stop):
         first = sample * count
-        sums[:], lost[:] = 0, 0
+        clear(sums, lost)
         know(x, mean, rstd, table, n, first, count)
         backward_sums(dy, x, table, sums, lost, first, count, count, 1, 0, 1)
         settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, count)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from numba import njit, prange
 
 from .access import element, fence, load, memory, scratch, store, store_first
+from .doubles import doubles
 from .moments import judged, judged_together, mean_of
-from .simd import beside, inverse_root, lanes, minus, number, ones, peak, splat, total, totals_of
+from .simd import beside, lanes, minus, number, ones, peak, splat, total, totals_of
 from .sweeps import (
     AHEAD,
     INLINE,
@@ -28,8 +27,8 @@ LONG = 128 << 10
 #: Bytes that rows that are taken at once may be: half of the first cache. There are as many as a
 #: vector has lanes, at most.
 AT_ONCE_BYTES = 16 << 10
-#: Lanes of a vector at most, and numbers in so many vectors.
-LANES, LANES_SQUARED = 16, 256
+#: Lanes of a vector at most, and numbers in so many vectors, and in so many of float64.
+LANES, LANES_SQUARED, SUMS = 16, 256, 128
 
 
 @njit(**OPTIONS)
@@ -51,11 +50,10 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, sta
 @njit(**INLINE)
 def settled(x, mean, rstd, row, n, one, epsilon, rough, deviation, square):
     """Put the statistics of a row in place. Gives its scale, and what `known` gives."""
-    unit, share, centered = number(1.0, one), number(1.0 / n, one), memory(mean)
-    factor, rough, missed, _, spread = judged(
+    share, centered = 1.0 / n, memory(mean)
+    factor, rough, missed, _, root = judged(
         x, (row * n, n, 1, n), share, one, centered, epsilon, rough, deviation, square
     )
-    root = unit / math.sqrt(spread)
     rstd[row, 0] = root * factor
     if mean is not None:
         mean[row, 0] = mean_of(factor, rough, missed)
@@ -93,25 +91,24 @@ def several_at_once(
     The chain of sums, root and quotient is long beside a short row.
     """
     one = ones(rstd)
-    width, share = lanes(one), number(1.0 / n, one)
+    width, share = lanes(one), 1.0 / n
     mean_, rstd_ = memory(mean), memory(rstd)
     roughs, roots, rests = scratch(one, LANES), scratch(one, LANES), scratch(one, LANES)
-    deviations, squares = scratch(one, LANES_SQUARED), scratch(one, LANES_SQUARED)
+    deviations, squares = scratch(doubles(one), SUMS), scratch(doubles(one), SUMS)
+    samples, apart = scratch(one, LANES_SQUARED), lanes(doubles(one))
     at_once = min(at_once, width)
     store(roughs, 0, one - one)
     for begin in range(start, stop, at_once):
         count = min(at_once, stop - begin)
         if mean is not None:
-            rough_means(x, begin * n, n, one, count, roughs, deviations)
+            rough_means(x, begin * n, n, one, count, roughs, samples)
         for k in range(count):
             offset = minus(element(roughs, k, one))
             deviation, square = sums_in_lanes(x, (begin + k) * n, n, one, offset, ahead, None)
-            store(deviations, k * width, deviation)
-            store(squares, k * width, square)
-        deviation, square = totals_of(deviations, one), totals_of(squares, one)
-        missed, spread, good = judged_together(deviation, square, share, one, mean_, epsilon, count)
+            store(deviations, k * apart, deviation)
+            store(squares, k * apart, square)
+        missed, root, good = judged_together(deviations, squares, share, one, mean_, epsilon, count)
         if good:
-            root = inverse_root(spread)
             if mean is not None:
                 store_first(mean_, begin, load(roughs, 0, one) + missed, count)
             store_first(rstd_, begin, root, count)
@@ -122,8 +119,6 @@ def several_at_once(
                 roughs, roots, rests,
             )  # fmt: skip
         else:
-            store(deviations, 0, deviation)
-            store(squares, 0, square)
             each_alone(
                 x, gamma, beta, y, mean, rstd, n, epsilon, groups, repeat, streams, begin, count,
                 one, roughs, deviations, squares,
@@ -140,7 +135,7 @@ def rough_means(x, o, n, one, count, roughs, sums):
         roughs[k] = peak(first)
         store(sums, k * lanes(one), sample(x, o + k * n, n, one, first))
     part = splat(number(1.0 / sampled(n, one), one))
-    store(roughs, 0, load(roughs, 0, one) + totals_of(sums, one) * part)
+    store(roughs, 0, load(roughs, 0, one) + totals_of(sums, 0, one) * part)
 
 
 @njit(**INLINE)

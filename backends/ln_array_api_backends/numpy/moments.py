@@ -10,14 +10,29 @@ import math
 
 from numba import njit
 
-from .access import load_first
-from .simd import all_at_most, lanes, largest, limits, magnitude, number, peak, splat, total
+from .access import load_first, store
+from .doubles import doubles, from_doubles, inverse_root
+from .simd import (
+    all_at_most,
+    lanes,
+    largest,
+    limits,
+    magnitude,
+    number,
+    peak,
+    splat,
+    total,
+    totals_of,
+)
 from .sweeps import INLINE, OPTIONS, plus, rough_mean, sums
 
 
 @njit(**INLINE)
 def moments(deviation, square, share, centered):
-    """What a rough mean has missed, and the variance, or the mean square if `centered` is None."""
+    """What a rough mean has missed, and the variance, or the mean square if `centered` is None.
+
+    Of numbers in float64, or of vectors of these.
+    """
     missed = deviation * share
     if centered is None:
         return missed, square * share
@@ -64,68 +79,90 @@ def power_of_two(x, where, one, epsilon):
 
 
 @njit(**INLINE)
-def added(epsilon, factor, one):
-    """What to add to the variance of x times factor.
-
-    An epsilon that underflows is far below the variance, unless the row is constant: then it is
-    what keeps 0 / 0 away.
-    """
-    smallest, _, _ = limits(one)
-    floor = smallest if epsilon > 0 else 0.0
-    return number(max(epsilon * factor * factor, floor), one)
-
-
-@njit(**INLINE)
-def spread(variance, epsilon, factor, one):
-    """The variance of x times factor, plus epsilon."""
-    return variance + added(epsilon, factor, one)
+def root_of(variance, epsilon, one):
+    """1 / sqrt(variance + epsilon)."""
+    above = variance + epsilon
+    _, least, most = limits(one)
+    if least <= above <= most:  # as for lanes, bit for bit
+        return number(peak(inverse_root(splat(above), one)), one)
+    return number(1.0 / math.sqrt(above), one)
 
 
 @njit(**OPTIONS)
 def rescaled(x, where, share, one, centered, epsilon):
-    """Factor; and of x times factor: rough mean, what that missed, variance, that plus epsilon."""
+    """Factor; and of x times factor: rough mean, what that missed, variance, rstd."""
     factor = power_of_two(x, where, one, epsilon)
-    scale = splat(number(factor, one))
+    unit, scale = number(1.0, one), splat(number(factor, one))
     rough = total(one - one)
     if centered is not None:
         rough = rough_mean(x, where[0], where[1], scale)
     missed, variance = remainder(x, where, share, scale, rough, centered)
     if centered is not None:
-        rough += missed
+        rough = number(rough + missed, one)
         missed, variance = remainder(x, where, share, scale, rough, centered)
-    return number(factor, one), rough, missed, variance, spread(variance, epsilon, factor, one)
+    if variance == 0 and epsilon > 0:
+        # Epsilon alone makes rstd. That of x times factor may be out of range if x is constant.
+        _, _, most = limits(one)
+        alone = min(1.0 / math.sqrt(epsilon), most)
+        if alone > most * factor:
+            return unit, number(rough / factor, one), number(0.0, one), 0.0, number(alone, one)
+        return number(factor, one), rough, number(missed, one), 0.0, number(alone / factor, one)
+    root = root_of(variance, epsilon * factor * factor, one)
+    return number(factor, one), rough, number(missed, one), variance, root
 
 
 @njit(**INLINE)
 def judged(x, where, share, one, centered, epsilon, rough, deviation, square):
     """As `rescaled`, from the sums about a rough mean, as far as these are good enough."""
     missed, variance = moments(deviation, square, share, centered)
-    if centered is not None and missed * missed > number(0.5, one) * variance:
+    if centered is not None and missed * missed > 0.5 * variance:
         # The guess was far off, and the difference of the two would lose digits.
-        rough += missed
+        rough = number(rough + missed, one)
         missed, variance = remainder(x, where, share, one, rough, centered)
-    factor, above = number(1.0, one), spread(variance, epsilon, 1.0, one)
     _, least, most = limits(one)
-    if not least <= above <= most:
+    if not least <= variance + epsilon <= most:
         return rescaled(x, where, share, one, centered, epsilon)
-    return factor, rough, missed, variance, above
+    root = root_of(variance, epsilon, one)
+    return number(1.0, one), rough, number(missed, one), variance, root
 
 
 @njit(**INLINE)
-def judged_together(deviation, square, share, one, centered, epsilon, count):
-    """The same for `count` lanes, of a row each, if the sums of all are good enough: else False.
-
-    Gives what rough means have missed, variances plus epsilon, and whether they can be used.
-    """
-    missed, variance = moments(deviation, square, splat(share), centered)
-    above = variance + splat(added(epsilon, 1.0, one))
+def judged_lanes(deviation, square, share, one, centered, epsilon, count):
+    """What rough means have missed, rstd, and whether both can be used in `count` lanes."""
     _, least, most = limits(one)
-    good = all_at_most(splat(number(least, one)), above, count)
-    good = good and all_at_most(above, splat(number(most, one)), count)
+    missed, variance = moments(deviation, square, splat(share), centered)
+    above = variance + splat(epsilon)
+    good = all_at_most(splat(least), above, count) and all_at_most(above, splat(most), count)
     if centered is not None:
-        half = splat(number(0.5, one)) * variance
-        good = good and all_at_most(missed * missed, half, count)
-    return missed, above, good
+        good = good and all_at_most(missed * missed, splat(0.5) * variance, count)
+    return missed, inverse_root(above, one), good
+
+
+@njit(**INLINE)
+def judged_together(deviations, squares, share, one, centered, epsilon, count):
+    """As `judged` for `count` rows, of whose sums each lies in the lanes of a vector in memory.
+
+    Gives what rough means have missed and rstd, of a row in each lane, and whether all can be used.
+    Puts the sums of the lanes into memory if not.
+    """
+    zero = doubles(one)
+    deviation, square = totals_of(deviations, 0, zero), totals_of(squares, 0, zero)
+    missed, root, good = judged_lanes(deviation, square, share, one, centered, epsilon, count)
+    more_missed, more_root, more_deviation, more_square = missed, root, deviation, square
+    some = lanes(zero)
+    if count > some:
+        more_deviation = totals_of(deviations, some * some, zero)
+        more_square = totals_of(squares, some * some, zero)
+        more_missed, more_root, more_good = judged_lanes(
+            more_deviation, more_square, share, one, centered, epsilon, count - some
+        )
+        good = good and more_good
+    if not good:
+        store(deviations, 0, deviation)
+        store(squares, 0, square)
+        store(deviations, some, more_deviation)
+        store(squares, some, more_square)
+    return from_doubles(missed, more_missed, one), from_doubles(root, more_root, one), good
 
 
 @njit(**INLINE)

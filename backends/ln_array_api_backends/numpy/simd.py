@@ -215,7 +215,7 @@ def magnitude(typing: Any, vector: Any) -> Any:
     return vector(vector), generate
 
 
-def _lanes_of(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:
+def lanes_of(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:
     """Lanes of two vectors, by their numbers: those of the second follow those of the first."""
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(numbers)), numbers))
 
@@ -226,7 +226,7 @@ def _fold(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
     while lanes > 1:
         lanes //= 2
         low, high = (
-            _lanes_of(builder, value, value, list(range(start, start + lanes)))
+            lanes_of(builder, value, value, list(range(start, start + lanes)))
             for start in (0, lanes)
         )
         value = combine(low, high)
@@ -256,12 +256,12 @@ def _fold_together(builder: Any, vectors: list[Any]) -> Any:
             high = [lane + size for lane in low]
             pairs = zip(vectors[::2], vectors[1::2], strict=True)
             vectors = [
-                builder.fadd(_lanes_of(builder, *pair, low), _lanes_of(builder, *pair, high))
+                builder.fadd(lanes_of(builder, *pair, low), lanes_of(builder, *pair, high))
                 for pair in pairs
             ]
         else:
             (value,) = vectors
-            swapped = _lanes_of(builder, value, value, [lane ^ size for lane in range(count)])
+            swapped = lanes_of(builder, value, value, [lane ^ size for lane in range(count)])
             vectors = [builder.fadd(value, swapped)]
     return vectors[0]
 
@@ -277,29 +277,17 @@ def totals(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 @intrinsic
-def totals_of(typing: Any, numbers: Any, like: Any) -> Any:
-    """The `total` of each vector in memory, of which as many lie there as one has lanes."""
+def totals_of(typing: Any, numbers: Any, index: Any, like: Any) -> Any:
+    """The `total` of each vector in memory from a number on: of as many as one has lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.VectorType(NUMBER[like.scalar], like.lanes)
-        first = builder.bitcast(args[0], kind.as_pointer())
+        first = builder.bitcast(builder.gep(args[0], [args[1]]), kind.as_pointer())
         places = [builder.gep(first, [I64(i)], inbounds=True) for i in range(like.lanes)]
         align = like.scalar.bitwidth // 8
         return _fold_together(builder, [builder.load(each, align=align) for each in places])
 
-    return like(numbers, like), generate
-
-
-@intrinsic
-def inverse_root(typing: Any, vector: Any) -> Any:
-    """1 / sqrt of each lane, both rounded."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = args[0].type
-        root = call(builder, f"llvm.sqrt.{suffix(kind)}", kind, args[0])
-        return builder.fdiv(spread(builder, kind.element(1.0), kind.count), root)
-
-    return vector(vector), generate
+    return like(numbers, types.intp, like), generate
 
 
 @intrinsic

@@ -19,6 +19,7 @@ from .access import (
     store_first,
     stream,
 )
+from .doubles import doubles, put_aside, put_together
 from .simd import fma, keep_first, lanes, number, peak, total, zeros
 
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -28,6 +29,9 @@ INLINE: dict[str, Any] = {**OPTIONS, "forceinline": True}
 #: its terms, and the more of each is rounded off: in one direction, if the terms are squares of
 #: multiples of a coarse step, as they are where the mean is large.
 RUN = 16
+#: The same for squares of a row: fewer, since beside the square of an outlier all others are
+#: rounded off, and if they are alike, in one direction.
+RUN_OF_SQUARES = 8
 #: Bytes that are fetched ahead where memory is swept.
 AHEAD = 8192
 
@@ -54,19 +58,19 @@ def sums(x, o, n, scale, offset, ahead, other):
 def sums_in_lanes(x, o, n, scale, offset, ahead, other):
     """Sums of d and of d² over n elements of x from o on, where d is x * scale + offset.
 
-    One in each lane, which are to be added up.
+    One in each lane of float64, which are to be added up.
 
     If `other` is not None but what `start_row` gives, that row is written meanwhile, so that memory
     is read and written at the same time.
     """
-    zero = zeros(scale)
+    zero, wide = zeros(scale), doubles(scale)
     width = lanes(scale)
     step = 4 * width
-    first_order, first_lost, second_order, second_lost = zero, zero, zero, zero
+    first_order, first_rest, second_order, second_rest = wide, wide, wide, wide
     written = 0 if other is None else start_row(x, n, other)
     j = 0
     while j + step <= n:
-        end = min(n - step, j + (RUN - 1) * step)
+        end = min(n - step, j + (RUN_OF_SQUARES - 1) * step)
         a, b, c, d = zero, zero, zero, zero
         aa, bb, cc, dd = zero, zero, zero, zero
         while j <= end:
@@ -84,21 +88,25 @@ def sums_in_lanes(x, o, n, scale, offset, ahead, other):
             a, b, c, d = a + e, b + f, c + g, d + h
             aa, bb, cc, dd = fma(e, e, aa), fma(f, f, bb), fma(g, g, cc), fma(h, h, dd)
             j += step
-        if j <= RUN * step:
-            first_order, second_order = (a + b) + (c + d), (aa + bb) + (cc + dd)
-        else:
-            first_order, first_lost = plus(first_order, first_lost, (a + b) + (c + d))
-            second_order, second_lost = plus(second_order, second_lost, (aa + bb) + (cc + dd))
-    while j + width <= n:
-        e = fma(load(x, o + j, scale), scale, offset)
-        first_order, second_order = first_order + e, fma(e, e, second_order)
-        j += width
+        first_order, first_rest = put_aside(first_order, first_rest, (a + b) + (c + d))
+        second_order, second_rest = put_aside(second_order, second_rest, (aa + bb) + (cc + dd))
     if j < n:
-        e = keep_first(fma(load_first(x, o + j, n - j, scale), scale, offset), n - j)
-        first_order, second_order = first_order + e, fma(e, e, second_order)
+        a, aa = zero, zero
+        while j + width <= n:
+            e = fma(load(x, o + j, scale), scale, offset)
+            a, aa = a + e, fma(e, e, aa)
+            j += width
+        if j < n:
+            e = keep_first(fma(load_first(x, o + j, n - j, scale), scale, offset), n - j)
+            a, aa = a + e, fma(e, e, aa)
+        first_order, first_rest = put_aside(first_order, first_rest, a)
+        second_order, second_rest = put_aside(second_order, second_rest, aa)
     if other is not None:
         finish_row(x, written, n, other)
-    return first_order + first_lost, second_order + second_lost
+    return (
+        put_together(first_order, first_rest, scale),
+        put_together(second_order, second_rest, scale),
+    )
 
 
 @njit(**INLINE)

@@ -326,11 +326,6 @@ def test_outliers_where_the_mean_is_guessed_from(places: tuple[int, ...], size: 
             accurate(single, layer_norm(single, *given), *given)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="squares of equal deviations, added to a square of 1e14 times their size, are all "
-    "rounded the same way: the variance is off by up to 6 ulp, beyond the promised 1e4 sigma",
-)
 def test_an_outlier_of_ten_million_sigma() -> None:
     x = shifted(1000, 0, 1, -50, 1e3)
     x[:, 0] = -1e7
@@ -381,7 +376,7 @@ def test_the_mean_of_a_constant_row_is_exact(dtype: str) -> None:
         y, mean, rstd = layer_norm(x)
         assert not y.astype(np.float32).any()
         np.testing.assert_array_equal(mean[:, 0], values.astype(mean.dtype))
-        np.testing.assert_array_equal(rstd, np.full_like(rstd, 1 / np.sqrt(rstd.dtype.type(1e-5))))
+        np.testing.assert_array_equal(rstd, np.full_like(rstd, 1 / np.sqrt(1e-5)))
 
 
 MAGNITUDES = [1e-45, 1e-44, 3e-42, 1e-39, 1e-38, 1e-30, 1e-20, 1e-15, 1, 1e15, 1e20, 1e30, 9e37]

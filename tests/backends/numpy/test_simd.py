@@ -110,13 +110,7 @@ def ahead(array: Any, index: int, like: Any) -> int:
 @njit
 def fold_all(rows: Any, results: Any) -> None:
     one = simd.ones(rows)
-    access.store(access.memory(results), 0, simd.totals_of(access.memory(rows), one))
-
-
-@njit
-def roots(values: Any) -> None:
-    place = access.memory(values)
-    access.store(place, 0, simd.inverse_root(access.load(place, 0, simd.ones(values))))
+    access.store(access.memory(results), 0, simd.totals_of(access.memory(rows), 0, one))
 
 
 @njit
@@ -358,14 +352,6 @@ def test_the_larger_is_a_number_beside_a_nan() -> None:
     results = np.empty((9, 16), np.float32)
     combine(a, b, a, results.ravel())
     np.testing.assert_array_equal(results[3], np.fmax(a, b))
-
-
-def test_roots_are_correctly_rounded_quotients_of_roots() -> None:
-    for dtype in (np.float32, np.float64):
-        values = np.random.default_rng(3).random(64 // np.dtype(dtype).itemsize).astype(dtype) * 100
-        expected = 1 / np.sqrt(values)
-        roots(values)
-        np.testing.assert_array_equal(values, expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -397,8 +397,9 @@ def test_a_chosen_priority_stays(tmp_path: Path) -> None:
     assert words == ["default", *chosen]
 
 
-def test_a_chosen_priority_that_begins_with_tbb_stays(tmp_path: Path) -> None:
-    chosen = ["tbb", "workqueue", "omp"]
+@pytest.mark.parametrize("chosen", [["tbb", "workqueue", "omp"], ["tbb", "omp", "workqueue"]])
+def test_a_chosen_priority_that_begins_with_tbb_stays(tmp_path: Path, chosen: list[str]) -> None:
+    """If it is that of Numba itself, too."""
     words = config(tmp_path, NUMBA_THREADING_LAYER_PRIORITY=" ".join(chosen))
     assert words == ["default", *chosen]
 
