@@ -250,6 +250,16 @@ def accumulate(xp: Any, x: Array) -> Array:
     return xp.astype(x, getattr(xp, ACCUMULATION[dtype_name(x.dtype)]), copy=False)
 
 
+def computes_in_float64(x: Array) -> bool:
+    """Whether what is computed from x may be in float64.
+
+    JAX has it where it is asked for alone, and Metal, as a device of torch, does not have it.
+    """
+    if array_api_compat.is_torch_array(x):
+        return bool(x.device.type != "mps")
+    return not array_api_compat.is_jax_array(x)
+
+
 def constant(x: Array) -> Array:
     """X as a constant to torch and JAX: they do not differentiate through it."""
     if array_api_compat.is_jax_array(x):

@@ -20,7 +20,7 @@ from ._arrays import (
     library_of,
     signatures,
 )
-from ._rows import GRADIENTS, dtype_of, gradient, statistic
+from ._rows import GRADIENTS, dtype_of, gradient, must_widen, statistic, widened
 from .backend import (
     GENERIC,
     ChannelsSpec,
@@ -48,12 +48,14 @@ class ChannelsPlan:
         x: Array,
         *others: Array | None,
         accumulated: tuple[Array | None, ...] = (),
+        widens: bool = False,
     ) -> None:
         """Plan for calls with such arrays.
 
         `accumulated` are those whose like the kernel takes or gives in the accumulation dtype.
+        `widens` is whether gamma is widened, as over rows.
         """
-        self.primitive, self.spec = primitive, spec
+        self.primitive, self.spec, self.widens = primitive, spec, widens
         self.shape, lazy = tuple(x.shape), library_of(x).lazy
         self.choice = _by_axis(primitive, spec, axis) if lazy else choose(primitive, spec)
         self.kernel: Callable[..., Any] = self.choice.kernel
@@ -63,6 +65,7 @@ class ChannelsPlan:
             and self.shape == spec.shape
             and all(each is None or library_of(each).in_order(each) for each in (x, *others))
             and {dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
+            and not widens
         )
 
     def _to_kernel(self, x: Array) -> Array:
@@ -107,22 +110,29 @@ class ChannelsPlan:
         return self._from_kernel(y)
 
     def backward(
-        self, dy: Array, x: Array, mean: Array, rstd: Array, gamma: Array | None
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array,
+        rstd: Array,
+        gamma: Array | None,
+        beta: Array | None = None,
     ) -> tuple[Array | None, Array | None, Array | None]:
         if self.direct:
             return self.kernel(dy, x, mean, rstd, gamma)  # type: ignore[no-any-return]
+        xp, channels = library_of(x).xp, (self.spec.shape[1],)
+        scale = widened(xp, gamma, beta, self.spec.dtype) if self.widens else gamma
         dx, dgamma, dbeta = self.kernel(
             self._to_kernel(dy),
             self._to_kernel(x),
             self._statistic(mean),
             self._statistic(rstd),
-            self._parameter(gamma),
+            self._parameter(scale),
         )
-        xp, channels = library_of(x).xp, (self.spec.shape[1],)
         return (
             None if dx is None else self._from_kernel(dx),
             gradient(xp, dgamma, channels, x, gamma),
-            gradient(xp, dbeta, channels, x, gamma),
+            gradient(xp, dbeta, channels, x, gamma, beta),
         )
 
 
@@ -198,6 +208,7 @@ def backward_plan(
     mean: Array,
     rstd: Array,
     gamma: Array | None,
+    beta: Array | None,
     channel_axis: int,
     need: tuple[str, ...],
 ) -> ChannelsPlan:
@@ -207,7 +218,7 @@ def backward_plan(
         need = _check.need(function, need, GRADIENTS)
     if type(channel_axis) is not int:  # 1.0 would find the plan for 1
         channel_axis = _check.integer(function, "channel_axis", channel_axis)
-    key, plan = _known("channels_backward", arrays, channel_axis, need)
+    key, plan = _known("channels_backward", (*arrays, beta), channel_axis, need)
     if plan is None:
         _check.need(function, need, GRADIENTS)
         axis, spec = _checked(function, x, channel_axis, gamma=gamma)
@@ -217,12 +228,17 @@ def backward_plan(
         for name, values in (("mean", mean), ("rstd", rstd)):
             dtype, shape = ACCUMULATION[spec.dtype], spec.shape[1:2]
             _check.companion(function, name, values, x, shape, what, dtype)
+        _beside("beta", function, beta, x, axis)
+        widens = "dbeta" in need and must_widen(spec.dtype, gamma, beta)
         spec = spec._replace(
             dy=dtype_of(dy),
+            gamma=ACCUMULATION[spec.dtype] if widens else spec.gamma,
             need=("dx" in need, "dgamma" in need and gamma is not None, "dbeta" in need),
         )
-        accumulated = (mean, rstd, x if gamma is None else gamma)
-        plan = ChannelsPlan("channels_backward", spec, axis, *arrays, accumulated=accumulated)
+        accumulated = (mean, rstd, x if gamma is None else gamma, beta)
+        plan = ChannelsPlan(
+            "channels_backward", spec, axis, *arrays, accumulated=accumulated, widens=widens
+        )
         cache_plan(key, plan, x)
     return plan
 

@@ -55,18 +55,22 @@ class RowsPlan(Plan):
         choice: Choice,
         *arrays: Array | None,
         accumulated: tuple[Array | None, ...] = (),
+        widens: bool = False,
     ) -> None:
         """Plan for calls with such arrays.
 
         `accumulated` are those whose like the kernel takes or gives in the accumulation dtype.
+        `widens` is whether gamma is widened: see `widened`.
         """
         super().__init__(primitive, spec, view, choice)
+        self.widens = widens
         self.kernel: Callable[..., tuple[Any, Any, Any]] = self.choice.kernel
         # Whether arrays go to the kernel, and its results to the caller, as they are.
         self.direct = (
             view.is_rows
             and all(each is None or library_of(each).in_order(each) for each in arrays)
             and {dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
+            and not widens
         )
 
     def run(
@@ -103,28 +107,47 @@ class RowsPlan(Plan):
         return y, None if mean is None else reshape(mean, shape), reshape(rstd, shape)
 
     def backward(
-        self, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array | None,
+        rstd: Array,
+        gamma: Array | None,
+        beta: Array | None = None,
     ) -> tuple[Array | None, Array | None, Array | None]:
         if self.direct:
             return self.kernel(dy, x, mean, rstd, gamma)
         view, m = self.view, self.spec.shape[0]
         xp = library_of(x).xp
+        scale = widened(xp, gamma, beta, self.spec.dtype) if self.widens else gamma
         dx, dgamma, dbeta = self.kernel(
             view.to_rows(dy, self.choice.put_in_order),
             view.to_rows(x, self.choice.put_in_order),
             None if mean is None else in_shape(statistic(xp, mean, self.spec.dtype), (m, 1)),
             in_shape(statistic(xp, rstd, self.spec.dtype), (m, 1)),
-            self._parameter(gamma),
+            self._parameter(scale),
         )
         return (
             None if dx is None else view.from_rows(dx),
             gradient(xp, dgamma, view.parameter, x, gamma),
-            gradient(xp, dbeta, view.parameter, x, gamma),
+            gradient(xp, dbeta, view.parameter, x, gamma, beta),
         )
 
 
 class AxesPlan(Plan):
     """X keeps its axes: the kernel takes them as they are, and what goes with x broadcasts."""
+
+    def __init__(
+        self,
+        primitive: Primitive,
+        spec: RowsSpec,
+        view: View,
+        choice: Choice,
+        *,
+        widens: bool = False,
+    ) -> None:
+        super().__init__(primitive, spec, view, choice)
+        self.widens = widens
 
     def _parameter(self, values: Array | None) -> Array | None:
         return reshaped(values, self.view.broadcast_parameter)
@@ -148,20 +171,27 @@ class AxesPlan(Plan):
     forward = run
 
     def backward(
-        self, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array | None,
+        rstd: Array,
+        gamma: Array | None,
+        beta: Array | None = None,
     ) -> tuple[Array | None, Array | None, Array | None]:
         view, xp = self.view, library_of(x).xp
+        scale = widened(xp, gamma, beta, self.spec.dtype) if self.widens else gamma
         dx, dgamma, dbeta = self.choice.kernel(
             reshaped(dy, view.split),
             reshaped(x, view.split),
             self._saved(mean),
             self._saved(rstd),
-            self._parameter(gamma),
+            self._parameter(scale),
         )
         return (
             reshaped(dx, view.shape),
             gradient(xp, dgamma, view.parameter, x, gamma),
-            gradient(xp, dbeta, view.parameter, x, gamma),
+            gradient(xp, dbeta, view.parameter, x, gamma, beta),
         )
 
 
@@ -178,13 +208,29 @@ def statistic(xp: Any, values: Array, dtype: str) -> Array:
 
 
 def gradient(
-    xp: Any, values: Array | None, shape: tuple[int, ...], x: Array, gamma: Array | None
+    xp: Any, values: Array | None, shape: tuple[int, ...], x: Array, *parameters: Array | None
 ) -> Array | None:
-    """A parameter's gradient in the parameter's shape, and in the dtype of gamma, else of x."""
+    """A gradient in a parameter's shape, and in the dtype of the last of these that is present."""
     if values is None:
         return None
-    dtype = native_dtype(x if gamma is None else gamma)
+    dtype = native_dtype([each for each in (x, *parameters) if each is not None][-1])
     return xp.reshape(xp.astype(values, dtype, copy=False), shape)
+
+
+def must_widen(dtype: str, gamma: Array | None, beta: Array | None) -> bool:
+    """Whether dbeta, for x of a dtype, would lose digits in the dtype that a kernel gives it in."""
+    given = dtype_of(gamma) or dtype
+    return beta is not None and dtype_of(beta) != given != ACCUMULATION[dtype]
+
+
+def widened(xp: Any, gamma: Array | None, beta: Array | None, dtype: str) -> Array:
+    """Gamma in the accumulation dtype, of ones where it is absent.
+
+    Kernels may give both gradients in gamma's dtype, which beta's may be wider than.
+    """
+    if gamma is None:
+        return xp.ones_like(statistic(xp, beta, dtype))
+    return statistic(xp, gamma, dtype)
 
 
 def _plan(
@@ -194,6 +240,7 @@ def _plan(
     x: Array,
     *others: Array | None,
     accumulated: tuple[Array | None, ...] = (),
+    widens: bool = False,
 ) -> RowsPlan | AxesPlan:
     """The plan for calls with such arrays, of which dy is the next after x where there is one."""
     if library_of(x).lazy:
@@ -207,8 +254,10 @@ def _plan(
         layout = Layout(view.split, view.axes, view.parameter_axes, strides, dy)
     choice = choose(primitive, spec, layout)
     if choice.keeps_axes:
-        return AxesPlan(primitive, spec, view, choice)
-    return RowsPlan(primitive, spec, view, choice, x, *others, accumulated=accumulated)
+        return AxesPlan(primitive, spec, view, choice, widens=widens)
+    return RowsPlan(
+        primitive, spec, view, choice, x, *others, accumulated=accumulated, widens=widens
+    )
 
 
 def _by_axes(primitive: Primitive, spec: RowsSpec, view: View, reason: str) -> Choice:
@@ -280,6 +329,7 @@ def backward_plan(
     mean: Array | None,
     rstd: Array,
     gamma: Array | None,
+    beta: Array | None,
     axis: Over,
     need: tuple[str, ...],
     center: bool,
@@ -298,6 +348,7 @@ def backward_plan(
             find[type(mean)](mean),
             find[type(rstd)](rstd),
             find[type(gamma)](gamma),
+            find[type(beta)](beta),
             axis,
             need,
             center,
@@ -318,8 +369,12 @@ def backward_plan(
             _check.companion(
                 function, name, values, x, view.statistic, what, dtype, beside=view.name
             )
+        if beta is not None:
+            _parameter("beta", function, beta, x, view)
+        widens = "dbeta" in need and must_widen(spec.dtype, gamma, beta)
         spec = spec._replace(
             dy=dtype_of(dy),
+            gamma=ACCUMULATION[spec.dtype] if widens else spec.gamma,
             need=("dx" in need, "dgamma" in need and gamma is not None, "dbeta" in need),
         )
         plan = _plan(
@@ -327,7 +382,8 @@ def backward_plan(
             spec,
             view,
             *(x, dy, mean, rstd, gamma),
-            accumulated=(mean, rstd, x if gamma is None else gamma),
+            accumulated=(mean, rstd, x if gamma is None else gamma, beta),
+            widens=widens,
         )
         cache_plan(key, plan, x)
     return plan

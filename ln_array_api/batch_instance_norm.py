@@ -220,7 +220,7 @@ def batch_instance_norm_backward(
     batch_mean, batch_rstd, instance_mean, instance_rstd : array
         From `batch_instance_norm_forward`.
     gamma, beta : array, optional
-        The scale and the shift, if there were any. Of beta nothing but the dtype matters.
+        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
     channel_axis : int, default: 1
         As in the forward pass.
     need : tuple of str, default: all
@@ -316,5 +316,5 @@ def batch_instance_norm_backward(
         dx,
         gradient(xp, drho, view.parameter, x, rho),
         gradient(xp, dgamma, view.parameter, x, gamma),
-        gradient(xp, by_batch[2], view.parameter, x, gamma if beta is None else beta),
+        gradient(xp, by_batch[2], view.parameter, x, gamma, beta),
     )

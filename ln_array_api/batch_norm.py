@@ -197,6 +197,7 @@ def batch_norm_backward(
     mean: Array,
     rstd: Array,
     gamma: Array | None = None,
+    beta: Array | None = None,
     /,
     *,
     channel_axis: int = 1,
@@ -212,8 +213,8 @@ def batch_norm_backward(
         What y was computed from.
     mean, rstd : array
         From `batch_norm_forward`.
-    gamma : array, optional
-        The scale, if there was one.
+    gamma, beta : array, optional
+        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
     channel_axis : int, default: 1
         As in the forward pass.
     need : tuple of str, default: all
@@ -227,7 +228,8 @@ def batch_norm_backward(
     dgamma : array or None
         Of shape (C,) and gamma's dtype; None where gamma is absent.
     dbeta : array or None
-        Of shape (C,), in gamma's dtype, or in x's where gamma is absent.
+        Of shape (C,), in the dtype of beta, or of gamma where beta is
+        absent, or of x where both are.
 
     Raises
     ------
@@ -254,6 +256,6 @@ def batch_norm_backward(
     array([1.])
     """
     plan = _channels.backward_plan(
-        "batch_norm_backward", dy, x, mean, rstd, gamma, channel_axis, need
+        "batch_norm_backward", dy, x, mean, rstd, gamma, beta, channel_axis, need
     )
-    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma))
+    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))

@@ -155,6 +155,7 @@ def dynamic_tanh_backward(
     x: Array,
     alpha: Array,
     gamma: Array | None = None,
+    beta: Array | None = None,
     /,
     *,
     axis: int | tuple[int, ...] = -1,
@@ -168,8 +169,8 @@ def dynamic_tanh_backward(
         Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
     x, alpha : array
         What y was computed from.
-    gamma : array, optional
-        The scale, if there was one.
+    gamma, beta : array, optional
+        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
     axis : int or tuple of ints, default: -1
         As in the forward pass.
     need : tuple of str, default: all
@@ -185,7 +186,8 @@ def dynamic_tanh_backward(
     dgamma : array or None
         Of gamma's shape and dtype; None where gamma is absent.
     dbeta : array or None
-        Of the shape of `axis`, in gamma's dtype, or in x's where gamma is absent.
+        Of the shape of `axis`, in the dtype of beta, or of gamma where beta is absent, or of x
+        where both are.
 
     Raises
     ------
@@ -209,7 +211,7 @@ def dynamic_tanh_backward(
     """
     function = "dynamic_tanh_backward"
     need = _check.need(function, need, TanhGradients._fields)
-    view = _checked(function, x, alpha, gamma, None, axis)
+    view = _checked(function, x, alpha, gamma, beta, axis)
     check_gradient(function, x, dy=dy)
     xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
     every = tuple(range(x.ndim))
@@ -220,7 +222,7 @@ def dynamic_tanh_backward(
     with np.errstate(all="ignore"):
         dy, inner = xp.astype(dy, wide.dtype, copy=False), wide * steepness
         if "dbeta" in need:
-            dbeta = gradient(xp, sum_over(xp, dy, shared), view.parameter, x, gamma)
+            dbeta = gradient(xp, sum_over(xp, dy, shared), view.parameter, x, gamma, beta)
         if "dgamma" in need and gamma is not None:
             total = sum_over(xp, dy * xp.tanh(inner), shared)
             dgamma = gradient(xp, total, view.parameter, x, gamma)

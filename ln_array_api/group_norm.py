@@ -29,12 +29,13 @@ def _backward_plan(
     mean: Array,
     rstd: Array,
     gamma: Array | None,
+    beta: Array | None,
     num_groups: int,
     channel_axis: int,
     need: tuple[str, ...],
 ) -> _rows.RowsPlan | _rows.AxesPlan:
     over = Groups(num_groups, channel_axis)
-    return _rows.backward_plan(function, dy, x, mean, rstd, gamma, over, need, center=True)
+    return _rows.backward_plan(function, dy, x, mean, rstd, gamma, beta, over, need, center=True)
 
 
 @explained_by(_forward_plan)
@@ -148,6 +149,7 @@ def group_norm_backward(
     mean: Array,
     rstd: Array,
     gamma: Array | None = None,
+    beta: Array | None = None,
     /,
     *,
     num_groups: int,
@@ -164,8 +166,8 @@ def group_norm_backward(
         What y was computed from.
     mean, rstd : array
         From `group_norm_forward`.
-    gamma : array, optional
-        The scale, if there was one.
+    gamma, beta : array, optional
+        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
     num_groups, channel_axis
         As in the forward pass.
     need : tuple of str, default: all
@@ -179,7 +181,8 @@ def group_norm_backward(
     dgamma : array or None
         Of shape (C,) and gamma's dtype; None where gamma is absent.
     dbeta : array or None
-        Of shape (C,), in gamma's dtype, or in x's where gamma is absent.
+        Of shape (C,), in the dtype of beta, or of gamma where beta is
+        absent, or of x where both are.
 
     Raises
     ------
@@ -205,6 +208,6 @@ def group_norm_backward(
     array([1., 0., 0., 0., 0., 0.])
     """
     plan = _backward_plan(
-        "group_norm_backward", dy, x, mean, rstd, gamma, num_groups, channel_axis, need
+        "group_norm_backward", dy, x, mean, rstd, gamma, beta, num_groups, channel_axis, need
     )
-    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma))
+    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))

@@ -28,11 +28,12 @@ def _backward_plan(
     mean: Array,
     rstd: Array,
     gamma: Array | None,
+    beta: Array | None,
     channel_axis: int,
     need: tuple[str, ...],
 ) -> _rows.RowsPlan | _rows.AxesPlan:
     over = Groups(None, channel_axis)
-    return _rows.backward_plan(function, dy, x, mean, rstd, gamma, over, need, center=True)
+    return _rows.backward_plan(function, dy, x, mean, rstd, gamma, beta, over, need, center=True)
 
 
 @explained_by(_forward_plan)
@@ -140,6 +141,7 @@ def instance_norm_backward(
     mean: Array,
     rstd: Array,
     gamma: Array | None = None,
+    beta: Array | None = None,
     /,
     *,
     channel_axis: int = 1,
@@ -155,8 +157,8 @@ def instance_norm_backward(
         What y was computed from.
     mean, rstd : array
         From `instance_norm_forward`.
-    gamma : array, optional
-        The scale, if there was one.
+    gamma, beta : array, optional
+        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
     channel_axis : int, default: 1
         As in the forward pass.
     need : tuple of str, default: all
@@ -170,7 +172,8 @@ def instance_norm_backward(
     dgamma : array or None
         Of shape (C,) and gamma's dtype; None where gamma is absent.
     dbeta : array or None
-        Of shape (C,), in gamma's dtype, or in x's where gamma is absent.
+        Of shape (C,), in the dtype of beta, or of gamma where beta is
+        absent, or of x where both are.
 
     Raises
     ------
@@ -196,5 +199,7 @@ def instance_norm_backward(
     >>> dbeta
     array([1., 0.])
     """
-    plan = _backward_plan("instance_norm_backward", dy, x, mean, rstd, gamma, channel_axis, need)
-    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma))
+    plan = _backward_plan(
+        "instance_norm_backward", dy, x, mean, rstd, gamma, beta, channel_axis, need
+    )
+    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))

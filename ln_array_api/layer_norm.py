@@ -169,6 +169,7 @@ def layer_norm_backward(
     mean: Array,
     rstd: Array,
     gamma: Array | None = None,
+    beta: Array | None = None,
     /,
     *,
     axis: int | tuple[int, ...] = -1,
@@ -184,8 +185,8 @@ def layer_norm_backward(
         What y was computed from.
     mean, rstd : array
         From `layer_norm_forward`.
-    gamma : array, optional
-        The scale, if there was one.
+    gamma, beta : array, optional
+        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
     axis : int or tuple of ints, default: -1
         The normalised axes.
     need : tuple of str, default: all
@@ -199,7 +200,8 @@ def layer_norm_backward(
     dgamma : array or None
         Of gamma's shape and dtype; None where gamma is absent.
     dbeta : array or None
-        Of the shape of the normalised axes, in gamma's dtype, or in x's where gamma is absent.
+        Of the shape of the normalised axes, in the dtype of beta, or of gamma where beta is
+        absent, or of x where both are.
 
     Raises
     ------
@@ -227,6 +229,6 @@ def layer_norm_backward(
     (array([-0.9258,  0.    ,  0.    ]), array([1., 0., 0.]))
     """
     plan = _rows.backward_plan(
-        "layer_norm_backward", dy, x, mean, rstd, gamma, axis, need, center=True
+        "layer_norm_backward", dy, x, mean, rstd, gamma, beta, axis, need, center=True
     )
-    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma))
+    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))

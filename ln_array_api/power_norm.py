@@ -217,7 +217,7 @@ def power_norm_backward(
         dy = beside(xp, dy, z, tuple(x.shape)) / root
         rstd = root / beside(xp, norm, z, view.statistic)
         plan = _rows.backward_plan(
-            function, dy, z, None, rstd, None, view.axes, ("dx",), center=False
+            function, dy, z, None, rstd, None, None, view.axes, ("dx",), center=False
         )
         dx = plan.backward(dy, z, None, rstd, None)[0]
         if alpha != 1:

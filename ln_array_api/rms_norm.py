@@ -27,7 +27,7 @@ class RMSGradients(NamedTuple):
 
 
 _explained = explained_by(partial(_rows.forward_plan, beta=None, center=False))
-_backward_explained = explained_by(partial(_rows.backward_plan, mean=None, center=False))
+_backward_explained = explained_by(partial(_rows.backward_plan, mean=None, beta=None, center=False))
 
 
 @_explained
@@ -187,7 +187,7 @@ def rms_norm_backward(
     array([[ 0.181 , -0.1358]])
     """
     plan = _rows.backward_plan(
-        "rms_norm_backward", dy, x, None, rstd, gamma, axis, need, center=False
+        "rms_norm_backward", dy, x, None, rstd, gamma, None, axis, need, center=False
     )
     dx, dgamma, _ = plan.backward(dy, x, None, rstd, gamma)
     return RMSGradients(dx, dgamma)

@@ -208,6 +208,7 @@ def switchable_norm_backward(
     mean_weights: Array,
     var_weights: Array,
     gamma: Array | None = None,
+    beta: Array | None = None,
     /,
     *,
     channel_axis: int = 1,
@@ -224,8 +225,8 @@ def switchable_norm_backward(
         What y was computed from.
     mean, var : array
         From `switchable_norm_forward`.
-    gamma : array, optional
-        The scale, if there was one.
+    gamma, beta : array, optional
+        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
     channel_axis, epsilon
         As in the forward pass.
     need : tuple of str, default: all
@@ -241,7 +242,8 @@ def switchable_norm_backward(
     dgamma : array or None
         Of shape (C,) and gamma's dtype; None where gamma is absent.
     dbeta : array or None
-        Of shape (C,), in gamma's dtype, or in x's where gamma is absent.
+        Of shape (C,), in the dtype of beta, or of gamma where beta is absent, or of x
+        where both are.
 
     Raises
     ------
@@ -271,7 +273,7 @@ def switchable_norm_backward(
     """
     function = "switchable_norm_backward"
     need = _check.need(function, need, SwitchableGradients._fields)
-    view = _checked(function, x, mean_weights, var_weights, gamma, None, channel_axis)
+    view = _checked(function, x, mean_weights, var_weights, gamma, beta, channel_axis)
     epsilon = _check.epsilon(function, epsilon, x.dtype)
     check_gradient(function, x, dy=dy)
     check_saved(function, x, view.statistic, mean=mean, var=var)
@@ -312,5 +314,5 @@ def switchable_norm_backward(
         gradient(xp, dmean_weights, (3,), x, mean_weights),
         gradient(xp, dvar_weights, (3,), x, var_weights),
         gradient(xp, dgamma, view.parameter, x, gamma),
-        gradient(xp, dbeta, view.parameter, x, gamma),
+        gradient(xp, dbeta, view.parameter, x, gamma, beta),
     )

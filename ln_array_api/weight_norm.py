@@ -146,7 +146,7 @@ def _backward(
     with np.errstate(all="ignore"):
         arrays = dw, v, None, root / norm, gamma
     wanted = tuple("dx" if each == "dv" else "dgamma" for each in need)
-    return _rows.backward_plan(function, *arrays, slices, wanted, center=False), arrays, root
+    return _rows.backward_plan(function, *arrays, None, slices, wanted, center=False), arrays, root
 
 
 def _backward_plan(

@@ -34,7 +34,7 @@ def _backward_plan(
 ) -> _rows.RowsPlan | _rows.AxesPlan:
     needed = ("dx",) if _check.need(function, need, WeightGradients._fields) else ()
     over = Slices(axis)
-    return _rows.backward_plan(function, dy, w, mean, rstd, None, over, needed, center=True)
+    return _rows.backward_plan(function, dy, w, mean, rstd, None, None, over, needed, center=True)
 
 
 @explained_by(_forward_plan)

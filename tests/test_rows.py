@@ -453,6 +453,29 @@ def test_an_unhashable_option_is_refused_by_the_checks() -> None:
         ln.layer_norm(x, epsilon=np.asarray(1e-5))  # type: ignore[arg-type]
 
 
+def test_a_plan_is_for_the_backend_that_is_asked_for() -> None:
+    """Forward and backward, if it was made for another before."""
+    x, column = np.ones((2, 4), np.float32), np.ones((2, 1), np.float32)
+    forward = ("layer_norm", x, None, None, -1, 1e-5, None)
+    backward = ("layer_norm_backward", x, x, column, column, None, None, -1, ("dx",))
+    for _ in range(2):
+        with ln.use_backend("generic"):
+            assert _rows.forward_plan(*forward, center=True).choice.backend == "generic"
+            assert _rows.backward_plan(*backward, center=True).choice.backend == "generic"
+        assert "use_backend" not in _rows.forward_plan(*forward, center=True).choice.reason
+        assert "use_backend" not in _rows.backward_plan(*backward, center=True).choice.reason
+
+
+def test_a_plan_is_for_rows_with_a_mean_or_without() -> None:
+    x, column = np.ones((2, 4), np.float32), np.ones((2, 1), np.float32)
+    for center in (True, False, True):
+        plan = _rows.forward_plan("norm", x, None, None, -1, 1e-5, None, center=center)
+        assert plan.spec.center == center
+        mean = column if center else None
+        arrays = ("norm_backward", x, x, mean, column, None, None, -1, ("dx",))
+        assert _rows.backward_plan(*arrays, center=center).spec.center == center
+
+
 def test_planners_name_the_function_that_was_called() -> None:
     x = values(2, 3)
     for name in ("layer_norm", "rms_norm_forward"):

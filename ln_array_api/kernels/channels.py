@@ -126,11 +126,12 @@ def channels_backward(
     with np.errstate(all="ignore"):
         dy = accumulate_as(xp, dy, rstd)
         if need_dx or need_dbeta:
-            dbeta = sum_over(xp, dy, axes, fused=False)
+            dbeta = accumulate_as(xp, sum_over(xp, dy, axes, fused=False, wide=True), dy)
         if need_dx or need_dgamma:
             mean, rstd = _beside(xp, x, axis, mean), _beside(xp, x, axis, rstd)
             x_hat = standardised(xp, x, mean, rstd, axes=axes)
-            dgamma = sum_over(xp, dy * x_hat, axes, fused=False)
+            dgamma = sum_over(xp, dy * x_hat, axes, fused=False, wide=True)
+            dgamma = accumulate_as(xp, dgamma, dy)
         if need_dx:
             dx = (dy - dbeta / n) - x_hat * (dgamma / n)
             scale = rstd

@@ -28,10 +28,10 @@ def moments(x: Array, *, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
             d = d * scale
         d, rough_mean, missed = centred(xp, d, axes)
         mean, missed = two_sum(rough_mean, missed)
-        m2 = sum_over(xp, d * d, axes)
+        m2 = sum_over(xp, d * d, axes, wide=True)
         if scale is not None:
             mean, missed, m2 = mean / scale, missed / scale, m2 / scale / scale
-    return mean, m2, missed
+    return mean, xp.astype(m2, d.dtype, copy=False), missed
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:

@@ -203,6 +203,7 @@ def normalise(
     xp = library_of(x).xp
     n = math.prod(x.shape[axis] for axis in axes)
     d = accumulate(xp, x)
+    dtype = d.dtype
     if n == 0:  # y is empty, and all the same a function of x, gamma and beta to a framework
         nan = xp.sum(d, axis=axes, keepdims=True) + math.nan
         y = xp.astype(_affine(xp, d * nan, gamma, beta), native_dtype(x), copy=False)
@@ -213,16 +214,17 @@ def normalise(
             d = d * scale
         if center:
             d, rough_mean, missed = centred(xp, d, axes)
-        var = sum_over(xp, d * d, axes) / n
+        var = sum_over(xp, d * d, axes, wide=True) / n
         rstd = 1 / xp.sqrt(var + scaled_epsilon)
-        y = d * rstd
+        y = d * accumulate_as(xp, rstd, d)
         del d  # which is as large as x
         y = _affine(xp, y, gamma, beta)
         mean = rough_mean + missed if center else None
+        rstd = unscaled_rstd(xp, rstd, scale, var, epsilon, dtype_name(dtype))
         if scale is not None:
-            rstd = unscaled_rstd(xp, rstd, scale, var, epsilon)
             var = var / scale / scale  # whose square may be out of range
             mean = None if mean is None else mean / scale
+        var, rstd = (xp.astype(each, dtype, copy=False) for each in (var, rstd))
         return xp.astype(y, native_dtype(x), copy=False), mean, var, rstd
 
 
@@ -233,12 +235,17 @@ def _affine(xp: Any, y: Array, gamma: Array | None, beta: Array | None) -> Array
     return y if beta is None else y + accumulate_as(xp, beta, y)
 
 
-def unscaled_rstd(xp: Any, rstd: Array, scale: Array, var: Array, epsilon: float) -> Array:
+def unscaled_rstd(
+    xp: Any, rstd: Array, scale: Array | None, var: Array, epsilon: float, accumulation: str
+) -> Array:
     """The rstd of x from rstd and var of x * scale.
 
-    If x is constant, epsilon alone makes it, and may have been lost by scaling.
+    If x is constant, epsilon alone makes it, and may be less than the dtype holds. Then it is the
+    largest number at most, unless epsilon is 0.
     """
-    return xp.where(var == 0, 1 / math.sqrt(epsilon) if epsilon > 0 else math.inf, rstd * scale)
+    largest = float(np.finfo(accumulation).max)
+    alone = min(1 / math.sqrt(epsilon), largest) if epsilon > 0 else math.inf
+    return xp.where(var == 0, alone, rstd if scale is None else rstd * scale)
 
 
 def centred(xp: Any, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
@@ -273,12 +280,12 @@ def differentiate(
     with np.errstate(all="ignore"):
         dy = accumulate_as(xp, dy, rstd)
         if need_dbeta:
-            dbeta = sum_over(xp, dy, shared)
+            dbeta = accumulate_as(xp, sum_over(xp, dy, shared, wide=True), dy)
         if not (need_dx or need_dgamma):
             return dx, dgamma, dbeta
         x_hat = standardised(xp, x, mean, rstd, axes=axes)
         if need_dgamma:
-            dgamma = sum_over(xp, dy * x_hat, shared)
+            dgamma = accumulate_as(xp, sum_over(xp, dy * x_hat, shared, wide=True), dy)
         if need_dx:
             g = dy if gamma is None else dy * accumulate_as(xp, gamma, dy)
             dx = g - x_hat * (sum_over(xp, g * x_hat, axes, fused=False) / max(n, 1))

@@ -18,7 +18,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._arrays import Array, accumulate, device_beside, library_of, native_dtype, overlapped
+from .._arrays import (
+    Array,
+    accumulate,
+    device_beside,
+    dtype_name,
+    library_of,
+    native_dtype,
+    overlapped,
+)
 from .rows import accumulate_as, scaling, unscaled_rstd
 
 Fields: TypeAlias = tuple[Array, ...]
@@ -66,9 +74,8 @@ def windows_forward(
         deviation, mean, var = _by_chunks(_moments, (d,), reach_of(x.shape, axes, size), 3)
         rstd = 1 / xp.sqrt(var + scaled_epsilon)
         y = xp.astype(deviation * rstd, native_dtype(x), copy=False)
-        if scale is None:
-            return y, mean, rstd
-        return y, mean / scale, unscaled_rstd(xp, rstd, scale, var, epsilon)
+        rstd = unscaled_rstd(xp, rstd, scale, var, epsilon, dtype_name(wide.dtype))
+        return y, mean if scale is None else mean / scale, rstd
 
 
 def windows_backward(

@@ -152,5 +152,5 @@ def test_largest_magnitude_of_what_is_special(module: str) -> None:
 def test_long_rows_in_blocks(n: int) -> None:
     """As CuPy's are, shown on NumPy."""
     values = np.random.default_rng(2).lognormal(size=(2, n)).astype(np.float32)
-    actual = reductions._sum_long_rows(*given("numpy", values))
+    actual = reductions._sum_long_rows(*given("numpy", values), np.float32)
     np.testing.assert_allclose(actual, values.astype(np.float64).sum(axis=1), rtol=4 * EPS)
