@@ -110,7 +110,7 @@ def batch_instance_norm(given: Wide, options: dict[str, Any]) -> Wide:
 
 def switchable_norm(given: Wide, options: dict[str, Any]) -> Wide:
     """The mean and the variance of instance, layer and batch, each mixed by softmax weights."""
-    axis, first = options.get("channel_axis", 1), given["x"].reshape(-1)[0]
+    axis, first = options.get("channel_axis", 1), real(given["x"].reshape(-1)[:1])[0]
     # All else is blind to what is subtracted of all x, and constant x is 0 then, not about 0.
     x = given["x"] - first
     moments = _moments(x, axis)
@@ -196,7 +196,12 @@ class Gradient(NamedTuple):
 
 def evaluate(definition: Definition, plain: Wide, options: dict[str, Any]) -> Wide:
     """Y and the statistics of inputs, in arithmetic that is wide enough to judge by."""
-    return definition({name: widen(each) for name, each in plain.items()}, options)
+    return definition(_widened(plain), options)
+
+
+def _widened(plain: Wide) -> Wide:
+    most = max(each.size for each in plain.values() if each is not None)
+    return {name: widen(each, most) for name, each in plain.items()}
 
 
 def gradient(
@@ -208,15 +213,25 @@ def gradient(
     *,
     y: str = "y",
     places: np.ndarray | None = None,
+    scaled_everywhere: bool = True,
 ) -> Gradient:
-    """The gradient of sum(dy * y) with respect to an input, in some places, or in all."""
+    """The gradient of sum(dy * y) with respect to an input, in some places, or in all.
+
+    Unless it is `scaled_everywhere`, the scale is known in these places alone, and the largest of
+    them is that of all others.
+    """
     size = plain[name].size
     places = np.arange(size) if places is None else places
-    wide = {each: widen(values) for each, values in plain.items()}
-    exact = [
-        np.sum(widen(dy) * column)
-        for column in _columns(definition, wide, name, options, y, places)
-    ]
+    wide = _widened(plain)
+    wide_dy, exact, magnitudes = widen(dy), [], []
+    for column in _columns(definition, wide, name, options, y, places):
+        terms = wide_dy * column
+        exact.append(np.sum(terms))
+        magnitudes.append(float(np.sum(abs(terms))))
+    if not scaled_everywhere:
+        scale = np.full(plain[name].shape, max(magnitudes))
+        scale.reshape(-1)[places] = magnitudes
+        return Gradient(places, np.asarray(exact), scale)
     narrow = {
         each: None if values is None else values.astype(np.float64)
         for each, values in plain.items()

@@ -130,10 +130,11 @@ def check_gradients(
     dtype: str,
     *,
     looser: float = 1.0,
+    sample: int | None = None,
 ) -> None:
     """The gradients of all inputs that are not None against the derivatives of the definition.
 
-    `actual` are all of them, or none.
+    `actual` are all of them, or none. A sample is of so many places of each input.
     """
     if actual == ():
         return
@@ -141,11 +142,20 @@ def check_gradients(
 
     def exact_of(name: str) -> definitions.Gradient:
         given = plain if plain[name] is not None else {**plain, name: np.ones(case.shapes[name])}
-        places = None
-        if dtype == "float64":  # mpmath computes all of y for each place, in milliseconds
-            places = np.unique(np.linspace(0, given[name].size - 1, 7).astype(int))
+        places, number = None, sample
+        if dtype == "float64" and sample is None:  # mpmath computes all of y for each place
+            number = 7
+        if number is not None:
+            places = np.unique(np.linspace(0, given[name].size - 1, number).astype(int))
         return definitions.gradient(
-            member.definition, dy, given, name, case.options, y=member.y, places=places
+            member.definition,
+            dy,
+            given,
+            name,
+            case.options,
+            y=member.y,
+            places=places,
+            scaled_everywhere=sample is None,
         )
 
     for name, gradient in zip(member.gradients, actual, strict=True):

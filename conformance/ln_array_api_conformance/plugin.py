@@ -36,6 +36,22 @@ def pytest_addoption(parser: Any) -> None:
         default=None,
         help="a registered backend, or generic (default: whatever the library chooses)",
     )
+    group.addoption(
+        "--fuzz", type=float, metavar="SECONDS", default=0.0, help="try random calls for so long"
+    )
+    group.addoption(
+        "--fuzz-cases",
+        type=int,
+        metavar="N",
+        default=60,
+        help="try so many random calls, where no time is given (default: 60)",
+    )
+    group.addoption(
+        "--fuzz-seed", type=int, metavar="N", default=0, help="the first random call (default: 0)"
+    )
+    group.addoption(
+        "--fuzz-call", metavar="CALL", default="", help="try a call that a failure has named, alone"
+    )
 
 
 _library = pytest.StashKey[Library]()

@@ -19,6 +19,9 @@ from . import tolerances
 #: Decimal digits of mpmath arithmetic; float64 inputs with a mean of 1e6 sigma need 16 + 2 * 6.
 DIGITS = 40
 
+#: Elements from which on mpmath takes too long.
+MANY = 8192
+
 _sqrt_mp = np.frompyfunc(lambda value: mpmath.sqrt(value), 1, 1)
 _exp_mp = np.frompyfunc(lambda value: mpmath.exp(value), 1, 1)
 _tanh_mp = np.frompyfunc(lambda value: mpmath.tanh(value), 1, 1)
@@ -69,11 +72,17 @@ def tanh(values: Any) -> Any:
     return _tanh_mp(values) if values.dtype == object else np.tanh(values)
 
 
-def widen(values: np.ndarray | None) -> Any:
-    """The same values in arithmetic that is wide enough to judge them by."""
+def widen(values: np.ndarray | None, beside: int = 0) -> Any:
+    """The same values in arithmetic that is wide enough to judge them by.
+
+    Many of float64, or some beside many, go into 80 bits, where there are such numbers, which is
+    enough for a mean of 100 sigma; mpmath would take minutes.
+    """
     if values is None:
         return None
     if values.dtype == np.float64:
+        if max(values.size, beside) > MANY and np.finfo(np.longdouble).nmant >= 63:
+            return values.astype(np.longdouble)
         mpmath.mp.dps = DIGITS
         return np.asarray(_wide_mp(values), dtype=object)  # of no axes, it would be a number
     return values.astype(np.float64)
@@ -91,7 +100,7 @@ class Expected(NamedTuple):
 
 def forward(definition: Forward, x: np.ndarray, gamma: Any, beta: Any, epsilon: float) -> Expected:
     """Y and the statistics of rows (M, N)."""
-    gamma, beta = widen(gamma), widen(beta)
+    gamma, beta = widen(gamma, x.size), widen(beta, x.size)
     y, mean, rstd = definition(widen(x), gamma, beta, epsilon)
     product = y if beta is None else y - beta
     scale = np.max(abs(product), axis=-1, keepdims=True)
@@ -123,9 +132,9 @@ def gradients(
     """Gradients of sum(dy * y) with respect to some columns of x, to gamma and to beta."""
     dy, x = widen(dy), widen(x)
     ones = x[0] * 0 + 1
-    scale = ones if gamma is None else widen(gamma)
+    scale = ones if gamma is None else widen(gamma, x.size)
     # Far below the rounding of x, far above the smallest number.
-    h = np.max(abs(x)) * 2.0**-120
+    h = (np.max(abs(x)) or 1.0) * 2.0**-120
     dx = np.empty((x.shape[0], len(columns)), dtype=x.dtype)
     for place, column in enumerate(columns):
         step = np.zeros(x.shape[1])

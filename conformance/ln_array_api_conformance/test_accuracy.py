@@ -8,7 +8,7 @@ import pytest
 from . import calls, reference, tolerances
 from .inputs import LENGTHS, LONG, generator, parameters, rows
 from .libraries import DTYPES, Library
-from .operations import Operation
+from .operations import LAYER_NORM, Operation
 
 
 def check_forward(
@@ -54,7 +54,7 @@ def check_backward(
     columns = np.arange(n)
     if n > sample:  # a complex step computes the whole row for each column
         columns = np.sort(generator("columns", n).choice(n, size=sample, replace=False))
-        columns = np.union1d(columns, [0, n - 1, *np.argmax(abs(x), axis=-1)])
+        columns = np.union1d(columns, [0, n - 1, *np.argmax(abs(x[:5]), axis=-1)])
     expected = reference.gradients(operation.reference, dy, x, plain[0], epsilon, columns)
     dx = library.numpy(actual.dx)
     assert np.isfinite(dx.astype(np.float64)).all()
@@ -146,6 +146,15 @@ def test_parameters_are_optional(
     check_backward(operation, library, dtype, dy, x, epsilon=epsilon, which=which, sample=4)
 
 
+@pytest.mark.parametrize("epsilon", [1e-59, 1e-61])
+def test_tiny_rows_beside_a_tiny_epsilon(
+    operation: Operation, library: Library, epsilon: float
+) -> None:
+    """Whose squares, and epsilon itself, are less than float32 holds."""
+    x = rows("1e-30", "float32", 5, 48)
+    check_forward(operation, library, "float32", x, epsilon=epsilon)
+
+
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-7, 0.3])
 def test_epsilon_is_inside_the_root_and_not_rounded(
     operation: Operation, library: Library, dtype: str, epsilon: float
@@ -184,3 +193,31 @@ def test_wider_parameters(operation: Operation, library: Library, dtype: str) ->
         exact.dgamma_scale,
         tolerances.ACCUMULATION[dtype],
     )
+
+
+@pytest.mark.needs("16 bits")
+@pytest.mark.parametrize("which", ["all", "none"])
+def test_dbeta_of_a_wider_beta(library: Library, which: str) -> None:
+    """Of beta nothing but shape and dtype matters, and dbeta is as exact as that dtype."""
+    for dtype in set(library.dtypes) & {"float16", "bfloat16"}:
+        x = rows_for(dtype, "normal", 48)
+        dy = generator("dy", "beta").standard_normal(x.shape).astype(DTYPES[dtype])
+        _, given = calls.arguments(LAYER_NORM, library, dtype, 48, which)
+        result = LAYER_NORM.forward(library.array(x), *given)
+        beta = library.array(np.zeros(48, np.float32))
+        saved = library.array(dy), library.array(x), *result[1:], given[0]
+        gradients = LAYER_NORM.backward(*saved, beta)
+        dbeta = library.numpy(gradients.dbeta)
+        assert dbeta.dtype == np.float32
+        assert getattr(gradients.dgamma, "dtype", None) == getattr(given[0], "dtype", None)
+        wide = dy.astype(np.float64)
+        tolerances.assert_close(
+            "dbeta",
+            dbeta,
+            wide.sum(axis=0),
+            tolerances.PARAMETER_GRADIENT,
+            abs(wide).sum(axis=0),
+            "float32",
+        )
+        alone = LAYER_NORM.backward(*saved, beta, need=("dbeta",))
+        assert library.numpy(alone.dbeta).tobytes() == dbeta.tobytes()

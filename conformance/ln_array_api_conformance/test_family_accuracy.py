@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from . import definitions, family
 from . import family_calls as calls
 from .family import Case, Member, Plain, gradient_of_y, inputs
 from .libraries import DTYPES, Library
@@ -53,6 +54,27 @@ def test_constant_values(member: Member, library: Library, dtype: str, power: fl
 def test_cases(member: Member, library: Library, dtype: str, case: str) -> None:
     """All places of the axes, and all options."""
     check(member, library, member.cases[case], "mean 100 sigma", dtype)
+    if member.has("alpha"):  # a power of which may lose the sign
+        plain = inputs(member, member.cases[case], "normal", dtype)
+        given = calls.arrays(library, plain)
+        result = calls.forward(member, library, given, **member.cases[case].options)
+        calls.check_forward(member, library, member.cases[case], plain, result, dtype)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 70)])
+def test_a_small_epsilon_counts_beside_given_statistics(
+    library: Library, dtype: str, shape: tuple[int, ...]
+) -> None:
+    """Beside a variance as small, or of 0."""
+    member = family.BATCH_NORM
+    shapes = {name: shape if name == "x" else shape[1:2] for name in member.inputs}
+    case = Case(shapes, {"epsilon": 1e-10})
+    plain = inputs(member, case, "normal", dtype)
+    plain["var"] = np.asarray([0.0, 1e-10, 1e-12]).astype(DTYPES[dtype])
+    scale = np.asarray(2.0**-14).astype(DTYPES[dtype])  # so that y is no larger than 16 bits hold
+    plain["x"], plain["mean"] = plain["x"] * scale, plain["mean"] * scale
+    result = calls.forward(member, library, calls.arrays(library, plain), **case.options)
+    calls.check_forward(member, library, case, plain, result, dtype)
 
 
 def test_without(member: Member, library: Library, dtype: str) -> None:
@@ -102,21 +124,34 @@ def test_differentiated_by_the_library_itself(member: Member, library: Library, 
     calls.check_gradients(member, library, case, plain, gradients, dtype, looser=2)
 
 
-def test_a_bad_element_spoils_what_is_normalised_with_it(member: Member, library: Library) -> None:
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_bad_element_spoils_what_is_normalised_with_it(
+    member: Member, library: Library, bad: float
+) -> None:
+    """A NaN makes all of it NaN, an infinity what the definition says; all else keeps its bits."""
     case, dtype = member.first, "float32"
     plain = inputs(member, case, "normal", dtype)
     dy = library.array(gradient_of_y(member, case, dtype))
     clean = calls.both(member, library, dy, calls.arrays(library, plain), **case.options)
     x = plain[member.x].copy()
-    x.reshape(-1)[x.size // 2] = np.nan
+    x[tuple(length // 2 for length in x.shape)] = bad
     given = calls.arrays(library, {**plain, member.x: x})
     spoiled = calls.both(member, library, dy, given, **case.options)
     for of_gradient in (False, True) if member.backward is not None else (False,):
         together = member.together_in(of_gradient)
-        spoiled_places = together(np.isnan(x).astype(float), case.options) > 0
+        spoiled_places = together((~np.isfinite(x)).astype(float), case.options) > 0
         before, after = (library.numpy(each[of_gradient][0]) for each in (clean, spoiled))
-        assert np.isnan(after[spoiled_places]).all()
         np.testing.assert_array_equal(before[~spoiled_places], after[~spoiled_places])
+        if np.isnan(bad):
+            assert np.isnan(after[spoiled_places]).all()
+        elif not of_gradient:
+            with np.errstate(all="ignore"):
+                exact = definitions.evaluate(
+                    member.definition, {**plain, member.x: x}, case.options
+                )[member.y]
+            np.testing.assert_allclose(
+                after[spoiled_places], exact[spoiled_places], rtol=1e-6, atol=1e-6
+            )
 
 
 def _run(member: Member, library: Library, plain: Plain, dy: np.ndarray) -> list[np.ndarray]:

@@ -60,6 +60,26 @@ def test_wider_parameters(member: Member, library: Library) -> None:
         assert library.numpy(gradient).dtype == expected, name
 
 
+@pytest.mark.needs("16 bits")
+def test_dbeta_has_the_dtype_of_beta(member: Member, library: Library) -> None:
+    """Which may be wider than that of x and gamma, and is known by beta alone."""
+    if "beta" not in member.gradients or member.backward is None:
+        pytest.skip("it has no gradient of beta")
+    dy, given = right_call(member, library, "float16")
+    options = member.options_of(member.forward, member.first.options)
+    result = calls.forward(member, library, given, **options)
+    beta = library.array(np.zeros(member.shapes["beta"], np.float32))
+    exact = np.sum(library.numpy(dy).astype(np.float64))
+    for without in ((), ("gamma",)):
+        known = {**given, **result._asdict(), "beta": beta, **dict.fromkeys(without)}
+        arrays = [known[name] for name in member.saved if name != "beta"]
+        options = member.options_of(member.backward, member.first.options)
+        gradients = member.backward(dy, *arrays, beta, **options)
+        dbeta = library.numpy(gradients.dbeta)
+        assert dbeta.dtype == np.float32
+        np.testing.assert_allclose(np.sum(dbeta, dtype=np.float64), exact, rtol=1e-6)
+
+
 def test_need(member: Member, library: Library) -> None:
     """Each gradient alone is what it is among all, and the others are None."""
     if member.backward is None:
