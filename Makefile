@@ -5,11 +5,13 @@ LIBRARY ?= numpy
 ARGUMENTS ?=
 BACKEND ?=
 WORKERS ?= auto
+SECONDS ?= 600
+SEED ?= 0
 # Neighbours share a process, and so what it has compiled.
 PARALLEL := -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-cuda predictions gpu gpu-conformance unit conformance conformance-all bench bench-quick \
-	lint clean
+.PHONY: help demo test test-cuda predictions gpu gpu-conformance unit conformance conformance-all fuzz mutants \
+	bench bench-quick lint clean
 .DEFAULT_GOAL := help
 
 help: ## tell what there is
@@ -47,6 +49,13 @@ conformance: .venv/installed ## hold LIBRARY=numpy and BACKEND= (whatever it cho
 conformance-all: .venv/installed
 	for each in numpy: numpy:generic torch: jax: strict: dask:; do \
 		$(MAKE) --no-print-directory conformance LIBRARY=$${each%:*} BACKEND=$${each#*:} || exit; done
+
+fuzz: .venv/installed ## try random calls of LIBRARY=numpy for SECONDS=600, from SEED=0 on
+	$(BIN)/pytest -q --pyargs ln_array_api_conformance --library $(LIBRARY) -k test_random_calls \
+		$(if $(BACKEND),--backend $(BACKEND)) --fuzz $(SECONDS) --fuzz-seed $(SEED) -s
+
+mutants: .venv/installed ## plant one fault after the other, and see which test catches it
+	$(BIN)/python tests/mutants/run.py $(ARGUMENTS)
 
 bench: .venv/installed ## time NumPy arrays next to torch, onnxruntime, JAX and NumPy, into docs/
 	$(BIN)/python benchmarks/compare.py --threads 2 --output docs/benchmarks

@@ -1,0 +1,24 @@
+"""All planted faults, each with the tests that are to catch it."""
+
+from __future__ import annotations
+
+import faults_checks
+import faults_dispatch
+import faults_family
+import faults_kernels
+import faults_numpy_calls
+import faults_numpy_channels
+import faults_numpy_rows
+import faults_operations
+from fault import Fault
+
+FAULTS: tuple[Fault, ...] = (
+    *faults_kernels.FAULTS,
+    *faults_family.FAULTS,
+    *faults_dispatch.FAULTS,
+    *faults_checks.FAULTS,
+    *faults_operations.FAULTS,
+    *faults_numpy_rows.FAULTS,
+    *faults_numpy_channels.FAULTS,
+    *faults_numpy_calls.FAULTS,
+)

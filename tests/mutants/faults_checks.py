@@ -1,0 +1,200 @@
+"""Faults in what is known of arrays, in the checks, and in the choice of a backend."""
+
+from __future__ import annotations
+
+from fault import Fault, suite, unit
+
+ARRAYS, CHECK, BACKEND = (f"ln_array_api/{name}.py" for name in ("_arrays", "_check", "backend"))
+
+OF_ARRAYS = (
+    Fault(
+        "a transposed square is taken for the same view",
+        ARRAYS,
+        "(first.shape, first.strides) == (second.shape, second.strides)",
+        "first.shape == second.shape",
+        unit("test_arrays.py", "test_memory"),
+    ),
+    Fault(
+        "an array overlaps itself only where it is broadcast",
+        ARRAYS,
+        "if step < extent:",
+        "if step == 0:",
+        unit("test_check.py"),
+    ),
+    Fault(
+        "a plan for rows in C order is for those in any other",
+        ARRAYS,
+        'operator.attrgetter("dtype", "shape", "flags.num")',
+        'operator.attrgetter("dtype", "shape")',
+        unit("test_rows.py"),
+    ),
+    Fault(
+        "arrays that are not aligned are taken for arrays in order",
+        ARRAYS,
+        "_C_CONTIGUOUS_AND_ALIGNED = 0x101",
+        "_C_CONTIGUOUS_AND_ALIGNED = 0x001",
+        unit("test_rows.py", "in_order"),
+    ),
+    Fault(
+        "arrays in another byte order are taken for arrays in order",
+        ARRAYS,
+        "return type(x) is np.ndarray and in_c_order and x.dtype.isnative",
+        "return type(x) is np.ndarray and in_c_order",
+        suite("test_layouts and layer_norm and float32 and swapped", backend="numpy"),
+    ),
+    Fault(
+        "results have the byte order of x",
+        ARRAYS,
+        'return x.dtype.newbyteorder("=") if isinstance(x.dtype, np.dtype) else x.dtype',
+        "return x.dtype",
+        suite("native_byte_order"),
+    ),
+    Fault(
+        "memory between the elements of x is memory of x",
+        ARRAYS,
+        "np.shares_memory(first, second)",
+        "np.may_share_memory(first, second)",
+        unit("test_arrays.py"),
+    ),
+    Fault(
+        "masked arrays are taken for arrays",
+        ARRAYS,
+        "if isinstance(x, np.ma.MaskedArray | np.matrix):",
+        "if isinstance(x, np.matrix):",
+        suite("test_errors"),
+    ),
+    Fault(
+        "torch's signature does not tell the layout",
+        ARRAYS,
+        "return type(x), x.dtype, x.shape, x.device, x.is_contiguous()",
+        "return type(x), x.dtype, x.shape, x.device",
+        unit("test_arrays.py"),
+    ),
+)
+
+OF_CHECK = (
+    Fault(
+        "an epsilon beyond float32 is accepted",
+        CHECK,
+        'largest = 3.4e38 if ACCUMULATION[dtype_name(dtype)] == "float32" else math.inf',
+        "largest = math.inf",
+        unit("test_check.py"),
+    ),
+    Fault(
+        "out may overlap itself",
+        CHECK,
+        "if overlaps_itself(given):",
+        "if False:",
+        suite("test_errors"),
+    ),
+    Fault(
+        "out that is not x may overlap parameters",
+        CHECK,
+        'else {"x": x, **others}',
+        'else {"x": x}',
+        suite("test_errors"),
+    ),
+    Fault(
+        "out may be read-only",
+        CHECK,
+        "if not is_writable(given):",
+        "if False:",
+        suite("test_errors"),
+    ),
+    Fault(
+        "out may have another dtype",
+        CHECK,
+        "if dtype_name(given.dtype) != dtype_name(x.dtype):",
+        "if given.dtype.itemsize < x.dtype.itemsize:",
+        suite("test_errors"),
+    ),
+    Fault(
+        "axes are kept in the order in which they are named",
+        CHECK,
+        "resolved = tuple(sorted(each % ndim for each in given))",
+        "resolved = tuple(each % ndim for each in given)",
+        suite("test_axes"),
+    ),
+    Fault(
+        "statistics of 16 bits are accepted",
+        CHECK,
+        "allowed = AT_LEAST[dtype or dtype_name(x.dtype)]",
+        "allowed = AT_LEAST[dtype_name(x.dtype)]",
+        unit("test_check.py"),
+    ),
+    Fault(
+        "a shape that would broadcast is accepted",
+        CHECK,
+        "a != b and not is_unknown(a) and not is_unknown(b)",
+        "a not in (1, b) and not is_unknown(a) and not is_unknown(b)",
+        suite("test_errors"),
+    ),
+    Fault(
+        "an axis twice is accepted",
+        CHECK,
+        "if len(set(resolved)) < len(resolved):",
+        "if False:",
+        suite("test_errors"),
+    ),
+    Fault(
+        "a bool is an alpha",
+        CHECK,
+        "number = math.nan if isinstance(value, bool) else float(value)",
+        "number = float(value)",
+        suite("test_wrong_options and power_norm"),
+    ),
+)
+
+OF_BACKEND = (
+    Fault(
+        "a backend gets calls that it does not take",
+        BACKEND,
+        "elif not backend.can_run(primitive, spec):",
+        "elif False:",
+        unit("test_backend.py"),
+    ),
+    Fault(
+        "the backend that is asked for does not come first",
+        BACKEND,
+        "return [entry for entry in known if entry.name == wanted] or known",
+        "return known",
+        unit("test_backend.py"),
+    ),
+    Fault(
+        "a backend that was asked for stays",
+        BACKEND,
+        "        _wanted.reset(token)\n",
+        "        pass\n",
+        unit("test_backend.py"),
+    ),
+    Fault(
+        "asking for the generic kernels changes nothing",
+        BACKEND,
+        'if wanted == "generic":',
+        'if wanted == "":',
+        unit("test_backend.py"),
+    ),
+    Fault(
+        "backends for other libraries are asked",
+        BACKEND,
+        "known, wanted = [each for each in entries().values() if each.library == library], ",
+        "known, wanted = list(entries().values()), ",
+        unit("test_backend.py"),
+    ),
+    Fault(
+        "plans are kept without end",
+        BACKEND,
+        "if len(plans) >= _PLANS_AT_MOST:",
+        "if False:",
+        unit("test_backend.py"),
+    ),
+    Fault(
+        "a backend that breaks while loading breaks the call",
+        BACKEND,
+        "except Exception as error:  # whatever it is, the call can run without it",
+        "except BackendWarning as error:",
+        unit("test_backend.py"),
+    ),
+)
+
+FAULTS = (*OF_ARRAYS, *OF_CHECK, *OF_BACKEND)

@@ -1,0 +1,240 @@
+"""Faults on the way from a call to a kernel: views and plans."""
+
+from __future__ import annotations
+
+from fault import Fault, suite, unit
+
+ROWS, CHANNELS, VIEWS = (f"ln_array_api/{name}.py" for name in ("_rows", "_channels", "_views"))
+
+OF_ROWS = (
+    Fault(
+        "out beside other axes is written as rows",
+        ROWS,
+        "if out is not None and not view.permutation and library.in_order(out):",
+        "if out is not None and library.in_order(out):",
+        unit("test_rows.py"),
+    ),
+    Fault(
+        "out of another layout is not written",
+        ROWS,
+        "            out[...] = view.from_rows(y)\n",
+        "            pass\n",
+        suite("test_out"),
+    ),
+    Fault(
+        "a forward plan is for every backend",
+        ROWS,
+        "            epsilon,\n            center,\n            wanted_backend(),\n",
+        "            epsilon,\n            center,\n",
+        unit("test_backend.py"),
+    ),
+    Fault(
+        "a backward plan is for every backend",
+        ROWS,
+        "            need,\n            center,\n            wanted_backend(),\n",
+        "            need,\n            center,\n",
+        unit("test_backend.py"),
+    ),
+    Fault(
+        "a forward plan is for layer norm and RMS norm alike",
+        ROWS,
+        "            epsilon,\n            center,\n",
+        "            epsilon,\n",
+        suite("test_one_dimension", "test_layouts"),
+    ),
+    Fault(
+        "a forward plan is for every epsilon",
+        ROWS,
+        "            axis,\n            epsilon,\n",
+        "            axis,\n",
+        suite("test_forward_values"),
+    ),
+    Fault(
+        "a backward plan is for any need",
+        ROWS,
+        "            axis,\n            need,\n            center,\n",
+        "            axis,\n            center,\n",
+        suite("test_interface and test_need"),
+    ),
+    Fault(
+        "a backward plan is for gamma of any dtype",
+        ROWS,
+        "            find[type(gamma)](gamma),\n            find[type(beta)](beta),\n"
+        "            axis,\n            need,\n",
+        "            find[type(beta)](beta),\n            axis,\n            need,\n",
+        suite("test_wider_parameters", "test_parameters_are_optional"),
+    ),
+    Fault(
+        "a rstd wider than the accumulation dtype goes to a kernel as it is",
+        ROWS,
+        "return xp.astype(values, getattr(xp, ACCUMULATION[dtype]), copy=False)",
+        "return values",
+        unit("test_rows.py"),
+    ),
+    Fault(
+        "plain rows with a wide rstd go to a kernel as they are",
+        ROWS,
+        "            and {dtype_of(each) for each in accumulated}"
+        " <= {None, ACCUMULATION[spec.dtype]}\n",
+        "",
+        unit("test_rows.py"),
+    ),
+    Fault(
+        "plain rows that lie otherwise go to a kernel as they are",
+        ROWS,
+        "            and all(each is None or library_of(each).in_order(each) for each in arrays)\n",
+        "",
+        suite("test_layouts and layer_norm and float32", backend="numpy"),
+    ),
+    Fault(
+        "dbeta in a wider dtype than gamma loses digits",
+        ROWS,
+        "return beta is not None and dtype_of(beta) != given != ACCUMULATION[dtype]",
+        "return False",
+        unit("test_rows.py"),
+    ),
+    Fault(
+        "gradients of parameters have the dtype of x",
+        ROWS,
+        "if each is not None][-1])",
+        "if each is not None][0])",
+        suite("test_wider_parameters"),
+    ),
+    Fault(
+        "out is not checked against gamma and beta",
+        ROWS,
+        '{"gamma": gamma, "beta": beta}',
+        "{}",
+        suite("test_errors"),
+    ),
+    Fault(
+        "dgamma is computed where there is no gamma",
+        ROWS,
+        '"dgamma" in need and gamma is not None, ',
+        '"dgamma" in need, ',
+        suite("test_gradients_of_absent_parameters"),
+    ),
+    Fault(
+        "dgamma is not in the shape of the normalised axes",
+        ROWS,
+        "return xp.reshape(xp.astype(values, dtype, copy=False), shape)",
+        "return xp.astype(values, dtype, copy=False)",
+        suite("test_axes"),
+    ),
+    Fault(
+        "a wrong beta is accepted",
+        ROWS,
+        '        if beta is not None:\n            _parameter("beta", function, beta, x, view)\n'
+        "        spec = ",
+        "        spec = ",
+        unit("test_check.py"),
+    ),
+)
+
+OF_CHANNELS = (
+    Fault(
+        "a plan over channels is for every backend",
+        CHANNELS,
+        "key = (primitive, options, wanted_backend(), *[",
+        "key = (primitive, options, *[",
+        unit("test_channels.py"),
+    ),
+    Fault(
+        "a plan over channels is for every epsilon and axis",
+        CHANNELS,
+        "key = (primitive, options, wanted_backend(), *[",
+        "key = (primitive, wanted_backend(), *[",
+        suite("test_family_accuracy and batch_norm"),
+    ),
+    Fault(
+        "channels that lie otherwise go to a kernel as they are",
+        CHANNELS,
+        "            and all(each is None or library_of(each).in_order(each)"
+        " for each in (x, *others))\n",
+        "",
+        unit("test_channels.py"),
+    ),
+    Fault(
+        "wide statistics of channels go to a kernel as they are",
+        CHANNELS,
+        "            and {dtype_of(each) for each in accumulated}"
+        " <= {None, ACCUMULATION[spec.dtype]}\n",
+        "",
+        unit("test_channels.py"),
+    ),
+    Fault(
+        "a channel of one value is trained on",
+        CHANNELS,
+        "if spec.shape[0] * spec.shape[2] < 2:",
+        "if spec.shape[0] * spec.shape[2] < 1:",
+        unit("test_batch_norm.py", "more_than_one_value"),
+    ),
+    Fault(
+        "mean and rstd over channels are not checked",
+        CHANNELS,
+        "            _check.companion(function, name, values, x, shape, what, dtype)\n",
+        "            pass\n",
+        suite("test_wrong_saved_inputs and batch_norm"),
+    ),
+    Fault(
+        "samples and places of channels in the middle are mixed up",
+        CHANNELS,
+        "shape=(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])),",
+        "shape=(shape[0], shape[axis], math.prod(shape) // max(shape[0] * shape[axis], 1)),",
+        suite("test_cases and batch_norm"),
+    ),
+    Fault(
+        "the momentum is not checked",
+        CHANNELS,
+        '        _check.fraction(function, "momentum", momentum)\n',
+        "",
+        suite("test_wrong_options and batch_norm"),
+    ),
+)
+
+OF_VIEWS = (
+    Fault(
+        "leading axes are taken for rows as they lie",
+        VIEWS,
+        "permutation=kept + axes if axes[0] != len(kept) else (),",
+        "permutation=kept + axes if 0 not in axes[:1] and axes[0] != len(kept) else (),",
+        suite("test_axes", "test_a_square"),
+    ),
+    Fault(
+        "y comes back with its axes in the order of rows",
+        VIEWS,
+        "inverse = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)",
+        "inverse = self.permutation",
+        suite("test_axes"),
+    ),
+    Fault(
+        "groups of no channels are accepted",
+        VIEWS,
+        "(count < 1 or channels % count)",
+        "(count == 0 or channels % count)",
+        suite("test_wrong_options and group_norm"),
+    ),
+    Fault(
+        "groups of channels that are not on axis 1 are rows as they lie",
+        VIEWS,
+        "permutation=(0, axis, *spatial) if axis != 1 else (),",
+        "permutation=(0, axis, *spatial) if axis > 2 else (),",
+        suite("test_cases and group_norm"),
+    ),
+    Fault(
+        "a slice of one axis is accepted",
+        VIEWS,
+        "        if not axes:\n",
+        "        if not shape:\n",
+        unit("test_group_norm.py"),
+    ),
+    Fault(
+        "statistics of slices keep the rank",
+        VIEWS,
+        "view = view._replace(statistic=(shape[kept],), name=self.name)",
+        "view = view._replace(name=self.name)",
+        suite("test_cases and weight_standardization"),
+    ),
+)
+
+FAULTS = (*OF_ROWS, *OF_CHANNELS, *OF_VIEWS)

@@ -1,0 +1,191 @@
+"""Faults in the generic kernels of the operations that are no rows."""
+
+from __future__ import annotations
+
+from fault import Fault, suite, unit
+
+WINDOWS, POWERS = "ln_array_api/kernels/windows.py", "ln_array_api/kernels/powers.py"
+SWITCHABLE, MOMENTS = "ln_array_api/kernels/switchable.py", "ln_array_api/kernels/moments.py"
+
+OF_WINDOWS = (
+    Fault(
+        "windows at the far border count places beyond it",
+        WINDOWS,
+        "np.minimum(n - 1 - place, places)",
+        "places",
+        suite("test_cases and local_contrast"),
+    ),
+    Fault(
+        "the sums of totals go on beyond the border",
+        WINDOWS,
+        "fields, (True, False, False, False), axis",
+        "fields, (True, True, True, True), axis",
+        suite("test_cases and local_contrast"),
+    ),
+    Fault(
+        "the anchor of a run is its element of the least weight",
+        WINDOWS,
+        "first = a[1] >= b[1]",
+        "first = a[1] < b[1]",
+        unit("test_local_contrast_norm.py", "gradients"),
+    ),
+    Fault(
+        "gradients close to the smallest number are not lifted",
+        WINDOWS,
+        "_LIFT = 2.0**44",
+        "_LIFT = 1.0",
+        unit("test_local_contrast_norm.py", "gradients"),
+    ),
+    Fault(
+        "merged variances lack the difference of the means",
+        WINDOWS,
+        "inner + (part * (1 - part)) * step * step",
+        "inner",
+        suite("test_cases and local_contrast"),
+    ),
+    Fault(
+        "an infinity in a window counts as 0",
+        WINDOWS,
+        "d = wide if scale is None else wide * scale",
+        "d = xp.where(xp.isinf(wide), 0.0, wide) * (1 if scale is None else scale)",
+        unit("test_local_contrast_norm.py", "not_finite"),
+    ),
+    Fault(
+        "an infinity sets the scale of all windows",
+        WINDOWS,
+        "finite = xp.where(xp.isfinite(wide), wide, 0.0)",
+        "finite = wide",
+        unit("test_local_contrast_norm.py", "not_finite"),
+    ),
+    Fault(
+        "the last chunk loses what is around the others",
+        WINDOWS,
+        "places if place < last else 0",
+        "places",
+        unit("test_local_contrast_norm.py", "dask"),
+    ),
+)
+
+OF_SWITCHABLE = (
+    Fault(
+        "the variance of a layer lacks that of its means",
+        SWITCHABLE,
+        "        layer = layer + self.average(self.from_layer * self.from_layer,"
+        " (self.channels,))\n",
+        "",
+        suite("test_cases and switchable"),
+    ),
+    Fault(
+        "means of instances are trusted as they are rounded",
+        SWITCHABLE,
+        "d = (mean - mean[first]) + missed",
+        "d = mean - mean[first]",
+        suite("test_values and switchable"),
+    ),
+    Fault(
+        "an epsilon too small for float32 is lost in a mix",
+        SWITCHABLE,
+        "variance + in_range(epsilon, dtype_name(variance.dtype))",
+        "variance + epsilon",
+        unit("test_switchable_norm.py"),
+    ),
+    Fault(
+        "softmax overflows",
+        SWITCHABLE,
+        "xp.exp(weights - xp.max(weights))",
+        "xp.exp(weights)",
+        unit("test_switchable_norm.py"),
+    ),
+    Fault(
+        "the variance of the batch has no gradient by its means",
+        SWITCHABLE,
+        " + of_var[2] * batch * self.from_batch\n",
+        "\n",
+        suite("test_cases and switchable"),
+    ),
+)
+
+OF_POWERS = (
+    Fault(
+        "alpha is rounded to float32",
+        POWERS,
+        "if rounded == alpha:",
+        "if rounded != 0:",
+        unit("test_power_norm.py", "digits"),
+    ),
+    Fault(
+        "the slope of a high power at 0 is NaN",
+        POWERS,
+        "xp.where(ratio < 0.5, power(xp, ratio, alpha - 1), v / ratio)",
+        "v / ratio",
+        unit("test_power_norm.py", "above_the_first"),
+    ),
+    Fault(
+        "powers close to the largest are of a rounded ratio",
+        POWERS,
+        "xp.where(ratio < 0.5, power(xp, ratio, alpha), xp.exp(alpha * xp.log1p(distance)))",
+        "power(xp, ratio, alpha)",
+        unit("test_power_norm.py", "close_to_the_largest"),
+    ),
+    Fault(
+        "a small epsilon is ignored by high powers",
+        POWERS,
+        "if epsilon == 0:",
+        "if epsilon < 1e-6:",
+        unit("test_power_norm.py", "test_powers_above_the_first", "test_rows_of_zeros"),
+    ),
+    Fault(
+        "powers of 0 are those of 1",
+        POWERS,
+        "return xp.where(wide == 0, 0.0, signed)",
+        "return signed",
+        unit("test_power_norm.py"),
+    ),
+    Fault(
+        "powers of infinity are 0",
+        POWERS,
+        "return xp.where(wide == 0, 0.0, signed)",
+        "return xp.where((wide == 0) | xp.isinf(wide), 0.0, signed)",
+        unit("test_power_norm.py", "not_finite"),
+    ),
+    Fault(
+        "powers of negative numbers are positive",
+        POWERS,
+        "xp.astype(xp.copysign(v, wide) / total",
+        "xp.astype(v / total",
+        unit("test_power_norm.py", "above_the_first"),
+    ),
+)
+
+OF_MOMENTS = (
+    Fault(
+        "what rounding took from a mean of moments is zeroed",
+        MOMENTS,
+        "mean, missed = two_sum(rough_mean, missed)",
+        "mean, missed = two_sum(rough_mean, missed)[0], 0 * missed",
+        unit("test_moments.py"),
+    ),
+    Fault(
+        "squared deviations are scaled back once",
+        MOMENTS,
+        "m2 / scale / scale",
+        "m2 / scale",
+        unit("test_moments.py"),
+    ),
+    Fault(
+        "the moments of nothing have a mean of 0",
+        MOMENTS,
+        "return zero + math.nan, zero, zero",
+        "return zero, zero, zero",
+        unit("test_moments.py"),
+    ),
+    Fault(
+        "what a sum misses is taken off",
+        MOMENTS,
+        "return total, (a - (total - rounded)) + (b - rounded)",
+        "return total, (a - (total - rounded)) - (b - rounded)",
+        unit("test_moments.py"),
+    ),
+)
+
+FAULTS = (*OF_WINDOWS, *OF_SWITCHABLE, *OF_POWERS, *OF_MOMENTS)

@@ -1,0 +1,273 @@
+"""Faults in the generic kernels for rows and channels, and in their sums."""
+
+from __future__ import annotations
+
+from fault import Fault, suite, unit
+
+ROWS, CHANNELS = "ln_array_api/kernels/rows.py", "ln_array_api/kernels/channels.py"
+REDUCTIONS = "ln_array_api/kernels/reductions.py"
+
+OF_ROWS = (
+    Fault(
+        "float32 rows below 2**-78 are not scaled far enough",
+        ROWS,
+        "(Band(2.0**-16, 2.0**62), Band(2.0**-78, 2.0**124))",
+        "(Band(2.0**-16, 2.0**62),)",
+        unit("kernels/test_rows.py"),
+    ),
+    Fault(
+        "float32 rows above 2**108 are not scaled far enough",
+        ROWS,
+        "(Band(2.0**46, 2.0**-62), Band(2.0**108, 2.0**-124))",
+        "(Band(2.0**46, 2.0**-62),)",
+        suite("test_magnitudes_up_to_the_largest", "test_constant_rows_far_from_one"),
+    ),
+    Fault(
+        "small float64 rows are not scaled",
+        ROWS,
+        '"float64": (Band(2.0**-420, 2.0**700),)',
+        '"float64": ()',
+        suite("test_forward_values"),
+    ),
+    Fault(
+        "small rows are not scaled whatever epsilon is",
+        ROWS,
+        "if math.sqrt(epsilon) < band.threshold]",
+        "if epsilon == 0]",
+        suite("test_forward_values"),
+    ),
+    Fault(
+        "epsilon is outside the root",
+        ROWS,
+        "1 / xp.sqrt(var + scaled_epsilon)",
+        "1 / (xp.sqrt(var) + scaled_epsilon)",
+        suite("test_epsilon_is_inside_the_root_and_not_rounded"),
+    ),
+    Fault(
+        "epsilon is added to the variance of 16 bits after rounding to these",
+        ROWS,
+        "scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)",
+        "scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, float(np.float16(epsilon)))",
+        suite("test_epsilon_is_inside_the_root_and_not_rounded"),
+    ),
+    Fault(
+        "the rounded mean is trusted in the forward pass",
+        ROWS,
+        "    d -= missed\n",
+        "",
+        suite("test_forward_values"),
+    ),
+    Fault(
+        "the rounded mean is trusted in the backward pass",
+        ROWS,
+        "x_hat -= sum_over(xp, x_hat, axes) / max(",
+        "x_hat -= 0 * sum_over(xp, x_hat, axes) / max(",
+        suite("test_backward_values"),
+    ),
+    Fault(
+        "squares are added up in the accumulation dtype",
+        ROWS,
+        "var = sum_over(xp, d * d, axes, wide=True) / n",
+        "var = sum_over(xp, d * d, axes) / n",
+        suite("test_large and test_one_outlier and 4000"),
+    ),
+    Fault(
+        "terms of dgamma are added up in the accumulation dtype",
+        ROWS,
+        "sum_over(xp, dy * x_hat, shared, wide=True)",
+        "sum_over(xp, dy * x_hat, shared)",
+        suite("test_large and alike and 65536", "test_many_rows and 131072"),
+    ),
+    Fault(
+        "terms of dbeta are added up in the accumulation dtype",
+        ROWS,
+        "sum_over(xp, dy, shared, wide=True)",
+        "sum_over(xp, dy, shared)",
+        suite("test_large and alike and 65536", "test_many_rows and 131072"),
+    ),
+    Fault(
+        "dx keeps the mean of g",
+        ROWS,
+        "dx -= sum_over(xp, g, axes, fused=False) / max(n, 1)",
+        "dx -= 0",
+        suite("test_backward_values"),
+    ),
+    Fault(
+        "rstd of constant rows is that of scaled ones",
+        ROWS,
+        "xp.where(var == 0, alone, rstd if scale is None else rstd * scale)",
+        "rstd if scale is None else rstd * scale",
+        suite("test_constant_rows_far_from_one"),
+    ),
+    Fault(
+        "an epsilon below the smallest number is lost",
+        ROWS,
+        "max(epsilon * factor * factor, _SMALLEST_NORMAL[accumulation]) if epsilon > 0 else 0.0",
+        "epsilon * factor * factor",
+        suite("test_constant_rows_give_beta"),
+    ),
+    Fault(
+        "rows whose parameters repeat are taken for plain rows",
+        ROWS,
+        "if groups == repeat == 1:",
+        "if groups == 1:",
+        suite("test_family_accuracy and test_cases"),
+    ),
+    Fault(
+        "bfloat16 is not scaled, as float16 is not",
+        ROWS,
+        'if dtype_name(dtype) == "float16":',
+        'if dtype_name(dtype) in ("float16", "bfloat16"):',
+        suite("test_forward_values"),
+    ),
+    Fault(
+        "out is given back, but not written",
+        ROWS,
+        "        out[...] = y\n",
+        "",
+        suite("test_out"),
+    ),
+    Fault(
+        "an infinity in a row counts as 0",
+        ROWS,
+        "    d = accumulate(xp, x)\n    dtype = d.dtype\n",
+        "    d = accumulate(xp, x)\n    d = xp.where(xp.isinf(d), 0.0, d)\n    dtype = d.dtype\n",
+        suite("test_a_bad_row_spoils_itself_alone"),
+    ),
+    Fault(
+        "an infinity counts as 0 in the backward pass",
+        ROWS,
+        "    x_hat = accumulate(xp, x)\n",
+        "    x_hat = accumulate(xp, x)\n    x_hat = xp.where(xp.isinf(x_hat), 0.0, x_hat)\n",
+        suite("test_a_bad_row_spoils_itself_alone", "test_a_bad_element"),
+    ),
+    Fault(
+        "a mean of no elements is 0",
+        ROWS,
+        "nan = xp.sum(d, axis=axes, keepdims=True) + math.nan",
+        "nan = xp.sum(d, axis=axes, keepdims=True)",
+        suite("test_no_elements"),
+    ),
+)
+
+OF_CHANNELS = (
+    Fault(
+        "batch norm in use ignores a small epsilon",
+        CHANNELS,
+        "var + in_range(epsilon, dtype_name(var.dtype))",
+        "var + in_range(epsilon if epsilon > 1e-9 else 0.0, dtype_name(var.dtype))",
+        suite("test_family_accuracy and batch_norm"),
+    ),
+    Fault(
+        "batch norm in use loses an epsilon below the smallest number",
+        CHANNELS,
+        "var + in_range(epsilon, dtype_name(var.dtype))",
+        "var + epsilon",
+        unit("kernels/test_channels.py"),
+    ),
+    Fault(
+        "batch norm in use takes an infinity for 0",
+        CHANNELS,
+        "y = accumulate(xp, x) - _beside(xp, x, axis, mean)",
+        "y = xp.where(xp.isinf(x), 0.0, accumulate(xp, x)) - _beside(xp, x, axis, mean)",
+        suite("test_family_accuracy and batch_norm"),
+    ),
+    Fault(
+        "beta of batch norm in use is scaled",
+        CHANNELS,
+        "y = y + _beside(xp, x, axis, accumulate_as(xp, beta, scale))",
+        "y = y + _beside(xp, x, axis, accumulate_as(xp, beta, scale) * scale)",
+        suite("test_cases and batch_norm"),
+    ),
+    Fault(
+        "a channel's gradients are divided by the number of samples",
+        CHANNELS,
+        "n = max(math.prod(x.shape[each] for each in axes), 1)",
+        "n = max(x.shape[0], 1)",
+        suite("test_cases and batch_norm"),
+    ),
+    Fault(
+        "dx of batch norm is without gamma",
+        CHANNELS,
+        "scale = rstd * _beside(xp, x, axis, accumulate_as(xp, gamma, rstd))",
+        "scale = rstd",
+        suite("test_cases and batch_norm"),
+    ),
+    Fault(
+        "dx of batch norm alone lacks a sum",
+        CHANNELS,
+        "if need_dx or need_dgamma:",
+        "if need_dgamma:",
+        suite("test_family_interface and test_need"),
+    ),
+    Fault(
+        "dbeta of batch norm is added up in the accumulation dtype",
+        CHANNELS,
+        "sum_over(xp, dy, axes, fused=False, wide=True)",
+        "sum_over(xp, dy, axes, fused=False)",
+        suite("test_large and test_dy_of_the_family"),
+    ),
+)
+
+OF_REDUCTIONS = (
+    Fault(
+        "rows after the last block are left out",
+        REDUCTIONS,
+        "            sums = xp.concat([sums, last])\n",
+        "",
+        suite("test_many_rows"),
+    ),
+    Fault(
+        "the first row after the last block is left out",
+        REDUCTIONS,
+        "xp.sum(x[blocks * BLOCK :, :], axis=0",
+        "xp.sum(x[blocks * BLOCK + 1 :, :], axis=0",
+        suite("test_many_rows"),
+    ),
+    Fault(
+        "the last block of more than eight is added twice",
+        REDUCTIONS,
+        "        sums = xp.sum(whole, axis=1, dtype=dtype)\n",
+        "        sums = xp.sum(whole, axis=1, dtype=dtype)\n"
+        "        sums = xp.concat([sums, sums[-1:, :]]) if blocks > BLOCK else sums\n",
+        suite("test_many_rows"),
+    ),
+    Fault(
+        "trailing axes are left out where one has length 1",
+        REDUCTIONS,
+        "if any(x.shape[axis] > 1 for axis in trailing):",
+        "if all(x.shape[axis] > 1 for axis in trailing):",
+        unit("kernels/test_reductions.py", "test_any_axes"),
+    ),
+    Fault(
+        "axes between others are summed in the wrong place",
+        REDUCTIONS,
+        "xp.permute_dims(x, kept + axes)",
+        "xp.permute_dims(x, axes + kept)",
+        suite("test_cases"),
+    ),
+    Fault(
+        "a long row of CuPy loses its rest",
+        REDUCTIONS,
+        "            sums = xp.concat([sums, last], axis=1)\n",
+        "",
+        unit("kernels/test_reductions.py", "test_long_rows_in_blocks"),
+    ),
+    Fault(
+        "the largest magnitude is the largest number",
+        REDUCTIONS,
+        "return xp.maximum(largest, -smallest)",
+        "return largest",
+        unit("kernels/test_reductions.py", "test_largest_magnitude"),
+    ),
+    Fault(
+        "only the first chunk of a reduction counts",
+        REDUCTIONS,
+        "        reduced = reduced.rechunk(dict.fromkeys(axes, -1))\n",
+        "        reduced = reduced[tuple(slice(1) if a in axes else slice(None)"
+        " for a in range(x.ndim))]\n",
+        suite("test_axes", library="dask"),
+    ),
+)
+
+FAULTS = (*OF_ROWS, *OF_CHANNELS, *OF_REDUCTIONS)

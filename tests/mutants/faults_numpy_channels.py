@@ -1,0 +1,250 @@
+"""Faults in the NumPy backend's kernels for channels and columns."""
+
+from __future__ import annotations
+
+from fault import NUMPY, Fault, suite, unit
+
+CHANNELS, COLUMNS, COLUMN_SUMS = (
+    f"{NUMPY}/{name}.py" for name in ("channels", "columns", "column_sums")
+)
+
+
+def large(names: str) -> tuple[str, ...]:
+    """Tests on large arrays."""
+    return suite(f"test_large and {names}", backend="numpy")
+
+
+BATCH_NORM = "batch_norm_forward"
+LONG, SHORT = large(f"{BATCH_NORM} and channels and long and not 13"), large(f"{BATCH_NORM}-short")
+COLUMN = large(f"{BATCH_NORM}-columns")
+FEW = large(f"{BATCH_NORM}-few")
+IN_USE = suite("test_family_accuracy and test_cases and batch_norm and float32", backend="numpy")
+
+OF_CHANNELS = (
+    Fault(
+        "the last sample alone counts in the gradients of a channel",
+        CHANNELS,
+        "b, rest_b = put_aside(b, rest_b, bb)",
+        "b, rest_b = put_aside(zero, zero, bb)",
+        LONG,
+    ),
+    Fault(
+        "gradients of a channel are divided by the number of samples",
+        CHANNELS,
+        "zero, share = doubles(one), 1.0 / (samples * n)",
+        "zero, share = doubles(one), 1.0 / samples",
+        LONG,
+    ),
+    Fault(
+        "what the mean of a channel has missed is no part of dx",
+        CHANNELS,
+        "this = (mu, r, splat(number(-missed, one)), minus_mean, minus_projection)",
+        "this = (mu, r, splat(number(-0.0, one)), minus_mean, minus_projection)",
+        unit("backends/numpy/test_channels.py", "far_from_zero"),
+    ),
+    Fault(
+        "threads leave channels out in the forward pass",
+        CHANNELS,
+        "        start, stop = count * each // at_once, count * (each + 1) // at_once\n"
+        "        forward(",
+        "        start, stop = count // at_once * each, count // at_once * (each + 1)\n"
+        "        forward(",
+        unit("backends/numpy/test_channels.py", "threshold and 100 and float32"),
+    ),
+    Fault(
+        "threads leave channels out in the backward pass",
+        CHANNELS,
+        "        start, stop = count * each // at_once, count * (each + 1) // at_once\n"
+        "        backward(",
+        "        start, stop = count // at_once * each, count // at_once * (each + 1)\n"
+        "        backward(",
+        unit("backends/numpy/test_channels.py", "threshold and 100 and float32"),
+    ),
+    Fault(
+        "the variance of a channel is scaled back once",
+        CHANNELS,
+        "var[channel] = variance / factor / factor",
+        "var[channel] = variance / factor",
+        unit("backends/numpy/test_channels.py", "any_magnitude and float32"),
+    ),
+    Fault(
+        "channels in use ignore a small epsilon",
+        CHANNELS,
+        "root = root_of(var[channel], epsilon, one)",
+        "root = root_of(var[channel], 0.0 if epsilon < 1e-9 else epsilon, one)",
+        suite("test_family_accuracy and batch_norm and float32", backend="numpy"),
+    ),
+    Fault(
+        "pieces in use have the channel of the next",
+        CHANNELS,
+        "channel = piece % channels",
+        "channel = (piece + 1) % channels",
+        large("batch_norm-long"),
+    ),
+    Fault(
+        "dx of channels with gamma has the projection without it",
+        CHANNELS,
+        "minus_mean, minus_projection = minus_mean * g, minus_projection * g",
+        "minus_mean = minus_mean * g",
+        LONG,
+    ),
+)
+
+OF_COLUMNS = (
+    Fault(
+        "each second block of columns is the one before, once more",
+        COLUMNS,
+        "block, part, vectors = task // parts, task % parts, padded // width",
+        "block, part, vectors = task // parts // 2 * 2, task % parts, padded // width",
+        COLUMN,
+    ),
+    Fault(
+        "sums of columns for gradients overwrite each other's blocks",
+        COLUMNS,
+        "q = block * 3 * padded",
+        "q = block * 2 * padded",
+        COLUMN,
+    ),
+    Fault(
+        "threads leave columns out",
+        COLUMNS,
+        "vectors * part // parts * width, vectors * (part + 1) // parts * width",
+        "vectors // parts * part * width, vectors // parts * (part + 1) * width",
+        COLUMN,
+    ),
+    Fault(
+        "the last row of each block is left out of squares",
+        COLUMNS,
+        "end = min(begin + RUN_OF_SQUARES, last)",
+        "end = min(begin + RUN_OF_SQUARES, max(last - 1, begin + 1))",
+        SHORT,
+    ),
+    Fault(
+        "the last row of each block is left out of gradients",
+        COLUMNS,
+        "end = min(begin + RUN, last)",
+        "end = min(begin + RUN, max(last - 1, begin + 1))",
+        SHORT,
+    ),
+    Fault(
+        "a channel of several columns is guessed at in each",
+        COLUMNS,
+        "            table[column] = table[column // n * n]\n",
+        "            table[column] = table[column]\n",
+        SHORT,
+    ),
+    Fault(
+        "columns in use ignore a small epsilon",
+        COLUMNS,
+        "root = root_of(var[channel], epsilon, one)",
+        "root = root_of(var[channel], 0.0 if epsilon < 1e-9 else epsilon, one)",
+        suite("test_family_accuracy and batch_norm and float32", backend="numpy"),
+    ),
+    Fault(
+        "columns in use have no mean",
+        COLUMNS,
+        "(unit, -mean[channel], zero, weight, shift)",
+        "(unit, zero, zero, weight, shift)",
+        IN_USE,
+    ),
+    Fault(
+        "what a channel's guess has missed stays in y",
+        COLUMNS,
+        "            d = d - load(table_, 2 * padded + j, one)\n",
+        "",
+        COLUMN,
+    ),
+    Fault(
+        "what the mean of a column has missed is a part of the projection",
+        COLUMNS,
+        "sums[2 * padded + column] -= missed * sums[padded + column]",
+        "sums[2 * padded + column] -= 0 * missed",
+        unit("backends/numpy/test_channels.py", "far_from_zero"),
+    ),
+    Fault(
+        "threads leave rows out when y is written",
+        COLUMNS,
+        "write(x, y, table, streams, count * each // at_once, count * (each + 1) // at_once)",
+        "write(x, y, table, streams, count // at_once * each, count // at_once * (each + 1))",
+        COLUMN,
+    ),
+    Fault(
+        "threads leave rows out when dx is written",
+        COLUMNS,
+        "        start, stop = count * each // at_once, count * (each + 1) // at_once\n"
+        "        differentiate(",
+        "        start, stop = count // at_once * each, count // at_once * (each + 1)\n"
+        "        differentiate(",
+        COLUMN,
+    ),
+    Fault(
+        "threads leave samples out",
+        COLUMNS,
+        "        start, stop = samples * each // at_once, samples * (each + 1) // at_once\n"
+        "        forward_of_samples(",
+        "        start, stop = samples // at_once * each, samples // at_once * (each + 1)\n"
+        "        forward_of_samples(",
+        large("group_norm and last"),
+    ),
+    Fault(
+        "sums of a sample go on with those of the last",
+        COLUMNS,
+        "        clear(sums, lost)\n        guess(",
+        "        if sample == start:\n            clear(sums, lost)\n        guess(",
+        large("group_norm and last"),
+    ),
+    Fault(
+        "samples have the statistics of the first in the backward pass",
+        COLUMNS,
+        "before = first // count * (columns // n)",
+        "before = 0 * n",
+        suite("test_family_accuracy and test_cases and group_norm and float32", backend="numpy"),
+    ),
+    Fault(
+        "y of columns that is stored past the cache is not that of others",
+        COLUMNS,
+        "        stream(elements, i, values)\n",
+        "        stream(elements, i, values + values)\n",
+        large(f"{BATCH_NORM} and columns and 13"),
+    ),
+)
+
+OF_COLUMN_SUMS = (
+    Fault(
+        "only the first block of columns counts",
+        COLUMN_SUMS,
+        "    add_up(sums, sums.size // length)\n",
+        "    add_up(sums, 1)\n",
+        COLUMN,
+    ),
+    Fault(
+        "what long columns of float64 lose is dropped",
+        COLUMN_SUMS,
+        "sums[i] += lost[i]",
+        "sums[i] += 0 * lost[i]",
+        FEW,
+    ),
+    Fault(
+        "the second half of a vector of columns is summed for one run of rows alone",
+        COLUMN_SUMS,
+        "put_aside(load(sums, i, zero), load(sums, last, zero), values)",
+        "put_aside(load(sums, i, zero), zero, values)",
+        COLUMN,
+    ),
+    Fault(
+        "sums of float64 are cleared without what they lose",
+        COLUMN_SUMS,
+        "        lost[:] = 0\n",
+        "        lost[:] = lost\n",
+        unit("backends/numpy/test_column_calls.py", "float64"),
+    ),
+    Fault(
+        "a NaN of what is lost goes into a sum",
+        COLUMN_SUMS,
+        "return sum_ + lost if lost == lost else sum_",
+        "return sum_ + lost",
+        unit("backends/numpy", "bad_channel or dbeta_does_not"),
+    ),
+)
+
+FAULTS = (*OF_CHANNELS, *OF_COLUMNS, *OF_COLUMN_SUMS)

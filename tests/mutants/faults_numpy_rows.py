@@ -1,0 +1,373 @@
+"""Faults in the kernels of the NumPy backend for rows, and in what these are made of."""
+
+from __future__ import annotations
+
+from fault import NUMPY, Fault, suite, unit
+
+FORWARD, BACKWARD = f"{NUMPY}/forward.py", f"{NUMPY}/backward.py"
+SWEEPS, MOMENTS = f"{NUMPY}/sweeps.py", f"{NUMPY}/moments.py"
+SIMD, DOUBLES, ACCESS = (f"{NUMPY}/{name}.py" for name in ("simd", "doubles", "access"))
+SUMS = f"{NUMPY}/gradient_sums.py"
+
+
+def rows(names: str) -> tuple[str, ...]:
+    """Tests of the conformance suite, of few dtypes at most, since each has to be compiled."""
+    return suite(names, backend="numpy")
+
+
+OF_FORWARD = (
+    Fault(
+        "the last row is not written where results leave the cache",
+        FORWARD,
+        "            finish_row(x, 0, n, this)\n",
+        "            pass\n",
+        rows("test_large and test_rows and 13 and not ragged"),
+    ),
+    Fault(
+        "rows after the last whole block are left out",
+        FORWARD,
+        "for begin in range(start, stop, at_once):",
+        "for begin in range(start, max(stop - at_once + 1, start + 1), at_once):",
+        rows("test_large and test_rows and 1000"),
+    ),
+    Fault(
+        "sums about a rough mean are always good enough",
+        FORWARD,
+        "        if good:\n",
+        "        if good or count > 0:\n",
+        rows("test_forward_values and float32 and outlier"),
+    ),
+    Fault(
+        "threads leave rows out",
+        FORWARD,
+        "start, stop = m * part // parts, m * (part + 1) // parts",
+        "start, stop = m // parts * part, m // parts * (part + 1)",
+        rows("test_large and test_rows and 1000"),
+    ),
+    Fault(
+        "all groups have the parameters of the first",
+        FORWARD,
+        "p = (row % groups) * segments + segment",
+        "p = segment",
+        rows("test_family_accuracy and test_cases and group_norm and float32"),
+    ),
+    Fault(
+        "the second of two rows has the constants of the first",
+        FORWARD,
+        "second = known(mean, roughs, roots, rests, k + 1, one)",
+        "second = known(mean, roughs, roots, rests, k, one)",
+        rows("test_accuracy and test_forward_lengths and float32 and 384"),
+    ),
+    Fault(
+        "rows at the end of an odd block are left out",
+        FORWARD,
+        "    while k < count:\n        row = known(",
+        "    while k + 1 < count:\n        row = known(",
+        rows("test_accuracy and test_forward_lengths and float32 and 384"),
+    ),
+)
+
+OF_SWEEPS = (
+    Fault(
+        "lanes beyond a row are summed",
+        SWEEPS,
+        "keep_first(fma(load_first(x, o + j, n - j, scale), scale, offset), n - j)",
+        "fma(load_first(x, o + j, n - j, scale), scale, offset)",
+        rows("test_accuracy and test_forward_lengths and float32"),
+    ),
+    Fault(
+        "the end of a row has the first parameters",
+        SWEEPS,
+        "scaled_and_shifted(values, gamma, beta, p + j, n - j)",
+        "scaled_and_shifted(values, gamma, beta, p, n - j)",
+        rows("test_accuracy and test_forward_lengths and float32"),
+    ),
+    Fault(
+        "a whole vector before the end of a row is not summed",
+        SWEEPS,
+        "        while j + width <= n:\n            e = fma(",
+        "        while j + 2 * width <= n:\n            e = fma(",
+        rows("test_accuracy and test_forward_lengths and float32"),
+    ),
+    Fault(
+        "many squares are added up before their sum is put aside",
+        SWEEPS,
+        "RUN_OF_SQUARES = 8",
+        "RUN_OF_SQUARES = 1 << 20",
+        rows(
+            "test_large and test_one_outlier",
+        ),
+    ),
+    Fault(
+        "what a sum of sums loses is dropped",
+        SWEEPS,
+        "return new, lost + ((sum_ - (new - added)) + (values - added))",
+        "return new, lost",
+        rows("test_large and batch_norm"),
+    ),
+    Fault(
+        "y that is stored past the cache has the first parameters",
+        SWEEPS,
+        "            stream(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))\n"
+        "            j += width\n",
+        "            stream(y, o + j, scaled_and_shifted(values, gamma, beta, p, None))\n"
+        "            j += width\n",
+        rows("test_large and test_rows and 13 and ragged"),
+    ),
+    Fault(
+        "a row is not written up to where its memory is aligned",
+        SWEEPS,
+        "        store_first(y, o, scaled_and_shifted(values, gamma, beta, p, count), count)\n",
+        "",
+        unit("backends/numpy/test_forward.py", "stores_nor_on_alignment"),
+    ),
+    Fault(
+        "the second of two rows is written without its end",
+        SWEEPS,
+        "        store_first(y, o + n + j, b, rest)\n",
+        "",
+        rows("test_accuracy and test_forward_lengths and float32"),
+    ),
+)
+
+OF_MOMENTS = (
+    Fault(
+        "a rough mean is never judged",
+        MOMENTS,
+        "missed * missed > 0.5 * variance:",
+        "missed * missed > 1e300 * variance:",
+        unit("backends/numpy/test_channels.py", "mislead"),
+    ),
+    Fault(
+        "rough means of several rows are never judged",
+        MOMENTS,
+        "all_at_most(missed * missed, splat(0.5) * variance, count)",
+        "all_at_most(missed * missed, splat(1e300) * variance, count)",
+        unit("backends/numpy/test_forward.py", "mislead", "outlier"),
+    ),
+    Fault(
+        "the variance is about the rough mean",
+        MOMENTS,
+        "square * share - missed * missed",
+        "square * share",
+        rows("test_accuracy and test_forward_lengths and float32"),
+    ),
+    Fault(
+        "the mean of scaled rows is not scaled back",
+        MOMENTS,
+        "rough + missed if factor == 1 else (rough + missed) / factor",
+        "rough + missed",
+        rows("test_forward_values and float32 and 1e-30"),
+    ),
+    Fault(
+        "epsilon is not scaled with a row",
+        MOMENTS,
+        "root_of(variance, epsilon * factor * factor, one)",
+        "root_of(variance, epsilon, one)",
+        rows("test_forward_values and float32"),
+    ),
+    Fault(
+        "epsilon of constant rows is scaled",
+        MOMENTS,
+        "if variance == 0 and epsilon > 0:",
+        "if variance == 0 and epsilon < 0:",
+        rows("test_constant_rows and float32"),
+    ),
+    Fault(
+        "the last piece of a channel is left out",
+        MOMENTS,
+        "for piece in range(1, pieces):",
+        "for piece in range(1, max(pieces - 1, 1)):",
+        rows("test_large and batch_norm"),
+    ),
+    Fault(
+        "the second half of the rows that are judged together is not",
+        MOMENTS,
+        "        good = good and more_good\n",
+        "",
+        unit("backends/numpy/test_calls.py", "odd_rows"),
+    ),
+    Fault(
+        "statistics of no range are accepted",
+        MOMENTS,
+        "if not least <= variance + epsilon <= most:",
+        "if not 0 <= variance + epsilon <= most:",
+        rows(
+            "test_large and batch_norm",
+        ),
+    ),
+)
+
+OF_VECTORS = (
+    Fault(
+        "both halves of a vector of float32 are the first",
+        DOUBLES,
+        "pair = builder.fadd(total, first), builder.fadd(more, last)",
+        "pair = builder.fadd(total, first), builder.fadd(more, first)",
+        rows("test_accuracy and test_forward_lengths and float32"),
+    ),
+    Fault(
+        "float64 loses what its sums round off",
+        DOUBLES,
+        "pair = new, builder.fadd(more, lost)",
+        "pair = new, more",
+        rows("test_large and test_rows_of_dy and 1024 and 16"),
+    ),
+    Fault(
+        "a sum with an infinity is NaN",
+        DOUBLES,
+        "return builder.select(known, lost, ir.Constant(lost.type, None))",
+        "return lost",
+        rows("test_special_values and float64"),
+    ),
+    Fault(
+        "NaN is at most any number",
+        SIMD,
+        'above = builder.fcmp_unordered(">", *args[:2])',
+        'above = builder.fcmp_ordered(">", *args[:2])',
+        unit("backends/numpy/test_simd.py", "at_most"),
+    ),
+    Fault(
+        "lanes beyond the first ones are kept",
+        SIMD,
+        "return builder.select(first_lanes(builder, args[1], vector.lanes), args[0], zero)",
+        "return args[0]",
+        rows("test_accuracy and test_backward_lengths and float32"),
+    ),
+    Fault(
+        "an fma is rounded twice",
+        SIMD,
+        'return call(builder, f"llvm.fma.{suffix(args[0].type)}", args[0].type, *args)',
+        "return builder.fadd(builder.fmul(*args[:2]), args[2])",
+        unit("backends/numpy/test_simd.py", "arithmetic"),
+    ),
+    Fault(
+        "bfloat16 rounds halves away from zero",
+        ACCESS,
+        "constant(0x7FFF)",
+        "constant(0x8000)",
+        unit("backends/numpy/test_simd.py", "nearest_even"),
+    ),
+    Fault(
+        "bfloat16 is cut off",
+        ACCESS,
+        "rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)",
+        "rounded = bits",
+        rows("test_forward_lengths and bfloat16 and layer_norm and 384"),
+    ),
+)
+
+OF_BACKWARD = (
+    Fault(
+        "what the mean has missed is a part of the projection",
+        BACKWARD,
+        "projection = projection - missed * mean_g",
+        "projection = projection",
+        rows("test_backward_values and float32 and layer_norm"),
+    ),
+    Fault(
+        "the last of four rows has the sums of the third",
+        BACKWARD,
+        "sums(dy, x, o + 3 * n, n, m, r, gamma, p, ahead)",
+        "sums(dy, x, o + 2 * n, n, m, r, gamma, p, ahead)",
+        rows("test_large and test_rows and vectors"),
+    ),
+    Fault(
+        "blocks of rows overwrite each other",
+        BACKWARD,
+        "(block + 1) * rows), block * parameters",
+        "(block + 1) * rows), block // 2 * parameters",
+        rows("test_large and test_rows and short"),
+    ),
+    Fault(
+        "the last block of rows is left out",
+        BACKWARD,
+        "streams, rows, run, 0, blocks\n",
+        "streams, rows, run, 0, max(blocks - 1, 1)\n",
+        rows("test_many_rows and layer_norm"),
+    ),
+    Fault(
+        "dgamma of all runs but the first of a block is lost",
+        BACKWARD,
+        "            add_run(dgamma, q, run_dgamma, rstd)\n",
+        "",
+        rows("test_large and test_rows and short"),
+    ),
+    Fault(
+        "runs of rows are as long as their block",
+        "backends/ln_array_api_backends/numpy/calls.py",
+        "        return groups * RUN\n",
+        "        return groups * 4 * RUN\n",
+        rows("test_large and alike and 23"),
+    ),
+    Fault(
+        "threads leave blocks of rows out",
+        BACKWARD,
+        "first, last = blocks * part // parts, blocks * (part + 1) // parts",
+        "first, last = blocks // parts * part, blocks // parts * (part + 1)",
+        rows("test_large and test_rows and layer_norm"),
+    ),
+    Fault(
+        "a segment overwrites dgamma of another sample",
+        BACKWARD,
+        "dgamma[q + p + segment] += a",
+        "dgamma[q + p + segment] = a",
+        rows("test_cases and group_norm and float32"),
+    ),
+    Fault(
+        "sums of a long row keep the last run only",
+        BACKWARD,
+        "of_g, lost_g = plus(of_g, lost_g, aa + bb)",
+        "of_g, lost_g = aa + bb, lost_g",
+        rows("test_large and test_rows and 1000 and layer_norm"),
+    ),
+    Fault(
+        "dx that is stored past the cache is without gamma",
+        BACKWARD,
+        "            d, h = step(dy, x, o + j, None, row, gamma, p + j, dx, True)\n"
+        "            add(d, h, dgamma, dbeta, q + j, None)\n",
+        "            d, h = step(dy, x, o + j, None, row, None, p + j, dx, True)\n"
+        "            add(d, h, dgamma, dbeta, q + j, None)\n",
+        rows("test_large and test_rows and ragged and layer_norm"),
+    ),
+    Fault(
+        "the end of a row counts in its segment as a whole vector",
+        BACKWARD,
+        "of_dgamma + keep_first(d * h, n - j), of_dbeta + d",
+        "of_dgamma + d * h, of_dbeta + d",
+        rows("test_cases and group_norm and float32"),
+    ),
+)
+
+OF_GRADIENT_SUMS = (
+    Fault(
+        "the fourth vector of sums is the third",
+        SUMS,
+        "store(sums, j + 3 * width, rounded(d, rest_d, one))",
+        "store(sums, j + 3 * width, rounded(c, rest_c, one))",
+        rows("test_large and test_rows and vectors and layer_norm"),
+    ),
+    Fault(
+        "the second of two rows is left out of dbeta",
+        SUMS,
+        "load(dbeta, q, d0) + (d0 + d1)",
+        "load(dbeta, q, d0) + (d0 + d0)",
+        rows("test_backward_lengths and float32 and layer_norm and 384"),
+    ),
+    Fault(
+        "the first block of rows is added up for all",
+        SUMS,
+        "load_first(sums, i, count, one)",
+        "load_first(sums, j, count, one)",
+        rows("test_many_rows and layer_norm"),
+    ),
+)
+
+FAULTS = (
+    *OF_FORWARD,
+    *OF_SWEEPS,
+    *OF_MOMENTS,
+    *OF_VECTORS,
+    *OF_BACKWARD,
+    *OF_GRADIENT_SUMS,
+)

@@ -1,0 +1,303 @@
+"""Faults in the modules of the operations, each of which is an operation's own."""
+
+from __future__ import annotations
+
+from fault import Fault, suite, unit
+
+
+def _without_infinities(x: str) -> str:
+    """Code for an array of NumPy's in which infinities are 0, in a module that has no NumPy."""
+    numbers = 'nan=float("nan"), posinf=0.0, neginf=0.0'
+    return f'getattr(__import__("numpy"), "nan_to_num")({x}, {numbers})'
+
+
+def _infinity(name: str, old: str, x: str = "x", test: str = "") -> Fault:
+    """An operation that takes an infinity for 0, where the first argument of old is x."""
+    new = old.replace(f"({x},", f"({_without_infinities(x)},")
+    by = suite(f"test_family_accuracy and {test or name}")
+    return Fault(f"{name} takes an infinity for 0", f"ln_array_api/{name}.py", old, new, by)
+
+
+def _infinity_in_wide(name: str, old: str) -> Fault:
+    """The same where x is in the accumulation dtype."""
+    indent = old[: len(old) - len(old.lstrip())]
+    new = f"{indent}wide = xp.where(xp.isinf(wide), 0.0, wide)\n"
+    by = suite(f"test_family_accuracy and {name}")
+    return Fault(f"{name} takes an infinity for 0", f"ln_array_api/{name}.py", old, old + new, by)
+
+
+_WIDE = "    wide = reshaped(accumulate(xp, x), view.split)\n"
+
+OF_INFINITIES = (
+    _infinity("group_norm", "new_tuple(Forward, plan.forward(x, gamma, beta, None))"),
+    _infinity("instance_norm", "new_tuple(Forward, plan.forward(x, gamma, beta, None))"),
+    _infinity("batch_norm", "plan.forward(x, gamma, beta)", test="batch_norm_forward"),
+    _infinity("weight_standardization", "plan.forward(w, None, None, None)", "w"),
+    _infinity("weight_norm", "plan.forward(v, gamma, None, None)", "v"),
+    _infinity_in_wide("batch_instance_norm", _WIDE),
+    _infinity_in_wide("switchable_norm", _WIDE),
+    Fault(
+        "dynamic_tanh takes an infinity for 0",
+        "ln_array_api/dynamic_tanh.py",
+        "y = xp.tanh(wide * alpha)",
+        "y = xp.tanh(xp.where(xp.isinf(wide), 0.0, wide) * alpha)",
+        unit("test_dynamic_tanh.py"),
+    ),
+)
+
+OF_LAYER_AND_RMS_NORM = (
+    Fault(
+        "layer_norm_forward does without out",
+        "ln_array_api/layer_norm.py",
+        "plan.forward(x, gamma, beta, out)",
+        "plan.forward(x, gamma, beta, None)",
+        suite("test_out"),
+    ),
+    Fault(
+        "rms_norm does without out",
+        "ln_array_api/rms_norm.py",
+        "plan.run(x, gamma, None, out)[0]",
+        "plan.run(x, gamma, None, None)[0]",
+        suite("test_out"),
+    ),
+    Fault(
+        "layer_norm_backward forgets the dtype of beta",
+        "ln_array_api/layer_norm.py",
+        "plan.backward(dy, x, mean, rstd, gamma, beta)",
+        "plan.backward(dy, x, mean, rstd, gamma)",
+        unit("test_rows.py"),
+    ),
+)
+
+OF_GROUPS = (
+    Fault(
+        "group_norm_backward has channels on axis 1",
+        "ln_array_api/group_norm.py",
+        "over = Groups(num_groups, channel_axis)\n    return _rows.backward_plan(",
+        "over = Groups(num_groups, 1)\n    return _rows.backward_plan(",
+        suite("test_cases and group_norm"),
+    ),
+    Fault(
+        "instance_norm is group norm of one group",
+        "ln_array_api/instance_norm.py",
+        "over = Groups(None, channel_axis)\n    return _rows.forward_plan(",
+        "over = Groups(1, channel_axis)\n    return _rows.forward_plan(",
+        suite("test_cases and instance_norm"),
+    ),
+    Fault(
+        "weight_standardization_backward keeps the first axis",
+        "ln_array_api/weight_standardization.py",
+        "    over = Slices(axis)\n",
+        "    over = Slices(0)\n",
+        suite("test_cases and weight_standardization"),
+    ),
+    Fault(
+        "weight_standardization has a mean square for a variance",
+        "ln_array_api/weight_standardization.py",
+        "Slices(axis), epsilon, None, center=True)",
+        "Slices(axis), epsilon, None, center=False)",
+        suite("test_cases and weight_standardization"),
+    ),
+)
+
+OF_BATCH_NORM = (
+    Fault(
+        "running_var gets the biased variance",
+        "ln_array_api/batch_norm.py",
+        "_running(running_var, var, momentum, n / (n - 1))",
+        "_running(running_var, var, momentum)",
+        suite("test_cases and batch_norm"),
+    ),
+    Fault(
+        "the momentum is that of what was",
+        "ln_array_api/batch_norm.py",
+        "(1 - momentum) * wide + momentum * batch",
+        "momentum * wide + (1 - momentum) * batch",
+        suite("test_cases and batch_norm"),
+    ),
+    Fault(
+        "running statistics have the accumulation dtype",
+        "ln_array_api/batch_norm.py",
+        "return xp.astype(moved, native_dtype(running), copy=False)",
+        "return moved",
+        unit("test_batch_norm.py", "dtype"),
+    ),
+    Fault(
+        "running statistics keep the graph of a batch",
+        "ln_array_api/batch_norm.py",
+        "xp.astype(constant(batch), wide.dtype, copy=False)",
+        "xp.astype(batch, wide.dtype, copy=False)",
+        unit("test_batch_norm.py", "torch"),
+    ),
+)
+
+OF_NORMS = (
+    Fault(
+        "power_norm has at most 64 elements in a row",
+        "ln_array_api/power_norm.py",
+        "math.sqrt(max(view.rows[1], 1))",
+        "math.sqrt(min(max(view.rows[1], 1), 64))",
+        suite("test_large and power_norm"),
+    ),
+    Fault(
+        "weight_norm has at most 64 elements in a slice",
+        "ln_array_api/weight_norm.py",
+        "math.sqrt(max(view.rows[1], 1))",
+        "math.sqrt(min(max(view.rows[1], 1), 64))",
+        suite("test_large and weight_norm"),
+    ),
+    Fault(
+        "power_norm has no epsilon of 0",
+        "ln_array_api/power_norm.py",
+        "epsilon = _check.epsilon(function, epsilon, x.dtype)",
+        "epsilon = _check.epsilon(function, epsilon, x.dtype) or 1e-12",
+        unit("test_power_norm.py", "test_rows_of_zeros", "test_magnitudes"),
+    ),
+    Fault(
+        "weight_norm has an epsilon",
+        "ln_array_api/weight_norm.py",
+        "slices, 0.0, None, center=False)",
+        "slices, 1e-12, None, center=False)",
+        unit("test_weight_norm.py"),
+    ),
+    Fault(
+        "epsilon of power_norm is added to the mean square",
+        "ln_array_api/power_norm.py",
+        "epsilon / root**2",
+        "epsilon",
+        suite("test_cases and power_norm"),
+    ),
+    Fault(
+        "dg of weight_norm is that of RMS norm",
+        "ln_array_api/weight_norm.py",
+        "xp.astype(dg / root, native_dtype(g), copy=False)",
+        "xp.astype(dg, native_dtype(g), copy=False)",
+        suite("test_cases and weight_norm"),
+    ),
+    Fault(
+        "power_norm_backward lacks the slope of the power",
+        "ln_array_api/power_norm.py",
+        "        if alpha != 1:\n",
+        "        if alpha > 1:\n",
+        suite("test_cases and power_norm"),
+    ),
+)
+
+OF_MIXES = (
+    Fault(
+        "batch_instance_norm mixes the other way round",
+        "ln_array_api/batch_instance_norm.py",
+        "return (rho, 1 - rho) if gamma is None",
+        "return (1 - rho, rho) if gamma is None",
+        suite("test_without and batch_instance"),
+    ),
+    Fault(
+        "drho is without gamma",
+        "ln_array_api/batch_instance_norm.py",
+        "drho = drho if scale is None else drho * scale",
+        "drho = drho if scale is None else drho * 1",
+        suite("test_cases and batch_instance"),
+    ),
+    Fault(
+        "dgamma of a mix is that of the batch",
+        "ln_array_api/batch_instance_norm.py",
+        "dgamma = mix * by_batch[1] + (1 - mix) * by_instance[1]",
+        "dgamma = by_batch[1]",
+        suite("test_cases and batch_instance"),
+    ),
+    Fault(
+        "switchable_norm_backward mixes variances with the weights of means",
+        "ln_array_api/switchable_norm.py",
+        "rstd = rstd_of(xp, of_var, variances, epsilon)",
+        "rstd = rstd_of(xp, of_mean, variances, epsilon)",
+        suite("test_cases and switchable"),
+    ),
+    Fault(
+        "means of instances and of layers share a gradient",
+        "ln_array_api/switchable_norm.py",
+        "means = 0 * moments.from_layer, -moments.from_layer, -moments.from_batch",
+        "means = moments.from_layer, moments.from_layer, moments.from_batch",
+        suite("test_cases and switchable"),
+    ),
+)
+
+OF_TANH = (
+    Fault(
+        "the slope of tanh is what a subtraction leaves of it",
+        "ln_array_api/dynamic_tanh.py",
+        "slope = 4 * small / (1 + small) ** 2",
+        "slope = 1 - xp.tanh(inner) ** 2",
+        unit("test_dynamic_tanh.py"),
+    ),
+    Fault(
+        "dalpha is without gamma",
+        "ln_array_api/dynamic_tanh.py",
+        "sum_over(xp, g * (slope * wide), every)",
+        "sum_over(xp, dy * (slope * wide), every)",
+        suite("test_cases and dynamic_tanh"),
+    ),
+    Fault(
+        "an even window is accepted",
+        "ln_array_api/local_contrast_norm.py",
+        "if size < 1 or size % 2 == 0:",
+        "if size < 1:",
+        suite("test_wrong_options and local_contrast"),
+    ),
+)
+
+OF_MOMENTS = (
+    Fault(
+        "the larger part does not come first",
+        "ln_array_api/moments.py",
+        "        if self.count < other.count:  # from the larger, a mean has the shorter way\n"
+        "            return other.merge(self)\n",
+        "",
+        unit("test_moments.py"),
+    ),
+    Fault(
+        "parts have the same weight",
+        "ln_array_api/moments.py",
+        "weight = other.count / count",
+        "weight = 0.5",
+        unit("test_moments.py"),
+    ),
+    Fault(
+        "the mean's own rest is left out of a difference of means",
+        "ln_array_api/moments.py",
+        "apart = (other.mean - self.mean) + (other.missed - self.missed)",
+        "apart = other.mean - self.mean",
+        unit("test_moments.py"),
+    ),
+    Fault(
+        "the rest of a merged mean is zeroed",
+        "ln_array_api/moments.py",
+        "return Moments(count, mean, m2, missed)",
+        "return Moments(count, mean, m2, 0 * missed)",
+        unit("test_moments.py"),
+    ),
+    Fault(
+        "the difference of means has the weight of the whole",
+        "ln_array_api/moments.py",
+        "apart * apart * (weight * self.count)",
+        "apart * apart * (weight * count)",
+        unit("test_moments.py"),
+    ),
+    Fault(
+        "the unbiased variance is the biased one",
+        "ln_array_api/moments.py",
+        "self.m2 / (self.count - 1 if self.count > 1 else math.nan)",
+        "self.m2 / (self.count if self.count > 1 else math.nan)",
+        unit("test_moments.py"),
+    ),
+)
+
+FAULTS = (
+    *OF_INFINITIES,
+    *OF_LAYER_AND_RMS_NORM,
+    *OF_GROUPS,
+    *OF_BATCH_NORM,
+    *OF_NORMS,
+    *OF_MIXES,
+    *OF_TANH,
+    *OF_MOMENTS,
+)
