@@ -35,6 +35,8 @@ class Library:
     """Whether two arrays can be the same memory, so that `out` may overlap."""
     has_values_elsewhere = True
     """Whether arrays on another device have values."""
+    random_calls = 60
+    """How many random calls are tried if nobody says."""
 
     def __init__(self) -> None:
         self.xp = importlib.import_module(self.module)
@@ -126,7 +128,7 @@ class NumPy(Library):
 class Strict(Library):
     """array-api-strict: NumPy without whatever the standard does not have."""
 
-    name, module = "strict", "array_api_strict"
+    name, module, extra = "strict", "array_api_strict", "test"
     dtypes = ("float32", "float64")
 
     def array(self, values: np.ndarray) -> Array:
@@ -189,6 +191,7 @@ class JAX(Library):
 
     name, module, extra = "jax", "jax.numpy", "jax"
     writable = has_identity = False
+    random_calls = 12  # each is a program to compile
 
     def __init__(self) -> None:
         self.jax = importlib.import_module("jax")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,16 @@ from . import calls, reference, tolerances
 from .inputs import LENGTHS, LONG, generator, parameters, rows
 from .libraries import DTYPES, Library
 from .operations import LAYER_NORM, Operation
+
+
+@contextmanager
+def told(**context: object) -> Iterator[None]:
+    """Let a failure tell what the test's name does not."""
+    try:
+        yield
+    except AssertionError as error:
+        error.add_note(", ".join(f"{name} {value!r}" for name, value in context.items()))
+        raise
 
 
 def check_forward(
@@ -20,19 +33,20 @@ def check_forward(
     epsilon: float,
     which: str = "all",
 ) -> None:
-    plain, given = calls.arguments(operation, library, dtype, x.shape[-1], which)
-    actual = calls.forward(operation, library, library.array(x), given, epsilon=epsilon)
-    expected = reference.forward(operation.reference, x, *plain, epsilon)
-    tolerances.assert_close("y", actual["y"], expected.y, tolerances.Y, expected.scale, dtype)
-    accumulation = tolerances.ACCUMULATION[dtype]
-    relative = tolerances.RSTD * float(np.finfo(DTYPES[accumulation]).eps)
-    rstd = np.asarray(expected.rstd, dtype=np.float64)
-    np.testing.assert_allclose(actual["rstd"].astype(np.float64), rstd, rtol=relative)
-    if "mean" in operation.statistics:
-        peak = np.max(abs(x.astype(np.float64)), axis=-1, keepdims=True)
-        tolerances.assert_close(
-            "mean", actual["mean"], expected.mean, tolerances.MEAN, peak, accumulation
-        )
+    with told(dtype=dtype, shape=x.shape, epsilon=epsilon, parameters=which):
+        plain, given = calls.arguments(operation, library, dtype, x.shape[-1], which)
+        actual = calls.forward(operation, library, library.array(x), given, epsilon=epsilon)
+        expected = reference.forward(operation.reference, x, *plain, epsilon)
+        tolerances.assert_close("y", actual["y"], expected.y, tolerances.Y, expected.scale, dtype)
+        accumulation = tolerances.ACCUMULATION[dtype]
+        relative = tolerances.RSTD * float(np.finfo(DTYPES[accumulation]).eps)
+        rstd = np.asarray(expected.rstd, dtype=np.float64)
+        np.testing.assert_allclose(actual["rstd"].astype(np.float64), rstd, rtol=relative)
+        if "mean" in operation.statistics:
+            peak = np.max(abs(x.astype(np.float64)), axis=-1, keepdims=True)
+            tolerances.assert_close(
+                "mean", actual["mean"], expected.mean, tolerances.MEAN, peak, accumulation
+            )
 
 
 def check_backward(
@@ -46,30 +60,31 @@ def check_backward(
     which: str = "all",
     sample: int = 64,
 ) -> None:
-    n = x.shape[-1]
-    plain, given = calls.arguments(operation, library, dtype, n, which)
-    _, actual = calls.both(
-        operation, library, library.array(dy), library.array(x), given, epsilon=epsilon
-    )
-    columns = np.arange(n)
-    if n > sample:  # a complex step computes the whole row for each column
-        columns = np.sort(generator("columns", n).choice(n, size=sample, replace=False))
-        columns = np.union1d(columns, [0, n - 1, *np.argmax(abs(x[:5]), axis=-1)])
-    expected = reference.gradients(operation.reference, dy, x, plain[0], epsilon, columns)
-    dx = library.numpy(actual.dx)
-    assert np.isfinite(dx.astype(np.float64)).all()
-    tolerances.assert_close(
-        "dx", dx[:, columns], expected.dx, tolerances.DX, expected.dx_scale, dtype
-    )
-    for name, sums, magnitude in (
-        ("dgamma", expected.dgamma, expected.dgamma_scale),
-        ("dbeta", expected.dbeta, expected.dbeta_scale),
-    ):
-        if name in operation.gradients and getattr(actual, name) is not None:
-            gradient = library.numpy(getattr(actual, name))
-            tolerances.assert_close(
-                name, gradient, sums, tolerances.PARAMETER_GRADIENT, magnitude, dtype
-            )
+    with told(dtype=dtype, shape=x.shape, epsilon=epsilon, parameters=which):
+        n = x.shape[-1]
+        plain, given = calls.arguments(operation, library, dtype, n, which)
+        _, actual = calls.both(
+            operation, library, library.array(dy), library.array(x), given, epsilon=epsilon
+        )
+        columns = np.arange(n)
+        if n > sample:  # a complex step computes the whole row for each column
+            columns = np.sort(generator("columns", n).choice(n, size=sample, replace=False))
+            columns = np.union1d(columns, [0, n - 1, *np.argmax(abs(x[:5]), axis=-1)])
+        expected = reference.gradients(operation.reference, dy, x, plain[0], epsilon, columns)
+        dx = library.numpy(actual.dx)
+        assert np.isfinite(dx.astype(np.float64)).all()
+        tolerances.assert_close(
+            "dx", dx[:, columns], expected.dx, tolerances.DX, expected.dx_scale, dtype
+        )
+        for name, sums, magnitude in (
+            ("dgamma", expected.dgamma, expected.dgamma_scale),
+            ("dbeta", expected.dbeta, expected.dbeta_scale),
+        ):
+            if name in operation.gradients and getattr(actual, name) is not None:
+                gradient = library.numpy(getattr(actual, name))
+                tolerances.assert_close(
+                    name, gradient, sums, tolerances.PARAMETER_GRADIENT, magnitude, dtype
+                )
 
 
 def rows_for(dtype: str, values: str, n: int) -> np.ndarray:

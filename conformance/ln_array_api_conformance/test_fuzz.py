@@ -26,7 +26,8 @@ def test_random_calls(library: Library, pytestconfig: pytest.Config) -> None:
     if option("--fuzz-call"):
         fuzz.check(fuzz.parse(option("--fuzz-call")), library)
         return
-    seconds, most, first = option("--fuzz"), option("--fuzz-cases"), option("--fuzz-seed")
+    seconds, first = option("--fuzz"), option("--fuzz-seed")
+    most = option("--fuzz-cases") or library.random_calls
     begin = said = time.monotonic()
     done = 0
     while time.monotonic() - begin < seconds if seconds else done < most:

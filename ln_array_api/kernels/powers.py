@@ -22,6 +22,10 @@ from .._arrays import Array, accumulate, constant, dtype_name, library_of, nativ
 from .reductions import largest_magnitude, sum_over
 from .rows import accumulate_as
 
+#: How much of the largest magnitude in a row another is from which on its distance from that is
+#: what its power is computed from.
+LARGE_RATIO = 0.9
+
 
 def power(xp: Any, magnitudes: Array, alpha: float) -> Array:
     """Magnitudes to the power of alpha.
@@ -110,7 +114,7 @@ def powers_backward(
             return xp.astype(wide, native_dtype(x))
         dy, norm = accumulate_as(xp, dy, wide), accumulate_as(xp, norm, wide)
         peak, ratio, v = _ratios(xp, wide, axes, alpha)
-        slope = xp.where(ratio < 0.5, power(xp, ratio, alpha - 1), v / ratio)
+        slope = xp.where(ratio < LARGE_RATIO, power(xp, ratio, alpha - 1), v / ratio)
         squares = sum_over(xp, v * v, axes)
         # A norm that is out of range is that of powers without epsilon: a larger one would be in
         # range, unless powers are so large that epsilon does not matter.
@@ -136,7 +140,8 @@ def _ratios(xp: Any, x: Array, axes: tuple[int, ...], alpha: float) -> tuple[Arr
     peak = xp.where(peak == 0, 1.0, peak)
     ratio = magnitudes / peak
     # A power multiplies the rounding error of a ratio by alpha, which would show in the largest
-    # ratios. The distance of these from 1 is rounded to less.
-    distance = xp.maximum((magnitudes - peak) / peak, xp.full_like(peak, -0.5))
-    v = xp.where(ratio < 0.5, power(xp, ratio, alpha), xp.exp(alpha * xp.log1p(distance)))
+    # ratios. The distance of these from 1 is rounded to less. Other ratios lose by it: XLA's log1p
+    # is off by 100 eps about -0.4.
+    distance = xp.maximum((magnitudes - peak) / peak, xp.full_like(peak, LARGE_RATIO - 1))
+    v = xp.where(ratio < LARGE_RATIO, power(xp, ratio, alpha), xp.exp(alpha * xp.log1p(distance)))
     return peak, ratio, v

@@ -154,6 +154,22 @@ def test_a_wrong_name_is_a_usage_error(tmp_path: Path) -> None:
     assert "there is no backend 'nobody'; known are: generic" in result.stderr
 
 
+@pytest.mark.parametrize("missing", ["mpmath", "ml_dtypes"])
+def test_what_the_suite_needs_is_told(missing: str, tmp_path: Path) -> None:
+    blocked = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name == {missing!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+"""
+    (tmp_path / "sitecustomize.py").write_text(blocked)
+    result = run_suite(path=tmp_path)
+    assert result.returncode == 4, result.stdout + result.stderr
+    assert f"needs {missing}: pip install 'ln-array-api[test]'" in result.stderr
+
+
 def test_options_stay_away_from_the_tests_of_others(tmp_path: Path) -> None:
     """A project with an option of the same name is not disturbed by the suite's being installed."""
     (tmp_path / "conftest.py").write_text(
