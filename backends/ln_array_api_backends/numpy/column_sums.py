@@ -10,7 +10,7 @@ from .access import load, store
 from .doubles import doubles, put_aside
 from .gradient_sums import add_up
 from .simd import lanes
-from .sweeps import INLINE, plus
+from .sweeps import INLINE, plus, with_lost
 
 
 @njit(**INLINE)
@@ -43,7 +43,7 @@ def sum_of(sums, start, count):
     sum_, lost = 0.0, 0.0
     for i in range(start, start + count):
         sum_, lost = plus(sum_, lost, sums[i])
-    return sum_ + lost if lost == lost else sum_
+    return with_lost(sum_, lost)
 
 
 @njit(**INLINE)

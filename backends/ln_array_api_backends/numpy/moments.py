@@ -24,7 +24,7 @@ from .simd import (
     total,
     totals_of,
 )
-from .sweeps import INLINE, OPTIONS, plus, rough_mean, sums
+from .sweeps import INLINE, OPTIONS, plus, rough_mean, sums, with_lost
 
 
 @njit(**INLINE)
@@ -44,12 +44,12 @@ def sums_of_pieces(x, where, scale, offset, ahead):
     """Sums of d and of d², where d is x * scale + offset."""
     o, n, pieces, apart = where
     deviation, square = sums(x, o, n, scale, offset, ahead, None)
-    lost_deviation, lost_square = deviation - deviation, square - square
+    lost_deviation, lost_square = 0.0, 0.0
     for piece in range(1, pieces):
         one_more, square_more = sums(x, o + piece * apart, n, scale, offset, ahead, None)
         deviation, lost_deviation = plus(deviation, lost_deviation, one_more)
         square, lost_square = plus(square, lost_square, square_more)
-    return deviation + lost_deviation, square + lost_square
+    return with_lost(deviation, lost_deviation), with_lost(square, lost_square)
 
 
 @njit(**INLINE)

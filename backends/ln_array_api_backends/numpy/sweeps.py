@@ -48,6 +48,12 @@ def plus(sum_, lost, values):
 
 
 @njit(**INLINE)
+def with_lost(sum_, lost):
+    """A sum with what its rounding has lost, unless that is NaN, as it is beside an infinity."""
+    return sum_ + lost if lost == lost else sum_
+
+
+@njit(**INLINE)
 def sums(x, o, n, scale, offset, ahead, other):
     """As `sums_in_lanes`, added up."""
     first_order, second_order = sums_in_lanes(x, o, n, scale, offset, ahead, other)
