@@ -240,7 +240,7 @@ OF_COLUMN_SUMS = (
     ),
     Fault(
         "a NaN of what is lost goes into a sum",
-        COLUMN_SUMS,
+        f"{NUMPY}/sweeps.py",
         "return sum_ + lost if lost == lost else sum_",
         "return sum_ + lost",
         unit("backends/numpy", "bad_channel or dbeta_does_not"),
