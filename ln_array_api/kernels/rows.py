@@ -25,7 +25,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._arrays import Array, accumulate, dtype_name, library_of, native_dtype
+from .._arrays import (
+    Array,
+    accumulate,
+    computes_in_float64,
+    dtype_name,
+    library_of,
+    native_dtype,
+)
 from .reductions import largest_magnitude, sum_over
 
 
@@ -215,8 +222,12 @@ def normalise(
         if center:
             d, rough_mean, missed = centred(xp, d, axes)
         var = sum_over(xp, d * d, axes, wide=True) / n
-        rstd = 1 / xp.sqrt(var + scaled_epsilon)
-        y = d * accumulate_as(xp, rstd, d)
+        root = xp.sqrt(var + scaled_epsilon)
+        rstd = 1 / root
+        if root.dtype == dtype and computes_in_float64(x):  # a quotient is rounded once less
+            y = d / root
+        else:
+            y = d * accumulate_as(xp, rstd, d)
         del d  # which is as large as x
         y = _affine(xp, y, gamma, beta)
         mean = rough_mean + missed if center else None
