@@ -29,7 +29,7 @@ def run_suite(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         env=environment,
         cwd=path,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
 
