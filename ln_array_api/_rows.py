@@ -40,8 +40,18 @@ GRADIENTS = ("dx", "dgamma", "dbeta")
 class Plan:
     """How a kind of call runs. Subclasses say it for arrays of rows and for chunked arrays."""
 
-    def __init__(self, primitive: Primitive, spec: RowsSpec, view: View, choice: Choice) -> None:
+    def __init__(
+        self,
+        primitive: Primitive,
+        spec: RowsSpec,
+        view: View,
+        choice: Choice,
+        *,
+        widens: bool = False,
+    ) -> None:
+        """Plan for a kernel; `widens` is whether gamma is widened for it: see `widened`."""
         self.primitive, self.spec, self.view, self.choice = primitive, spec, view, choice
+        self.widens = widens
 
 
 class RowsPlan(Plan):
@@ -60,10 +70,8 @@ class RowsPlan(Plan):
         """Plan for calls with such arrays.
 
         `accumulated` are those whose like the kernel takes or gives in the accumulation dtype.
-        `widens` is whether gamma is widened: see `widened`.
         """
-        super().__init__(primitive, spec, view, choice)
-        self.widens = widens
+        super().__init__(primitive, spec, view, choice, widens=widens)
         self.kernel: Callable[..., tuple[Any, Any, Any]] = self.choice.kernel
         # Whether arrays go to the kernel, and its results to the caller, as they are.
         self.direct = (
@@ -136,18 +144,6 @@ class RowsPlan(Plan):
 
 class AxesPlan(Plan):
     """X keeps its axes: the kernel takes them as they are, and what goes with x broadcasts."""
-
-    def __init__(
-        self,
-        primitive: Primitive,
-        spec: RowsSpec,
-        view: View,
-        choice: Choice,
-        *,
-        widens: bool = False,
-    ) -> None:
-        super().__init__(primitive, spec, view, choice)
-        self.widens = widens
 
     def _parameter(self, values: Array | None) -> Array | None:
         return reshaped(values, self.view.broadcast_parameter)

@@ -39,8 +39,8 @@ OF_ROWS = (
     Fault(
         "epsilon is outside the root",
         ROWS,
-        "1 / xp.sqrt(var + scaled_epsilon)",
-        "1 / (xp.sqrt(var) + scaled_epsilon)",
+        "root = xp.sqrt(var + scaled_epsilon)",
+        "root = xp.sqrt(var) + scaled_epsilon",
         suite("test_epsilon_is_inside_the_root_and_not_rounded"),
     ),
     Fault(
