@@ -221,7 +221,7 @@ def normalise(
             d = d * scale
         if center:
             d, rough_mean, missed = centred(xp, d, axes)
-        var = sum_over(xp, d * d, axes, wide=True) / n
+        var = mean_square(xp, d, axes)
         root = xp.sqrt(var + scaled_epsilon)
         rstd = 1 / root
         if root.dtype == dtype and computes_in_float64(x):  # a quotient is rounded once less
@@ -268,6 +268,21 @@ def centred(xp: Any, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Arr
     missed = sum_over(xp, d, axes) / n
     d -= missed
     return d, rough_mean, missed
+
+
+def mean_square(xp: Any, d: Array, axes: tuple[int, ...]) -> Array:
+    """The mean of the squares of d over `axes`, in float64 where the library computes in that.
+
+    Squares of float64 have no wider sum, so the mean of what remains of them is added: where
+    squares are alike, as those of a row with many zeros, a plain sum rounds in one direction.
+    """
+    n = math.prod(d.shape[axis] for axis in axes)
+    squares = d * d
+    mean = sum_over(xp, squares, axes, wide=True) / n
+    if dtype_name(d.dtype) != "float64":
+        return mean
+    missed = sum_over(xp, squares - mean, axes) / n
+    return xp.where(xp.isfinite(missed), mean + missed, mean)
 
 
 def differentiate(
