@@ -144,7 +144,7 @@ def _numpy_put_in_order(x: Array) -> Array:
 
 
 def _torch_signature(x: Array) -> Hashable:
-    return type(x), x.dtype, x.shape, x.device, x.is_contiguous()
+    return type(x), x.dtype, x.shape, x.device, x.is_contiguous(), x.is_neg()
 
 
 #: Strides tell more than a flag would, and cost half as much.
@@ -157,7 +157,11 @@ def _standard_signature(x: Array) -> Hashable:
 
 _LAYOUT: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
     "numpy": (_numpy_signature, _numpy_in_order, _numpy_put_in_order),
-    "torch": (_torch_signature, lambda x: x.is_contiguous(), lambda x: x.contiguous()),
+    "torch": (
+        _torch_signature,
+        lambda x: x.is_contiguous() and not x.is_neg(),
+        lambda x: x.contiguous().resolve_neg(),
+    ),
     "cupy": (
         _cupy_signature,
         lambda x: x.flags.c_contiguous,

@@ -73,6 +73,9 @@ class RowsPlan(Plan):
         """
         super().__init__(primitive, spec, view, choice, widens=widens)
         self.kernel: Callable[..., tuple[Any, Any, Any]] = self.choice.kernel
+        self.kernel_of_y: Callable[..., Any] = getattr(
+            self.kernel, "without_statistics", self.kernel
+        )
         # Whether arrays go to the kernel, and its results to the caller, as they are.
         self.direct = (
             view.is_rows
@@ -83,23 +86,31 @@ class RowsPlan(Plan):
 
     def run(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
-    ) -> tuple[Array, Array | None, Array]:
-        """Y as the caller wants it, mean and rstd as the kernel gives them."""
+    ) -> tuple[Array, ...]:
+        """Y as the caller wants it, and what else the kernel gives."""
         if self.direct and out is None:
-            return self.kernel(x, gamma, beta, out=None)
+            return self.kernel_of_y(x, gamma, beta, out=None)  # type: ignore[no-any-return]
+        return self._run(self.kernel_of_y, x, gamma, beta, out)
+
+    def _run(
+        self,
+        kernel: Callable[..., Any],
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        out: Array | None,
+    ) -> tuple[Array, ...]:
         view, library = self.view, library_of(x)
         target = None
         if out is not None and not view.permutation and library.in_order(out):
             target = library.reshape(out, view.rows)
         parameters = map(self._parameter, (gamma, beta))
-        y, mean, rstd = self.kernel(
-            view.to_rows(x, self.choice.put_in_order), *parameters, out=target
-        )
+        y, *statistics = kernel(view.to_rows(x, self.choice.put_in_order), *parameters, out=target)
         if out is None:
-            return view.from_rows(y), mean, rstd
+            return view.from_rows(y), *statistics
         if target is None:
             out[...] = view.from_rows(y)
-        return out, mean, rstd
+        return out, *statistics
 
     def _parameter(self, values: Array | None) -> Array | None:
         return None if values is None else in_shape(values, (self.spec.parameters,))
@@ -110,7 +121,7 @@ class RowsPlan(Plan):
         """Y, mean and rstd, the latter of x's rank."""
         if self.direct and out is None:
             return self.kernel(x, gamma, beta, out=None)
-        y, mean, rstd = self.run(x, gamma, beta, out)
+        y, mean, rstd = self._run(self.kernel, x, gamma, beta, out)
         reshape, shape = library_of(x).reshape, self.view.statistic
         return y, None if mean is None else reshape(mean, shape), reshape(rstd, shape)
 

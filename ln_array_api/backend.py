@@ -52,7 +52,9 @@ class Backend(Protocol):
 
     A backend may add ``describe(primitive, spec)``, a line for `explain`, and
     ``prepare(primitive, spec)``, which is asked once for a kind of call, and gives what will be
-    called with the arrays alone, and `out`, instead of the method with all its options. One with
+    called with the arrays alone, and `out`, instead of the method with all its options. What it
+    gives for ``rows_forward`` may have a ``without_statistics``, with the same parameters, which
+    gives y alone in a tuple, where mean and rstd cost something that y does not need. One with
     ``put_in_order(x)`` copies arrays that do not lie in C order for its kernels itself. One with
     ``prepare_strided(primitive, spec, layout)`` may run a call on arrays as they lie, with all
     their axes: it gives such a kernel and a line for `explain`, or None. The kernel gets
@@ -211,6 +213,9 @@ BUILT_IN = (
         requires=("cupy",),
         extra="cuda13 or cuda12",  # whichever the driver has
         may_have_stages=True,
+    ),
+    _built_in(
+        "torch", "torch", "ln_array_api_backends.torch", requires=("torch", "numba"), extra="torch"
     ),
     _built_in("jax", "jax", "ln_array_api_backends.jax", requires=("jax",), extra="jax"),
 )

@@ -172,3 +172,19 @@ def test_all_names_what_is_public() -> None:
     assert sorted(ln_array_api.__all__) == ln_array_api.__all__
     for name in ln_array_api.__all__:
         assert getattr(ln_array_api, name).__doc__
+
+
+@pytest.mark.parametrize("module", ["numpy", "torch"])
+def test_without_a_compiler_the_generic_kernels_run(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    pytest.importorskip("numba", reason="Numba is not installed")
+    pytest.importorskip(module, reason=f"{module} is not installed")
+    code = f"""
+import {module} as xp
+import ln_array_api as ln
+explanation = ln.explain(ln.layer_norm, xp.ones((2, 3)))
+print(explanation.backend, explanation.reason)
+"""
+    assert run(code, tmp_path).startswith(f"generic {module}: Numba compiles nothing while")

@@ -5,6 +5,13 @@
 
 from __future__ import annotations
 
+import numba
+
+from ln_array_api.errors import BackendError
+
+if numba.config.DISABLE_JIT:
+    raise BackendError("Numba compiles nothing while NUMBA_DISABLE_JIT is set; unset it")
+
 from .backend import NumPyBackend
 from .memory import MemoryPool, memory_pool
 

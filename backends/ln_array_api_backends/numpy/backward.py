@@ -27,6 +27,7 @@ from .forward import LONG
 from .gradient_sums import add, add_both, add_four, add_run, add_up, clear, room_for
 from .simd import beside, fma, keep_first, lanes, number, ones, splat, total, totals, zeros
 from .sweeps import AHEAD, INLINE, OPTIONS, RUN, plus
+from .tasks import COUNT, DONE, arguments, count_up
 
 #: Bytes of a row up to which four are taken at once, and two if longer. More would fit the first
 #: cache, but while these are swept for the second time, the next would not come from memory.
@@ -408,3 +409,31 @@ def backward_in_parallel(
         )  # fmt: skip
     add_up(dgamma, blocks)
     add_up(dbeta, blocks)
+
+
+@njit(**INLINE)
+def put_first(sums, into):
+    """The sums of the first block into an array of their own, if there is one."""
+    if into is not None:
+        for i in range(into.size):
+            into[i] = sums[i]
+
+
+def backward_task(kinds):
+    """All blocks as a task, and where the sums go in the end, if they have a place of their own.
+
+    Who ends the last part adds them up.
+    """
+
+    def task(words, part, parts):
+        count = words[COUNT]
+        first, last = count * part // parts, count * (part + 1) // parts
+        given = arguments(words, kinds, first, last)
+        some_blocks(*(given[:13] + given[15:]))
+        if count_up(words, DONE) == parts - 1:
+            add_up(given[6], count)
+            add_up(given[7], count)
+            put_first(given[6], given[13])
+            put_first(given[7], given[14])
+
+    return task

@@ -21,6 +21,7 @@ from .sweeps import (
     sums,
     sums_in_lanes,
 )
+from .tasks import COUNT, arguments
 
 #: Bytes of a row up to which the cache holds it and the next.
 LONG = 128 << 10
@@ -201,3 +202,14 @@ def forward_in_parallel(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, 
     for part in prange(parts):
         start, stop = m * part // parts, m * (part + 1) // parts
         forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, start, stop)
+
+
+def forward_task(kinds):
+    """`forward` as a task."""
+
+    def task(words, part, parts):
+        count = words[COUNT]
+        start, stop = count * part // parts, count * (part + 1) // parts
+        forward(*arguments(words, kinds, start, stop))
+
+    return task

@@ -1,0 +1,187 @@
+"""Kernels in a form that is called with one address, for any memory and on any threads.
+
+A task gets the address of some words of 64 bits, which of its parts to work on, and how many there
+are. The words hold the kernel's arguments, of an array its address and its shape.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import cfunc, njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+from .simd import I32, I64
+from .sweeps import OPTIONS
+
+#: Places of words: the task's own address, those of functions that give the number of a thread and
+#: the size of its team, how many parts are done, how much is to be parted, and the arguments.
+TASK, THREAD, TEAM, DONE, COUNT, ARGUMENTS = range(6)
+SIGNATURE = types.void(types.CPointer(types.int64), types.int64, types.int64)
+
+_call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+@intrinsic
+def count_up(typing: Any, words: Any, place: Any) -> Any:
+    """Add one to the word at a place, at which others may be too; gives what it was."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", word, I64(1), "acq_rel")
+
+    return types.int64(words, types.intp), generate
+
+
+@intrinsic(prefer_literal=True)
+def arguments(typing: Any, words: Any, kinds: Any, start: Any, stop: Any) -> Any:
+    """The arguments of kinds that `kinds_of` has put into words, and start and stop, as a tuple."""
+    if not isinstance(kinds, types.StringLiteral):
+        return None
+    each_type = [_kind(word) for word in kinds.literal_value.split()]
+    result = types.Tuple([*each_type, types.int64, types.int64])
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = ARGUMENTS
+
+        def word() -> Any:
+            nonlocal place
+            place += 1
+            return builder.load(builder.gep(args[0], [I64(place - 1)]))
+
+        values = [_value(context, builder, kind, word) for kind in each_type]
+        return context.make_tuple(builder, signature.return_type, [*values, args[2], args[3]])
+
+    return result(words, kinds, types.int64, types.int64), generate
+
+
+def _value(context: Any, builder: Any, kind: Any, word: Callable[[], Any]) -> Any:
+    """An argument, from as many words as it has."""
+    if kind == types.none:
+        return context.get_dummy_value()
+    if kind == types.float64:
+        return builder.bitcast(word(), ir.DoubleType())
+    if kind == types.boolean:
+        return cgutils.is_not_null(builder, word())
+    if kind == types.int64:
+        return word()
+    result = context.make_array(kind)(context, builder)
+    element = context.get_data_type(kind.dtype)
+    size = context.get_abi_sizeof(element)
+    data = builder.inttoptr(word(), element.as_pointer())
+    shape = [word() for _ in range(kind.ndim)]
+    strides = [I64(size)]
+    for length in reversed(shape[1:]):
+        strides.insert(0, builder.mul(strides[0], length))
+    populate_array(
+        result, data=data, shape=shape, strides=strides, itemsize=I64(size), meminfo=None
+    )
+    return result._getvalue()
+
+
+def _kind(word: str) -> Any:
+    name, _, rank = word.partition(":")
+    kind = getattr(types, name)
+    return types.Array(kind, int(rank), "C") if rank else kind
+
+
+def kinds_of(arguments: Sequence[tuple[Any, Any]]) -> str:
+    """The types of a task's arguments in words, which Numba keeps what it compiles by."""
+    return " ".join(
+        f"{kind.dtype}:{kind.ndim}"
+        if isinstance(kind, types.Array)
+        else "boolean"
+        if kind == types.boolean
+        else str(kind)
+        for kind, _ in arguments
+    )
+
+
+class Task:
+    """A task, compiled, and its words but for the addresses."""
+
+    def __init__(
+        self,
+        make: Callable[[str], Callable[[Any], None]],
+        arguments: Sequence[tuple[Any, Any]],
+        count: int,
+        *,
+        room: int = 0,
+    ) -> None:
+        """From a function that makes it of kinds, the types and values of its arguments, and count.
+
+        The value of an array is its shape. After the words there is room for so many bytes.
+        """
+        words = [0] * COUNT + [count]
+        self.places: list[int] = []
+        """Of each argument the place of its word, the address of an array; -1 if it is absent."""
+        for kind, value in arguments:
+            self.places.append(-1 if kind == types.none else len(words))
+            if kind == types.none:
+                continue
+            if isinstance(kind, types.Array):
+                words += [0, *value]
+            elif kind == types.float64:
+                words += struct.unpack("q", struct.pack("d", value))
+            else:
+                words.append(int(value))
+        self.room = len(words) * 8
+        """Where it is, in bytes after the words begin."""
+        self.words = array("q", [*words, *[0] * -(-room // 8)])
+        """To be copied; the address of a copy is the first of its ``buffer_info()``."""
+        self._compiled: Any = cfunc(SIGNATURE, cache=True)(make(kinds_of(arguments)))
+        self.words[TASK] = self._compiled.address
+        self.call = _call(self._compiled.address)
+
+
+@intrinsic
+def _call_task(typing: Any, words: Any, part: Any, parts: Any) -> Any:
+    """Call the task whose words these are."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [args[0].type, I64, I64])
+        task = builder.load(builder.gep(args[0], [I64(TASK)]))
+        builder.call(builder.inttoptr(task, kind.as_pointer()), args)
+        return context.get_dummy_value()
+
+    return types.void(words, types.int64, types.int64), generate
+
+
+@intrinsic
+def _call_for_number(typing: Any, function: Any) -> Any:
+    """What the C function at an address gives, which takes nothing and gives an int."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(I32, [])
+        number = builder.call(builder.inttoptr(args[0], kind.as_pointer()), [])
+        return builder.sext(number, I64)
+
+    return types.int64(types.int64), generate
+
+
+@cfunc(types.void(types.CPointer(types.int64)), cache=True)
+def in_team(words: Any) -> None:
+    """A thread's part of a task, to be called by each thread of a team of OpenMP."""
+    _call_task(words, _call_for_number(words[THREAD]), _call_for_number(words[TEAM]))
+
+
+@intrinsic
+def _words_at(typing: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], I64.as_pointer())
+
+    return types.CPointer(types.int64)(types.int64), generate
+
+
+@njit(parallel=True, **OPTIONS)
+def on_threads_of_numba(address: int, parts: int) -> None:
+    """All parts of the task whose words are at an address."""
+    for part in prange(parts):
+        _call_task(_words_at(address), part, parts)

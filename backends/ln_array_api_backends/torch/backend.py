@@ -1,0 +1,24 @@
+"""What the torch backend is: which calls it takes, and how they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ln_array_api.backend import ChannelsBackend, Primitive, RowsBackend, Spec
+
+from .. import numpy as engine
+from . import kernel
+
+
+class TorchBackend(RowsBackend, ChannelsBackend):
+    """All primitives, for every dtype and option, on tensors in the memory of the CPU."""
+
+    def can_run(self, primitive: Primitive, spec: Spec) -> bool:
+        return spec.device == "cpu" and engine.backend.can_run(primitive, spec)
+
+    def prepare(self, primitive: Primitive, spec: Spec) -> Callable[..., Any]:
+        return kernel.prepare(primitive, spec)  # type: ignore[no-any-return]
+
+    def describe(self, primitive: Primitive, spec: Spec) -> str:
+        return f"{engine.backend.describe(primitive, spec)}, on the memory of the tensor"

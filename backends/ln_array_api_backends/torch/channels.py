@@ -1,0 +1,46 @@
+"""Channels of tensors: the kernels of the NumPy backend, on arrays of the tensors' memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ln_array_api.backend import ChannelsSpec, Primitive
+
+from .. import numpy as engine
+
+
+def as_array(x: Tensor | None) -> Any:
+    """The memory of a CPU tensor as an array; that of bfloat16, which NumPy lacks, as int16."""
+    if x is None:
+        return None
+    x = x.detach()
+    return x.view(torch.int16).numpy() if x.dtype is torch.bfloat16 else x.numpy()
+
+
+def as_tensor(x: Any) -> Tensor | None:
+    """The memory of an array as a tensor."""
+    return None if x is None else torch.from_numpy(x)
+
+
+class Channels:
+    """A primitive for a kind of call."""
+
+    def __init__(self, primitive: Primitive, spec: ChannelsSpec) -> None:
+        self._compiled = engine.backend.prepare(primitive, spec)
+        # The first result has x's dtype, the others that of accumulation.
+        self._is_bfloat16 = spec.dtype == "bfloat16"
+
+    def results(self, *tensors: Tensor | None) -> Any:
+        """Those of the primitive."""
+        results = self._compiled(*map(as_array, tensors))
+        if type(results) is tuple:
+            first, *others = results
+            return self._first(first), *map(as_tensor, others)
+        return self._first(results)
+
+    def _first(self, values: Any) -> Tensor | None:
+        result = as_tensor(values)
+        return result.view(torch.bfloat16) if self._is_bfloat16 and result is not None else result

@@ -1,0 +1,200 @@
+"""Primitives on tensors, and their derivatives.
+
+Tensors go to the compiled kernels of the NumPy backend as memory, so that the bits are those on
+NumPy. Where torch keeps a graph, the kernel is a node of it, which keeps the inputs and the
+statistics, and goes backward by the compiled kernel. Derivatives of gradients and of statistics are
+those of the generic kernels, which consist of operations of torch; so are calls that torch traces
+or transforms.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ln_array_api.backend import GENERIC, Primitive, Spec
+
+from . import rows
+from .channels import Channels
+from .tracing import is_batched, is_differentiated, is_traced
+
+Results: TypeAlias = tuple[Tensor | None, ...]
+
+#: How many inputs a forward primitive has before its statistics: x, gamma and beta.
+INPUTS = 3
+
+
+def prepare(primitive: Primitive, spec: Spec) -> Any:
+    """What runs a call of a primitive, given the tensors alone, and `out`."""
+    if primitive == "rows_forward":
+        return RowsForward(primitive, spec)
+    if primitive == "channels_forward":
+        return Forward(primitive, spec)
+    return Kernel(primitive, spec)
+
+
+def compiled(primitive: Primitive, spec: Any) -> Any:
+    """The compiled kernel for a kind of call, whose `results` are those of the primitive."""
+    if primitive == "rows_forward":
+        return rows.Forward(spec)
+    if primitive == "rows_backward":
+        return rows.Backward(spec)
+    return Channels(primitive, spec)
+
+
+class _Primitive:
+    """A primitive for a kind of call, by the generic kernel and by a compiled one."""
+
+    def __init__(self, primitive: Primitive, spec: Spec) -> None:
+        self.generic = partial(GENERIC[primitive], **spec.options(primitive))
+        self.compiled = compiled(primitive, spec)
+
+
+class Kernel(_Primitive):
+    """One that torch differentiates by the generic kernel."""
+
+    def __call__(self, *tensors: Tensor | None) -> Any:
+        if is_traced(*tensors) or is_differentiated(*tensors):
+            return self.generic(*tensors)
+        return self.compiled.results(*tensors)
+
+
+class Forward(_Primitive):
+    """A forward primitive for a kind of call, a node of its own in torch's graph."""
+
+    backward_primitive: Primitive = "channels_backward"
+
+    def __init__(self, primitive: Primitive, spec: Spec) -> None:
+        super().__init__(primitive, spec)
+        self._spec = spec
+        self._backward: dict[tuple[bool, ...], Any] = {}
+
+    def __call__(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Any:
+        if is_traced(x, gamma, beta):
+            return self.generic(x, gamma, beta)
+        if is_differentiated(x, gamma, beta):
+            return _Node.apply(self, False, x, gamma, beta)
+        return self.compiled.results(x, gamma, beta)
+
+    def backward(self, need: tuple[bool, ...]) -> Any:
+        """The backward kernel, compiled, for a dy of x's dtype and these gradients."""
+        kernel = self._backward.get(need)
+        if kernel is None:
+            spec = self._spec._replace(dy=self._spec.dtype, need=need)  # type: ignore[arg-type]
+            kernel = self._backward[need] = compiled(self.backward_primitive, spec)
+        return kernel
+
+    def gradients(
+        self, need: tuple[bool, ...], dy: Tensor, inputs: Results, statistics: Results
+    ) -> Results:
+        """Those of inputs by the compiled kernel, from what a node has kept."""
+        x, gamma, _ = inputs
+        mean, *_, rstd = statistics
+        return self.backward(need).results(dy, x, mean, rstd, gamma)  # type: ignore[no-any-return]
+
+    def differentiate(
+        self, inputs: Results, gradients: Results, need: tuple[bool, ...], create_graph: bool
+    ) -> Results:
+        """The gradients of inputs, which may be differentiated again, by the generic kernel."""
+        with torch.enable_grad():
+            # Views of the inputs, whose own hooks are for others to call.
+            views = [None if each is None else each.view_as(each) for each in inputs]
+            known = [
+                (result, gradient)
+                for result, gradient in zip(self.generic(*views), gradients, strict=False)
+                if gradient is not None
+            ]
+            wanted = [view for view, is_needed in zip(views, need, strict=True) if is_needed]
+            found = iter(
+                torch.autograd.grad(
+                    [result for result, _ in known],
+                    wanted,
+                    [gradient for _, gradient in known],
+                    create_graph=create_graph,
+                    allow_unused=True,
+                )
+            )
+        return tuple(next(found) if is_needed else None for is_needed in need)
+
+
+class RowsForward(Forward):
+    """The same over rows, whose result may have a place."""
+
+    backward_primitive: Primitive = "rows_backward"
+
+    def __call__(
+        self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None
+    ) -> Any:
+        if out is None:
+            if is_traced(x, gamma, beta):
+                return self.generic(x, gamma, beta)
+            if is_differentiated(x, gamma, beta):
+                return _Node.apply(self, False, x, gamma, beta)
+            return self.compiled.results(x, gamma, beta, None)
+        if is_traced(x, gamma, beta, out) or is_differentiated(x, gamma, beta, out):
+            return self.generic(x, gamma, beta, out=out)
+        results = self.compiled.results(x, gamma, beta, out)
+        if not out.is_inference():
+            torch.autograd.graph.increment_version(out)
+        return results
+
+    def without_statistics(
+        self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None
+    ) -> Any:
+        """Y alone, in a tuple."""
+        if out is not None or is_traced(x, gamma, beta):
+            return self(x, gamma, beta, out)
+        if is_differentiated(x, gamma, beta):
+            return (_Node.apply(self, True, x, gamma, beta),)
+        return (self.compiled.y(x, gamma, beta),)
+
+    def gradients(
+        self, need: tuple[bool, ...], dy: Tensor, inputs: Results, statistics: Results
+    ) -> Results:
+        x, gamma, _ = inputs
+        kernel = self.backward(need)
+        if len(statistics) > 1:
+            return kernel.results(dy, x, *statistics, gamma)  # type: ignore[no-any-return]
+        mean = statistics[0].data_ptr()  # type: ignore[union-attr]
+        return kernel.gradients(dy, x, mean, mean + self.compiled.after, gamma)  # type: ignore[no-any-return]
+
+
+class _Node(torch.autograd.Function):  # type: ignore[misc]
+    """A forward primitive in torch's graph, with its statistics as results, or without."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Any, only_y: bool, *inputs: Tensor | None) -> Any:
+        ctx.kernel = kernel
+        ctx.set_materialize_grads(False)
+        if only_y:
+            statistics = kernel.compiled.statistics()
+            y = kernel.compiled.y(*inputs, statistics)
+            ctx.save_for_backward(*inputs, statistics)
+            return y
+        results = kernel.compiled.results(*inputs)
+        ctx.save_for_backward(*inputs, *results[1:])
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, *others: Tensor | None) -> Any:
+        kernel, need, saved = ctx.kernel, ctx.needs_input_grad[2:], ctx.saved_tensors
+        inputs, statistics = saved[:INPUTS], saved[INPUTS:]
+        of_statistics = any(each is not None for each in others) if others else False
+        if dy is None and not of_statistics:
+            return None, None, *[None] * INPUTS
+        create_graph = torch.is_grad_enabled()
+        if create_graph or of_statistics or is_batched() or is_traced(dy, inputs[0]):
+            return None, None, *kernel.differentiate(inputs, (dy, *others), need, create_graph)
+        if not dy.is_contiguous() or dy.is_neg():
+            dy = dy.contiguous().resolve_neg()
+        gradients = kernel.gradients(need, dy, inputs, statistics)
+        return None, None, *map(_converted, gradients, inputs)
+
+
+def _converted(gradient: Tensor | None, like: Tensor | None) -> Tensor | None:
+    if gradient is None or like is None or gradient.dtype is like.dtype:
+        return gradient
+    return gradient.to(like.dtype)

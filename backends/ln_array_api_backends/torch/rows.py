@@ -1,0 +1,237 @@
+"""Rows of tensors: the tasks of the NumPy backend, on the memory of tensors and torch's threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numba import types
+from torch import Tensor
+
+from ln_array_api.backend import RowsSpec
+
+from ..numpy import calls
+from ..numpy.backward import backward_task
+from ..numpy.forward import forward_task
+from ..numpy.memory import memory_pool
+from ..numpy.tasks import Task
+from . import threads
+
+_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+#: How results from the pool are made, since NumPy has no bfloat16.
+_AS_NUMPYS = {"bfloat16": "int16"}
+#: Bytes of a result from which its memory comes from the pool. What is smaller torch has again from
+#: what others have just given back, and still in the cache.
+POOLED = 4 << 20
+#: Bytes of x from which several threads are worth waking.
+PARALLEL = 256 << 10
+#: Bytes beside the words at most, for statistics that nobody wants and for sums of blocks.
+ROOM = 16 << 10
+
+
+class _Rows:
+    """What both passes have in common."""
+
+    def __init__(self, spec: RowsSpec, count: int) -> None:
+        self.m, self.n = spec.shape
+        self.count = count
+        self.size = self.m * self.n * calls.ITEMSIZE[spec.dtype]
+        self.single = calls.ACCUMULATION.get(spec.dtype, "float32")
+        self.single_dtype = _DTYPES[self.single]
+        self._dtype, self._numpys = _DTYPES[spec.dtype], _AS_NUMPYS.get(spec.dtype, spec.dtype)
+        self._is_pooled = self.size >= POOLED
+        self._may_pay = self.size >= PARALLEL
+
+    def like(self, x: Tensor) -> Tensor:
+        """Memory for a result of the shape and dtype of x."""
+        if not self._is_pooled:
+            return torch.empty_like(x)
+        memory = torch.from_numpy(memory_pool.empty(tuple(x.shape), self._numpys))
+        return memory if memory.dtype is self._dtype else memory.view(self._dtype)
+
+    def work(self, task: Task, words: Any, address: int) -> None:
+        """Run a task on as many threads as may pay."""
+        if self._may_pay:
+            parts = min(torch.get_num_threads(), self.count)
+            if parts > 1:
+                threads.run(task, words, parts)
+                return
+        task.call(address, 0, 1)
+
+
+class Forward(_Rows):
+    """The forward pass for a kind of call."""
+
+    def __init__(self, spec: RowsSpec) -> None:
+        m, n = spec.shape
+        super().__init__(spec, m)
+        self._center = spec.center
+        self._statistic = (m, 1)
+        self.after = m * calls.ITEMSIZE[self.single]
+        self._has_room = 2 * self.after <= ROOM
+        x = calls.array_type(spec.dtype, 2), (m, n)
+        statistic = calls.array_type(self.single, 2), (m, 1)
+        self._task = Task(
+            forward_task,
+            (
+                x,
+                (calls.array_type(spec.gamma, 1), (spec.parameters,)),
+                (calls.array_type(spec.beta, 1), (spec.parameters,)),
+                x,
+                statistic if spec.center else (types.none, None),
+                statistic,
+                (types.float64, spec.epsilon),
+                (types.int64, spec.groups),
+                (types.none, None) if spec.repeat == 1 else (types.int64, spec.repeat),
+                (types.boolean, calls.streams("rows_forward", spec)),
+            ),
+            m,
+            room=2 * self.after if self._has_room else 0,
+        )
+        places = self._task.places
+        self._x, self._gamma, self._beta, self._y, self._mean, self._rstd = places[:6]
+        self._streams = places[9]
+
+    def results(
+        self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Y, mean and rstd."""
+        y = self.like(x) if out is None else out
+        rstd = torch.empty(self._statistic, dtype=self.single_dtype)
+        mean = torch.empty_like(rstd) if self._center else None
+        words = self._words(x, gamma, beta, y)
+        words[self._rstd] = rstd.data_ptr()
+        if mean is not None:
+            words[self._mean] = mean.data_ptr()
+        if out is not None:
+            words[self._streams] = False
+        self.work(self._task, words, words.buffer_info()[0])
+        return y, mean, rstd
+
+    def y(
+        self,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        statistics: Tensor | None = None,
+    ) -> Tensor:
+        """Y alone; mean and rstd, one after the other, go into `statistics` if that is given."""
+        y = self.like(x)
+        words = self._words(x, gamma, beta, y)
+        address, _ = words.buffer_info()
+        if statistics is None and not self._has_room:
+            statistics = self.statistics()
+        mean = address + self._task.room if statistics is None else statistics.data_ptr()
+        if self._center:
+            words[self._mean] = mean
+        words[self._rstd] = mean + self.after
+        self.work(self._task, words, address)
+        return y
+
+    def statistics(self) -> Tensor:
+        """Memory for mean and rstd."""
+        return torch.empty(2 * self.m, dtype=self.single_dtype)
+
+    def _words(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, y: Tensor) -> Any:
+        words = self._task.words[:]
+        words[self._x], words[self._y] = x.data_ptr(), y.data_ptr()
+        if gamma is not None:
+            words[self._gamma] = gamma.data_ptr()
+        if beta is not None:
+            words[self._beta] = beta.data_ptr()
+        return words
+
+
+class Backward(_Rows):
+    """The backward pass for a kind of call."""
+
+    def __init__(self, spec: RowsSpec) -> None:
+        m, n = spec.shape
+        rows = calls.rows_in_a_block(m, spec.groups)
+        blocks = calls.tasks("rows_backward", spec)
+        super().__init__(spec, blocks)
+        self._need, self._parameters = spec.need, spec.parameters
+        sums = blocks * spec.parameters
+        bytes_of_sums = sums * calls.ITEMSIZE[self.single]
+        # A single block's sums are the gradients; others are kept apart.
+        self._sums = sum(spec.need[1:]) * sums if blocks > 1 else 0
+        self._apart = bytes_of_sums
+        self._has_room = sum(spec.need[1:]) * bytes_of_sums <= ROOM
+        none = types.none, None
+        x = calls.array_type(spec.dtype, 2), (m, n)
+        statistic = calls.array_type(self.single, 2), (m, 1)
+        table = calls.array_type(self.single, 1)
+        need_dx, need_dgamma, need_dbeta = spec.need
+        self._task = Task(
+            backward_task,
+            (
+                (calls.array_type(spec.dy, 2), (m, n)),
+                x,
+                statistic if spec.center else none,
+                statistic,
+                (calls.array_type(spec.gamma, 1), (spec.parameters,)),
+                x if need_dx else none,
+                (table, (sums,)) if need_dgamma else none,
+                (table, (sums,)) if need_dbeta else none,
+                (types.int64, spec.groups),
+                none if spec.repeat == 1 else (types.int64, spec.repeat),
+                (types.boolean, calls.streams("rows_backward", spec)),
+                (types.int64, rows),
+                (types.int64, calls.rows_in_a_run(n, spec.dtype, spec.groups, spec.repeat)),
+                (table, (spec.parameters,)) if need_dgamma and blocks > 1 else none,
+                (table, (spec.parameters,)) if need_dbeta and blocks > 1 else none,
+            ),
+            blocks,
+            room=self._sums * calls.ITEMSIZE[self.single] if self._has_room else 0,
+        )
+        places = self._task.places
+        self._dy, self._x, self._mean, self._rstd, self._gamma, self._dx = places[:6]
+        self._tables, self._results = places[6:8], places[13:15]
+
+    def results(
+        self, dy: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, gamma: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Dx, dgamma and dbeta, as far as they are needed, the latter two as they are summed."""
+        return self.gradients(dy, x, 0 if mean is None else mean.data_ptr(), rstd.data_ptr(), gamma)
+
+    def gradients(
+        self, dy: Tensor, x: Tensor, mean: int, rstd: int, gamma: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The same, from addresses of the statistics."""
+        words = self._task.words[:]
+        address, _ = words.buffer_info()
+        words[self._dy], words[self._x], words[self._rstd] = dy.data_ptr(), x.data_ptr(), rstd
+        if self._mean >= 0:
+            words[self._mean] = mean
+        if gamma is not None:
+            words[self._gamma] = gamma.data_ptr()
+        dx = None
+        if self._need[0]:
+            dx = self.like(x)
+            words[self._dx] = dx.data_ptr()
+        sums = 0
+        if self._sums:
+            if self._has_room:
+                sums = address + self._task.room
+            else:
+                memory = torch.empty(self._sums, dtype=self.single_dtype)
+                sums = memory.data_ptr()
+        found: list[Tensor | None] = [dx]
+        for needed, table, result in zip(self._need[1:], self._tables, self._results, strict=True):
+            if not needed:
+                found.append(None)
+                continue
+            total = torch.empty(self._parameters, dtype=self.single_dtype)
+            found.append(total)
+            if sums:
+                words[table], words[result] = sums, total.data_ptr()
+                sums += self._apart
+            else:
+                words[table] = total.data_ptr()
+        self.work(self._task, words, address)
+        return tuple(found)  # type: ignore[return-value]

@@ -1,0 +1,69 @@
+"""Kernels as tasks: their arguments from words, and their parts on threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason="Numba is not installed")
+
+from ln_array_api_backends.numpy import calls, tasks
+from numba import njit, types
+
+
+@njit
+def _fill(
+    matrix: Any, absent: Any, vector: Any, factor: float, doubles: bool, start: int, stop: int
+):
+    for row in range(start, stop):
+        for column in range(matrix.shape[1]):
+            value = factor * vector[column] + row
+            matrix[row, column] = 2 * value if doubles else value
+
+
+def _fill_task(kinds: str) -> Any:
+    def task(words: Any, part: int, parts: int) -> None:
+        count = words[tasks.COUNT]
+        given = tasks.arguments(words, kinds, count * part // parts, count * (part + 1) // parts)
+        _fill(*given)
+
+    return task
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("doubles", [False, True])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_task_fills_an_array_in_parts(dtype: str, doubles: bool, parts: int) -> None:
+    matrix, vector = np.zeros((7, 3), dtype), np.asarray([1.0, 2.0, 4.0], dtype)
+    task = tasks.Task(
+        _fill_task,
+        (
+            (calls.array_type(dtype, 2), matrix.shape),
+            (types.none, None),
+            (calls.array_type(dtype, 1), vector.shape),
+            (types.float64, -0.5),
+            (types.boolean, doubles),
+        ),
+        7,
+        room=24,
+    )
+    words = task.words[:]
+    words[task.places[0]], words[task.places[2]] = matrix.ctypes.data, vector.ctypes.data
+    assert task.places[1] == -1
+    assert len(words) * 8 == task.room + 24
+    address, _ = words.buffer_info()
+    for part in range(parts):
+        task.call(address, part, parts)
+    expected = (-0.5 * vector + np.arange(7)[:, None]) * (1 + doubles)
+    np.testing.assert_array_equal(matrix, expected)
+    matrix[:] = 0
+    tasks.on_threads_of_numba(address, parts)
+    np.testing.assert_array_equal(matrix, expected)
+
+
+def test_other_words_are_left_alone() -> None:
+    assert tasks.kinds_of([(types.Array(types.int16, 2, "C"), (1, 2)), (types.none, None)]) == (
+        "int16:2 none"
+    )
