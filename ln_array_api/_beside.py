@@ -6,7 +6,7 @@ from typing import Any
 
 from . import _check
 from ._arrays import ACCUMULATION, Array, dtype_name
-from ._rows import reshaped
+from ._plans import reshaped
 from ._views import Over, View, canonical, name_of, view_of
 from .kernels.rows import accumulate_as
 

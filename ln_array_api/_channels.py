@@ -20,7 +20,7 @@ from ._arrays import (
     library_of,
     signatures,
 )
-from ._rows import GRADIENTS, dtype_of, gradient, must_widen, statistic, widened
+from ._plans import GRADIENTS, dtype_of, gradient, must_widen, statistic, widened
 from .backend import (
     GENERIC,
     ChannelsSpec,

@@ -49,6 +49,11 @@ class View(NamedTuple):
         """The shape of mean and rstd beside `split`."""
         return tuple(1 if axis in self.axes else n for axis, n in enumerate(self.split))
 
+    @property
+    def together(self) -> tuple[int, ...]:
+        """The axes of x along which the elements of a row lie."""
+        return self.axes if self.split == self.shape else tuple(range(1, len(self.shape)))
+
     def split_strides(self, strides: tuple[int, ...] | None) -> tuple[int, ...] | None:
         """The strides of an array of x's shape, where `axes` are axes of their own."""
         if strides is None or len(strides) == len(self.split):

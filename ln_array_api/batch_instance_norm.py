@@ -9,7 +9,7 @@ import numpy as np
 from . import _check
 from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import beside, check_gradient, check_saved, checked
-from ._rows import gradient, reshaped
+from ._plans import gradient, reshaped
 from ._views import Groups, View
 from .kernels.rows import differentiate, normalise
 from .layer_norm import EPSILON

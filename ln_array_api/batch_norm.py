@@ -9,7 +9,7 @@ import numpy as np
 from . import _channels
 from ._arrays import Array, accumulate, constant, in_shape, library_of, native_dtype, on_device_of_x
 from ._explain import explained_by
-from ._rows import GRADIENTS
+from ._plans import GRADIENTS
 from .layer_norm import EPSILON, Gradients, new_tuple
 
 MOMENTUM = 0.1

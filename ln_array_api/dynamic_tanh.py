@@ -9,7 +9,7 @@ import numpy as np
 from . import _check
 from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import beside, check_gradient, checked
-from ._rows import gradient
+from ._plans import gradient
 from ._views import View
 from .kernels.reductions import sum_over
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import _rows
 from ._arrays import Array
 from ._explain import explained_by
+from ._plans import GRADIENTS, SomePlan
 from ._views import Groups
 from .layer_norm import EPSILON, Forward, Gradients, new_tuple
 
@@ -16,7 +17,7 @@ def _forward_plan(
     beta: Array | None,
     channel_axis: int,
     epsilon: float,
-) -> _rows.RowsPlan | _rows.AxesPlan:
+) -> SomePlan:
     over = Groups(None, channel_axis)
     return _rows.forward_plan(function, x, gamma, beta, over, epsilon, None, center=True)
 
@@ -31,7 +32,7 @@ def _backward_plan(
     beta: Array | None,
     channel_axis: int,
     need: tuple[str, ...],
-) -> _rows.RowsPlan | _rows.AxesPlan:
+) -> SomePlan:
     over = Groups(None, channel_axis)
     return _rows.backward_plan(function, dy, x, mean, rstd, gamma, beta, over, need, center=True)
 
@@ -145,7 +146,7 @@ def instance_norm_backward(
     /,
     *,
     channel_axis: int = 1,
-    need: tuple[str, ...] = _rows.GRADIENTS,
+    need: tuple[str, ...] = GRADIENTS,
 ) -> Gradients:
     """Gradients of instance norm with respect to x, gamma and beta.
 

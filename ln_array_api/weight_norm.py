@@ -7,7 +7,7 @@ of a sum. The root of the number of elements, by which they differ, is taken car
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,8 @@ from . import _check, _rows
 from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import check_gradient, check_saved, checked
 from ._explain import explained_by
+from ._plans import SomePlan
 from ._views import Slices
-
-Plan: TypeAlias = _rows.RowsPlan | _rows.AxesPlan
 
 
 class WeightNormForward(NamedTuple):
@@ -42,7 +41,7 @@ def _checked(function: str, v: Array, g: Array, axis: int) -> tuple[Slices, floa
     return slices, math.sqrt(max(view.rows[1], 1))
 
 
-def _forward(function: str, v: Array, g: Array, axis: int) -> tuple[Plan, Array, float]:
+def _forward(function: str, v: Array, g: Array, axis: int) -> tuple[SomePlan, Array, float]:
     """The plan, its gamma, and the root of the number of elements in a slice."""
     slices, root = _checked(function, v, g, axis)
     gamma = accumulate(library_of(v).xp, g) / root
@@ -50,7 +49,7 @@ def _forward(function: str, v: Array, g: Array, axis: int) -> tuple[Plan, Array,
     return plan, gamma, root
 
 
-def _forward_plan(function: str, v: Array, g: Array, axis: int) -> Plan:
+def _forward_plan(function: str, v: Array, g: Array, axis: int) -> SomePlan:
     return _forward(function, v, g, axis)[0]
 
 
@@ -136,7 +135,7 @@ def weight_norm_forward(v: Array, g: Array, /, *, axis: int = 0) -> WeightNormFo
 
 def _backward(
     function: str, dw: Array, v: Array, norm: Array, g: Array, axis: int, need: tuple[str, ...]
-) -> tuple[Plan, tuple[Array, ...], float]:
+) -> tuple[SomePlan, tuple[Array, ...], float]:
     """The plan, its arrays, and the root of the number of elements in a slice."""
     need = _check.need(function, need, WeightNormGradients._fields)
     slices, root = _checked(function, v, g, axis)
@@ -151,7 +150,7 @@ def _backward(
 
 def _backward_plan(
     function: str, dw: Array, v: Array, norm: Array, g: Array, axis: int, need: tuple[str, ...]
-) -> Plan:
+) -> SomePlan:
     return _backward(function, dw, v, norm, g, axis, need)[0]
 
 

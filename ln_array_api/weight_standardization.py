@@ -7,6 +7,7 @@ from typing import NamedTuple
 from . import _check, _rows
 from ._arrays import Array
 from ._explain import explained_by
+from ._plans import SomePlan
 from ._views import Slices
 from .layer_norm import EPSILON, Forward, new_tuple
 
@@ -17,9 +18,7 @@ class WeightGradients(NamedTuple):
     dw: Array | None
 
 
-def _forward_plan(
-    function: str, w: Array, axis: int, epsilon: float
-) -> _rows.RowsPlan | _rows.AxesPlan:
+def _forward_plan(function: str, w: Array, axis: int, epsilon: float) -> SomePlan:
     return _rows.forward_plan(function, w, None, None, Slices(axis), epsilon, None, center=True)
 
 
@@ -31,7 +30,7 @@ def _backward_plan(
     rstd: Array,
     axis: int,
     need: tuple[str, ...],
-) -> _rows.RowsPlan | _rows.AxesPlan:
+) -> SomePlan:
     needed = ("dx",) if _check.need(function, need, WeightGradients._fields) else ()
     over = Slices(axis)
     return _rows.backward_plan(function, dy, w, mean, rstd, None, None, over, needed, center=True)

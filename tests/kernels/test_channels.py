@@ -253,3 +253,14 @@ def test_results_share_no_memory_with_arguments() -> None:
         gradients = channels.channels_backward(dy, x, mean, rstd, gamma)
         for result in (y, other, *gradients):
             assert not any(np.shares_memory(result, each) for each in (x, dy, gamma, beta))
+
+
+def test_gradients_of_parameters_are_rounded_once() -> None:
+    """Where dy is alike along a channel, sums of it in float32 round in one direction."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 8, 1000)).astype(np.float32)
+    dy = np.broadcast_to(np.linspace(0.05, 0.4, 8, dtype=np.float32)[:, None], x.shape)
+    _, mean, _, rstd = channels.channels_forward(x, None, None, epsilon=1e-5)
+    _, _, dbeta = channels.channels_backward(dy, x, mean, rstd, None)
+    exact = dy.astype(np.float64).sum(axis=(0, 2))
+    assert np.max(abs(dbeta - exact) / np.spacing(exact.astype(np.float32))) <= 0.5

@@ -56,6 +56,13 @@ def test_any_axes(module: str, axes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
+def test_trailing_axes_of_which_one_has_length_one(module: str) -> None:
+    xp, x = given(module, np.arange(30, dtype=np.float32).reshape(3, 2, 1, 5))
+    result = plain(sum_over(xp, x, (0, 2, 3)))
+    np.testing.assert_array_equal(result.reshape(-1), [180, 255])
+
+
+@pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize(
     "axes", [(0,), (0, 1), (1,), (0, 2)], ids=["first", "first two", "middle", "outer"]
 )

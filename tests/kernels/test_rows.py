@@ -247,16 +247,33 @@ def test_a_mean_that_is_some_ulp_off_makes_no_difference_to_gradients(module: st
     np.testing.assert_allclose(np.asarray(dgamma), exact.dgamma, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_squares_that_are_alike_in_float64(axis: int) -> None:
+def test_squares_that_are_alike(axis: int, dtype: Any) -> None:
     """Those of rows with many zeros: a plain sum of them gives 3.9 ulp here."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2000, 127))
-    x = np.where(x < 0.5, 0.0, x)
+    x = rng.standard_normal((2000, 127)).astype(dtype)
+    x = np.where(x < 0.5, dtype(0), x)
     wide = x.astype(np.longdouble)
     d = wide - wide.mean(axis=1, keepdims=True)
     exact = d / np.sqrt((d * d).mean(axis=1, keepdims=True))
     given = np.ascontiguousarray(x.T) if axis == 0 else x
     y, *_ = rows.normalise(given, None, None, axes=(axis,), epsilon=0.0, center=True)
-    ulp = np.spacing(abs(exact).max(axis=1, keepdims=True).astype(np.float64))
+    ulp = np.spacing(abs(exact).max(axis=1, keepdims=True).astype(dtype))
     assert np.max(abs((y.T if axis == 0 else y) - exact) / ulp) < 3.0
+
+
+@pytest.mark.parametrize("m", [1024, 65536])
+def test_gradients_of_parameters_are_rounded_once(m: int) -> None:
+    """Where rows of dy are alike, sums of them in float32 round in one direction."""
+    (x,) = random(13, (m, 8))
+    dy = np.broadcast_to(np.linspace(0.05, 0.4, 8, dtype=np.float32), (m, 8))
+    options = {"center": False, "need": (False, True, True)}
+    rstd = np.ones((m, 1), np.float32)  # so that x is x_hat
+    _, dgamma, dbeta = rows.rows_backward(dy, x, None, rstd, None, **options)
+    wide = dy.astype(np.float64)
+    exact = wide.sum(axis=0)
+    assert np.max(abs(dbeta - exact) / np.spacing(exact.astype(np.float32))) <= 0.5
+    products = (dy * x).astype(np.float64)
+    exact = products.sum(axis=0)
+    assert np.max(abs(dgamma - exact) / np.spacing(abs(exact).astype(np.float32))) <= 0.5

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from fault import Fault, suite, unit
 
-ROWS, CHANNELS, VIEWS = (f"ln_array_api/{name}.py" for name in ("_rows", "_channels", "_views"))
+ROWS, PLANS, CHANNELS, VIEWS = (
+    f"ln_array_api/{name}.py" for name in ("_rows", "_plans", "_channels", "_views")
+)
 
 OF_ROWS = (
     Fault(
         "out beside other axes is written as rows",
-        ROWS,
+        PLANS,
         "if out is not None and not view.permutation and library.in_order(out):",
         "if out is not None and library.in_order(out):",
         unit("test_rows.py"),
     ),
     Fault(
         "out of another layout is not written",
-        ROWS,
+        PLANS,
         "            out[...] = view.from_rows(y)\n",
         "            pass\n",
         suite("test_out"),
@@ -66,14 +68,14 @@ OF_ROWS = (
     ),
     Fault(
         "a rstd wider than the accumulation dtype goes to a kernel as it is",
-        ROWS,
+        PLANS,
         "return xp.astype(values, getattr(xp, ACCUMULATION[dtype]), copy=False)",
         "return values",
         unit("test_rows.py"),
     ),
     Fault(
         "plain rows with a wide rstd go to a kernel as they are",
-        ROWS,
+        PLANS,
         "            and {dtype_of(each) for each in accumulated}"
         " <= {None, ACCUMULATION[spec.dtype]}\n",
         "",
@@ -81,21 +83,21 @@ OF_ROWS = (
     ),
     Fault(
         "plain rows that lie otherwise go to a kernel as they are",
-        ROWS,
+        PLANS,
         "            and all(each is None or library_of(each).in_order(each) for each in arrays)\n",
         "",
         suite("test_layouts and layer_norm and float32", backend="numpy"),
     ),
     Fault(
         "dbeta in a wider dtype than gamma loses digits",
-        ROWS,
+        PLANS,
         "return beta is not None and dtype_of(beta) != given != ACCUMULATION[dtype]",
         "return False",
         unit("test_rows.py"),
     ),
     Fault(
         "gradients of parameters have the dtype of x",
-        ROWS,
+        PLANS,
         "if each is not None][-1])",
         "if each is not None][0])",
         suite("test_wider_parameters"),
@@ -116,7 +118,7 @@ OF_ROWS = (
     ),
     Fault(
         "dgamma is not in the shape of the normalised axes",
-        ROWS,
+        PLANS,
         "return xp.reshape(xp.astype(values, dtype, copy=False), shape)",
         "return xp.astype(values, dtype, copy=False)",
         suite("test_axes"),

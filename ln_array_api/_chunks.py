@@ -1,0 +1,226 @@
+"""Rows of chunked arrays: where each chunk holds whole rows, a task for each.
+
+A task is a call on the chunk, by whichever kernel its own library has. Gradients of parameters are
+sums over chunks, in a tree whose order is that of the chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+from ._arrays import ACCUMULATION, Array, dtype_name, library_of
+from ._views import Over, View
+from .backend import use_backend
+from .kernels.reductions import sum_over
+
+
+class ChunkCall(NamedTuple):
+    """A call on each chunk, but for the arrays. It travels to where the chunk is."""
+
+    function: str
+    """The public function, for messages."""
+    over: Over
+    center: bool
+    epsilon: float
+    """Of a forward call."""
+    need: tuple[str, ...]
+    """Of a backward call."""
+    backend: str | None
+    """What has been asked for by `use_backend`."""
+
+    def forward(self, x: Array, gamma: Array | None, beta: Array | None) -> tuple[Any, ...]:
+        """Y, mean and rstd of a chunk."""
+        from ._rows import forward_plan  # which plans for chunked arrays by this module
+
+        with self._asked_for():
+            plan = forward_plan(
+                self.function, x, gamma, beta, self.over, self.epsilon, None, self.center
+            )
+            return plan.forward(x, gamma, beta, None)
+
+    def y(self, x: Array, gamma: Array | None, beta: Array | None) -> Array:
+        """Y of a chunk alone."""
+        from ._rows import forward_plan
+
+        with self._asked_for():
+            plan = forward_plan(
+                self.function, x, gamma, beta, self.over, self.epsilon, None, self.center
+            )
+            return plan.run(x, gamma, beta, None)[0]
+
+    def backward(
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array | None,
+        rstd: Array,
+        gamma: Array | None,
+        shape: tuple[int, ...],
+    ) -> tuple[Any, ...]:
+        """Dx of a chunk, and its share of dgamma and dbeta, of a shape, not rounded yet."""
+        from ._rows import backward_plan
+
+        xp = library_of(x).xp
+        single = rstd.dtype
+        gamma = None if gamma is None else xp.astype(gamma, single, copy=False)
+        beta = xp.zeros(shape, dtype=single) if "dbeta" in self.need else None
+        arrays = dy, x, mean, rstd, gamma, beta
+        with self._asked_for():
+            plan = backward_plan(self.function, *arrays, self.over, self.need, self.center)
+            return plan.backward(*arrays)
+
+    def _asked_for(self) -> Any:
+        return nullcontext() if self.backend is None else use_backend(self.backend)
+
+
+def hold_rows(x: Array, view: View) -> bool:
+    """Whether each chunk of x holds whole rows, and there is something in it."""
+    return 0 not in x.shape and all(x.numblocks[axis] == 1 for axis in view.together)
+
+
+class Chunks:
+    """A `ChunkCall` on all chunks of an array that hold whole rows."""
+
+    def __init__(self, call: ChunkCall, view: View) -> None:
+        self.call, self.view = call, view
+        rank = len(view.shape)
+        self._x = tuple(range(rank))
+        #: Statistics of rows have the other axes of x, and that of the groups.
+        self._statistic: tuple[int, ...] = self._x
+        if len(view.statistic) < rank or view.split != view.shape:
+            self._statistic = tuple(axis for axis in self._x if axis not in view.together)
+            self._statistic += (rank,) * (len(view.statistic) - len(self._statistic))
+        # A parameter of each row goes with its chunk; others are whole beside each chunk.
+        self._is_shared = bool(set(view.parameter_axes) & set(view.axes))
+        beyond = range(rank + 1, rank + 1 + len(view.parameter))
+        self._parameter = tuple(beyond) if self._is_shared else view.parameter_axes
+
+    def y(self, x: Array, gamma: Array | None, beta: Array | None) -> Array:
+        """Y, in the chunks of x."""
+        return self._each(self.call.y, x, x.dtype, *self._given(x, gamma, beta))
+
+    def forward(self, x: Array, gamma: Array | None, beta: Array | None) -> tuple[Any, Any, Any]:
+        """Y, mean and rstd."""
+        results = self._each(self.call.forward, x, x.dtype, *self._given(x, gamma, beta))
+        single = getattr(library_of(x).xp, ACCUMULATION[dtype_name(x.dtype)])
+        y, rstd = self._part(results, 0, x.dtype), self._statistics(results, 2, single)
+        return y, self._statistics(results, 1, single) if self.call.center else None, rstd
+
+    def backward(
+        self, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
+    ) -> tuple[Any, Any, Any]:
+        """Dx, and dgamma and dbeta in the accumulation dtype."""
+        statistics = [self._beside(x, each, self._statistic) for each in (mean, rstd)]
+        dy = self._beside(x, dy, self._x)
+        arrays = [x, self._x, *_argument(statistics[0], self._statistic)]
+        arrays += [*_argument(statistics[1], self._statistic)]
+        arrays += [*_argument(self._beside(x, gamma, self._parameter), self._parameter)]
+        results = self._each(
+            self.call.backward, dy, x.dtype, *arrays, *_argument(self.view.parameter, None)
+        )
+        dx = self._part(results, 0, x.dtype) if "dx" in self.call.need else None
+        has_dgamma = "dgamma" in self.call.need and gamma is not None
+        return (
+            dx,
+            self._total(results, 1, rstd.dtype) if has_dgamma else None,
+            self._total(results, 2, rstd.dtype) if "dbeta" in self.call.need else None,
+        )
+
+    def _given(self, x: Array, *parameters: Array | None) -> list[Any]:
+        given: list[Any] = []
+        for each in parameters:
+            given += _argument(self._beside(x, each, self._parameter), self._parameter)
+        return given
+
+    def _beside(self, x: Array, values: Array | None, axes: tuple[int, ...]) -> Array | None:
+        """Values in the chunks of x along its axes, whole along others."""
+        if values is None:
+            return None
+        chunks = tuple(
+            x.chunks[axis] if axis < x.ndim and axis not in self.view.together else (length,)
+            for axis, length in zip(axes, values.shape, strict=True)
+        )
+        return values if _are_equal(values.chunks, chunks) else values.rechunk(chunks)
+
+    def _each(self, call: Callable[..., Any], x: Array, dtype: Any, *others: Any) -> Array:
+        from dask.array import blockwise  # x is its array, so it is there
+
+        options = {"dtype": dtype, "meta": x._meta, "concatenate": True, "align_arrays": False}
+        return blockwise(call, self._x, x, self._x, *others, **options)
+
+    def _part(
+        self, results: Array, number: int, dtype: Any, axes: tuple[int, ...] = (), **options: Any
+    ) -> Array:
+        """One of the results of each chunk, an array of some axes."""
+        from dask.array import blockwise
+
+        axes = axes or self._x
+        xp = library_of(results).xp
+        meta = xp.empty((0,) * len(axes), dtype=dtype)._meta
+        options = {**options, "dtype": dtype, "meta": meta, "align_arrays": False}
+        return blockwise(_pick, axes, results, self._x, number, None, **options)
+
+    def _statistics(self, results: Array, number: int, dtype: Any) -> Array:
+        view, options = self.view, {}
+        if self._statistic == self._x:
+            options["adjust_chunks"] = dict.fromkeys(view.axes, 1)
+        elif len(self._x) in self._statistic:
+            options["new_axes"] = {len(self._x): view.groups}
+        return self._part(results, number, dtype, self._statistic, **options)
+
+    def _total(self, results: Array, number: int, dtype: Any) -> Array:
+        """A parameter's gradient, added up over the chunks that share the parameter."""
+        if not self._is_shared:
+            return self._part(results, number, dtype, self._parameter)
+        from dask.array import blockwise
+
+        view = self.view
+        apart = tuple(axis for axis in self._x if axis not in view.together)
+        xp = library_of(results).xp
+        rank = len(apart) + len(self._parameter)
+        shares = blockwise(
+            _share,
+            (*apart, *self._parameter),
+            results,
+            self._x,
+            number,
+            None,
+            len(apart),
+            None,
+            dtype=dtype,
+            meta=xp.empty((0,) * rank, dtype=dtype)._meta,
+            align_arrays=False,
+            adjust_chunks=dict.fromkeys(apart, 1),
+            new_axes=dict(zip(self._parameter, view.parameter, strict=True)),
+        )
+        total = sum_over(xp, shares, tuple(range(len(apart))), wide=True)
+        return xp.reshape(total, view.parameter)
+
+
+def _are_equal(chunks: Any, others: Any) -> bool:
+    """Whether lengths of chunks are equal, or unknown at the same places."""
+    return all(
+        len(one) == len(other)
+        and all(a == b or (a != a and b != b) for a, b in zip(one, other, strict=True))
+        for one, other in zip(chunks, others, strict=True)
+    )
+
+
+def _argument(values: Any, axes: tuple[int, ...] | None) -> tuple[Any, Any]:
+    """An argument of blockwise, and its axes, if it is an array."""
+    return values, None if values is None else axes
+
+
+def _pick(results: Any, number: int) -> Array:
+    """One of a chunk's results, which come in lists where axes are left out."""
+    while isinstance(results, list):
+        (results,) = results
+    return results[number]
+
+
+def _share(results: Any, number: int, rank: int) -> Array:
+    """A chunk's share of a sum, with so many axes of length 1 before its own."""
+    share = _pick(results, number)
+    return share[(None,) * rank]

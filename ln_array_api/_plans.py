@@ -1,0 +1,305 @@
+"""How a kind of call over rows runs: on rows, or on arrays that keep their axes, or by chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from ._arrays import (
+    ACCUMULATION,
+    Array,
+    dtype_name,
+    in_shape,
+    library_of,
+    native_dtype,
+)
+from ._chunks import ChunkCall, Chunks, hold_rows
+from ._views import View
+from .backend import Choice, Primitive, RowsSpec
+from .kernels import rows
+
+GRADIENTS = ("dx", "dgamma", "dbeta")
+
+
+class Plan:
+    """How a kind of call runs. Subclasses say it for arrays of rows and for chunked arrays."""
+
+    def __init__(
+        self,
+        primitive: Primitive,
+        spec: RowsSpec,
+        view: View,
+        choice: Choice,
+        *,
+        widens: bool = False,
+    ) -> None:
+        """Plan for a kernel; `widens` is whether gamma is widened for it: see `widened`."""
+        self.primitive, self.spec, self.view, self.choice = primitive, spec, view, choice
+        self.widens = widens
+
+
+class RowsPlan(Plan):
+    """X goes to the kernel as (M, N) in C order: as it is, as a view, or as a copy."""
+
+    def __init__(
+        self,
+        primitive: Primitive,
+        spec: RowsSpec,
+        view: View,
+        choice: Choice,
+        *arrays: Array | None,
+        accumulated: tuple[Array | None, ...] = (),
+        widens: bool = False,
+    ) -> None:
+        """Plan for calls with such arrays.
+
+        `accumulated` are those whose like the kernel takes or gives in the accumulation dtype.
+        """
+        super().__init__(primitive, spec, view, choice, widens=widens)
+        self.kernel: Callable[..., tuple[Any, Any, Any]] = self.choice.kernel
+        self.kernel_of_y: Callable[..., Any] = getattr(
+            self.kernel, "without_statistics", self.kernel
+        )
+        # Whether arrays go to the kernel, and its results to the caller, as they are.
+        self.direct = (
+            view.is_rows
+            and all(each is None or library_of(each).in_order(each) for each in arrays)
+            and {dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
+            and not widens
+        )
+
+    def run(
+        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
+    ) -> tuple[Array, ...]:
+        """Y as the caller wants it, and what else the kernel gives."""
+        if self.direct and out is None:
+            return self.kernel_of_y(x, gamma, beta, out=None)  # type: ignore[no-any-return]
+        return self._run(self.kernel_of_y, x, gamma, beta, out)
+
+    def _run(
+        self,
+        kernel: Callable[..., Any],
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        out: Array | None,
+    ) -> tuple[Array, ...]:
+        view, library = self.view, library_of(x)
+        target = None
+        if out is not None and not view.permutation and library.in_order(out):
+            target = library.reshape(out, view.rows)
+        parameters = map(self._parameter, (gamma, beta))
+        y, *statistics = kernel(view.to_rows(x, self.choice.put_in_order), *parameters, out=target)
+        if out is None:
+            return view.from_rows(y), *statistics
+        if target is None:
+            out[...] = view.from_rows(y)
+        return out, *statistics
+
+    def _parameter(self, values: Array | None) -> Array | None:
+        return None if values is None else in_shape(values, (self.spec.parameters,))
+
+    def forward(
+        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
+    ) -> tuple[Array, Array | None, Array]:
+        """Y, mean and rstd, the latter of x's rank."""
+        if self.direct and out is None:
+            return self.kernel(x, gamma, beta, out=None)
+        y, mean, rstd = self._run(self.kernel, x, gamma, beta, out)
+        reshape, shape = library_of(x).reshape, self.view.statistic
+        return y, None if mean is None else reshape(mean, shape), reshape(rstd, shape)
+
+    def backward(
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array | None,
+        rstd: Array,
+        gamma: Array | None,
+        beta: Array | None = None,
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        if self.direct:
+            return self.kernel(dy, x, mean, rstd, gamma)
+        view, m = self.view, self.spec.shape[0]
+        xp = library_of(x).xp
+        scale = widened(xp, gamma, beta, self.spec.dtype) if self.widens else gamma
+        dx, dgamma, dbeta = self.kernel(
+            view.to_rows(dy, self.choice.put_in_order),
+            view.to_rows(x, self.choice.put_in_order),
+            None if mean is None else in_shape(statistic(xp, mean, self.spec.dtype), (m, 1)),
+            in_shape(statistic(xp, rstd, self.spec.dtype), (m, 1)),
+            self._parameter(scale),
+        )
+        return (
+            None if dx is None else view.from_rows(dx),
+            gradient(xp, dgamma, view.parameter, x, gamma),
+            gradient(xp, dbeta, view.parameter, x, gamma, beta),
+        )
+
+
+class AxesPlan(Plan):
+    """X keeps its axes: the kernel takes them as they are, and what goes with x broadcasts."""
+
+    def _parameter(self, values: Array | None) -> Array | None:
+        return reshaped(values, self.view.broadcast_parameter)
+
+    def _saved(self, values: Array | None) -> Array | None:
+        if values is None:
+            return None
+        values = statistic(library_of(values).xp, values, self.spec.dtype)
+        return reshaped(values, self.view.broadcast_statistic)
+
+    def run(
+        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
+    ) -> tuple[Array, ...]:
+        return self.forward(x, gamma, beta, out)
+
+    def forward(
+        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
+    ) -> tuple[Array, Array | None, Array]:
+        view = self.view
+        y, mean, rstd = self.choice.kernel(
+            reshaped(x, view.split), self._parameter(gamma), self._parameter(beta), out=out
+        )
+        y, rstd = reshaped(y, view.shape), reshaped(rstd, view.statistic)
+        return y, reshaped(mean, view.statistic), rstd
+
+    def backward(
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array | None,
+        rstd: Array,
+        gamma: Array | None,
+        beta: Array | None = None,
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        view, xp = self.view, library_of(x).xp
+        scale = widened(xp, gamma, beta, self.spec.dtype) if self.widens else gamma
+        dx, dgamma, dbeta = self.choice.kernel(
+            reshaped(dy, view.split),
+            reshaped(x, view.split),
+            self._saved(mean),
+            self._saved(rstd),
+            self._parameter(scale),
+        )
+        return (
+            reshaped(dx, view.shape),
+            gradient(xp, dgamma, view.parameter, x, gamma),
+            gradient(xp, dbeta, view.parameter, x, gamma, beta),
+        )
+
+
+class ChunksPlan(AxesPlan):
+    """X is chunked: a task for each chunk where chunks hold whole rows, else by its axes."""
+
+    def __init__(self, primitive: Primitive, spec: RowsSpec, view: View, call: ChunkCall) -> None:
+        reason = (
+            "chunked arrays compute nothing until asked: a task for each chunk, by the kernel of "
+            "its library, where chunks hold whole rows, else operations on arrays that keep their "
+            "axes"
+        )
+        super().__init__(primitive, spec, view, by_axes(primitive, spec, view, reason))
+        self._chunks = Chunks(call, view)
+
+    def run(
+        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
+    ) -> tuple[Array, ...]:
+        if hold_rows(x, self.view):
+            return (self._chunks.y(x, gamma, beta),)
+        return super().forward(x, gamma, beta, out)
+
+    def forward(
+        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
+    ) -> tuple[Array, Array | None, Array]:
+        if hold_rows(x, self.view):
+            return self._chunks.forward(x, gamma, beta)
+        return super().forward(x, gamma, beta, out)
+
+    def backward(
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array | None,
+        rstd: Array,
+        gamma: Array | None,
+        beta: Array | None = None,
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        if not hold_rows(x, self.view):
+            return super().backward(dy, x, mean, rstd, gamma, beta)
+        view, xp = self.view, library_of(x).xp
+        rstd = statistic(xp, rstd, self.spec.dtype)
+        mean = None if mean is None else statistic(xp, mean, self.spec.dtype)
+        dx, dgamma, dbeta = self._chunks.backward(dy, x, mean, rstd, gamma)
+        return (
+            dx,
+            gradient(xp, dgamma, view.parameter, x, gamma),
+            gradient(xp, dbeta, view.parameter, x, gamma, beta),
+        )
+
+
+#: What a call over rows may have.
+SomePlan: TypeAlias = RowsPlan | AxesPlan
+
+
+def reshaped(x: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """X in a shape, itself if it has that, of lengths that may be unknown; None is just itself."""
+    if x is None or len(x.shape) == len(shape):
+        return x
+    return library_of(x).reshape(x, shape)
+
+
+def statistic(xp: Any, values: Array, dtype: str) -> Array:
+    """A statistic of x in the accumulation dtype; `dtype` is that of x."""
+    return xp.astype(values, getattr(xp, ACCUMULATION[dtype]), copy=False)
+
+
+def gradient(
+    xp: Any, values: Array | None, shape: tuple[int, ...], x: Array, *parameters: Array | None
+) -> Array | None:
+    """A gradient in a parameter's shape, and in the dtype of the last of these that is present."""
+    if values is None:
+        return None
+    dtype = native_dtype([each for each in (x, *parameters) if each is not None][-1])
+    return xp.reshape(xp.astype(values, dtype, copy=False), shape)
+
+
+def must_widen(dtype: str, gamma: Array | None, beta: Array | None) -> bool:
+    """Whether dbeta, for x of a dtype, would lose digits in the dtype that a kernel gives it in."""
+    given = dtype_of(gamma) or dtype
+    return beta is not None and dtype_of(beta) != given != ACCUMULATION[dtype]
+
+
+def widened(xp: Any, gamma: Array | None, beta: Array | None, dtype: str) -> Array:
+    """Gamma in the accumulation dtype, of ones where it is absent.
+
+    Kernels may give both gradients in gamma's dtype, which beta's may be wider than.
+    """
+    if gamma is None:
+        return xp.ones_like(statistic(xp, beta, dtype))
+    return statistic(xp, gamma, dtype)
+
+
+def dtype_of(x: Array | None) -> str | None:
+    """The name of an array's dtype, None where it is absent."""
+    return None if x is None else dtype_name(x.dtype)
+
+
+def by_axes(primitive: Primitive, spec: RowsSpec, view: View, reason: str) -> Choice:
+    """The generic kernel on arrays that keep their axes: a reshape would cut chunks anew."""
+
+    def forward(x: Array, gamma: Array | None, beta: Array | None, out: None) -> Any:
+        epsilon, center = spec.epsilon, spec.center
+        y, mean, _, rstd = rows.normalise(
+            x, gamma, beta, axes=view.axes, epsilon=epsilon, center=center
+        )
+        return y, mean, rstd
+
+    def backward(*arrays: Array | None) -> Any:
+        axes, shared = view.axes, view.parameter_axes
+        return rows.differentiate(
+            *arrays, axes=axes, parameter_axes=shared, center=spec.center, need=spec.need
+        )
+
+    return Choice(
+        forward if primitive == "rows_forward" else backward, "generic", reason, None, True
+    )
