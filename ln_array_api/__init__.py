@@ -9,6 +9,7 @@ Python array API standard, and gives arrays of the same library, on the same dev
 array([[-1.2247,  0.    ,  1.2247]])
 """
 
+from . import _torch
 from ._explain import backends, explain
 from .backend import use_backend
 from .batch_instance_norm import (
@@ -57,3 +58,8 @@ __all__ = [
     "weight_standardization", "weight_standardization_backward", "weight_standardization_forward",
 ]
 # fmt: on
+
+_ASKED_OUTSIDE_OF_GRAPHS = ("backends", "explain", "use_backend")
+_torch.allow_in_graphs(
+    globals()[name] for name in __all__ if name.islower() and name not in _ASKED_OUTSIDE_OF_GRAPHS
+)

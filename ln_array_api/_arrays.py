@@ -281,7 +281,12 @@ def strides_of(x: Array) -> tuple[int, ...] | None:
 
 def is_unknown(length: Any) -> bool:
     """Whether a dimension's length is not known before computing (NaN in Dask, None elsewhere)."""
-    return length is None or math.isnan(length)
+    return length is None or (isinstance(length, float) and math.isnan(length))
+
+
+def has_symbols(x: Array) -> bool:
+    """Whether lengths of x are symbols, of which nothing may be asked (torch's, JAX's)."""
+    return not all(isinstance(length, int | float) for length in x.shape)
 
 
 def in_shape(

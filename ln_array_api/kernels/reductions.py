@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .._arrays import Array, computes_in_float64, library_of
+from .._arrays import Array, computes_in_float64, has_symbols, library_of
 
 #: Rows that are added one after the other before their sums are added. NumPy adds the rows of a
 #: column sum in sequence, and where the terms are alike, each is rounded in one direction: sums of
@@ -26,7 +26,7 @@ def sum_over(
 
     Leading or trailing axes of a contiguous array are summed where they are, trailing ones first;
     others are brought to the end by a copy. Chunked arrays are summed chunk by chunk, then over
-    the chunks.
+    the chunks. Of lengths that are symbols, the library's own sum is all there is.
 
     A sum of products of two arrays that is broadcast again takes ``fused=False``: see `_jax`.
     """
@@ -43,7 +43,7 @@ def sum_over(
 def _sum_over(xp: Any, x: Array, axes: tuple[int, ...], dtype: Any) -> Array:
     if library_of(x).lazy:
         return _by_chunks(partial(_sum_over, dtype=dtype), x, axes, dtype)
-    if 0 in x.shape:
+    if has_symbols(x) or 0 in x.shape:
         return xp.sum(x, axis=axes, keepdims=True, dtype=dtype)
     kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
     trailing = tuple(axis for axis in axes if axis > max(kept, default=-1))

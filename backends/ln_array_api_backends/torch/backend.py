@@ -21,4 +21,6 @@ class TorchBackend(RowsBackend, ChannelsBackend):
         return kernel.prepare(primitive, spec)  # type: ignore[no-any-return]
 
     def describe(self, primitive: Primitive, spec: Spec) -> str:
+        if not all(type(length) is int for length in spec.shape):
+            return "compiled by Numba for each shape, on the memory of the tensor"
         return f"{engine.backend.describe(primitive, spec)}, on the memory of the tensor"

@@ -9,13 +9,13 @@ or transforms.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ln_array_api.backend import GENERIC, Primitive, Spec
+from ln_array_api.backend import GENERIC, Primitive, RowsSpec, Spec
 
 from . import rows
 from .channels import Channels
@@ -49,8 +49,13 @@ class _Primitive:
     """A primitive for a kind of call, by the generic kernel and by a compiled one."""
 
     def __init__(self, primitive: Primitive, spec: Spec) -> None:
+        self.primitive, self.spec = primitive, spec
         self.generic = partial(GENERIC[primitive], **spec.options(primitive))
-        self.compiled = compiled(primitive, spec)
+
+    @cached_property
+    def compiled(self) -> Any:
+        """Not compiled before it is needed: a call that is traced may have symbols for lengths."""
+        return compiled(self.primitive, self.spec)
 
 
 class Kernel(_Primitive):
@@ -69,21 +74,31 @@ class Forward(_Primitive):
 
     def __init__(self, primitive: Primitive, spec: Spec) -> None:
         super().__init__(primitive, spec)
-        self._spec = spec
         self._backward: dict[tuple[bool, ...], Any] = {}
 
     def __call__(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Any:
         if is_traced(x, gamma, beta):
-            return self.generic(x, gamma, beta)
+            return self.traced(x, gamma, beta)
         if is_differentiated(x, gamma, beta):
             return _Node.apply(self, False, x, gamma, beta)
         return self.compiled.results(x, gamma, beta)
+
+    def traced(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Results:
+        """An operator in what is compiled; elsewhere, the operations of the generic kernel."""
+        if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return self.generic(x, gamma, beta)  # type: ignore[no-any-return]
+        from .operators import Node  # which takes its time, and few programs need it
+
+        kind, spec = self.primitive.removesuffix("_forward"), self.spec
+        rows = (spec.center, spec.groups, spec.repeat) if isinstance(spec, RowsSpec) else ()
+        y, mean, *others = Node.apply(kind, x, gamma, beta, spec.epsilon, *rows)
+        return y, mean if rows[:1] != (False,) else None, *others
 
     def backward(self, need: tuple[bool, ...]) -> Any:
         """The backward kernel, compiled, for a dy of x's dtype and these gradients."""
         kernel = self._backward.get(need)
         if kernel is None:
-            spec = self._spec._replace(dy=self._spec.dtype, need=need)  # type: ignore[arg-type]
+            spec = self.spec._replace(dy=self.spec.dtype, need=need)  # type: ignore[arg-type]
             kernel = self._backward[need] = compiled(self.backward_primitive, spec)
         return kernel
 
@@ -130,7 +145,7 @@ class RowsForward(Forward):
     ) -> Any:
         if out is None:
             if is_traced(x, gamma, beta):
-                return self.generic(x, gamma, beta)
+                return self.traced(x, gamma, beta)
             if is_differentiated(x, gamma, beta):
                 return _Node.apply(self, False, x, gamma, beta)
             return self.compiled.results(x, gamma, beta, None)

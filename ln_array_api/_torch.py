@@ -1,0 +1,70 @@
+"""For torch's compiler: the public functions go into its graphs as they are.
+
+Dynamo reads Python code, of which it does not know all that is in here: locks, caches, context
+variables. So it is told to leave the functions alone. What comes after it runs them on tensors
+without memory, and sees the operations that they consist of. To tell it takes a module of torch
+that takes a second to import, and that programs which compile nothing never import. Therefore it is
+told as soon as that module has been imported, by whoever needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+_DYNAMO = "torch._dynamo"
+
+
+def allow_in_graphs(functions: Iterable[Callable[..., Any]]) -> None:
+    """Let Dynamo take functions into its graphs as they are, now or once it is imported."""
+    finder = _Finder(tuple(functions))
+    if _DYNAMO in sys.modules:
+        finder.tell(sys.modules[_DYNAMO])
+    else:
+        sys.meta_path.insert(0, finder)
+
+
+class _Finder(MetaPathFinder):
+    """Finds Dynamo where it is, and has it told after its import."""
+
+    def __init__(self, functions: tuple[Callable[..., Any], ...]) -> None:
+        self._functions = functions
+
+    def tell(self, dynamo: ModuleType) -> None:
+        for function in self._functions:
+            dynamo.allow_in_graph(function)
+        # So that it makes a graph around a function that is itself to be compiled.
+        dynamo.trace_rules.add(__package__)
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != _DYNAMO:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self.tell)
+        return spec
+
+
+class _Loader(Loader):
+    """Loads a module as another loader does, and then does one thing more."""
+
+    def __init__(self, loader: Any, afterwards: Callable[[ModuleType], None]) -> None:
+        self._loader, self._afterwards = loader, afterwards
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)  # type: ignore[no-any-return]
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        self._afterwards(module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
