@@ -195,6 +195,33 @@ def test_wider_companions(recorder: Recorder, dtype: Any, wide: int) -> None:
         np.testing.assert_array_equal(result.astype(right.dtype), right)
 
 
+class InGammasDtype(Recorder):
+    """Gives dgamma and dbeta in the dtype of gamma, as a backend may."""
+
+    def rows_backward(self, *arrays: Any, **options: Any) -> Any:
+        *_, x, _, _, gamma = arrays
+        dtype = x.dtype if gamma is None else gamma.dtype
+        dx, dgamma, dbeta = super().rows_backward(*arrays, **options)
+        return dx, *(None if each is None else each.astype(dtype) for each in (dgamma, dbeta))
+
+
+@pytest.mark.parametrize("with_gamma", [False, True])
+def test_dbeta_of_a_wider_beta_has_its_digits(
+    monkeypatch: pytest.MonkeyPatch, with_gamma: bool
+) -> None:
+    backend.plans.clear()
+    entry = Entry("narrow", "numpy", InGammasDtype)
+    monkeypatch.setattr(backend, "_entries", {"narrow": entry})
+    x, dy = (values(6, 8, dtype=np.float16, seed=seed) for seed in (0, 1))
+    gamma = values(8, dtype=np.float16, seed=2) if with_gamma else None
+    _, mean, rstd = ln.layer_norm_forward(x, gamma)
+    beta = values(8, dtype=np.float32, seed=3)
+    dbeta = ln.layer_norm_backward(dy, x, mean, rstd, gamma, beta).dbeta
+    assert dbeta.dtype == np.float32
+    np.testing.assert_allclose(dbeta, dy.astype(np.float64).sum(axis=0), rtol=1e-6)
+    backend.plans.clear()
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (1, 1), (1, 5), (5, 1)], ids=str)
 def test_empty_and_tiny_rows_reach_the_kernel_in_shape(
     recorder: Recorder, shape: tuple[int, int]
