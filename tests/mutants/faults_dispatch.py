@@ -35,14 +35,14 @@ OF_ROWS = (
         ROWS,
         "            need,\n            center,\n            wanted_backend(),\n",
         "            need,\n            center,\n",
-        unit("test_backend.py"),
+        unit("test_rows.py", "asked_for"),
     ),
     Fault(
         "a forward plan is for layer norm and RMS norm alike",
         ROWS,
         "            epsilon,\n            center,\n",
         "            epsilon,\n",
-        suite("test_one_dimension", "test_layouts"),
+        unit("test_rows.py", "with_a_mean_or_without"),
     ),
     Fault(
         "a forward plan is for every epsilon",
@@ -86,14 +86,14 @@ OF_ROWS = (
         PLANS,
         "            and all(each is None or library_of(each).in_order(each) for each in arrays)\n",
         "",
-        suite("test_layouts and layer_norm and float32", backend="numpy"),
+        unit("test_rows.py", "put_in_order"),
     ),
     Fault(
         "dbeta in a wider dtype than gamma loses digits",
         PLANS,
         "return beta is not None and dtype_of(beta) != given != ACCUMULATION[dtype]",
         "return False",
-        unit("test_rows.py"),
+        unit("test_rows.py", "wider_beta"),
     ),
     Fault(
         "gradients of parameters have the dtype of x",

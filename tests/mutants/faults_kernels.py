@@ -34,7 +34,7 @@ OF_ROWS = (
         ROWS,
         "if math.sqrt(epsilon) < band.threshold]",
         "if epsilon == 0]",
-        suite("test_forward_values"),
+        suite("test_tiny_rows_beside_a_tiny_epsilon"),
     ),
     Fault(
         "epsilon is outside the root",
@@ -69,7 +69,7 @@ OF_ROWS = (
         ROWS,
         "mean = sum_over(xp, squares, axes, wide=True) / n",
         "mean = sum_over(xp, squares, axes) / n",
-        suite("test_large and test_one_outlier and 4000"),
+        unit("kernels/test_rows.py", "squares_that_are_alike"),
     ),
     Fault(
         "what a sum of float64 squares has missed is dropped",
@@ -83,14 +83,14 @@ OF_ROWS = (
         ROWS,
         "sum_over(xp, dy * x_hat, shared, wide=True)",
         "sum_over(xp, dy * x_hat, shared)",
-        suite("test_large and alike and 65536", "test_many_rows and 131072"),
+        unit("kernels/test_rows.py", "rounded_once"),
     ),
     Fault(
         "terms of dbeta are added up in the accumulation dtype",
         ROWS,
         "sum_over(xp, dy, shared, wide=True)",
         "sum_over(xp, dy, shared)",
-        suite("test_large and alike and 65536", "test_many_rows and 131072"),
+        unit("kernels/test_rows.py", "rounded_once"),
     ),
     Fault(
         "dx keeps the mean of g",
@@ -163,7 +163,7 @@ OF_CHANNELS = (
         CHANNELS,
         "var + in_range(epsilon, dtype_name(var.dtype))",
         "var + in_range(epsilon if epsilon > 1e-9 else 0.0, dtype_name(var.dtype))",
-        suite("test_family_accuracy and batch_norm"),
+        suite("test_a_small_epsilon_counts"),
     ),
     Fault(
         "batch norm in use loses an epsilon below the smallest number",
@@ -212,7 +212,7 @@ OF_CHANNELS = (
         CHANNELS,
         "sum_over(xp, dy, axes, fused=False, wide=True)",
         "sum_over(xp, dy, axes, fused=False)",
-        suite("test_large and test_dy_of_the_family"),
+        unit("kernels/test_channels.py", "rounded_once"),
     ),
 )
 
@@ -244,7 +244,7 @@ OF_REDUCTIONS = (
         REDUCTIONS,
         "if any(x.shape[axis] > 1 for axis in trailing):",
         "if all(x.shape[axis] > 1 for axis in trailing):",
-        unit("kernels/test_reductions.py", "test_any_axes"),
+        unit("kernels/test_reductions.py", "trailing_axes"),
     ),
     Fault(
         "axes between others are summed in the wrong place",

@@ -65,7 +65,7 @@ OF_LAYER_AND_RMS_NORM = (
         "ln_array_api/layer_norm.py",
         "plan.backward(dy, x, mean, rstd, gamma, beta)",
         "plan.backward(dy, x, mean, rstd, gamma)",
-        unit("test_rows.py"),
+        suite("test_dbeta_of_a_wider_beta"),
     ),
 )
 

@@ -498,3 +498,25 @@ def test_results_survive_the_pool() -> None:
     memory_pool.free_all()
     others.append(ln.layer_norm(x - 1))
     same((view,), (expected[5:9],))
+
+
+def test_terms_that_are_alike_along_a_row_are_added_up_with_what_is_lost() -> None:
+    """Their mean is all of them, so that dx is what rounding leaves of it."""
+    n = 1 << 20
+    x = np.random.default_rng(0).standard_normal((1, n)).astype(np.float32)
+    dy = np.full((1, n), 0.051, np.float32)
+    _, mean, rstd = ln.layer_norm_forward(x)
+    dx = ln.layer_norm_backward(dy, x, mean, rstd, need=("dx",)).dx
+    assert np.max(abs(dx)) <= 8 * np.spacing(np.float32(0.051))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("value", [1e-3, 3.0, 5e4])
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-40, 1e-60, 1e-70])
+def test_epsilon_alone_makes_the_rstd_of_a_constant_row(
+    dtype: str, value: float, epsilon: float
+) -> None:
+    x = np.full((3, 100), value, dtype)
+    rstd = ln.layer_norm_forward(x, epsilon=epsilon).rstd
+    expected = min(epsilon**-0.5, float(np.finfo(rstd.dtype).max))
+    np.testing.assert_allclose(rstd, expected, rtol=1e-6)

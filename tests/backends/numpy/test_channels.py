@@ -168,7 +168,8 @@ def test_a_bad_channel_spoils_no_other(shape: tuple[int, int, int], poison: floa
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_channels_of_any_magnitude_in_one_call(shape: tuple[int, int, int], dtype: str) -> None:
     """Squares that overflow or vanish are of scaled numbers; no channel minds another."""
-    factors = np.asarray([2.0**-100, 1.0, 2.0**100, 2.0**-40])[:, None]
+    far = 700 if dtype == "float64" else 100
+    factors = np.asarray([2.0**-far, 1.0, 2.0**far, 2.0**-40])[:, None]
     arrays = Arrays(shape, dtype)
     plain = backend.channels_forward(arrays.x, None, None, epsilon=0.0)
     arrays.x = (arrays.x.astype(np.float64) * factors).astype(DTYPES[dtype])
@@ -176,9 +177,8 @@ def test_channels_of_any_magnitude_in_one_call(shape: tuple[int, int, int], dtyp
     np.testing.assert_allclose(y.astype(np.float64), plain[0].astype(np.float64), atol=2e-6)
     np.testing.assert_allclose(mean / factors[:, 0], plain[1], rtol=1e-6)
     np.testing.assert_allclose(rstd.astype(np.float64) * factors[:, 0], plain[3], rtol=1e-6)
-    scaled = var.astype(np.float64) / factors[:, 0] ** 2
-    inside = factors[:, 0] == 1 if dtype != "float64" else slice(None)
-    np.testing.assert_allclose(scaled[inside], plain[2][inside], rtol=1e-6)
+    inside = factors[:, 0] == 1  # of the range of the dtype
+    np.testing.assert_allclose(var[inside], plain[2][inside], rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 80), (301, 3, 1), (300, 3, 3)], ids=str)
