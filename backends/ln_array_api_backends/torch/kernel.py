@@ -144,11 +144,7 @@ class RowsForward(Forward):
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None
     ) -> Any:
         if out is None:
-            if is_traced(x, gamma, beta):
-                return self.traced(x, gamma, beta)
-            if is_differentiated(x, gamma, beta):
-                return _Node.apply(self, False, x, gamma, beta)
-            return self.compiled.results(x, gamma, beta, None)
+            return super().__call__(x, gamma, beta)
         if is_traced(x, gamma, beta, out) or is_differentiated(x, gamma, beta, out):
             return self.generic(x, gamma, beta, out=out)
         results = self.compiled.results(x, gamma, beta, out)
