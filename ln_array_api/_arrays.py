@@ -74,7 +74,8 @@ def library_of(x: Array) -> Library:
     Raises
     ------
     TypeError
-        If x is no array, or of a subclass of numpy.ndarray that changes what operators mean.
+        If x is no array, or of a subclass of numpy.ndarray that changes what operators mean or has
+        units.
     """
     library = _libraries.get(type(x))
     if library is None:
@@ -88,6 +89,11 @@ def _recognise(x: Array) -> Library:
         raise TypeError(
             f"{type(x).__name__} is not supported, because its operators do not mean what those of "
             "an array mean; pass numpy.asarray(x), or x.filled(...) for a masked array"
+        )
+    if isinstance(x, np.ndarray) and (hasattr(type(x), "unit") or hasattr(type(x), "units")):
+        raise TypeError(
+            f"{type(x).__name__} has units, which results would not have; pass its numbers alone, "
+            "for example x.value"
         )
     try:
         xp = array_api_compat.array_namespace(x)
@@ -112,6 +118,20 @@ def _recognise(x: Array) -> Library:
         put_in_order=put_in_order,
         current_device=_cupy_current_device(xp) if name == "cupy" else None,
     )
+
+
+def unsuitable(x: Array) -> str:
+    """What is wrong with an array whose memory is not strided, and the remedy; or nothing."""
+    if not array_api_compat.is_torch_array(x):
+        return ""
+    if x.is_nested:
+        return "is nested; pass its parts one by one, or torch.nested.to_padded_tensor(x, 0.0)"
+    layout = str(x.layout).removeprefix("torch.")
+    if layout != "strided":
+        return f"has the layout {layout}; pass x.to_dense()"
+    if type(x).__name__ == "MaskedTensor":
+        return "is masked, so that its operations do not mean what others do; pass x.to_tensor(0.0)"
+    return ""
 
 
 def _reshape_method(x: Array, shape: tuple[int, ...]) -> Array:

@@ -251,7 +251,7 @@ def _known(
     try:
         key = (primitive, options, wanted_backend(), *[find[type(each)](each) for each in arrays])
         return key, plans.get(key)
-    except (KeyError, TypeError):  # a type not seen before, or what the checks refuse
+    except (KeyError, RuntimeError, TypeError):  # a type not seen before, or what the checks refuse
         return None, None
 
 

@@ -25,6 +25,7 @@ from ._arrays import (
     library_of,
     overlaps_itself,
     share_memory,
+    unsuitable,
 )
 from .errors import DeviceMismatchError
 
@@ -35,6 +36,9 @@ def array(function: str, name: str, x: Any) -> Library:
         library = library_of(x)
     except TypeError as error:
         raise TypeError(f"{function}: {name}: {error}") from None
+    wrong = unsuitable(x)
+    if wrong:
+        raise TypeError(f"{function}: {name} {wrong}")
     dtype = dtype_name(x.dtype)
     if dtype not in ACCUMULATION:
         remedy = (

@@ -94,7 +94,11 @@ def forward_plan(
             wanted_backend(),
         )
         plan = plans.get(key)
-    except (KeyError, TypeError):  # a type not seen before, or what the checks below refuse
+    except (
+        KeyError,
+        RuntimeError,
+        TypeError,
+    ):  # a type not seen before, or what the checks below refuse
         key = plan = None
     if plan is None:
         view, spec = _checked(function, x, gamma, axis, center)
@@ -143,7 +147,7 @@ def backward_plan(
             wanted_backend(),
         )
         plan = plans.get(key)
-    except (KeyError, TypeError):
+    except (KeyError, RuntimeError, TypeError):
         key = plan = None
     if plan is None:
         _check.need(function, need, GRADIENTS[: 2 + center])

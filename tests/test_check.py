@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from fractions import Fraction
 from typing import Any
 
@@ -283,3 +285,48 @@ def test_epsilon_beyond_all_floats() -> None:
 def test_out_whose_rows_overlap() -> None:
     with pytest.raises(ValueError, match=r"^layer_norm: elements of out share memory"):
         ln.layer_norm(X, out=overlapping_windows(*X.shape))
+
+
+def _torch_of(make: str) -> Any:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x = torch.ones(3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that some of these are not finished
+        return {
+            "sparse": lambda: x.to_sparse(),
+            "rows sparse": lambda: x.to_sparse_csr(),
+            "nested": lambda: torch.nested.nested_tensor([x, x[:2]]),
+            "jagged": lambda: torch.nested.nested_tensor([x, x[:2]], layout=torch.jagged),
+            "for oneDNN": lambda: x.to_mkldnn(),
+            "masked": lambda: torch.masked.masked_tensor(x, x > 0),
+            "quantised": lambda: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+        }[make]()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        ("sparse", "x has the layout sparse_coo; pass x.to_dense()"),
+        ("rows sparse", "x has the layout sparse_csr; pass x.to_dense()"),
+        ("nested", "x is nested; pass its parts one by one"),
+        ("jagged", "x is nested; pass its parts one by one"),
+        ("for oneDNN", "x has the layout _mkldnn; pass x.to_dense()"),
+        ("masked", "x is masked"),
+        ("quantised", "x has dtype qint8"),
+    ],
+)
+def test_tensors_of_torch_that_are_not_strided(make: str, message: str) -> None:
+    x = _torch_of(make)
+    for function in (ln.layer_norm, ln.power_norm):
+        with pytest.raises(TypeError, match=re.escape(f"{function.__name__}: {message}")):
+            function(x)
+
+
+@pytest.mark.parametrize("attribute", ["unit", "units"])
+def test_quantities_do_not_lose_their_units_in_silence(attribute: str) -> None:
+    kind = type("Quantity", (np.ndarray,), {attribute: "m"})
+    x = np.ones((3, 4)).view(kind)
+    with pytest.raises(TypeError, match="layer_norm: x: Quantity has units"):
+        ln.layer_norm(x)
+    with pytest.raises(TypeError, match="layer_norm: gamma: Quantity has units"):
+        ln.layer_norm(np.ones((3, 4)), x[0])

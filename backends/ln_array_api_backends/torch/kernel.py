@@ -181,7 +181,7 @@ class _Node(torch.autograd.Function):  # type: ignore[misc]
         ctx.kernel = kernel
         ctx.set_materialize_grads(False)
         if only_y:
-            statistics = kernel.compiled.statistics()
+            statistics = kernel.compiled.statistics(inputs[0])
             y = kernel.compiled.y(*inputs, statistics)
             ctx.save_for_backward(*inputs, statistics)
             return y

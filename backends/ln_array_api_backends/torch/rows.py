@@ -102,7 +102,7 @@ class Forward(_Rows):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Y, mean and rstd."""
         y = self.like(x) if out is None else out
-        rstd = torch.empty(self._statistic, dtype=self.single_dtype)
+        rstd = x.new_empty(self._statistic, dtype=self.single_dtype)
         mean = torch.empty_like(rstd) if self._center else None
         words = self._words(x, gamma, beta, y)
         words[self._rstd] = rstd.data_ptr()
@@ -125,7 +125,7 @@ class Forward(_Rows):
         words = self._words(x, gamma, beta, y)
         address, _ = words.buffer_info()
         if statistics is None and not self._has_room:
-            statistics = self.statistics()
+            statistics = self.statistics(x)
         mean = address + self._task.room if statistics is None else statistics.data_ptr()
         if self._center:
             words[self._mean] = mean
@@ -133,9 +133,9 @@ class Forward(_Rows):
         self.work(self._task, words, address)
         return y
 
-    def statistics(self) -> Tensor:
-        """Memory for mean and rstd."""
-        return torch.empty(2 * self.m, dtype=self.single_dtype)
+    def statistics(self, x: Tensor) -> Tensor:
+        """Memory for mean and rstd, beside x, wherever torch makes tensors by default."""
+        return x.new_empty(2 * self.m, dtype=self.single_dtype)
 
     def _words(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, y: Tensor) -> Any:
         words = self._task.words[:]
@@ -219,14 +219,14 @@ class Backward(_Rows):
             if self._has_room:
                 sums = address + self._task.room
             else:
-                memory = torch.empty(self._sums, dtype=self.single_dtype)
+                memory = x.new_empty(self._sums, dtype=self.single_dtype)
                 sums = memory.data_ptr()
         found: list[Tensor | None] = [dx]
         for needed, table, result in zip(self._need[1:], self._tables, self._results, strict=True):
             if not needed:
                 found.append(None)
                 continue
-            total = torch.empty(self._parameters, dtype=self.single_dtype)
+            total = x.new_empty(self._parameters, dtype=self.single_dtype)
             found.append(total)
             if sums:
                 words[table], words[result] = sums, total.data_ptr()

@@ -326,6 +326,16 @@ def test_negated_views_and_other_layouts() -> None:
     torch.testing.assert_close(ln.layer_norm(x.T, axis=0).T, ln.layer_norm(x), rtol=0, atol=0)
 
 
+def test_results_are_beside_x_wherever_tensors_are_made_by_default() -> None:
+    x, gamma, beta = (each.requires_grad_() for each in doubles((3, 4), (4,), (4,)))
+    with torch.device("meta"):
+        result = ln.layer_norm_forward(x, gamma, beta)
+        gradients = torch.autograd.grad(ln.layer_norm(x, gamma, beta).pow(2).sum(), (x, gamma))
+        images = ln.batch_norm_forward(x, gamma, beta)
+    assert {each.device.type for each in (*result, *gradients, *images[:3])} == {"cpu"}
+    torch.testing.assert_close(result.y, plain(x, gamma, beta))
+
+
 def test_explain_says_whose_memory() -> None:
     explanation = ln.explain(ln.layer_norm, torch.ones(3, 4))
     assert explanation.backend == "torch"
