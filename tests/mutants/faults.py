@@ -10,6 +10,7 @@ import faults_numpy_calls
 import faults_numpy_channels
 import faults_numpy_rows
 import faults_operations
+import faults_torch
 from fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -21,4 +22,5 @@ FAULTS: tuple[Fault, ...] = (
     *faults_numpy_rows.FAULTS,
     *faults_numpy_channels.FAULTS,
     *faults_numpy_calls.FAULTS,
+    *faults_torch.FAULTS,
 )

@@ -65,14 +65,14 @@ OF_CHANNELS = (
         CHANNELS,
         "var[channel] = variance / factor / factor",
         "var[channel] = variance / factor",
-        unit("backends/numpy/test_channels.py", "any_magnitude and float32"),
+        suite("test_family_accuracy and test_values and batch_norm and 1e30", backend="numpy"),
     ),
     Fault(
         "channels in use ignore a small epsilon",
         CHANNELS,
         "root = root_of(var[channel], epsilon, one)",
         "root = root_of(var[channel], 0.0 if epsilon < 1e-9 else epsilon, one)",
-        suite("test_family_accuracy and batch_norm and float32", backend="numpy"),
+        suite("test_a_small_epsilon_counts", backend="numpy"),
     ),
     Fault(
         "pieces in use have the channel of the next",
@@ -138,7 +138,7 @@ OF_COLUMNS = (
         COLUMNS,
         "root = root_of(var[channel], epsilon, one)",
         "root = root_of(var[channel], 0.0 if epsilon < 1e-9 else epsilon, one)",
-        suite("test_family_accuracy and batch_norm and float32", backend="numpy"),
+        suite("test_a_small_epsilon_counts", backend="numpy"),
     ),
     Fault(
         "columns in use have no mean",

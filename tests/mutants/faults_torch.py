@@ -1,0 +1,193 @@
+"""Faults in what torch's tensors and chunked arrays go through before they reach a kernel."""
+
+from __future__ import annotations
+
+from fault import Fault, unit
+
+TORCH = "backends/ln_array_api_backends/torch"
+KERNEL, ROWS, TRACING, OPERATORS = (
+    f"{TORCH}/{name}.py" for name in ("kernel", "rows", "tracing", "operators")
+)
+TASKS = "backends/ln_array_api_backends/numpy/tasks.py"
+CHUNKS, DYNAMO = "ln_array_api/_chunks.py", "ln_array_api/_torch.py"
+
+
+def tensors(*names: str) -> tuple[str, ...]:
+    return unit("backends/torch/test_torch.py", *names)
+
+
+OF_TORCH = (
+    Fault(
+        "rstd that nobody asks for is where the mean is",
+        ROWS,
+        "words[self._rstd] = mean + self.after",
+        "words[self._rstd] = mean",
+        tensors("derivatives_of_first", "third_order", "bits_of_numpy"),
+    ),
+    Fault(
+        "sums of the second parameter lie over those of the first",
+        ROWS,
+        "                sums += self._apart\n",
+        "                pass\n",
+        tensors("bits_of_numpy", "many_threads"),
+    ),
+    Fault(
+        "out of torch may be stored past the cache",
+        ROWS,
+        "            words[self._streams] = False\n",
+        "            words[self._streams] = True\n",
+        tensors("out_counts_as_written", "bits_of_numpy"),
+    ),
+    Fault(
+        "forward mode is not seen",
+        TRACING,
+        "        or forward_ad._current_level >= 0\n",
+        "",
+        tensors("derivatives_of_first"),
+    ),
+    Fault(
+        "transformations are not seen",
+        TRACING,
+        "        or _transforms_are_active()\n",
+        "",
+        tensors("transformations"),
+    ),
+    Fault(
+        "modes are not seen",
+        TRACING,
+        "_modes() > 0",
+        "False",
+        tensors("a_mode_sees", "fake_and_meta", "traced_program"),
+    ),
+    Fault(
+        "subclasses are taken for memory",
+        TRACING,
+        "        if type(each) not in PLAIN:\n",
+        "        if not isinstance(each, tuple(PLAIN)):\n",
+        tensors("a_subclass_sees"),
+    ),
+    Fault(
+        "batches of gradients are not seen",
+        KERNEL,
+        "of_statistics or is_batched() or",
+        "of_statistics or",
+        tensors("derivatives_of_first", "batched_gradients"),
+    ),
+    Fault(
+        "gradients of gradients are constants",
+        KERNEL,
+        "if create_graph or of_statistics",
+        "if of_statistics",
+        tensors("derivatives_of_first", "third_order"),
+    ),
+    Fault(
+        "gradients of statistics are left out",
+        KERNEL,
+        "of_statistics = any(each is not None for each in others) if others else False",
+        "of_statistics = False",
+        tensors("statistics_can_be"),
+    ),
+    Fault(
+        "what is written is not counted",
+        KERNEL,
+        "            torch.autograd.graph.increment_version(out)\n",
+        "            pass\n",
+        tensors("out_counts_as_written"),
+    ),
+    Fault(
+        "a gradient that is expanded is read as it lies",
+        KERNEL,
+        "            dy = dy.contiguous().resolve_neg()\n",
+        "            pass\n",
+        tensors("expanded"),
+    ),
+    Fault(
+        "hooks of the inputs are called for gradients of gradients",
+        KERNEL,
+        "views = [None if each is None else each.view_as(each) for each in inputs]",
+        "views = list(inputs)",
+        tensors("hook_is_called_once"),
+    ),
+    Fault(
+        "statistics are made on the default device",
+        ROWS,
+        "        return x.new_empty(2 * self.m, dtype=self.single_dtype)\n",
+        "        return torch.empty(2 * self.m, dtype=self.single_dtype)\n",
+        tensors("beside_x_wherever"),
+    ),
+    Fault(
+        "gradients of parameters keep the dtype that they are summed in",
+        KERNEL,
+        "    return gradient.to(like.dtype)\n",
+        "    return gradient\n",
+        tensors("bits_of_numpy"),
+    ),
+    Fault(
+        "a task has the last part alone",
+        TASKS,
+        "    for part in prange(parts):\n",
+        "    for part in prange(parts - 1, parts):\n",
+        unit("backends/numpy/test_tasks.py"),
+    ),
+    Fault(
+        "the strides of an array in words are those of its last axis",
+        TASKS,
+        "strides.insert(0, builder.mul(strides[0], length))",
+        "strides.insert(0, strides[0])",
+        unit("backends/numpy/test_tasks.py"),
+    ),
+    Fault(
+        "operators of rows forget the gradient of rstd",
+        OPERATORS,
+        "        share = share - rstd**3 * d * drstd.reshape(shape)\n",
+        "        pass\n",
+        unit("backends/torch/test_compile.py", "layer_norm_forward", "rms_norm_forward"),
+    ),
+    Fault(
+        "Dynamo is not told where it has been imported before",
+        DYNAMO,
+        "        finder.tell(sys.modules[_DYNAMO])\n",
+        "        pass\n",
+        unit("backends/torch/test_compile.py", "imported_first"),
+    ),
+    Fault(
+        "Dynamo is not told once it is imported",
+        DYNAMO,
+        "        self._afterwards(module)\n",
+        "        pass\n",
+        unit("backends/torch/test_compile.py", "imported_first"),
+    ),
+)
+
+OF_CHUNKS = (
+    Fault(
+        "chunks that hold parts of rows count as whole",
+        CHUNKS,
+        "all(x.numblocks[axis] == 1 for axis in view.together)",
+        "all(x.numblocks[axis] >= 1 for axis in view.together)",
+        unit("test_layer_norm.py", "dask"),
+    ),
+    Fault(
+        "the backend that is asked for does not reach the chunks",
+        CHUNKS,
+        "return nullcontext() if self.backend is None else use_backend(self.backend)",
+        "return nullcontext()",
+        unit("test_chunks.py", "reaches"),
+    ),
+    Fault(
+        "shares of dgamma are rounded before they are added up",
+        CHUNKS,
+        "gamma = None if gamma is None else xp.astype(gamma, single, copy=False)",
+        "pass",
+        unit("test_chunks.py", "bits_of_numpy"),
+    ),
+    Fault(
+        "parameters are cut as the first axes of x are",
+        CHUNKS,
+        " if axis < x.ndim and axis not in self.view.together else ",
+        " if axis < x.ndim else ",
+        unit("test_chunks.py"),
+    ),
+)
+
+FAULTS = (*OF_TORCH, *OF_CHUNKS)
