@@ -309,6 +309,18 @@ def has_symbols(x: Array) -> bool:
     return not all(isinstance(length, int | float) for length in x.shape)
 
 
+def memory_format_of(x: Any) -> Any:
+    """Torch's memory format of a tensor whose channels, on axis 1, lie last; None for others."""
+    if isinstance(x, np.ndarray) or not array_api_compat.is_torch_array(x):
+        return None
+    import torch  # x is its array, so it is there
+
+    if x.layout is not torch.strided or x.ndim not in (4, 5) or x.is_contiguous():
+        return None
+    channels_last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return channels_last if x.is_contiguous(memory_format=channels_last) else None
+
+
 def in_shape(
     x: Array,
     shape: tuple[int, ...],

@@ -194,9 +194,8 @@ class ChunksPlan(AxesPlan):
 
     def __init__(self, primitive: Primitive, spec: RowsSpec, view: View, call: ChunkCall) -> None:
         reason = (
-            "chunked arrays compute nothing until asked: a task for each chunk, by the kernel of "
-            "its library, where chunks hold whole rows, else operations on arrays that keep their "
-            "axes"
+            "chunked arrays compute nothing until asked; chunks that hold whole rows go to the "
+            "kernel of their own library"
         )
         super().__init__(primitive, spec, view, by_axes(primitive, spec, view, reason))
         self._chunks = Chunks(call, view)

@@ -8,6 +8,7 @@ import numpy as np
 
 from . import _channels
 from ._arrays import Array, accumulate, constant, in_shape, library_of, native_dtype, on_device_of_x
+from ._channels_last import keeps_channels_last
 from ._explain import explained_by
 from ._plans import GRADIENTS
 from .layer_norm import EPSILON, Gradients, new_tuple
@@ -26,6 +27,7 @@ class BatchForward(NamedTuple):
 
 
 @explained_by(_channels.inference_plan)
+@keeps_channels_last
 def batch_norm(
     x: Array,
     mean: Array,
@@ -99,6 +101,7 @@ def batch_norm(
 
 
 @explained_by(_channels.forward_plan)
+@keeps_channels_last
 def batch_norm_forward(
     x: Array,
     gamma: Array | None = None,
@@ -191,6 +194,7 @@ def _running(running: Array, batch: Array, momentum: float, correction: float = 
 
 
 @explained_by(_channels.backward_plan)
+@keeps_channels_last
 def batch_norm_backward(
     dy: Array,
     x: Array,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import _rows
 from ._arrays import Array
+from ._channels_last import keeps_channels_last
 from ._explain import explained_by
 from ._plans import GRADIENTS, SomePlan
 from ._views import Groups
@@ -40,6 +41,7 @@ def _backward_plan(
 
 
 @explained_by(_forward_plan)
+@keeps_channels_last
 def group_norm(
     x: Array,
     gamma: Array | None = None,
@@ -106,6 +108,7 @@ def group_norm(
 
 
 @explained_by(_forward_plan)
+@keeps_channels_last
 def group_norm_forward(
     x: Array,
     gamma: Array | None = None,
@@ -144,6 +147,7 @@ def group_norm_forward(
 
 
 @explained_by(_backward_plan)
+@keeps_channels_last
 def group_norm_backward(
     dy: Array,
     x: Array,

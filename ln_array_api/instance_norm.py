@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import _rows
 from ._arrays import Array
+from ._channels_last import keeps_channels_last
 from ._explain import explained_by
 from ._plans import GRADIENTS, SomePlan
 from ._views import Groups
@@ -38,6 +39,7 @@ def _backward_plan(
 
 
 @explained_by(_forward_plan)
+@keeps_channels_last
 def instance_norm(
     x: Array,
     gamma: Array | None = None,
@@ -99,6 +101,7 @@ def instance_norm(
 
 
 @explained_by(_forward_plan)
+@keeps_channels_last
 def instance_norm_forward(
     x: Array,
     gamma: Array | None = None,
@@ -136,6 +139,7 @@ def instance_norm_forward(
 
 
 @explained_by(_backward_plan)
+@keeps_channels_last
 def instance_norm_backward(
     dy: Array,
     x: Array,

@@ -336,6 +336,35 @@ def test_results_are_beside_x_wherever_tensors_are_made_by_default() -> None:
     torch.testing.assert_close(result.y, plain(x, gamma, beta))
 
 
+@pytest.mark.parametrize("rank", [4, 5])
+@pytest.mark.parametrize("name", ["group", "instance", "batch"])
+def test_channels_that_lie_last_come_back_so(name: str, rank: int) -> None:
+    shape, last = ((2, 4, 3, 5), torch.channels_last)
+    if rank == 5:
+        shape, last = ((2, 4, 3, 5, 2), torch.channels_last_3d)
+    x, gamma, beta, dy = (
+        tensor(each, grad=number < 3) for number, each in enumerate(values(name, shape))
+    )
+    moved = x.detach().to(memory_format=last).requires_grad_()
+    found = []
+    for each in (x, moved):
+        result = call(name, each, gamma, beta)
+        found.append((*result, *torch.autograd.grad(result.y, (each, gamma, beta), dy)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+    assert found[1][0].is_contiguous(memory_format=last)
+    assert not found[1][0].is_contiguous()
+    backward = {
+        "group": lambda *a: ln.group_norm_backward(*a, num_groups=2),
+        "instance": ln.instance_norm_backward,
+        "batch": ln.batch_norm_backward,
+    }[name]
+    statistics = [each.detach() for each in found[1][1:3]]
+    with torch.no_grad():
+        dx = backward(dy, moved, *statistics, gamma).dx
+    assert dx.is_contiguous(memory_format=last)
+    torch.testing.assert_close(dx, found[0][-3], rtol=1e-5, atol=1e-5)
+
+
 def test_explain_says_whose_memory() -> None:
     explanation = ln.explain(ln.layer_norm, torch.ones(3, 4))
     assert explanation.backend == "torch"

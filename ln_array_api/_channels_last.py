@@ -1,0 +1,41 @@
+"""Tensors of torch that lie in memory with their channels last, and come back so."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any, cast
+
+from ._arrays import Array, F, memory_format_of
+
+
+def keeps_channels_last(function: F) -> F:
+    """Let a function of channels read x where it lies, if axis 1 of it is the last in memory.
+
+    A tensor in such a memory format is one with its channels on the last axis whose axes have been
+    permuted, which any function with a `channel_axis` takes.
+    """
+    place = 1 if function.__name__.endswith("_backward") else 0  # of x, after dy
+
+    @wraps(function)
+    def run(*arrays: Array | None, channel_axis: int = 1, **options: Any) -> Any:
+        memory_format = memory_format_of(arrays[place]) if len(arrays) > place else None
+        if memory_format is None or channel_axis != 1:
+            return function(*arrays, channel_axis=channel_axis, **options)
+        rank = arrays[place].ndim  # type: ignore[union-attr]
+
+        def back(x: Array | None) -> Array | None:
+            if x is None or x.ndim != rank:
+                return x
+            return x.movedim(-1, 1).contiguous(memory_format=memory_format)
+
+        moved = [
+            each.movedim(1, -1) if number <= place else each  # type: ignore[union-attr]
+            for number, each in enumerate(arrays)
+        ]
+        results = function(*moved, channel_axis=-1, **options)
+        if not isinstance(results, tuple):
+            return back(results)
+        kind: Any = type(results)  # a named tuple
+        return kind(back(results[0]), *results[1:])
+
+    return cast(F, run)
