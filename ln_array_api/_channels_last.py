@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, cast
 
 from ._arrays import Array, F, memory_format_of
+
+
+def is_of(rank: int) -> Callable[[Any], bool]:
+    """Whether what is given is a tensor of a rank."""
+    return lambda x: hasattr(x, "movedim") and x.ndim == rank
 
 
 def keeps_channels_last(function: F) -> F:
@@ -19,19 +25,18 @@ def keeps_channels_last(function: F) -> F:
     @wraps(function)
     def run(*arrays: Array | None, channel_axis: int = 1, **options: Any) -> Any:
         memory_format = memory_format_of(arrays[place]) if len(arrays) > place else None
-        if memory_format is None or channel_axis != 1:
+        rank = 0 if memory_format is None else arrays[place].ndim  # type: ignore[union-attr]
+        # What does not go together is for the function to refuse.
+        if not rank or channel_axis != 1 or not all(map(is_of(rank), arrays[: place + 1])):
             return function(*arrays, channel_axis=channel_axis, **options)
-        rank = arrays[place].ndim  # type: ignore[union-attr]
 
         def back(x: Array | None) -> Array | None:
             if x is None or x.ndim != rank:
                 return x
             return x.movedim(-1, 1).contiguous(memory_format=memory_format)
 
-        moved = [
-            each.movedim(1, -1) if number <= place else each  # type: ignore[union-attr]
-            for number, each in enumerate(arrays)
-        ]
+        moved = [each.movedim(1, -1) for each in arrays[: place + 1]]  # type: ignore[union-attr]
+        moved += arrays[place + 1 :]
         results = function(*moved, channel_axis=-1, **options)
         if not isinstance(results, tuple):
             return back(results)

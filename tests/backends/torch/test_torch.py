@@ -410,3 +410,12 @@ def test_a_child_of_a_fork_computes() -> None:
         [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout.strip() == "0"
+
+
+def test_what_does_not_fit_channels_that_lie_last_is_refused_by_name() -> None:
+    x = torch.randn(2, 4, 3, 5).to(memory_format=torch.channels_last)
+    statistics = torch.ones(4), torch.ones(4)
+    with pytest.raises(TypeError, match="batch_norm_backward: dy is an array of numpy"):
+        ln.batch_norm_backward(x.numpy(), x, *statistics)
+    with pytest.raises(ValueError, match="batch_norm_backward: dy has shape"):
+        ln.batch_norm_backward(x[0], x, *statistics)
