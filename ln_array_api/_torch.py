@@ -34,20 +34,26 @@ class _Finder(MetaPathFinder):
 
     def __init__(self, functions: tuple[Callable[..., Any], ...]) -> None:
         self._functions = functions
+        self._is_asking = False  # other finders
 
     def tell(self, dynamo: ModuleType) -> None:
         for function in self._functions:
             dynamo.allow_in_graph(function)
         # So that it makes a graph around a function that is itself to be compiled.
         dynamo.trace_rules.add(__package__)
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != _DYNAMO:
+        if name != _DYNAMO or self._is_asking:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        self._is_asking = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self._is_asking = False
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader, self.tell)
         return spec

@@ -157,6 +157,11 @@ print(compiled(torch.tensor([[1.0, 3.0]])).round().tolist())
     [
         ("import ln_array_api as ln\nimport torch", False),
         ("import torch\nimport ln_array_api as ln", False),
+        (
+            "import torch\nimport ln_array_api as ln\nimport importlib.util\n"
+            "assert importlib.util.find_spec('torch._dynamo')",
+            False,
+        ),
         ("import torch._dynamo\nimport torch\nimport ln_array_api as ln", True),
     ],
 )
