@@ -22,7 +22,7 @@ OF_TORCH = (
         ROWS,
         "words[self._rstd] = mean + self.after",
         "words[self._rstd] = mean",
-        tensors("derivatives_of_first", "third_order", "bits_of_numpy"),
+        tensors("expanded", "needs_no_gradient"),
     ),
     Fault(
         "sums of the second parameter lie over those of the first",
@@ -30,13 +30,6 @@ OF_TORCH = (
         "                sums += self._apart\n",
         "                pass\n",
         tensors("bits_of_numpy", "many_threads"),
-    ),
-    Fault(
-        "out of torch may be stored past the cache",
-        ROWS,
-        "            words[self._streams] = False\n",
-        "            words[self._streams] = True\n",
-        tensors("out_counts_as_written", "bits_of_numpy"),
     ),
     Fault(
         "forward mode is not seen",
@@ -109,13 +102,6 @@ OF_TORCH = (
         tensors("hook_is_called_once"),
     ),
     Fault(
-        "statistics are made on the default device",
-        ROWS,
-        "        return x.new_empty(2 * self.m, dtype=self.single_dtype)\n",
-        "        return torch.empty(2 * self.m, dtype=self.single_dtype)\n",
-        tensors("beside_x_wherever"),
-    ),
-    Fault(
         "gradients of parameters keep the dtype that they are summed in",
         KERNEL,
         "    return gradient.to(like.dtype)\n",
@@ -127,13 +113,6 @@ OF_TORCH = (
         TASKS,
         "    for part in prange(parts):\n",
         "    for part in prange(parts - 1, parts):\n",
-        unit("backends/numpy/test_tasks.py"),
-    ),
-    Fault(
-        "the strides of an array in words are those of its last axis",
-        TASKS,
-        "strides.insert(0, builder.mul(strides[0], length))",
-        "strides.insert(0, strides[0])",
         unit("backends/numpy/test_tasks.py"),
     ),
     Fault(
@@ -173,13 +152,6 @@ OF_CHUNKS = (
         "return nullcontext() if self.backend is None else use_backend(self.backend)",
         "return nullcontext()",
         unit("test_chunks.py", "reaches"),
-    ),
-    Fault(
-        "shares of dgamma are rounded before they are added up",
-        CHUNKS,
-        "gamma = None if gamma is None else xp.astype(gamma, single, copy=False)",
-        "pass",
-        unit("test_chunks.py", "bits_of_numpy"),
     ),
     Fault(
         "parameters are cut as the first axes of x are",
