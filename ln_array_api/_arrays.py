@@ -121,9 +121,7 @@ def _recognise(x: Array) -> Library:
 
 
 def unsuitable(x: Array) -> str:
-    """What is wrong with an array whose memory is not strided, and the remedy; or nothing."""
-    if not array_api_compat.is_torch_array(x):
-        return ""
+    """What is wrong with a tensor of torch whose memory is not strided, and the remedy, if any."""
     if x.is_nested:
         return "is nested; pass its parts one by one, or torch.nested.to_padded_tensor(x, 0.0)"
     layout = str(x.layout).removeprefix("torch.")
@@ -311,7 +309,10 @@ def has_symbols(x: Array) -> bool:
 
 def memory_format_of(x: Any) -> Any:
     """Torch's memory format of a tensor whose channels, on axis 1, lie last; None for others."""
-    if isinstance(x, np.ndarray) or not array_api_compat.is_torch_array(x):
+    try:
+        if isinstance(x, np.ndarray) or library_of(x).name != "torch":
+            return None
+    except TypeError:  # x is no array, which is for the checks of the function to say
         return None
     import torch  # x is its array, so it is there
 

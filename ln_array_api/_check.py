@@ -36,7 +36,7 @@ def array(function: str, name: str, x: Any) -> Library:
         library = library_of(x)
     except TypeError as error:
         raise TypeError(f"{function}: {name}: {error}") from None
-    wrong = unsuitable(x)
+    wrong = unsuitable(x) if library.name == "torch" else ""
     if wrong:
         raise TypeError(f"{function}: {name} {wrong}")
     dtype = dtype_name(x.dtype)

@@ -25,13 +25,6 @@ OF_CALLS = (
         unit("backends/numpy/test_channels.py", "threshold and 2500 and float64"),
     ),
     Fault(
-        "sums over segments depend on where these lie",
-        CALLS,
-        "return large and spec.need[0] and spec.repeat == 1",
-        "return large and spec.need[0]",
-        unit("backends/numpy/test_backward.py", "stores", "groups"),
-    ),
-    Fault(
         "half of the rows run on one thread alone",
         CALLS,
         "serial(*arrays, *constants, past_the_cache, 0, m)",

@@ -108,3 +108,11 @@ def test_what_is_read_where_it_lies() -> None:
     statistics = ln.instance_norm_forward(last, channel_axis=-1)[1:]
     backward = ln.explain(ln.instance_norm_backward, last, last, *statistics, channel_axis=-1)
     assert "as they lie" in backward.reason
+
+
+def test_columns_that_are_stored_past_the_cache() -> None:
+    x = np.random.default_rng(0).standard_normal((6400, 512, 1)).astype(np.float32)
+    assert "streaming stores" in ln.explain(ln.batch_norm_forward, x).reason
+    wide = x.astype(np.float64)
+    exact = (wide - wide.mean(axis=0)) / np.sqrt(wide.var(axis=0) + 1e-5)
+    np.testing.assert_allclose(ln.batch_norm_forward(x).y, exact, rtol=1e-6, atol=2e-6)
