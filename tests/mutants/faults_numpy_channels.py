@@ -205,7 +205,7 @@ OF_COLUMNS = (
         COLUMNS,
         "        stream(elements, i, values)\n",
         "        stream(elements, i, values + values)\n",
-        large(f"{BATCH_NORM} and columns and 13"),
+        unit("backends/numpy/test_column_calls.py", "past_the_cache"),
     ),
 )
 
