@@ -162,7 +162,8 @@ def _numpy_put_in_order(x: Array) -> Array:
 
 
 def _torch_signature(x: Array) -> Hashable:
-    return type(x), x.dtype, x.shape, x.device, x.is_contiguous(), x.is_neg()
+    lies = x.layout, x.is_contiguous(), x.is_neg()
+    return type(x), x.dtype, x.shape, x.device, lies
 
 
 #: Strides tell more than a flag would, and cost half as much.
@@ -384,9 +385,13 @@ def _memory(x: Array) -> np.ndarray | None:
     if isinstance(x, np.ndarray):
         return x
     if array_api_compat.is_torch_array(x):
+        try:
+            address = x.data_ptr()
+        except RuntimeError:  # while torch traces, there is no memory
+            return None
         if x.device.type == "meta":
             return None
-        address, itemsize, steps = x.data_ptr(), x.element_size(), x.stride()
+        itemsize, steps = x.element_size(), x.stride()
         strides = tuple(step * itemsize for step in steps)
     elif hasattr(x, "__cuda_array_interface__"):
         address, itemsize, strides = x.data.ptr, x.itemsize, x.strides

@@ -30,25 +30,21 @@ class ChunkCall(NamedTuple):
     backend: str | None
     """What has been asked for by `use_backend`."""
 
-    def forward(self, x: Array, gamma: Array | None, beta: Array | None) -> tuple[Any, ...]:
+    def forward(self, x: Array, gamma: Array | None, beta: Array | None) -> Any:
         """Y, mean and rstd of a chunk."""
-        from ._rows import forward_plan  # which plans for chunked arrays by this module
-
         with self._asked_for():
-            plan = forward_plan(
-                self.function, x, gamma, beta, self.over, self.epsilon, None, self.center
-            )
-            return plan.forward(x, gamma, beta, None)
+            return self._plan(x, gamma, beta).forward(x, gamma, beta, None)
 
     def y(self, x: Array, gamma: Array | None, beta: Array | None) -> Array:
         """Y of a chunk alone."""
-        from ._rows import forward_plan
-
         with self._asked_for():
-            plan = forward_plan(
-                self.function, x, gamma, beta, self.over, self.epsilon, None, self.center
-            )
-            return plan.run(x, gamma, beta, None)[0]
+            return self._plan(x, gamma, beta).run(x, gamma, beta, None)[0]
+
+    def _plan(self, x: Array, gamma: Array | None, beta: Array | None) -> Any:
+        from ._rows import forward_plan  # which plans for chunked arrays by this module
+
+        over, epsilon = self.over, self.epsilon
+        return forward_plan(self.function, x, gamma, beta, over, epsilon, None, self.center)
 
     def backward(
         self,

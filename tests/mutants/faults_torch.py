@@ -34,15 +34,15 @@ OF_TORCH = (
     Fault(
         "forward mode is not seen",
         TRACING,
-        "        or forward_ad._current_level >= 0\n",
+        " or forward_ad._current_level >= 0",
         "",
         tensors("derivatives_of_first"),
     ),
     Fault(
         "transformations are not seen",
         TRACING,
-        "        or _transforms_are_active()\n",
-        "",
+        "return _transforms_are_active() or ",
+        "return ",
         tensors("transformations"),
     ),
     Fault(

@@ -19,7 +19,7 @@ from ln_array_api.backend import GENERIC, Primitive, RowsSpec, Spec
 
 from . import rows
 from .channels import Channels
-from .tracing import is_batched, is_differentiated, is_traced
+from .tracing import is_batched, is_differentiated, is_traced, is_transformed
 
 Results: TypeAlias = tuple[Tensor | None, ...]
 
@@ -85,7 +85,8 @@ class Forward(_Primitive):
 
     def traced(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Results:
         """An operator in what is compiled; elsewhere, the operations of the generic kernel."""
-        if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        is_compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        if not is_compiled or is_transformed():  # of an operator, torch knows one derivative alone
             return self.generic(x, gamma, beta)  # type: ignore[no-any-return]
         from .operators import Node  # which takes its time, and few programs need it
 

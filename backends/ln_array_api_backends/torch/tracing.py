@@ -33,12 +33,12 @@ def is_traced(*tensors: torch.Tensor | None) -> bool:
     for each in tensors:
         if type(each) not in PLAIN:
             return True
-    return (
-        _modes() > 0
-        or _transforms_are_active()
-        or forward_ad._current_level >= 0
-        or _tracing_state() is not None
-    )
+    return _modes() > 0 or is_transformed() or _tracing_state() is not None
+
+
+def is_transformed() -> bool:
+    """Whether a transformation of ``torch.func`` or forward mode is at work."""
+    return _transforms_are_active() or forward_ad._current_level >= 0  # type: ignore[no-any-return]
 
 
 def is_batched() -> bool:

@@ -100,6 +100,31 @@ def test_a_second_size_is_compiled_for_any() -> None:
     assert counter.frame_count == 2
 
 
+TRANSFORMED: dict[str, Callable[[Any, Any], Any]] = {
+    "vmap": lambda x, g: torch.func.vmap(lambda x: ln.layer_norm(x, g))(x),
+    "grad": lambda x, g: torch.func.grad(lambda x: ln.layer_norm(x, g).pow(3).sum())(x),
+    "jvp": lambda x, g: torch.func.jvp(lambda x: ln.layer_norm(x, g), (x,), (x.cos(),))[1],
+    "vmap of batch norm": lambda x, g: torch.func.vmap(lambda x: ln.batch_norm_forward(x).y)(x),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transformations_within_a_graph(name: str) -> None:
+    x, g = torch.randn(5, 3, 8), torch.randn(8)
+    function = TRANSFORMED[name]
+    compiled, _ = counted(function)
+    torch.testing.assert_close(compiled(x, g), function(x, g))
+
+
+@pytest.mark.parametrize("is_x", [False, True])
+def test_a_program_writes_to_out(is_x: bool) -> None:
+    compiled, _ = counted(lambda x, g, out: ln.layer_norm(x, g, out=out))
+    x, g = torch.randn(6, 4, 8), torch.randn(8)
+    expected, out = ln.layer_norm(x, g), x if is_x else torch.zeros_like(x)
+    torch.testing.assert_close(compiled(x, g, out), expected)
+    torch.testing.assert_close(out, expected)
+
+
 def test_an_inductor_program_has_the_kernels_bits() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda x, g: ln.layer_norm(x, g), fullgraph=True)
