@@ -168,6 +168,27 @@ def test_an_export_for_any_batch(strict: bool) -> None:
     torch.testing.assert_close(program.module()(other, g), ln.layer_norm(other, g))
 
 
+#: Those whose programs are for the lengths that they were exported with.
+OF_FIXED_LENGTHS = {"weight_norm", "layer_norm over axes"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_export_of_each_function(name: str) -> None:
+    function, n = FUNCTIONS[name]
+
+    class Module(torch.nn.Module):
+        def forward(self, x: Any, g: Any) -> Any:
+            return function(x, g)
+
+    varies = name not in OF_FIXED_LENGTHS
+    shapes = ({0: torch.export.Dim("batch")}, None) if varies else None
+    x, g = torch.randn(6, 4, 8), torch.randn(n)
+    program = torch.export.export(Module(), (x, g), dynamic_shapes=shapes, strict=False)
+    other = torch.randn(9 if varies else 6, 4, 8)
+    close = {"rtol": 2e-5, "atol": 2e-5}
+    torch.testing.assert_close(program.module()(other, g), function(other, g), **close)
+
+
 FIRST = """
 {imports}
 import sys
