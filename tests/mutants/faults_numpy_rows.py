@@ -85,9 +85,16 @@ OF_SWEEPS = (
     Fault(
         "a whole vector before the end of a row is not summed",
         SWEEPS,
-        "        while j + width <= n:\n            e = fma(",
-        "        while j + 2 * width <= n:\n            e = fma(",
+        "    while j + width <= n:\n        d = fma(",
+        "    while j + 2 * width <= n:\n        d = fma(",
         rows("test_accuracy and test_forward_lengths and float32"),
+    ),
+    Fault(
+        "sums of long rows are not in float64",
+        FORWARD,
+        "if n <= 4 * width:",
+        "if n <= 4000 * width:",
+        rows("test_large and test_one_outlier"),
     ),
     Fault(
         "many squares are added up before their sum is put aside",

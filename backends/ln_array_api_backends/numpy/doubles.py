@@ -35,6 +35,19 @@ def doubles(typing: Any, like: Any) -> Any:
 
 
 @intrinsic
+def in_doubles(typing: Any, vector: Any) -> Any:
+    """Both halves of a vector of float32, in float64; a vector of float64, and it again."""
+    kind = Vector(types.float64)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide = vector.scalar == types.float64
+        pair = [args[0], args[0]] if wide else _halves(builder, args[0])
+        return context.make_tuple(builder, signature.return_type, pair)
+
+    return types.UniTuple(kind, 2)(vector), generate
+
+
+@intrinsic
 def put_aside(typing: Any, sum_: Any, rest: Any, values: Any) -> Any:
     """A sum of vectors in two vectors of float64, with another added to it.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from numba import njit, prange
 
 from .access import element, fence, load, memory, scratch, store, store_first
-from .doubles import doubles
-from .moments import judged, judged_together, mean_of
+from .doubles import doubles, in_doubles
+from .moments import judged, judged_together, mean_of, totals_in_doubles
 from .simd import beside, lanes, minus, number, ones, peak, splat, total, totals_of
 from .sweeps import (
     AHEAD,
@@ -20,6 +20,7 @@ from .sweeps import (
     sampled,
     sums,
     sums_in_lanes,
+    sums_of_few,
 )
 from .tasks import COUNT, arguments
 
@@ -103,12 +104,19 @@ def several_at_once(
         count = min(at_once, stop - begin)
         if mean is not None:
             rough_means(x, begin * n, n, one, count, roughs, samples)
-        for k in range(count):
-            offset = minus(element(roughs, k, one))
-            deviation, square = sums_in_lanes(x, (begin + k) * n, n, one, offset, ahead, None)
-            store(deviations, k * apart, deviation)
-            store(squares, k * apart, square)
-        missed, root, good = judged_together(deviations, squares, share, one, mean_, epsilon, count)
+        if n <= 4 * width:
+            deviation, square = sums_of_short_rows(x, begin * n, n, one, count, roughs, samples)
+        else:
+            for k in range(count):
+                offset = minus(element(roughs, k, one))
+                in_lanes = sums_in_lanes(x, (begin + k) * n, n, one, offset, ahead, None)
+                store(deviations, k * apart, in_lanes[0])
+                store(squares, k * apart, in_lanes[1])
+            deviation = totals_in_doubles(deviations, count, one)
+            square = totals_in_doubles(squares, count, one)
+        missed, root, good = judged_together(
+            deviation, square, deviations, squares, share, one, mean_, epsilon, count
+        )
         if good:
             if mean is not None:
                 store_first(mean_, begin, load(roughs, 0, one) + missed, count)
@@ -137,6 +145,20 @@ def rough_means(x, o, n, one, count, roughs, sums):
         store(sums, k * lanes(one), sample(x, o + k * n, n, one, first))
     part = splat(number(1.0 / sampled(n, one), one))
     store(roughs, 0, load(roughs, 0, one) + totals_of(sums, 0, one) * part)
+
+
+@njit(**INLINE)
+def sums_of_short_rows(x, o, n, one, count, roughs, samples):
+    """Sums of d and of d² of each of `count` rows from o on, in two vectors of float64 each.
+
+    Of so few elements, sums in the dtype of these are good enough.
+    """
+    squares = scratch(one, LANES_SQUARED)
+    for k in range(count):
+        deviation, square = sums_of_few(x, o + k * n, n, one, minus(element(roughs, k, one)))
+        store(samples, k * lanes(one), deviation)
+        store(squares, k * lanes(one), square)
+    return in_doubles(totals_of(samples, 0, one)), in_doubles(totals_of(squares, 0, one))
 
 
 @njit(**INLINE)

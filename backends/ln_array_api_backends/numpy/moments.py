@@ -139,30 +139,34 @@ def judged_lanes(deviation, square, share, one, centered, epsilon, count):
 
 
 @njit(**INLINE)
-def judged_together(deviations, squares, share, one, centered, epsilon, count):
-    """As `judged` for `count` rows, of whose sums each lies in the lanes of a vector in memory.
+def judged_together(deviation, square, deviations, squares, share, one, centered, epsilon, count):
+    """As `judged` for `count` rows, whose sums are the lanes of two vectors of float64 each.
 
     Gives what rough means have missed and rstd, of a row in each lane, and whether all can be used.
     Puts the sums of the lanes into memory if not.
     """
-    zero = doubles(one)
-    deviation, square = totals_of(deviations, 0, zero), totals_of(squares, 0, zero)
-    missed, root, good = judged_lanes(deviation, square, share, one, centered, epsilon, count)
-    more_missed, more_root, more_deviation, more_square = missed, root, deviation, square
-    some = lanes(zero)
+    some = lanes(deviation[0])
+    missed, root, good = judged_lanes(deviation[0], square[0], share, one, centered, epsilon, count)
+    more_missed, more_root = missed, root
     if count > some:
-        more_deviation = totals_of(deviations, some * some, zero)
-        more_square = totals_of(squares, some * some, zero)
         more_missed, more_root, more_good = judged_lanes(
-            more_deviation, more_square, share, one, centered, epsilon, count - some
+            deviation[1], square[1], share, one, centered, epsilon, count - some
         )
         good = good and more_good
     if not good:
-        store(deviations, 0, deviation)
-        store(squares, 0, square)
-        store(deviations, some, more_deviation)
-        store(squares, some, more_square)
+        for half in range(2):
+            store(deviations, half * some, deviation[half])
+            store(squares, half * some, square[half])
     return from_doubles(missed, more_missed, one), from_doubles(root, more_root, one), good
+
+
+@njit(**INLINE)
+def totals_in_doubles(numbers, count, one):
+    """The totals of vectors of float64 in memory, of `count` rows, in two vectors of float64."""
+    zero = doubles(one)
+    some = lanes(zero)
+    first = totals_of(numbers, 0, zero)
+    return first, totals_of(numbers, some * some, zero) if count > some else first
 
 
 @njit(**INLINE)

@@ -97,14 +97,7 @@ def sums_in_lanes(x, o, n, scale, offset, ahead, other):
         first_order, first_rest = put_aside(first_order, first_rest, (a + b) + (c + d))
         second_order, second_rest = put_aside(second_order, second_rest, (aa + bb) + (cc + dd))
     if j < n:
-        a, aa = zero, zero
-        while j + width <= n:
-            e = fma(load(x, o + j, scale), scale, offset)
-            a, aa = a + e, fma(e, e, aa)
-            j += width
-        if j < n:
-            e = keep_first(fma(load_first(x, o + j, n - j, scale), scale, offset), n - j)
-            a, aa = a + e, fma(e, e, aa)
+        a, aa = sums_of_few(x, o + j, n - j, scale, offset)
         first_order, first_rest = put_aside(first_order, first_rest, a)
         second_order, second_rest = put_aside(second_order, second_rest, aa)
     if other is not None:
@@ -113,6 +106,22 @@ def sums_in_lanes(x, o, n, scale, offset, ahead, other):
         put_together(first_order, first_rest, scale),
         put_together(second_order, second_rest, scale),
     )
+
+
+@njit(**INLINE)
+def sums_of_few(x, o, n, scale, offset):
+    """As `sums_in_lanes` over at most four vectors of elements, and in lanes of their kind."""
+    width = lanes(scale)
+    a, aa = zeros(scale), zeros(scale)
+    j = 0
+    while j + width <= n:
+        d = fma(load(x, o + j, scale), scale, offset)
+        a, aa = a + d, fma(d, d, aa)
+        j += width
+    if j < n:
+        d = keep_first(fma(load_first(x, o + j, n - j, scale), scale, offset), n - j)
+        a, aa = a + d, fma(d, d, aa)
+    return a, aa
 
 
 @njit(**INLINE)

@@ -36,6 +36,14 @@ def roots(values: Any, single: Any, results: Any) -> None:
     access.store(access.memory(results), 0, doubles.from_doubles(root, root, one))
 
 
+@njit
+def widened(values: Any, results: Any) -> None:
+    one = simd.ones(values)
+    low, high = doubles.in_doubles(access.load(access.memory(values), 0, one))
+    access.store(access.memory(results), 0, low)
+    access.store(access.memory(results), 8, high)
+
+
 def summed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lanes, rounded = np.zeros(8), np.zeros(64 // values.itemsize, values.dtype)
     sums(values.ravel(), lanes, rounded)
@@ -86,3 +94,11 @@ def test_roots_are_as_exact_as_their_dtype(dtype: Any) -> None:
         ulp = np.spacing(exact.astype(dtype)).astype(np.float64)
         bound = 0.5 if dtype == np.float32 else 1.5  # of a root and a quotient, both rounded
         assert (abs(results[:8] - exact) <= bound * ulp).all()
+
+
+@DTYPES
+def test_halves_in_float64(dtype: Any) -> None:
+    width, results = 64 // np.dtype(dtype).itemsize, np.zeros(16)
+    values = np.random.default_rng(1).standard_normal(width).astype(dtype)
+    widened(values, results)
+    np.testing.assert_array_equal(results, np.resize(values, 16))
