@@ -55,7 +55,12 @@ def with_lost(sum_, lost):
 
 @njit(**INLINE)
 def sums(x, o, n, scale, offset, ahead, other):
-    """As `sums_in_lanes`, added up."""
+    """As `sums_in_lanes`, added up; of few elements in the dtype of these."""
+    if n <= 4 * lanes(scale):
+        few, few_squares = sums_of_few(x, o, n, scale, offset)
+        if other is not None:
+            finish_row(x, 0, n, other)
+        return float(total(few)), float(total(few_squares))
     first_order, second_order = sums_in_lanes(x, o, n, scale, offset, ahead, other)
     return total(first_order), total(second_order)
 
