@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
@@ -94,6 +94,73 @@ def empty_for(shape: tuple[int, ...], size: int) -> Callable[[Any], np.ndarray]:
     return lambda dtype: new(shape, dtype)
 
 
+#: A type of Numba, and a value of it: of an array the shape, of None nothing.
+Argument: TypeAlias = tuple[Any, Any]
+_ABSENT: Argument = types.none, None
+
+#: Places of sums among the arguments of a backward call: of each block, and, of a task, in the end.
+DGAMMA, DBETA, DGAMMA_IN_THE_END, DBETA_IN_THE_END = 6, 7, 13, 14
+
+
+def _array(dtype: str | None, *shape: int) -> Argument:
+    return _ABSENT if dtype is None else (array_type(dtype, len(shape)), shape)
+
+
+def _repeat(spec: RowsSpec) -> Argument:
+    return _ABSENT if spec.repeat == 1 else (types.int64, spec.repeat)
+
+
+def forward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
+    """Those of `forward`, but for where to start and to stop."""
+    (m, n), single = spec.shape, ACCUMULATION.get(spec.dtype, "float32")
+    return (
+        _array(spec.dtype, m, n),
+        _array(spec.gamma, spec.parameters),
+        _array(spec.beta, spec.parameters),
+        _array(spec.dtype, m, n),
+        _array(single if spec.center else None, m, 1),
+        _array(single, m, 1),
+        (types.float64, spec.epsilon),
+        (types.int64, spec.groups),
+        _repeat(spec),
+        (types.boolean, streams("rows_forward", spec)),
+    )
+
+
+def backward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
+    """Those of `backward_in_order`."""
+    (m, n), single = spec.shape, ACCUMULATION.get(spec.dtype, "float32")
+    sums = tasks("rows_backward", spec) * spec.parameters
+    need_dx, need_dgamma, need_dbeta = spec.need
+    return (
+        _array(spec.dy, m, n),
+        _array(spec.dtype, m, n),
+        _array(single if spec.center else None, m, 1),
+        _array(single, m, 1),
+        _array(spec.gamma, spec.parameters),
+        _array(spec.dtype if need_dx else None, m, n),
+        _array(single if need_dgamma else None, sums),
+        _array(single if need_dbeta else None, sums),
+        (types.int64, spec.groups),
+        _repeat(spec),
+        (types.boolean, streams("rows_backward", spec)),
+        (types.int64, rows_in_a_block(m, spec.groups)),
+        (types.int64, rows_in_a_run(n, spec.dtype, spec.groups, spec.repeat)),
+    )
+
+
+def task_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
+    """Those of the backward pass as a task.
+
+    The sums of a single block are the gradients; those of several get a place of their own.
+    """
+    arguments = backward_arguments(spec)
+    single = ACCUMULATION.get(spec.dtype, "float32")
+    several = tasks("rows_backward", spec) > 1
+    wanted = [single if each and several else None for each in spec.need[1:]]
+    return *arguments, *(_array(each, spec.parameters) for each in wanted)
+
+
 def prepare(primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
     """What runs a call of a rows primitive, given the arrays alone, and `out`."""
     return _forward(spec) if primitive == "rows_forward" else _backward(spec)
@@ -107,18 +174,7 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     epsilon = spec.epsilon
     repeat = None if spec.repeat == 1 else spec.repeat
     empty, run, shape, column = np.empty, threads.run, (m, n), (m, 1)
-    arguments = (
-        array_type(spec.dtype, 2),
-        array_type(spec.gamma, 1),
-        array_type(spec.beta, 1),
-        array_type(spec.dtype, 2),
-        array_type(accumulation if center else None, 2),
-        array_type(accumulation, 2),
-        types.float64,
-        types.int64,
-        types.none if repeat is None else types.int64,
-        types.boolean,
-    )
+    arguments = [kind for kind, _ in forward_arguments(spec)]
     constants = (epsilon, groups, repeat)
     serial = compiled(forward, *arguments, types.int64, types.int64)
     parallel = compiled(forward_in_parallel, *arguments, types.int64) if may_pay(size) else None
@@ -180,32 +236,14 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     accumulation = ACCUMULATION.get(spec.dtype, "float32")
     single = np.dtype(accumulation)
     need_dx, need_dgamma, need_dbeta = spec.need
-    rows = rows_in_a_block(m, spec.groups)
-    blocks = tasks("rows_backward", spec)
-    parameters = spec.groups * n // spec.repeat
+    blocks, parameters = tasks("rows_backward", spec), spec.parameters
     view_dy, view_x, view_gamma = map(viewed_as, (spec.dy, spec.dtype, spec.gamma))
     empty = empty_for((m, n), size)
     size_of_sums = blocks * parameters * single.itemsize
     partial = empty_for((blocks * parameters,), size_of_sums)
     keeps = size_of_sums <= KEPT
-    repeat = None if spec.repeat == 1 else spec.repeat
-    run = rows_in_a_run(n, spec.dtype, spec.groups, spec.repeat)
-    constants = (spec.groups, repeat, streams("rows_backward", spec), rows, run)
-    arguments = (
-        array_type(spec.dy, 2),
-        array_type(spec.dtype, 2),
-        array_type(accumulation if spec.center else None, 2),
-        array_type(accumulation, 2),
-        array_type(spec.gamma, 1),
-        array_type(spec.dtype if need_dx else None, 2),
-        array_type(accumulation if need_dgamma else None, 1),
-        array_type(accumulation if need_dbeta else None, 1),
-        types.int64,
-        types.none if repeat is None else types.int64,
-        types.boolean,
-        types.int64,
-        types.int64,
-    )
+    arguments, values = zip(*backward_arguments(spec), strict=True)
+    constants = values[DBETA + 1 :]
     serial = compiled(backward_in_order, *arguments)
     pays = may_pay(size) and blocks > 1
     parallel = compiled(backward_in_parallel, *arguments, types.int64) if pays else None

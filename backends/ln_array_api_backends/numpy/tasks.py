@@ -136,13 +136,15 @@ class Task:
         """Where it is, in bytes after the words begin."""
         self.words = array("q", [*words, *[0] * -(-room // 8)])
         """To be copied; the address of a copy is the first of its ``buffer_info()``."""
-        self._compiled: Any = cfunc(SIGNATURE, cache=True)(make(kinds_of(arguments)))
+        kinds = kinds_of(arguments)
+        self.name = f"{make.__name__} {kinds}"
+        self._compiled: Any = cfunc(SIGNATURE, cache=True)(make(kinds))
         self.words[TASK] = self._compiled.address
         self.call = _call(self._compiled.address)
 
 
 @intrinsic
-def _call_task(typing: Any, words: Any, part: Any, parts: Any) -> Any:
+def call_task(typing: Any, words: Any, part: Any, parts: Any) -> Any:
     """Call the task whose words these are."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -169,11 +171,13 @@ def _call_for_number(typing: Any, function: Any) -> Any:
 @cfunc(types.void(types.CPointer(types.int64)), cache=True)
 def in_team(words: Any) -> None:
     """A thread's part of a task, to be called by each thread of a team of OpenMP."""
-    _call_task(words, _call_for_number(words[THREAD]), _call_for_number(words[TEAM]))
+    call_task(words, _call_for_number(words[THREAD]), _call_for_number(words[TEAM]))
 
 
 @intrinsic
-def _words_at(typing: Any, address: Any) -> Any:
+def words_at(typing: Any, address: Any) -> Any:
+    """The words at an address."""
+
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], I64.as_pointer())
 
@@ -184,4 +188,4 @@ def _words_at(typing: Any, address: Any) -> Any:
 def on_threads_of_numba(address: int, parts: int) -> None:
     """All parts of the task whose words are at an address."""
     for part in prange(parts):
-        _call_task(_words_at(address), part, parts)
+        call_task(words_at(address), part, parts)

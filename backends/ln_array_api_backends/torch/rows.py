@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from numba import types
 from torch import Tensor
 
 from ln_array_api.backend import RowsSpec
@@ -68,28 +67,15 @@ class Forward(_Rows):
     """The forward pass for a kind of call."""
 
     def __init__(self, spec: RowsSpec) -> None:
-        m, n = spec.shape
+        m = spec.shape[0]
         super().__init__(spec, m)
         self._center = spec.center
         self._statistic = (m, 1)
         self.after = m * calls.ITEMSIZE[self.single]
         self._has_room = 2 * self.after <= ROOM
-        x = calls.array_type(spec.dtype, 2), (m, n)
-        statistic = calls.array_type(self.single, 2), (m, 1)
         self._task = Task(
             forward_task,
-            (
-                x,
-                (calls.array_type(spec.gamma, 1), (spec.parameters,)),
-                (calls.array_type(spec.beta, 1), (spec.parameters,)),
-                x,
-                statistic if spec.center else (types.none, None),
-                statistic,
-                (types.float64, spec.epsilon),
-                (types.int64, spec.groups),
-                (types.none, None) if spec.repeat == 1 else (types.int64, spec.repeat),
-                (types.boolean, calls.streams("rows_forward", spec)),
-            ),
+            calls.forward_arguments(spec),
             m,
             room=2 * self.after if self._has_room else 0,
         )
@@ -151,8 +137,6 @@ class Backward(_Rows):
     """The backward pass for a kind of call."""
 
     def __init__(self, spec: RowsSpec) -> None:
-        m, n = spec.shape
-        rows = calls.rows_in_a_block(m, spec.groups)
         blocks = calls.tasks("rows_backward", spec)
         super().__init__(spec, blocks)
         self._need, self._parameters = spec.need, spec.parameters
@@ -162,36 +146,16 @@ class Backward(_Rows):
         self._sums = sum(spec.need[1:]) * sums if blocks > 1 else 0
         self._apart = bytes_of_sums
         self._has_room = sum(spec.need[1:]) * bytes_of_sums <= ROOM
-        none = types.none, None
-        x = calls.array_type(spec.dtype, 2), (m, n)
-        statistic = calls.array_type(self.single, 2), (m, 1)
-        table = calls.array_type(self.single, 1)
-        need_dx, need_dgamma, need_dbeta = spec.need
         self._task = Task(
             backward_task,
-            (
-                (calls.array_type(spec.dy, 2), (m, n)),
-                x,
-                statistic if spec.center else none,
-                statistic,
-                (calls.array_type(spec.gamma, 1), (spec.parameters,)),
-                x if need_dx else none,
-                (table, (sums,)) if need_dgamma else none,
-                (table, (sums,)) if need_dbeta else none,
-                (types.int64, spec.groups),
-                none if spec.repeat == 1 else (types.int64, spec.repeat),
-                (types.boolean, calls.streams("rows_backward", spec)),
-                (types.int64, rows),
-                (types.int64, calls.rows_in_a_run(n, spec.dtype, spec.groups, spec.repeat)),
-                (table, (spec.parameters,)) if need_dgamma and blocks > 1 else none,
-                (table, (spec.parameters,)) if need_dbeta and blocks > 1 else none,
-            ),
+            calls.task_arguments(spec),
             blocks,
             room=self._sums * calls.ITEMSIZE[self.single] if self._has_room else 0,
         )
         places = self._task.places
         self._dy, self._x, self._mean, self._rstd, self._gamma, self._dx = places[:6]
-        self._tables, self._results = places[6:8], places[13:15]
+        self._tables = places[calls.DGAMMA], places[calls.DBETA]
+        self._results = places[calls.DGAMMA_IN_THE_END], places[calls.DBETA_IN_THE_END]
 
     def results(
         self, dy: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, gamma: Tensor | None
