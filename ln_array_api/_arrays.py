@@ -246,10 +246,13 @@ def native_dtype(x: Array) -> Any:
 
 
 def device_of(x: Array) -> Hashable:
-    """The device of x, or None where it is not known yet (a traced JAX array)."""
+    """The device of x, or None where it has none yet.
+
+    Those are traced arrays of JAX, and those that it moves to the devices of others.
+    """
     if array_api_compat.is_jax_array(x):
         try:
-            return frozenset(x.devices())
+            return frozenset(x.devices()) if x.committed else None
         except Exception:  # what a tracer raises is private to JAX and has changed before
             return None
     return array_api_compat.device(x)  # type: ignore[no-any-return]

@@ -37,3 +37,9 @@ def _itself(x: jax.Array) -> jax.Array:
 #: Give x itself; its derivatives are `unfused`, those of any order and direction.
 derivatives_unfused: Any = jax.custom_jvp(_itself)
 derivatives_unfused.defjvps(lambda dx, y, x: unfused(dx))
+
+
+def is_sharded(x: jax.Array, axes: tuple[int, ...]) -> bool:
+    """Whether JAX knows that x is sharded along one of some axes."""
+    spec = jax.typeof(x).sharding.spec
+    return any(spec[axis] is not None for axis in axes)

@@ -189,6 +189,14 @@ class AxesPlan(Plan):
         )
 
 
+def whole(plan: AxesPlan) -> AxesPlan:
+    """A plan whose calls are, as a whole, what its backend wants to be made of them."""
+    if plan.choice.whole_call is not None:
+        for name in ("run", "forward", "backward"):
+            setattr(plan, name, plan.choice.whole_call(getattr(plan, name)))
+    return plan
+
+
 class ChunksPlan(AxesPlan):
     """X is chunked: a task for each chunk where chunks hold whole rows, else by its axes."""
 

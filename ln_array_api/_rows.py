@@ -28,6 +28,7 @@ from ._plans import (
     by_axes,
     dtype_of,
     must_widen,
+    whole,
 )
 from ._views import Over, View, canonical, name_of, view_of
 from .backend import (
@@ -56,13 +57,12 @@ def _plan(
         return ChunksPlan(primitive, spec, view, call)
     if 0 in (spec.groups, spec.repeat):
         return AxesPlan(primitive, spec, view, by_axes(primitive, spec, view, "x is empty"))
-    strides, layout = view.split_strides(strides_of(x)), None
-    if strides is not None:
-        dy = view.split_strides(strides_of(others[0])) if primitive == "rows_backward" else None
-        layout = Layout(view.split, view.axes, view.parameter_axes, strides, dy)
+    dy = view.split_strides(strides_of(others[0])) if primitive == "rows_backward" else None
+    strides = view.split_strides(strides_of(x)) or ()
+    layout = Layout(view.split, view.axes, view.parameter_axes, strides, dy)
     choice = choose(primitive, spec, layout)
     if choice.keeps_axes:
-        return AxesPlan(primitive, spec, view, choice, widens=widens)
+        return whole(AxesPlan(primitive, spec, view, choice, widens=widens))
     return RowsPlan(
         primitive, spec, view, choice, x, *others, accumulated=accumulated, widens=widens
     )

@@ -89,6 +89,6 @@ class Layout(NamedTuple):
     parameter_axes: tuple[int, ...]
     """Those which gamma and beta have, ascending."""
     strides: tuple[int, ...]
-    """Of x, in bytes."""
+    """Of x, in bytes; none where these are not told."""
     dy: tuple[int, ...] | None = None
     """The strides of dy in a backward call."""

@@ -59,7 +59,8 @@ class Backend(Protocol):
     ``prepare_strided(primitive, spec, layout)`` may run a call on arrays as they lie, with all
     their axes: it gives such a kernel and a line for `explain`, or None. The kernel gets
     statistics and parameters of x's rank, to broadcast with it, and `out` of any layout; it gives
-    parameters' gradients of any shape in their order. Asked for CuPy arrays only. One with
+    parameters' gradients of any shape in their order. With ``whole_call(function)``, such a backend
+    makes of all that a call does with its arrays what is to be called instead. One with
     ``caffe2_stages`` has functions there in place of stages of ``ln_array_api.caffe2``, of
     the same names, for arrays that are checked and not empty.
     """
@@ -252,6 +253,8 @@ class Choice(NamedTuple):
     """How the backend wants arrays to be copied that do not lie in C order, if it cares."""
     keeps_axes: bool = False
     """Whether the kernel takes arrays as they are, and not as rows."""
+    whole_call: Callable[[Any], Any] | None = None
+    """What the backend wants to be made of all that a call does with arrays, if anything."""
 
 
 def choose(primitive: Primitive, spec: Spec, layout: Layout | None = None) -> Choice:
@@ -273,7 +276,8 @@ def choose(primitive: Primitive, spec: Spec, layout: Layout | None = None) -> Ch
             strided = getattr(backend, "prepare_strided", None)
             found = strided(primitive, spec, layout) if strided and layout else None
             if found is not None:
-                return Choice(found[0], entry.name, found[1], keeps_axes=True)
+                whole = getattr(backend, "whole_call", None)
+                return Choice(found[0], entry.name, found[1], keeps_axes=True, whole_call=whole)
             prepare, describe = (getattr(backend, each, None) for each in ("prepare", "describe"))
             prepared = prepare(primitive, spec) if prepare else _bound(kernel, primitive, spec)
             reason = describe(primitive, spec) if describe else ""

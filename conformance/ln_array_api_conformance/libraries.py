@@ -57,6 +57,10 @@ class Library:
         """A context in which computing anything is an error, where the library is lazy."""
         return nullcontext()
 
+    def bound(self, values: np.ndarray) -> Array:
+        """As `array`, and not to be moved to another device."""
+        return self.array(values)
+
     def elsewhere(self, values: np.ndarray) -> Array | None:
         """An array on another device, or None where the library has only one device."""
         return None
@@ -205,6 +209,9 @@ class JAX(Library):
 
     def is_array(self, x: Array) -> bool:
         return isinstance(x, self.jax.Array)
+
+    def bound(self, values: np.ndarray) -> Array:
+        return self.jax.device_put(values, self.jax.devices("cpu")[0])
 
     def elsewhere(self, values: np.ndarray) -> Array | None:
         return self.jax.device_put(values, self.jax.devices("cpu")[1])

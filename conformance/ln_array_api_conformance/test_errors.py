@@ -51,7 +51,9 @@ def _other_library(name: str) -> Any:
 
 def _elsewhere(name: str) -> Any:
     def change(library: Library, call: dict[str, Any]) -> None:
-        call[name] = library.elsewhere(library.numpy(call.get(name, call["x"])))
+        plain = library.numpy(call["x"])
+        call["x"] = library.bound(plain)
+        call[name] = library.elsewhere(library.numpy(call[name]) if name in call else plain)
 
     return change
 

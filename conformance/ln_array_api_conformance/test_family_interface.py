@@ -206,8 +206,10 @@ def test_wrong_inputs(member: Member, library: Library) -> None:
             elsewhere = library.elsewhere(plain)
             if elsewhere is not None:
                 wrong.append((ln.DeviceMismatchError, f"{name} is on", elsewhere))
+        bound = {**given, member.x: library.bound(library.numpy(given[member.x]))}
         for error, match, value in wrong:
-            arrays = list({**given, name: value}.values())
+            right_beside = bound if error is ln.DeviceMismatchError else given
+            arrays = list({**right_beside, name: value}.values())
             refused(error, match, functions, arrays, member.first.options)
 
 

@@ -98,6 +98,16 @@ def largest_magnitude(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
     return xp.maximum(largest, -smallest)
 
 
+def one_of_each(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
+    """An element of x from all along some axes, which stay with length one."""
+    if library_of(x).name == "jax":
+        from .. import _jax
+
+        if _jax.is_sharded(x, axes):  # where JAX does not slice
+            return xp.min(x, axis=axes, keepdims=True)
+    return x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))]
+
+
 def _by_chunks(
     reduction: Callable[[Any, Array, tuple[int, ...]], Array],
     x: Array,

@@ -14,7 +14,8 @@ Three things keep the error from growing with mean, length or magnitude:
 * The rounded mean is never trusted. Subtracting it is exact enough, so the mean of what remains
   is what the rounding missed, and is subtracted too (Chan, Golub and LeVeque, "Algorithms for
   computing the sample variance", 1983, equation (1.7), applied to the mean).
-* The first sweep sums x - x[0], so the mean of a constant row is exact.
+* The first sweep sums what is left when one element is subtracted from all of its row, so that the
+  mean of a constant row is exact.
 * Rows whose squares would leave the range of the dtype are scaled by a power of two first.
 """
 
@@ -33,7 +34,7 @@ from .._arrays import (
     library_of,
     native_dtype,
 )
-from .reductions import largest_magnitude, sum_over
+from .reductions import largest_magnitude, one_of_each, sum_over
 
 
 class Band(NamedTuple):
@@ -262,8 +263,8 @@ def unscaled_rstd(
 def centred(xp: Any, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """X less its mean over `axes`, and the mean as it was found, and what that missed."""
     n = math.prod(x.shape[axis] for axis in axes)
-    first = x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))]
-    rough_mean = first + sum_over(xp, x - first, axes) / n
+    one = one_of_each(xp, x, axes)
+    rough_mean = one + sum_over(xp, x - one, axes) / n
     d = x - rough_mean
     missed = sum_over(xp, d, axes) / n
     d -= missed

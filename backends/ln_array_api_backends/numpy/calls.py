@@ -98,7 +98,11 @@ def empty_for(shape: tuple[int, ...], size: int) -> Callable[[Any], np.ndarray]:
 Argument: TypeAlias = tuple[Any, Any]
 _ABSENT: Argument = types.none, None
 
-#: Places of sums among the arguments of a backward call: of each block, and, of a task, in the end.
+#: Places of arrays among the arguments of a call: x, gamma and beta; y, mean and rstd.
+FORWARD_INPUTS, FORWARD_OUTPUTS = range(3), range(3, 6)
+#: The same of dy, x, mean, rstd and gamma; and of gradients, those of parameters as sums of each
+#: block and, of a task, as they are in the end.
+BACKWARD_INPUTS, DX = range(5), 5
 DGAMMA, DBETA, DGAMMA_IN_THE_END, DBETA_IN_THE_END = 6, 7, 13, 14
 
 

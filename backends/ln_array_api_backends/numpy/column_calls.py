@@ -130,6 +130,8 @@ def prepare_groups(
     primitive: Primitive, spec: RowsSpec, layout: Layout
 ) -> tuple[Callable[..., Any], str] | None:
     """What runs a rows primitive on groups that lie as columns of samples, or None for others."""
+    if not layout.strides:
+        return None
     split, group = layout.shape, layout.parameter_axes[0]
     trailing = tuple(range(group + 1, len(split)))
     kept = next((axis for axis in range(len(split)) if axis in layout.axes), 0)

@@ -1,0 +1,202 @@
+"""Primitives by the kernels of the CPU engine: when that can be, and as which tasks.
+
+Kernels take rows. A program that XLA distributes cannot have them, since it would gather arrays for
+what it does not know, and neither can one that is exported, since who loads it may lack them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ln_array_api.backend import RowsSpec
+from ln_array_api.errors import BackendError
+
+try:
+    from ..numpy import calls
+    from ..numpy.backward import backward_task
+    from ..numpy.forward import forward_task
+    from ..numpy.tasks import Task
+    from . import handlers
+except (ImportError, BackendError) as error:  # without Numba, or where it compiles nothing
+    missing = str(error)
+else:
+    missing = ""
+
+#: What is lowered, given the arrays that are present.
+Kernel = Callable[..., list[Any]]
+#: Bytes of x from which several threads are worth waking.
+PARALLEL = 1 << 20
+#: Parts of a call at most: XLA tells on how many threads they run when they do.
+PARTS = 256
+
+
+def kernel_of(name: str, context: Any, avals: list[Any], **options: Any) -> Kernel | None:
+    """How a primitive runs in the program of a context; None if by its formula.
+
+    `avals` are of all its arguments, None for what is absent.
+    """
+    lengths = [length for aval in avals if aval is not None for length in aval.shape]
+    is_known = all(isinstance(length, int) and length > 0 for length in lengths)
+    if name not in _KERNELS or missing or not is_known or not _is_for_one_cpu(context):
+        return None
+    return _KERNELS[name](*avals, **options)
+
+
+def _is_for_one_cpu(context: Any) -> bool:
+    """Whether a program runs in this process, on a CPU, and its arrays are whole."""
+    module = context.module_context
+    if tuple(context.platforms or module.platforms) != ("cpu",):
+        return False
+    if module.lowering_parameters.for_export:
+        return False
+    devices = module.axis_context
+    if hasattr(devices, "manual_axes"):  # in a shard_map a shard is whole, if all axes are manual
+        return set(devices.manual_axes) == set(devices.mesh.axis_names)
+    return getattr(devices, "num_devices", 0) == 1
+
+
+class _Rows(NamedTuple):
+    """Arrays of some axes as rows, and back."""
+
+    shape: tuple[int, ...]
+    statistic: tuple[int, ...]
+    parameter: tuple[int, ...]
+    order: tuple[int, ...]
+    """Of axes, in which x is rows."""
+    rows: tuple[int, int]
+    groups: int
+    repeat: int
+
+    def spec(self, x: Any, gamma: Any, beta: Any, center: bool) -> RowsSpec:
+        """A call, but for what one of both passes has alone."""
+        of_arrays = x.dtype.name, _name(gamma), _name(beta), center
+        return RowsSpec("jax", "cpu", self.rows, *of_arrays, groups=self.groups, repeat=self.repeat)
+
+    def of_x(self, x: Any) -> Any:
+        return jnp.transpose(x, self.order).reshape(self.rows)
+
+    def of_statistic(self, values: Any) -> Any:
+        return jnp.transpose(values, self.order).reshape(self.rows[0], 1)
+
+    def of_parameter(self, values: Any) -> Any:
+        return jnp.transpose(jnp.broadcast_to(values, self.parameter), self.order).reshape(-1)
+
+    def back(self, values: Any, shape: tuple[int, ...]) -> Any:
+        inverse = sorted(self.order, key=self.order.__getitem__)
+        return jnp.transpose(values.reshape([shape[axis] for axis in self.order]), inverse)
+
+
+def _rows(shape: tuple[int, ...], axes: tuple[int, ...], parameter_axes: set[int]) -> _Rows:
+    """How arrays of a shape are rows.
+
+    Kernels know parameters that vary along the last of the kept axes, and along the first of the
+    normalised ones, so these come there.
+    """
+    varies = parameter_axes.__contains__
+    kept = sorted((axis for axis in range(len(shape)) if axis not in axes), key=varies)
+    normalised = sorted(axes, key=lambda axis: not varies(axis))
+    return _Rows(
+        shape,
+        tuple(1 if axis in axes else length for axis, length in enumerate(shape)),
+        tuple(length if varies(axis) else 1 for axis, length in enumerate(shape)),
+        (*kept, *normalised),
+        (math.prod(shape[axis] for axis in kept), math.prod(shape[axis] for axis in axes)),
+        groups=math.prod(shape[axis] for axis in kept if varies(axis)),
+        repeat=math.prod(shape[axis] for axis in axes if not varies(axis)),
+    )
+
+
+def _axes_of(*parameters: Any) -> set[int]:
+    """Those along which parameters vary."""
+    shapes = [each.shape for each in parameters if each is not None]
+    return {axis for shape in shapes for axis, length in enumerate(shape) if length > 1}
+
+
+def _name(x: Any) -> str | None:
+    return None if x is None else x.dtype.name
+
+
+def _called(
+    task: Any, arguments: Any, inputs: Sequence[int], outputs: Sequence[int], x: Any, spec: RowsSpec
+) -> Kernel:
+    """A task as a function of the inputs that are present, which gives such outputs.
+
+    Both are places of arguments.
+    """
+    given = [place for place in inputs if task.places[place] >= 0]
+    wanted = [place for place in outputs if task.places[place] >= 0]
+    m, n = spec.shape
+    is_large = m * n * calls.ITEMSIZE[spec.dtype] >= PARALLEL
+    results = [_like(x, *arguments[place]) for place in wanted]
+    places = [task.places[place] for place in given + wanted]
+    return handlers.call(task, places, results, PARTS if is_large else 1)  # type: ignore[no-any-return]
+
+
+def _like(x: Any, kind: Any, shape: tuple[int, ...]) -> Any:
+    """What a result is: a whole array, that varies in a shard_map as x does."""
+    name = str(kind.dtype)
+    whole = NamedSharding(x.sharding.mesh, PartitionSpec(*[None] * len(shape)))
+    dtype = jnp.dtype(name) if name.startswith("float") else x.dtype  # 16 bits go as integers
+    return x.update(shape=shape, dtype=dtype, weak_type=False, sharding=whole)
+
+
+def _forward(
+    x: Any, gamma: Any, beta: Any, *, axes: tuple[int, ...], epsilon: float, center: bool
+) -> Kernel:
+    rows = _rows(x.shape, axes, _axes_of(gamma, beta))
+    spec = rows.spec(x, gamma, beta, center)._replace(epsilon=epsilon)
+    arguments = calls.forward_arguments(spec)
+    task = Task(forward_task, arguments, calls.tasks("rows_forward", spec))
+    run = _called(task, arguments, calls.FORWARD_INPUTS, calls.FORWARD_OUTPUTS, x, spec)
+
+    def kernel(x: Any, *parameters: Any) -> list[Any]:
+        y, *statistics = run(rows.of_x(x), *map(rows.of_parameter, parameters))
+        return [rows.back(y, rows.shape), *(rows.back(s, rows.statistic) for s in statistics)]
+
+    return kernel
+
+
+def _backward(
+    dy: Any,
+    x: Any,
+    mean: Any,
+    rstd: Any,
+    gamma: Any,
+    *,
+    axes: tuple[int, ...],
+    parameter_axes: tuple[int, ...],
+    need: tuple[bool, bool, bool],
+) -> Kernel:
+    varies = set(parameter_axes) if need[1] or need[2] else _axes_of(gamma)
+    rows = _rows(x.shape, axes, varies)
+    spec = rows.spec(x, gamma, None, mean is not None)._replace(need=need, dy=_name(dy))
+    count = calls.tasks("rows_backward", spec)
+    arguments = calls.task_arguments(spec)
+    task = Task(backward_task, arguments, count)
+    # Sums of a single block are what is wanted; those of several are of no more use.
+    in_the_end = [calls.DGAMMA_IN_THE_END, calls.DBETA_IN_THE_END] if count > 1 else []
+    outputs = [calls.DX, *in_the_end, calls.DGAMMA, calls.DBETA]
+    run = _called(task, arguments, calls.BACKWARD_INPUTS, outputs, x, spec)
+
+    def kernel(dy: Any, x: Any, *others: Any) -> list[Any]:
+        statistics, parameters = (
+            (others[:2], others[2:]) if spec.center else (others[:1], others[1:])
+        )
+        results = run(
+            *map(rows.of_x, (dy, x)),
+            *map(rows.of_statistic, statistics),
+            *map(rows.of_parameter, parameters),
+        )
+        shapes = (rows.shape, rows.parameter, rows.parameter)
+        wanted = [shape for shape, is_wanted in zip(shapes, need, strict=True) if is_wanted]
+        return [rows.back(each, shape) for each, shape in zip(results, wanted, strict=False)]
+
+    return kernel
+
+
+_KERNELS: dict[str, Callable[..., Kernel]] = {"forward": _forward, "backward": _backward}

@@ -1,0 +1,99 @@
+"""Layer norm and its relatives by JAX's own operations, on arrays that keep their axes.
+
+What is not present is None among arguments, and left out of results. Parameters and statistics have
+x's rank, with length 1 where they do not vary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ln_array_api._arrays import accumulate, library_of
+from ln_array_api.kernels import rows
+from ln_array_api.kernels.reductions import sum_over
+
+
+def present(values: Any) -> list[Any]:
+    """Those that are not None."""
+    return [each for each in values if each is not None]
+
+
+def forward(
+    x: Any, gamma: Any, beta: Any, *, axes: tuple[int, ...], epsilon: float, center: bool
+) -> list[Any]:
+    """Y, mean and rstd."""
+    y, mean, _, rstd = rows.normalise(x, gamma, beta, axes=axes, epsilon=epsilon, center=center)
+    return present((y, mean, rstd))
+
+
+def backward(
+    dy: Any,
+    x: Any,
+    mean: Any,
+    rstd: Any,
+    gamma: Any,
+    *,
+    axes: tuple[int, ...],
+    parameter_axes: tuple[int, ...],
+    need: tuple[bool, bool, bool],
+) -> list[Any]:
+    """Those of dx, dgamma and dbeta that are needed; the latter two in the dtype of rstd."""
+    return present(
+        rows.differentiate(
+            *(dy, x, mean, rstd, gamma),
+            axes=axes,
+            parameter_axes=parameter_axes,
+            center=mean is not None,
+            need=need,
+        )
+    )
+
+
+def tangents(
+    x: Any,
+    mean: Any,
+    rstd: Any,
+    gamma: Any,
+    of_x: Any,
+    of_gamma: Any,
+    of_beta: Any,
+    *,
+    axes: tuple[int, ...],
+) -> list[Any]:
+    """Those of y, mean and rstd, from those of x, gamma and beta; linear in these."""
+    xp = library_of(x).xp
+    n = max(math.prod(x.shape[axis] for axis in axes), 1)
+    x_hat = rows.standardised(xp, x, mean, rstd, axes=axes)
+    of_y = xp.zeros_like(x_hat)
+    of_mean, of_rstd = None if mean is None else xp.zeros_like(mean), xp.zeros_like(rstd)
+    if of_x is not None:
+        moved = accumulate(xp, of_x)
+        along = sum_over(xp, moved * x_hat, axes, fused=False) / n
+        of_y, of_rstd = moved - x_hat * along, -(rstd * rstd) * along
+        if mean is not None:
+            of_mean = sum_over(xp, moved, axes, fused=False) / n
+            of_y = of_y - of_mean
+        of_y = of_y * rstd
+        if gamma is not None:
+            of_y = of_y * rows.accumulate_as(xp, gamma, of_y)
+    if of_gamma is not None:
+        of_y = of_y + x_hat * rows.accumulate_as(xp, of_gamma, of_y)
+    if of_beta is not None:
+        of_y = of_y + rows.accumulate_as(xp, of_beta, of_y)
+    return present((xp.astype(of_y, x.dtype, copy=False), of_mean, of_rstd))
+
+
+def along_statistics(
+    x: Any, mean: Any, rstd: Any, of_mean: Any, of_rstd: Any, *, axes: tuple[int, ...]
+) -> Any:
+    """What the cotangents of mean and rstd, one of which is present, add to that of x."""
+    xp = library_of(x).xp
+    n = max(math.prod(x.shape[axis] for axis in axes), 1)
+    added = xp.zeros(x.shape, dtype=rstd.dtype)
+    if of_mean is not None:
+        added = added + of_mean / n
+    if of_rstd is not None:
+        x_hat = rows.standardised(xp, x, mean, rstd, axes=axes)
+        added = added - of_rstd * rstd * rstd * x_hat / n
+    return added
