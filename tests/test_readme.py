@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 EXAMPLES = [
     (page, *groups)
-    for page in ("README.md", "docs/numpy.md", "docs/choosing.md", "docs/torch.md")
+    for page in ("README.md", "docs/numpy.md", "docs/choosing.md", "docs/torch.md", "docs/jax.md")
     for groups in re.findall(
         r"```python\n(.*?)```\n\n```\n(.*?)```",
         (ROOT / page).read_text(encoding="utf-8"),
@@ -35,7 +35,13 @@ def test_examples_print_what_they_say(page, code, output):
 
 
 def test_there_are_examples():
-    numbers = {"README.md": 1, "docs/numpy.md": 2, "docs/choosing.md": 7, "docs/torch.md": 1}
+    numbers = {
+        "README.md": 1,
+        "docs/numpy.md": 2,
+        "docs/choosing.md": 7,
+        "docs/torch.md": 1,
+        "docs/jax.md": 1,
+    }
     assert Counter(page for page, *_ in EXAMPLES) == numbers
 
 

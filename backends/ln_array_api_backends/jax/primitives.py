@@ -52,8 +52,10 @@ def bind(primitive: Any, *arrays: Any, **options: Any) -> list[Any]:
 
 def _varying(array: Any) -> frozenset[Any]:
     """Axes of the mesh of a shard_map along which an array varies."""
-    kind = getattr(jax.typeof(array), "manual_axis_type", None)
-    return frozenset() if kind is None else kind.varying
+    kind = jax.typeof(array)
+    if hasattr(kind, "manual_axis_type"):
+        return kind.manual_axis_type.varying  # type: ignore[no-any-return]
+    return kind.vma  # type: ignore[no-any-return] # as it was called before JAX 0.10
 
 
 def _is_zero(tangent: Any) -> bool:
@@ -184,7 +186,7 @@ def _transpose_of_tangents(cotangents: Any, *arrays: Any, given: Given, axes: Ax
     gradients: list[Any] = [None, None, None]
     if dy is not None:
         shapes = [each.aval.shape for each in moved[1:] if each is not None]
-        varying = {axis for shape in shapes for axis, length in enumerate(shape) if length > 1}
+        varying = {axis for shape in shapes for axis, length in enumerate(shape) if length != 1}
         options = {"axes": axes, "parameter_axes": tuple(sorted(varying)), "need": wanted}
         gradients = filled(wanted, bind(backward_p, dy, x, mean, rstd, gamma, **options))
     if wanted[0] and not (of_mean is None and of_rstd is None):

@@ -1,9 +1,11 @@
-"""How fast the functions are on torch's CPU tensors, next to torch's own.
+"""How fast the functions are on arrays of torch and of JAX, on a CPU, next to what these offer.
 
 As in `compare.py`: the contenders are timed in turn, and rounds that others disturbed are thrown
-away. Forward is without a graph; forward and backward is by autograd, with gradients of all inputs.
+away. On torch these are its own functions; forward is without a graph, forward and backward by
+autograd. On JAX it is the formula as people write it; both are compiled, and gradients are those of
+`jax.vjp`. Gradients are those of all inputs.
 
-    python benchmarks/torch_tensors.py --threads 2 --output docs/torch-benchmarks.md
+    python benchmarks/frameworks.py torch --threads 2 --output docs/torch-benchmarks.md
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ from typing import Any
 
 SHAPES = ((8, 64), (128, 256), (512, 768), (4096, 1024), (2048, 4096), (65536, 64))
 IMAGES = (32, 256, 32, 32)
-HEAD = (
-    "| | shape | this library, µs | torch, µs | ratio | rounds kept/thrown away |\n"
-    "|---|---|---:|---:|---:|---:|"
-)
+FORWARD, BOTH = "forward", "forward and backward"
+
+Function = Callable[..., Any]
+#: An operation: its function in this library, that of the framework, and whether x is images.
+Operations = dict[str, tuple[Function, Function, bool]]
 
 
-def operations() -> dict[str, tuple[Callable[..., Any], Callable[..., Any], bool]]:
-    """Functions of x, gamma and beta, of this library and of torch, and whether x is images."""
+def of_torch() -> Operations:
+    """Functions of x, gamma and beta."""
     from torch.nn import functional
 
     import ln_array_api as ln
@@ -57,62 +60,96 @@ def operations() -> dict[str, tuple[Callable[..., Any], Callable[..., Any], bool
     }
 
 
-def contenders(
-    functions: tuple[Callable[..., Any], ...], shape: tuple[int, ...], channel: int
-) -> Iterator[tuple[str, dict[str, Callable[[], Any]]]]:
-    """Forward alone, then forward and backward, by this library and by torch."""
+def of_jax() -> Operations:
+    """Functions of x, gamma and beta, to be compiled."""
+    import jax
+    from jax import numpy as jnp
+
+    import ln_array_api as ln
+
+    def layer_norm(x: Any, gamma: Any, beta: Any) -> Any:
+        d = x - jnp.mean(x, axis=-1, keepdims=True)
+        var = jnp.mean(d * d, axis=-1, keepdims=True)
+        return d * jax.lax.rsqrt(var + 1e-5) * gamma + beta
+
+    def rms_norm(x: Any, gamma: Any, beta: Any) -> Any:
+        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * gamma
+
+    return {
+        "layer_norm": (lambda *a: ln.layer_norm(*a), layer_norm, False),
+        "rms_norm": (lambda x, gamma, beta: ln.rms_norm(x, gamma), rms_norm, False),
+    }
+
+
+Calls = Iterator[tuple[str, dict[str, Callable[[], Any]]]]
+
+
+def calls_of_torch(functions: dict[str, Function], shape: tuple[int, ...], channel: int) -> Calls:
+    """Forward alone, then forward and backward."""
     import torch
-    from compare import THIS
 
     generator = torch.Generator().manual_seed(0)
     n = shape[channel]
     x, dy = (torch.randn(shape, generator=generator) for _ in range(2))
     gamma, beta = (torch.randn(n, generator=generator) for _ in range(2))
-    yield (
-        "forward",
-        {
-            name: lambda function=function: function(x, gamma, beta)  # type: ignore[misc]
-            for name, function in zip((THIS, "torch"), functions, strict=True)
-        },
-    )
     leaves = [each.clone().requires_grad_() for each in (x, gamma, beta)]
 
-    def both(function: Callable[..., Any]) -> None:
+    def both(function: Function) -> None:
         for leaf in leaves:
             leaf.grad = None
         function(*leaves).backward(dy)
 
-    yield (
-        "forward and backward",
-        {
-            name: lambda function=function: both(function)  # type: ignore[misc]
-            for name, function in zip((THIS, "torch"), functions, strict=True)
-        },
+    yield FORWARD, {k: lambda f=f: f(x, gamma, beta) for k, f in functions.items()}  # type: ignore[misc]
+    yield BOTH, {k: lambda f=f: both(f) for k, f in functions.items()}  # type: ignore[misc]
+
+
+def calls_of_jax(functions: dict[str, Function], shape: tuple[int, ...], channel: int) -> Calls:
+    """Forward alone, then forward and backward."""
+    import jax
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = shape, shape, shape[channel], shape[channel]
+    x, dy, gamma, beta = (
+        jax.random.normal(key, each) for key, each in zip(keys, shapes, strict=True)
     )
+
+    def pulled(function: Function) -> Function:
+        return jax.jit(lambda dy, *arrays: jax.vjp(function, *arrays)[1](dy))
+
+    compiled = {k: jax.jit(f) for k, f in functions.items()}
+    gradients = {k: pulled(f) for k, f in functions.items()}
+    wait = jax.block_until_ready
+    yield FORWARD, {k: lambda f=f: wait(f(x, gamma, beta)) for k, f in compiled.items()}  # type: ignore[misc]
+    yield BOTH, {k: lambda f=f: wait(f(dy, x, gamma, beta)) for k, f in gradients.items()}  # type: ignore[misc]
+
+
+LIBRARIES = {"torch": (of_torch, calls_of_torch), "jax": (of_jax, calls_of_jax)}
 
 
 def cases(options: argparse.Namespace) -> Iterator[tuple[str, str, float, str]]:
     """What, of which shape, the ratio, and a line of the table."""
     from compare import THIS, measure
 
-    for name, (own, torchs, is_image) in operations().items():
+    library = options.library
+    operations, calls = LIBRARIES[library]
+    for name, (own, others, is_image) in operations().items():
         for shape in (IMAGES,) if is_image else SHAPES:
             text = "x".join(map(str, shape))
             if options.shapes and text not in options.shapes:
                 continue
             channel = 1 if is_image else -1
-            for what, both in contenders((own, torchs), shape, channel):
+            for what, both in calls({THIS: own, library: others}, shape, channel):
                 size = 4
                 for each in shape:
                     size *= each
                 times, kept, thrown_away = measure(both, size, options.rounds)
-                ratio = times["torch"] / times[THIS]
+                ratio = times[library] / times[THIS]
                 yield (
                     f"{name}, {what}",
                     text,
                     ratio,
                     f"| {name}, {what} | {text} | {1e6 * times[THIS]:,.1f} | "
-                    f"{1e6 * times['torch']:,.1f} | {ratio:.2f} | {kept}/{thrown_away} |",
+                    f"{1e6 * times[library]:,.1f} | {ratio:.2f} | {kept}/{thrown_away} |",
                 )
 
 
@@ -127,6 +164,7 @@ def summary(ratios: dict[str, list[float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("library", choices=LIBRARIES, help="whose arrays")
     parser.add_argument("--threads", type=int, default=2, help="of both (default: 2)")
     parser.add_argument("--rounds", type=int, default=9, help="to keep of each case (default: 9)")
     parser.add_argument("--shapes", nargs="*", default=[], help="only these, such as 512x768")
@@ -134,8 +172,13 @@ def main() -> None:
     options = parser.parse_args()
     for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # read when their owners are imported
         os.environ[variable] = str(options.threads)
-    print(HEAD, flush=True)
-    lines, ratios = [HEAD], {}
+    head = (
+        f"| | shape | this library, µs | {options.library}, µs | ratio | "
+        "rounds kept/thrown away |\n"
+        "|---|---|---:|---:|---:|---:|"
+    )
+    print(head, flush=True)
+    lines, ratios = [head], {}
     for what, _, ratio, line in cases(options):
         print(line, flush=True)
         lines.append(line)
