@@ -5,6 +5,7 @@ from __future__ import annotations
 import faults_checks
 import faults_dispatch
 import faults_family
+import faults_jax
 import faults_kernels
 import faults_numpy_calls
 import faults_numpy_channels
@@ -23,4 +24,5 @@ FAULTS: tuple[Fault, ...] = (
     *faults_numpy_channels.FAULTS,
     *faults_numpy_calls.FAULTS,
     *faults_torch.FAULTS,
+    *faults_jax.FAULTS,
 )

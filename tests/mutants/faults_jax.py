@@ -1,0 +1,115 @@
+"""Faults in the JAX backend: primitives, their transformations, and how XLA calls tasks."""
+
+from __future__ import annotations
+
+from fault import Fault, suite, unit
+
+JAX = "backends/ln_array_api_backends/jax"
+PRIMITIVES, CALLS, HANDLERS = (f"{JAX}/{name}.py" for name in ("primitives", "calls", "handlers"))
+FORMULAS = f"{JAX}/formulas.py"
+
+
+def kernels(*names: str) -> tuple[str, ...]:
+    return unit("backends/jax/test_kernels.py", *names)
+
+
+FAULTS = (
+    Fault(
+        "every thread works on the first part",
+        HANDLERS,
+        "        call_task(words, part, job[_PARTS])\n",
+        "        call_task(words, 0, job[_PARTS])\n",
+        kernels("a_large_call"),
+    ),
+    Fault(
+        "a task that is not known is called",
+        HANDLERS,
+        "    if task == 0:\n        return _error(call)",
+        "    if task == 0:\n        return 0",
+        kernels("another_process"),
+    ),
+    Fault(
+        "programs for export call kernels",
+        CALLS,
+        "    if module.lowering_parameters.for_export:",
+        "    if module.lowering_parameters.for_export and module is None:",
+        kernels("exported"),
+    ),
+    Fault(
+        "arrays on several devices go to kernels",
+        CALLS,
+        'return getattr(devices, "num_devices", 0) == 1',
+        'return getattr(devices, "num_devices", 0) >= 1',
+        kernels("several_devices"),
+    ),
+    Fault(
+        "parameters lie in any order of the kept axes",
+        CALLS,
+        "kept = sorted((axis for axis in range(len(shape)) if axis not in axes), key=varies)",
+        "kept = sorted(axis for axis in range(len(shape)) if axis not in axes)",
+        kernels("test_batches"),
+    ),
+    Fault(
+        "parameters lie in any order of the normalised axes",
+        CALLS,
+        "normalised = sorted(axes, key=lambda axis: not varies(axis))",
+        "normalised = sorted(axes)",
+        kernels("channels_last"),
+    ),
+    Fault(
+        "sums of blocks are given for those of all",
+        CALLS,
+        "outputs = [calls.DX, *in_the_end, calls.DGAMMA, calls.DBETA]",
+        "outputs = [calls.DX, calls.DGAMMA, calls.DBETA, *in_the_end]",
+        kernels("gradients_have"),
+    ),
+    Fault(
+        "a batch of gradients of gamma is added up",
+        PRIMITIVES,
+        'options["parameter_axes"] = (0, *(axis + 1 for axis in options["parameter_axes"]))',
+        'options["parameter_axes"] = tuple(axis + 1 for axis in options["parameter_axes"])',
+        kernels("test_batches"),
+    ),
+    Fault(
+        "what is constant in tangents is not differentiated",
+        PRIMITIVES,
+        "    if not all(map(_is_zero, moved[:fixed])):",
+        "    if fixed < 0:",
+        kernels("test_derivatives and forward"),
+    ),
+    Fault(
+        "the gradients of statistics are dropped",
+        PRIMITIVES,
+        "    if wanted[0] and not (of_mean is None and of_rstd is None):",
+        "    if wanted[0] and of_mean is not None and of_rstd is None:",
+        kernels("of_statistics"),
+    ),
+    Fault(
+        "gradients of parameters without elements have one",
+        PRIMITIVES,
+        "for axis, length in enumerate(shape) if length != 1}",
+        "for axis, length in enumerate(shape) if length > 1}",
+        suite("test_nothing_is_differentiated and layer_norm", backend="jax", library="jax"),
+    ),
+    Fault(
+        "tangents of the mean are left out of those of y",
+        FORMULAS,
+        "            of_y = of_y - of_mean\n",
+        "            pass\n",
+        kernels("test_derivatives and forward"),
+    ),
+    Fault(
+        "the sharding of rows is not asked for",
+        PRIMITIVES,
+        "if any(place is not None for each in some for place in jax.typeof(each).sharding.spec):",
+        "if any(place is not None for each in some[:0] for place in ()):",
+        kernels("several_devices"),
+    ),
+    Fault(
+        "arrays that are bound nowhere have a device",
+        "ln_array_api/_arrays.py",
+        "return frozenset(x.devices()) if x.committed else None",
+        "return frozenset(x.devices())",
+        kernels("several_devices"),
+    ),
+)
