@@ -57,12 +57,13 @@ class Backend(Protocol):
     gives y alone in a tuple, where mean and rstd cost something that y does not need. One with
     ``put_in_order(x)`` copies arrays that do not lie in C order for its kernels itself. One with
     ``prepare_strided(primitive, spec, layout)`` may run a call on arrays as they lie, with all
-    their axes: it gives such a kernel and a line for `explain`, or None. The kernel gets
-    statistics and parameters of x's rank, to broadcast with it, and `out` of any layout; it gives
-    parameters' gradients of any shape in their order. With ``whole_call(function)``, such a backend
-    makes of all that a call does with its arrays what is to be called instead. One with
-    ``caffe2_stages`` has functions there in place of stages of ``ln_array_api.caffe2``, of
-    the same names, for arrays that are checked and not empty.
+    their axes: it gives such a kernel and a line for `explain`, or None, as it may where the layout
+    has no strides: that of NumPy arrays which are not in order, and of other libraries than CuPy.
+    The kernel gets statistics and parameters of x's rank, to broadcast with it, and `out` of any
+    layout; it gives parameters' gradients of any shape in their order. With
+    ``whole_call(function)``, such a backend makes of all that a call does with its arrays what is
+    to be called instead. One with ``caffe2_stages`` has functions there in place of stages of
+    ``ln_array_api.caffe2``, of the same names, for arrays that are checked and not empty.
     """
 
     def can_run(self, primitive: Primitive, spec: Spec) -> bool:

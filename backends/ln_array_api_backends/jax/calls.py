@@ -20,7 +20,7 @@ try:
     from ..numpy import calls
     from ..numpy.backward import backward_task
     from ..numpy.forward import forward_task
-    from ..numpy.tasks import Task
+    from ..numpy.tasks import COUNT, Task
     from . import handlers
 except (ImportError, BackendError) as error:  # without Numba, or where it compiles nothing
     missing = str(error)
@@ -134,7 +134,8 @@ def _called(
     is_large = m * n * calls.ITEMSIZE[spec.dtype] >= PARALLEL
     results = [_like(x, *arguments[place]) for place in wanted]
     places = [task.places[place] for place in given + wanted]
-    return handlers.call(task, places, results, PARTS if is_large else 1)  # type: ignore[no-any-return]
+    parts = min(PARTS, task.words[COUNT]) if is_large else 1
+    return handlers.call(task, places, results, parts)  # type: ignore[no-any-return]
 
 
 def _like(x: Any, kind: Any, shape: tuple[int, ...]) -> Any:

@@ -10,6 +10,7 @@ import ctypes
 import struct
 from array import array
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -104,6 +105,12 @@ def kinds_of(arguments: Sequence[tuple[Any, Any]]) -> str:
     )
 
 
+@cache
+def compiled(make: Callable[[str], Callable[[Any], None]], kinds: str) -> Any:
+    """A task for arguments of such kinds, of whatever shapes, which is kept."""
+    return cfunc(SIGNATURE, cache=True)(make(kinds))
+
+
 class Task:
     """A task, compiled, and its words but for the addresses."""
 
@@ -138,9 +145,9 @@ class Task:
         """To be copied; the address of a copy is the first of its ``buffer_info()``."""
         kinds = kinds_of(arguments)
         self.name = f"{make.__name__} {kinds}"
-        self._compiled: Any = cfunc(SIGNATURE, cache=True)(make(kinds))
-        self.words[TASK] = self._compiled.address
-        self.call = _call(self._compiled.address)
+        address = compiled(make, kinds).address
+        self.words[TASK] = address
+        self.call = _call(address)
 
 
 @intrinsic
