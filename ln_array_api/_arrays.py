@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 import array_api_compat
 import numpy as np
 
+from . import _forks
+
 Array: TypeAlias = Any  # any array of any library: the standard offers no static type for it yet
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -96,7 +98,8 @@ def _recognise(x: Array) -> Library:
             "for example x.value"
         )
     try:
-        xp = array_api_compat.array_namespace(x)
+        with _forks.importing:
+            xp = array_api_compat.array_namespace(x)
     except TypeError:
         raise TypeError(
             f"{type(x).__name__} is not an array of a library that follows the Python array API "

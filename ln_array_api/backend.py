@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
@@ -19,6 +18,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from . import _forks
 from ._arrays import Array, bound_to_device, device_of, dtype_name, library_of
 from ._specs import ChannelsSpec as ChannelsSpec
 from ._specs import Layout as Layout
@@ -156,7 +156,6 @@ class Entry:
         self._load, self._requires = load, requires
         self._backend: Backend | None = None
         self._failure = ""
-        self._lock = threading.RLock()
 
     def missing(self) -> str:
         """What has to be installed before this backend can be loaded, with the command."""
@@ -172,7 +171,7 @@ class Entry:
 
     def backend(self) -> Backend | None:
         """The backend, or None where it cannot be had. One that breaks is reported once."""
-        with self._lock:
+        with _forks.importing:
             if self._backend is None and not self.unavailable():
                 try:
                     self._backend = self._load()
@@ -223,13 +222,12 @@ BUILT_IN = (
 )
 
 _entries: dict[str, Entry] = {}
-_entries_lock = threading.Lock()
 
 
 def entries() -> dict[str, Entry]:
     """All known backends by name: first those of other packages, then the built-in ones."""
     if not _entries:
-        with _entries_lock:
+        with _forks.importing:
             if not _entries:
                 _entries.update({entry.name: entry for entry in (*_installed(), *BUILT_IN)})
     return _entries

@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.compiler_lock import global_compiler_lock
+
+from ln_array_api import _forks
 
 _THREAD_SAFE = ("omp", "tbb")
 _TURNS = "20000"  # that a thread of OpenMP waits for more work before it sleeps: 0.1 ms or so
@@ -94,6 +97,7 @@ def _after_fork() -> None:
 
 
 _set_up()
+_forks.locks.append(global_compiler_lock)
 if sys.platform == "linux":
     _load_openmp()
 if hasattr(os, "register_at_fork"):

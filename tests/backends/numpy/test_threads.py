@@ -435,3 +435,34 @@ def test_the_first_call_of_a_process_compiles_nothing() -> None:
             return
         attempts.append((seconds, own, yardstick))
     pytest.fail(f"first calls took {attempts}")
+
+
+FORK_BESIDE = """
+import signal
+import threading
+import time
+import warnings
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+
+if __name__ == "__main__":
+    np.random.default_rng(0)  # imported here, not by the thread
+    first = threading.Thread(target=digests, args=(SHAPES[:1],))
+    first.start()
+    time.sleep({delay})
+    child = os.fork()
+    if child == 0:
+        signal.alarm(120)
+        digests(SHAPES[:1])
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    first.join()
+    print(os.waitstatus_to_exitcode(status), *digests(SHAPES[:1]))
+"""
+
+
+@FORKS
+@pytest.mark.parametrize("delay", [0.001, 0.01, 0.1, 0.3])
+def test_a_fork_while_another_thread_makes_its_first_call(delay: float, tmp_path: Path) -> None:
+    script = FORK_BESIDE.replace("{delay}", str(delay))
+    assert run(tmp_path, script) == ["0", *expected()[:1]]
