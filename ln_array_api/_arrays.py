@@ -177,6 +177,11 @@ def _standard_signature(x: Array) -> Hashable:
     return type(x), x.dtype, x.shape, device_of(x)
 
 
+def _jax_signature(x: Array) -> Hashable:
+    device = device_of(x)
+    return type(x), x.dtype, x.shape, device, device is not None and x.committed
+
+
 _LAYOUT: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
     "numpy": (_numpy_signature, _numpy_in_order, _numpy_put_in_order),
     "torch": (
@@ -189,7 +194,7 @@ _LAYOUT: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., A
         lambda x: x.flags.c_contiguous,
         lambda x: library_of(x).xp.ascontiguousarray(x),
     ),
-    "jax": (_standard_signature, lambda x: True, lambda x: x),
+    "jax": (_jax_signature, lambda x: True, lambda x: x),
 }
 # The standard has no layout. An array that may be strided is flattened and unflattened, which
 # copies it wherever its elements are not evenly spaced in C order.
@@ -249,16 +254,20 @@ def native_dtype(x: Array) -> Any:
 
 
 def device_of(x: Array) -> Hashable:
-    """The device of x, or None where it has none yet.
-
-    Those are traced arrays of JAX, and those that it moves to the devices of others.
-    """
+    """The device of x, or None where it is not known yet (a traced JAX array)."""
     if array_api_compat.is_jax_array(x):
         try:
-            return frozenset(x.devices()) if x.committed else None
+            return frozenset(x.devices())
         except Exception:  # what a tracer raises is private to JAX and has changed before
             return None
     return array_api_compat.device(x)  # type: ignore[no-any-return]
+
+
+def is_movable(x: Array) -> bool:
+    """Whether x is an array of JAX that goes where those are which it is computed with."""
+    if not array_api_compat.is_jax_array(x):
+        return False
+    return device_of(x) is None or not x.committed
 
 
 def device_beside(x: Array) -> Any:

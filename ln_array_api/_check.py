@@ -19,6 +19,7 @@ from ._arrays import (
     Library,
     device_of,
     dtype_name,
+    is_movable,
     is_same_view,
     is_unknown,
     is_writable,
@@ -102,7 +103,9 @@ def same_shape(function: str, name: str, given: Array, shape: tuple[int, ...], w
 
 
 def same_device(function: str, name: str, given: Array, x: Array, beside: str = "x") -> None:
-    """The device of x, where both are known."""
+    """The device of x, where both are known and bind."""
+    if is_movable(x) or is_movable(given):
+        return
     here, there = device_of(x), device_of(given)
     if here is not None and there is not None and here != there:
         raise DeviceMismatchError(

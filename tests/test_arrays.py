@@ -17,6 +17,7 @@ from ln_array_api._arrays import (
     device_of,
     dtype_name,
     in_shape,
+    is_movable,
     is_same_view,
     is_unknown,
     is_writable,
@@ -174,14 +175,16 @@ def test_accumulate(dtype: Any) -> None:
     assert (wide is x) == (wide.dtype == x.dtype)
 
 
-def test_arrays_of_jax_that_have_no_device_yet() -> None:
+def test_the_device_of_a_traced_array_is_not_known() -> None:
     jax = importable("jax")
     seen = []
-    jax.jit(lambda x: seen.append(device_of(x)) or x)(jax.numpy.ones(2))
-    assert seen == [None]
+    jax.jit(lambda x: seen.append((device_of(x), is_movable(x))) or x)(jax.numpy.ones(2))
+    assert seen == [(None, True)]
     (here,) = jax.devices("cpu")[:1]
-    assert device_of(jax.numpy.ones(2)) is None  # JAX moves it where it is needed
-    assert device_of(jax.device_put(jax.numpy.ones(2), here)) == {here}
+    x = jax.numpy.ones(2)
+    assert (device_of(x), is_movable(x)) == ({here}, True)
+    assert not is_movable(jax.device_put(x, here))
+    assert not is_movable(np.ones(2))
 
 
 def test_unknown_lengths() -> None:

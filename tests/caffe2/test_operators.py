@@ -328,7 +328,7 @@ def test_arrays_on_two_devices_are_refused(library: Library) -> None:
     if elsewhere is None:
         return
     with pytest.raises(DeviceMismatchError, match=r"LayerNorm: .*gamma"):
-        forward(library.array(X), elsewhere, elsewhere)
+        forward(library.bound(X), elsewhere, elsewhere)
 
 
 def test_a_device_option_that_contradicts_the_inputs_is_refused(library: Library) -> None:

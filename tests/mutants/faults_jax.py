@@ -106,10 +106,10 @@ FAULTS = (
         kernels("several_devices"),
     ),
     Fault(
-        "arrays that are bound nowhere have a device",
-        "ln_array_api/_arrays.py",
-        "return frozenset(x.devices()) if x.committed else None",
-        "return frozenset(x.devices())",
+        "arrays that are bound nowhere are not moved",
+        "ln_array_api/_check.py",
+        "    if is_movable(x) or is_movable(given):\n",
+        "    if is_movable(x) and is_movable(given):\n",
         kernels("several_devices"),
     ),
 )

@@ -97,7 +97,7 @@ def test_libraries_and_devices(library: Library) -> None:
     elsewhere = library.elsewhere(SCALE)
     if elsewhere is not None:
         with pytest.raises(DeviceMismatchError, match=r"Scale is on .*, but X is on"):
-            run_node(layer_norm(), [x, elsewhere, scale])
+            run_node(layer_norm(), [library.bound(X), elsewhere, scale])
 
 
 def test_without_onnx_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
