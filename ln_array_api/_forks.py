@@ -1,7 +1,7 @@
-"""What no thread may be at while another forks the process: the child would wait for it forever.
+"""Locks that are held while a process forks, so that the child can take them.
 
-A first call imports modules, loads a backend, and compiles. Each takes a lock, and a child has the
-locks as they were, without the thread that would let them go. So who forks takes them first.
+A first call imports modules, loads a backend, and compiles, and holds a lock meanwhile. A child has
+a copy of each lock, but not the thread that would release it. So a fork waits for these locks.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def _after_fork() -> None:
     importing.release()
 
 
-# What is registered last is called first. A module that is imported may take the lock of logging,
-# which registers functions too: it is imported before, so that who forks takes that lock second.
+# The functions that are registered last are called first. Logging registers some for a lock of its
+# own, which modules take when they are imported. It is imported first, so that a fork takes that
+# lock after this one, as an import does.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork

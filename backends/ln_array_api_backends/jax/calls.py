@@ -1,7 +1,8 @@
 """Primitives by the kernels of the CPU engine: when that can be, and as which tasks.
 
-Kernels take rows. A program that XLA distributes cannot have them, since it would gather arrays for
-what it does not know, and neither can one that is exported, since who loads it may lack them.
+Kernels take rows. A program for several devices has formulas, since XLA would gather arrays for a
+foreign call. A program that is exported has them too, since the process that loads it may lack this
+library.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PARTS = 256
 
 
 def kernel_of(name: str, context: Any, avals: list[Any], **options: Any) -> Kernel | None:
-    """How a primitive runs in the program of a context; None if by its formula.
+    """The kernel that runs a primitive in the program of a context; None for its formula.
 
     `avals` are of all its arguments, None for what is absent.
     """
@@ -73,7 +74,7 @@ class _Rows(NamedTuple):
     repeat: int
 
     def spec(self, x: Any, gamma: Any, beta: Any, center: bool) -> RowsSpec:
-        """A call, but for what one of both passes has alone."""
+        """The spec of a call, without the options that one pass alone has."""
         of_arrays = x.dtype.name, _name(gamma), _name(beta), center
         return RowsSpec("jax", "cpu", self.rows, *of_arrays, groups=self.groups, repeat=self.repeat)
 

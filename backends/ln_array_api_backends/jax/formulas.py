@@ -87,7 +87,7 @@ def tangents(
 def along_statistics(
     x: Any, mean: Any, rstd: Any, of_mean: Any, of_rstd: Any, *, axes: tuple[int, ...]
 ) -> Any:
-    """What the cotangents of mean and rstd, one of which is present, add to that of x."""
+    """The cotangent of x that those of mean and rstd cause. One of these two may be None."""
     xp = library_of(x).xp
     n = max(math.prod(x.shape[axis] for axis in axes), 1)
     added = xp.zeros(x.shape, dtype=rstd.dtype)

@@ -1,8 +1,8 @@
 """Tasks that XLA calls: one handler of its foreign function interface, for every task.
 
-A call brings its arrays, and as attributes what they are for: which task, its words but for the
-addresses, and at which of these words each array's address belongs. A program that XLA has kept may
-be run by another process, so it names a task by what the task does, not by where it is.
+A call has arrays and attributes: the name of a task, the task's words without addresses, and the
+place of each array's address among these words. Another process may run a program from XLA's cache,
+so the name is a hash of what the task does, and not an address.
 
 The numbers are places of words in the structures of ``xla/ffi/api/c_api.h``, which comes with
 jaxlib, as they were in version 0.1 of that interface. Later versions keep them.
@@ -30,8 +30,8 @@ from ..numpy.tasks import TASK, Task, call_task, count_up, words_at
 
 NAME = "ln_array_api.task"
 
-#: What is known to the handler: the address of a table, which begins with its number of pairs, of a
-#: task's name and address. Tables are never changed: another takes their place.
+#: The handler reads the address of a table here. A table is the number of its pairs, then pairs of
+#: a task's name and address. It is never changed: a new table replaces it.
 _table = array("q", [0])
 _tables = [array("q", [0])]
 _table[0] = _tables[0].buffer_info()[0]

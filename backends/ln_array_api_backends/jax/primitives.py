@@ -33,9 +33,10 @@ def filled(given: Given, arrays: Iterable[Any]) -> list[Any]:
 
 
 def bind(primitive: Any, *arrays: Any, **options: Any) -> list[Any]:
-    """The results of a primitive for its arguments, of which some are None.
+    """Give the results of a primitive for its arguments, of which some are None.
 
-    Arrays of which JAX knows that they are sharded have formulas, which tell how results are.
+    Where a sharding is part of an array's type, the formula runs instead: JAX derives the sharding
+    of results from its operations.
     """
     some = formulas.present(arrays)
     if any(place is not None for each in some for place in jax.typeof(each).sharding.spec):

@@ -115,7 +115,7 @@ def _repeat(spec: RowsSpec) -> Argument:
 
 
 def forward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
-    """Those of `forward`, but for where to start and to stop."""
+    """The arguments of `forward`, without start and stop."""
     (m, n), single = spec.shape, ACCUMULATION.get(spec.dtype, "float32")
     return (
         _array(spec.dtype, m, n),
@@ -132,7 +132,7 @@ def forward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
 
 
 def backward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
-    """Those of `backward_in_order`."""
+    """The arguments of `backward_in_order`."""
     (m, n), single = spec.shape, ACCUMULATION.get(spec.dtype, "float32")
     sums = tasks("rows_backward", spec) * spec.parameters
     need_dx, need_dgamma, need_dbeta = spec.need

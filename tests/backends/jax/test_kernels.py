@@ -231,7 +231,7 @@ def test_exported_programs_of_any_length(lengths: str) -> None:
     close(exported.call(x, gamma), plain(x, gamma, 0.0))
 
 
-def test_a_program_of_another_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_of_another_process_is_refused() -> None:
     function = jax.jit(lambda x: ln.layer_norm(x, epsilon=1e-4)).lower(random(4, 7)).compile()
     close(function(random(4, 7)), ln.layer_norm(random(4, 7), epsilon=1e-4))
     known = handlers._table[0]

@@ -443,7 +443,8 @@ import threading
 import time
 import warnings
 
-warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+# Python warns of a fork in a process that has threads.
+warnings.simplefilter("ignore", DeprecationWarning)
 
 if __name__ == "__main__":
     np.random.default_rng(0)  # imported here, not by the thread
