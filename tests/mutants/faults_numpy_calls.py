@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from fault import NUMPY, Fault, suite, unit
 
-CALLS, KINDS, LAYOUT, THREADS, MEMORY, CHANNEL_CALLS, COLUMN_CALLS = (
+CALLS, ARRAY_TASKS, LAYOUT, THREADS, CLAIMS, MEMORY, CHANNEL_CALLS, COLUMN_CALLS = (
     f"{NUMPY}/{name}.py"
-    for name in ("calls", "kinds", "layout", "threads", "memory", "channel_calls", "column_calls")
+    for name in (
+        *("calls", "array_tasks", "layout", "threads", "claims", "memory"),
+        *("channel_calls", "column_calls"),
+    )
 )
 
 OF_CALLS = (
@@ -14,36 +17,29 @@ OF_CALLS = (
         "blocks of rows depend on the number of threads",
         CALLS,
         "m // groups // 4))",
-        "m // groups // (2 * numba.config.NUMBA_NUM_THREADS)))",
+        "m // groups // (2 * int(__import__('os').environ['NUMBA_NUM_THREADS']))))",
         unit("backends/numpy/test_threads.py", "test_bits"),
     ),
     Fault(
         "blocks of columns depend on the number of threads",
         COLUMN_CALLS,
-        "self.rows = -(-max(ROWS, -(-m // BLOCKS)) // RUN) * RUN",
-        "self.rows = -(-max(ROWS, -(-m // kind.at_once)) // RUN) * RUN",
+        "rows = -(-max(ROWS, -(-m // BLOCKS)) // RUN) * RUN",
+        "rows = -(-max(ROWS, -(-m // context.max_parts)) // RUN) * RUN",
         unit("backends/numpy/test_channels.py", "threshold and 2500 and float64"),
     ),
     Fault(
-        "half of the rows run on one thread alone",
-        CALLS,
-        "serial(*arrays, *constants, past_the_cache, 0, m)",
-        "serial(*arrays, *constants, past_the_cache, 0, -(-m // 2))",
+        "a small call works on the first of two parts",
+        ARRAY_TASKS,
+        "    call_task(words, 0, 1)",
+        "    call_task(words, 0, 2)",
         suite("test_accuracy and test_forward_lengths and bfloat16", backend="numpy"),
     ),
     Fault(
-        "gradients of parameters are those of all blocks",
-        CALLS,
-        "return sums[:parameters] if keeps else sums[:parameters].copy()",
-        "return sums[-parameters:] if keeps else sums[:parameters].copy()",
-        suite("test_many_rows and layer_norm", backend="numpy"),
-    ),
-    Fault(
-        "a call of one task of many is run without threads",
-        KINDS,
-        "alone(*given, 0, count)",
-        "alone(*given, 0, max(count - 1, 1))",
-        suite("test_family_accuracy and test_cases and batch_norm", backend="numpy"),
+        "an array is taken for the one before it",
+        ARRAY_TASKS,
+        "words_at(arrays)[_ITEMS + i]",
+        "words_at(arrays)[_ITEMS + max(i - 1, 0)]",
+        unit("backends/numpy/test_tasks.py"),
     ),
     Fault(
         "short channels of many columns are taken as columns without end",
@@ -94,32 +90,74 @@ OF_LAYOUT = (
 
 OF_THREADS = (
     Fault(
-        "a child goes parallel where OpenMP does not survive a fork",
+        "a child has the threads of its parent",
         THREADS,
-        '_may_go_parallel = _may_go_parallel and numba.threading_layer() != "omp"',
-        "_may_go_parallel = _may_go_parallel and bool(numba.threading_layer())",
-        unit("backends/numpy/test_threads.py", "after_a_fork"),
+        "    _pool, _alone_until = _Pool(), 0.0",
+        "    _alone_until = 0.0",
+        unit("backends/numpy/test_threads.py", "children or child_of_a_child"),
     ),
     Fault(
-        "a child waits for a lock of its parent",
+        "threads do not wake",
         THREADS,
-        "    global _lock, _may_go_parallel\n    _lock = threading.Lock()\n",
-        "    global _may_go_parallel\n",
-        unit("backends/numpy/test_threads.py", "after_a_fork"),
+        "                    wake.release()\n",
+        "                    pass\n",
+        unit("backends/numpy/test_threads.py", "wake_again"),
     ),
     Fault(
-        "the work queue runs for several threads at once",
+        "a caller that has waited long goes on with threads",
         THREADS,
-        '_THREAD_SAFE = ("omp", "tbb")',
-        '_THREAD_SAFE = ("omp", "tbb", "workqueue")',
-        unit("backends/numpy/test_threads.py", "one_at_a_time"),
+        "    _alone_until = perf_counter() + _PAUSE_SECONDS",
+        "    _alone_until = 0.0",
+        unit("backends/numpy/test_threads.py", "waited_long"),
     ),
     Fault(
-        "OpenMP comes first though somebody has asked for another layer",
+        "Numba is asked for the number of threads, and starts its own",
         THREADS,
-        "        and not asked_for\n",
-        "",
-        unit("backends/numpy/test_threads.py", "priority"),
+        "known = parallel._is_initialized",
+        "known = True",
+        unit("backends/numpy/test_threads.py", "numba_are_not_started"),
+    ),
+    Fault(
+        "a pool that has stopped starts threads",
+        THREADS,
+        "count and not self._stopped:",
+        "count:",
+        unit("backends/numpy/test_threads.py", "has_stopped"),
+    ),
+    Fault(
+        "a part is claimed without a swap",
+        CLAIMS,
+        "if compare_and_swap(pool, index, claims, claims + (1 << _BITS)):",
+        "if store_release(pool, index, claims + (1 << _BITS)) is None:",
+        unit("backends/numpy/test_threads.py", "run_once"),
+    ),
+    Fault(
+        "a caller does not wait for parts that others have claimed",
+        CLAIMS,
+        "while load_acquire(pool, _FINISHED) < num_parts:",
+        "while load_acquire(pool, _FINISHED) < 1:",
+        unit("backends/numpy/test_threads.py", "run_once or waited_long"),
+    ),
+    Fault(
+        "nobody takes the parts of a thread that does not run",
+        CLAIMS,
+        "    for i in range(num_regions):\n        _run_region",
+        "    for i in range(1):\n        _run_region",
+        unit("backends/numpy/test_threads.py", "do_not_run"),
+    ),
+    Fault(
+        "a pool that another caller has is taken",
+        CLAIMS,
+        "or not compare_and_swap(pool, OWNED, 0, 1):",
+        "or not compare_and_swap(pool, OWNED, pool[OWNED], 1):",
+        unit("backends/numpy/test_threads.py", "another_caller"),
+    ),
+    Fault(
+        "claims of the last task are taken for this one's",
+        CLAIMS,
+        "pool[NUMBER] % _MAX_NUMBER + 1",
+        "1",
+        unit("backends/numpy/test_threads.py", "run_once or wake_again"),
     ),
 )
 
@@ -127,15 +165,15 @@ OF_MEMORY = (
     Fault(
         "a result takes memory of any size",
         MEMORY,
-        "if self._free[place].nbytes == size:",
-        "if self._free[place].nbytes >= size:",
+        "if free[place].nbytes == size:",
+        "if free[place].nbytes >= size:",
         unit("backends/numpy/test_memory.py"),
     ),
     Fault(
         "memory that is taken stays free",
         MEMORY,
-        "memory = self._free.pop(place)",
-        "memory = self._free[place]",
+        "memory = free.pop(place)",
+        "memory = free[place]",
         unit("backends/numpy/test_memory.py", "live_arrays"),
     ),
     Fault(

@@ -43,24 +43,6 @@ OF_CHANNELS = (
         unit("backends/numpy/test_channels.py", "far_from_zero"),
     ),
     Fault(
-        "threads leave channels out in the forward pass",
-        CHANNELS,
-        "        start, stop = count * each // at_once, count * (each + 1) // at_once\n"
-        "        forward(",
-        "        start, stop = count // at_once * each, count // at_once * (each + 1)\n"
-        "        forward(",
-        unit("backends/numpy/test_channels.py", "threshold and 100 and float32"),
-    ),
-    Fault(
-        "threads leave channels out in the backward pass",
-        CHANNELS,
-        "        start, stop = count * each // at_once, count * (each + 1) // at_once\n"
-        "        backward(",
-        "        start, stop = count // at_once * each, count // at_once * (each + 1)\n"
-        "        backward(",
-        unit("backends/numpy/test_channels.py", "threshold and 100 and float32"),
-    ),
-    Fault(
         "the variance of a channel is scaled back once",
         CHANNELS,
         "var[channel] = variance / factor / factor",
@@ -91,6 +73,27 @@ OF_CHANNELS = (
 )
 
 OF_COLUMNS = (
+    Fault(
+        "who finishes the first part goes on with sums of columns",
+        COLUMNS,
+        "if increment(words, FINISHED) == num_parts - 1:\n            settle_forward(",
+        "if increment(words, FINISHED) == 0:\n            settle_forward(",
+        COLUMN,
+    ),
+    Fault(
+        "who finishes the first part goes on with gradients of columns",
+        COLUMNS,
+        "if increment(words, FINISHED) == num_parts - 1:\n            settle_backward(",
+        "if increment(words, FINISHED) == 0:\n            settle_backward(",
+        COLUMN,
+    ),
+    Fault(
+        "gradients of the last sample are left out",
+        COLUMNS,
+        "            samples = words[COUNT]\n",
+        "            samples = max(words[COUNT] - 1, 1)\n",
+        unit("backends/numpy/test_column_calls.py", "as_channels_first"),
+    ),
     Fault(
         "each second block of columns is the one before, once more",
         COLUMNS,
@@ -160,31 +163,6 @@ OF_COLUMNS = (
         "sums[2 * padded + column] -= missed * sums[padded + column]",
         "sums[2 * padded + column] -= 0 * missed",
         unit("backends/numpy/test_channels.py", "far_from_zero"),
-    ),
-    Fault(
-        "threads leave rows out when y is written",
-        COLUMNS,
-        "write(x, y, table, streams, count * each // at_once, count * (each + 1) // at_once)",
-        "write(x, y, table, streams, count // at_once * each, count // at_once * (each + 1))",
-        COLUMN,
-    ),
-    Fault(
-        "threads leave rows out when dx is written",
-        COLUMNS,
-        "        start, stop = count * each // at_once, count * (each + 1) // at_once\n"
-        "        differentiate(",
-        "        start, stop = count // at_once * each, count // at_once * (each + 1)\n"
-        "        differentiate(",
-        COLUMN,
-    ),
-    Fault(
-        "threads leave samples out",
-        COLUMNS,
-        "        start, stop = samples * each // at_once, samples * (each + 1) // at_once\n"
-        "        forward_of_samples(",
-        "        start, stop = samples // at_once * each, samples // at_once * (each + 1)\n"
-        "        forward_of_samples(",
-        large("group_norm and last"),
     ),
     Fault(
         "sums of a sample go on with those of the last",

@@ -8,7 +8,6 @@ TORCH = "backends/ln_array_api_backends/torch"
 KERNEL, ROWS, TRACING, OPERATORS = (
     f"{TORCH}/{name}.py" for name in ("kernel", "rows", "tracing", "operators")
 )
-TASKS = "backends/ln_array_api_backends/numpy/tasks.py"
 CHUNKS, DYNAMO = "ln_array_api/_chunks.py", "ln_array_api/_torch.py"
 
 
@@ -107,13 +106,6 @@ OF_TORCH = (
         "    return gradient.to(like.dtype)\n",
         "    return gradient\n",
         tensors("bits_of_numpy"),
-    ),
-    Fault(
-        "a task has the last part alone",
-        TASKS,
-        "    for part in prange(parts):\n",
-        "    for part in prange(parts - 1, parts):\n",
-        unit("backends/numpy/test_tasks.py"),
     ),
     Fault(
         "operators of rows forget the gradient of rstd",

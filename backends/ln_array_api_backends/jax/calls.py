@@ -178,7 +178,7 @@ def _backward(
     rows = _rows(x.shape, axes, varies)
     spec = rows.spec(x, gamma, None, mean is not None)._replace(need=need, dy=_name(dy))
     count = calls.tasks("rows_backward", spec)
-    arguments = calls.task_arguments(spec)
+    arguments = calls.backward_arguments(spec)
     task = Task(backward_task, arguments, count)
     # Sums of a single block are what is wanted; those of several are of no more use.
     in_the_end = [calls.DGAMMA_IN_THE_END, calls.DBETA_IN_THE_END] if count > 1 else []

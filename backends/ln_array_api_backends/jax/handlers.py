@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import sys
 import threading
 from array import array
 from typing import Any
@@ -25,8 +24,9 @@ from numba.extending import intrinsic
 
 from ln_array_api import __version__
 
+from ..numpy.atomics import give_way, increment, load_acquire, words_at
 from ..numpy.simd import I64
-from ..numpy.tasks import TASK, Task, call_task, count_up, words_at
+from ..numpy.tasks import TASK, Task, call_task
 
 NAME = "ln_array_api.task"
 
@@ -75,18 +75,6 @@ def make_known(task: Task) -> int:
 
 _allocate = types.ExternalFunction("malloc", types.int64(types.int64))
 _free = types.ExternalFunction("free", types.void(types.int64))
-_yield = types.ExternalFunction("sched_yield", types.int32())
-_CAN_YIELD = sys.platform != "win32"
-
-
-@intrinsic
-def _read(typing: Any, words: Any, place: Any) -> Any:
-    """A word that other threads change."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.gep(args[0], [args[1]]), "acquire", 8)
-
-    return types.int64(words, types.intp), generate
 
 
 @intrinsic
@@ -148,7 +136,7 @@ def _threads(call: Any) -> int:
 
 @njit
 def _leave(job: Any, address: int) -> None:
-    if count_up(job, _LEFT) == job[_MEMBERS] - 1:
+    if increment(job, _LEFT) == job[_MEMBERS] - 1:
         _free(address)
 
 
@@ -156,11 +144,11 @@ def _leave(job: Any, address: int) -> None:
 def _work(job: Any, address: int) -> None:
     """Parts that nobody works on, until there are none."""
     words = words_at(address + 8 * _WORDS)
-    part = count_up(job, _NEXT)
+    part = increment(job, _NEXT)
     while part < job[_PARTS]:
         call_task(words, part, job[_PARTS])
-        count_up(job, _DONE)
-        part = count_up(job, _NEXT)
+        increment(job, _DONE)
+        part = increment(job, _NEXT)
 
 
 @cfunc(types.void(types.int64))
@@ -182,9 +170,8 @@ def _with_help(call: Any, job: Any, address: int, threads: int) -> None:
         if not _works(call, _SCHEDULE, arguments):
             _leave(job, address)
     _work(job, address)
-    while _read(job, _DONE) < job[_PARTS]:
-        if _CAN_YIELD:
-            _yield()
+    while load_acquire(job, _DONE) < job[_PARTS]:
+        give_way()
     _leave(job, address)
 
 

@@ -16,7 +16,7 @@ from ln_array_api.backend import (
     Spec,
 )
 
-from . import calls, channel_calls, column_calls, layout, threads
+from . import array_tasks, calls, channel_calls, column_calls, layout, threads
 
 
 class NumPyBackend(RowsBackend, ChannelsBackend):
@@ -39,7 +39,7 @@ class NumPyBackend(RowsBackend, ChannelsBackend):
 
     def describe(self, primitive: Primitive, spec: Spec) -> str:
         size = math.prod(spec.shape) * calls.ITEMSIZE[spec.dtype]
-        count = threads.number() if size >= calls.PARALLEL else 1
+        count = threads.thread_count() if array_tasks.use_threads(size) else 1
         if isinstance(spec, ChannelsSpec):
             streams = channel_calls.streams(spec)
             way = ", by columns" if channel_calls.is_by_columns(spec) else ", by channels"

@@ -8,7 +8,7 @@ depends on the shape alone, and added in order at the end: see `gradient_sums`.
 
 from __future__ import annotations
 
-from numba import njit, prange
+from numba import njit
 
 from .access import (
     element,
@@ -23,11 +23,13 @@ from .access import (
     store_first,
     stream,
 )
+from .atomics import increment
+from .compile import INLINE, OPTIONS
 from .forward import LONG
-from .gradient_sums import add, add_both, add_four, add_run, add_up, clear, room_for
+from .gradient_sums import add, add_both, add_four, add_run, add_up, clear, put_first, room_for
 from .simd import beside, fma, keep_first, lanes, number, ones, splat, total, totals, zeros
-from .sweeps import AHEAD, INLINE, OPTIONS, RUN, plus
-from .tasks import COUNT, DONE, arguments, count_up
+from .sweeps import AHEAD, RUN, plus
+from .tasks import COUNT, FINISHED, arguments
 
 #: Bytes of a row up to which four are taken at once, and two if longer. More would fit the first
 #: cache, but while these are swept for the second time, the next would not come from memory.
@@ -382,58 +384,20 @@ def some_blocks(
         fence()  # which waits for memory: not after each block
 
 
-@njit(**OPTIONS)
-def backward_in_order(
-    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run
-):
-    """All rows, in blocks of so many, and in these in runs."""
-    blocks = (x.shape[0] + rows - 1) // rows
-    some_blocks(
-        dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, 0, blocks
-    )
-    add_up(dgamma, blocks)
-    add_up(dbeta, blocks)
-
-
-@njit(parallel=True, **OPTIONS)
-def backward_in_parallel(
-    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, parts
-):
-    """As `backward_in_order`, but in parts, which may run at the same time."""
-    blocks = (x.shape[0] + rows - 1) // rows
-    for part in prange(parts):
-        first, last = blocks * part // parts, blocks * (part + 1) // parts
-        some_blocks(
-            dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, first,
-            last,
-        )  # fmt: skip
-    add_up(dgamma, blocks)
-    add_up(dbeta, blocks)
-
-
-@njit(**INLINE)
-def put_first(sums, into):
-    """The sums of the first block into an array of their own, if there is one."""
-    if into is not None:
-        for i in range(into.size):
-            into[i] = sums[i]
-
-
 def backward_task(kinds):
     """All blocks as a task, and where the sums go in the end, if they have a place of their own.
 
-    Who ends the last part adds them up.
+    Who finishes the last part adds them up.
     """
 
-    def task(words, part, parts):
-        count = words[COUNT]
-        first, last = count * part // parts, count * (part + 1) // parts
-        given = arguments(words, kinds, first, last)
-        some_blocks(*(given[:13] + given[15:]))
-        if count_up(words, DONE) == parts - 1:
-            add_up(given[6], count)
-            add_up(given[7], count)
-            put_first(given[6], given[13])
-            put_first(given[7], given[14])
+    def task(words, part, num_parts):
+        given = arguments(words, kinds, part, num_parts)
+        some_blocks(*(given[:8] + given[10:]))
+        if increment(words, FINISHED) == num_parts - 1:
+            num_blocks = words[COUNT]
+            add_up(given[6], num_blocks)
+            add_up(given[7], num_blocks)
+            put_first(given[6], given[8])
+            put_first(given[7], given[9])
 
     return task

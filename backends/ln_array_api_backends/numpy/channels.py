@@ -6,14 +6,16 @@ and all of it by one thread: the second sweep mostly finds it in the cache.
 
 from __future__ import annotations
 
-from numba import njit, prange
+from numba import njit
 
 from .access import element, fence, memory
 from .backward import differentiate, sums
+from .compile import INLINE, OPTIONS
 from .doubles import doubles, put_aside, put_together
 from .moments import judged, mean_of, root_of, sums_of_pieces
 from .simd import number, ones, splat, total
-from .sweeps import INLINE, OPTIONS, normalise, rough_mean
+from .sweeps import normalise, rough_mean
+from .tasks import arguments
 
 
 @njit(**INLINE)
@@ -120,25 +122,28 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, start, stop):
         fence()
 
 
-@njit(parallel=True, **OPTIONS)
-def forward_in_parallel(x, gamma, beta, y, mean, var, rstd, epsilon, streams, count, at_once):
-    """So many channels, in as many parts as there are at once."""
-    for each in prange(at_once):
-        start, stop = count * each // at_once, count * (each + 1) // at_once
-        forward(x, gamma, beta, y, mean, var, rstd, epsilon, streams, start, stop)
+def forward_task(kinds):
+    """`forward` as a task."""
+
+    def task(words, part, num_parts):
+        forward(*arguments(words, kinds, part, num_parts))
+
+    return task
 
 
-@njit(parallel=True, **OPTIONS)
-def inference_in_parallel(x, mean, var, gamma, beta, y, epsilon, streams, count, at_once):
-    """As `forward_in_parallel`, of pieces."""
-    for each in prange(at_once):
-        start, stop = count * each // at_once, count * (each + 1) // at_once
-        inference(x, mean, var, gamma, beta, y, epsilon, streams, start, stop)
+def inference_task(kinds):
+    """`inference` as a task."""
+
+    def task(words, part, num_parts):
+        inference(*arguments(words, kinds, part, num_parts))
+
+    return task
 
 
-@njit(parallel=True, **OPTIONS)
-def backward_in_parallel(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, count, at_once):
-    """As `forward_in_parallel`."""
-    for each in prange(at_once):
-        start, stop = count * each // at_once, count * (each + 1) // at_once
-        backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, start, stop)
+def backward_task(kinds):
+    """`backward` as a task."""
+
+    def task(words, part, num_parts):
+        backward(*arguments(words, kinds, part, num_parts))
+
+    return task

@@ -16,9 +16,8 @@ from numba import types
 from ln_array_api.backend import Layout, Primitive, RowsSpec
 
 from . import columns
-from .calls import ITEMSIZE, array_type, compiled, may_stream
-from .gradient_sums import add_up
-from .kinds import Kind
+from .call_context import ABSENT, CallContext, boolean, integer
+from .calls import ITEMSIZE, Argument, array_of, may_stream
 from .simd import BYTES
 from .sweeps import RUN
 
@@ -28,100 +27,113 @@ COLUMNS = 16384
 BLOCKS, ROWS = 32, 64
 
 
-def _padded(kind: Kind) -> int:
+def _table_width(context: CallContext) -> int:
     """How many numbers a table has."""
-    width = BYTES // kind.single.itemsize
-    return -(-kind.shape[1] // width) * width
+    lanes = BYTES // context.acc_dtype.itemsize
+    return -(-context.shape[1] // lanes) * lanes
 
 
-def sums_types(kind: Kind) -> tuple[Any, Any]:
-    """The types of sums and of what they have lost, which is absent beside float32."""
-    sums = array_type("float64", 1)
-    return sums, sums if kind.single == np.float64 else types.none
-
-
-class _Sums:
+class _BlockedSums:
     """Sums over all rows, in blocks of them, and parts of the columns."""
 
-    def __init__(self, kind: Kind, names: int, kernels: tuple[Any, Any], *arrays: Any) -> None:
-        m = kind.shape[0]
-        self.rows = -(-max(ROWS, -(-m // BLOCKS)) // RUN) * RUN
-        blocks = -(-m // self.rows)
-        self.m, self.parts, self.tasks = m, kind.at_once, blocks * kind.at_once
-        self.length = blocks * names * _padded(kind)
-        tables = kind.single_type, *sums_types(kind)
-        self._over = kind.over(*kernels, *arrays, *tables, *[types.int64] * 4)
-        self.loses = kind.single == np.float64
+    def __init__(self, context: CallContext, num_sums: int) -> None:
+        m = context.shape[0]
+        rows = -(-max(ROWS, -(-m // BLOCKS)) // RUN) * RUN
+        blocks = -(-m // rows)
+        self.count = blocks * context.max_parts
+        length = blocks * num_sums * _table_width(context)
+        sums = array_of("float64", length)
+        self.compensated = context.acc_dtype == np.float64
+        self.arrays = sums, (sums if self.compensated else ABSENT)
+        self.options = integer(m), integer(rows), integer(context.max_parts)
+        self._length = length
 
-    def of(self, table: np.ndarray, *arrays: Any) -> tuple[np.ndarray, np.ndarray | None]:
-        """The sums, and what they have lost."""
-        sums, lost = np.zeros(self.length), np.zeros(self.length) if self.loses else None
-        self._over(self.tasks, *arrays, table, sums, lost, 0, self.m, self.rows, self.parts)
-        return sums, lost
+    def new(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Memory for the sums, and for what they lose."""
+        length = self._length
+        return np.zeros(length), np.zeros(length) if self.compensated else None
 
 
-def forward(kind: Kind, n: int) -> Callable[..., None]:
+def forward(context: CallContext, n: int) -> Callable[..., None]:
     """Batch norm, of channels of n columns each."""
-    m, single, integers = kind.shape[0], kind.single_type, [types.int64] * 4
-    guess = compiled(columns.guess, kind.x, single, *integers[:3])
-    sums = _Sums(kind, 2, (columns.forward_sums, columns.forward_sums_in_parallel), kind.x)
-    given = (kind.x, kind.gamma, kind.beta, *[single] * 3, types.float64, single)
-    settle = compiled(columns.settle_forward, *given, *sums_types(kind), *integers)
-    write, epsilon, length = _write(kind), kind.spec.epsilon, columns.FORWARD_TABLES * _padded(kind)
+    m, c = context.shape[0], context.shape[1] // n
+    length = columns.FORWARD_TABLES * _table_width(context)
+    table, sums = context.acc(length), _BlockedSums(context, 2)
+    guess = context.bind(
+        columns.guess_task, 1, context.x, table, integer(n), integer(0), integer(m)
+    )
+    settle = context.bind(
+        columns.forward_sums_task,
+        sums.count,
+        *(context.x, context.gamma, context.beta, *[context.acc(c)] * 3, table, *sums.arrays),
+        *((types.float64, context.spec.epsilon), integer(n), *sums.options),
+    )
+    write = _write(context, table)
 
     def run(x: Any, gamma: Any, beta: Any, y: Any, *statistics: Any) -> None:
-        table = kind.new(length)
-        guess(x, table, n, 0, m)
-        settle(x, gamma, beta, *statistics, epsilon, table, *sums.of(table, x), n, n, 0, m)
-        write(m, x, y, table, kind.streams)
+        table = context.new(length)
+        guess(x, table)
+        settle(x, gamma, beta, *statistics, table, *sums.new())
+        write(x, y, table)
 
     return run
 
 
-def _write(kind: Kind) -> Callable[..., None]:
-    arguments = (kind.x, kind.x, kind.single_type, types.boolean)
-    return kind.over(columns.write, columns.write_in_parallel, *arguments)
+def _write(context: CallContext, table: Argument) -> Callable[..., None]:
+    arguments = context.x, context.x, table, boolean(context.non_temporal)
+    return context.bind(columns.write_task, context.shape[0], *arguments)
 
 
-def inference(kind: Kind, n: int) -> Callable[..., None]:
+def inference(context: CallContext, n: int) -> Callable[..., None]:
     """Batch norm by given statistics, of channels of n columns each."""
-    single = kind.single_type
-    given = (single, single, kind.gamma, kind.beta, types.float64, single, types.int64)
-    settle = compiled(columns.settle_inference, *given)
-    write, length = _write(kind), columns.FORWARD_TABLES * _padded(kind)
+    c = context.shape[1] // n
+    length = columns.FORWARD_TABLES * _table_width(context)
+    table = context.acc(length)
+    settle = context.bind(
+        columns.settle_inference_task,
+        1,
+        *(*[context.acc(c)] * 2, context.gamma, context.beta, table),
+        *((types.float64, context.spec.epsilon), integer(n)),
+    )
+    write = _write(context, table)
 
     def run(x: Any, mean: Any, var: Any, gamma: Any, beta: Any, y: Any) -> None:
-        table = kind.new(length)
-        settle(mean, var, gamma, beta, kind.spec.epsilon, table, n)
-        write(kind.shape[0], x, y, table, kind.streams)
+        table = context.new(length)
+        settle(mean, var, gamma, beta, table)
+        write(x, y, table)
 
     return run
 
 
-def backward(kind: Kind, n: int) -> Callable[..., None]:
+def backward(context: CallContext, n: int) -> Callable[..., None]:
     """The gradients of batch norm, of channels of n columns each."""
-    m, single, integers = kind.shape[0], kind.single_type, [types.int64] * 4
-    dx, dgamma, dbeta = kind.gradient_types()
-    know = compiled(columns.know, kind.x, *[single] * 3, *integers[:3])
-    kernels = (columns.backward_sums, columns.backward_sums_in_parallel)
-    sums = _Sums(kind, 3, kernels, kind.dy, kind.x)
-    given = (kind.x, kind.gamma, dgamma, dbeta, single, *sums_types(kind))
-    settle = compiled(columns.settle_backward, *given, *integers)
+    m, c = context.shape[0], context.shape[1] // n
+    length = columns.BACKWARD_TABLES * _table_width(context)
+    table, sums = context.acc(length), _BlockedSums(context, 3)
+    statistics = [context.acc(c)] * 2
+    know = context.bind(
+        columns.know_task, 1, context.x, *statistics, table, *map(integer, (n, 0, m))
+    )
+    dx, dgamma, dbeta = context.gradients(c)
+    settle = context.bind(
+        columns.backward_sums_task,
+        sums.count,
+        *(context.dy, context.x, context.gamma, dgamma, dbeta, table, *sums.arrays),
+        *(integer(n), *sums.options),
+    )
     differentiate: Any = None
-    if dx is not types.none:
-        arguments = (kind.dy, kind.x, dx, single, types.boolean)
-        kernels = (columns.differentiate, columns.differentiate_in_parallel)
-        differentiate = kind.over(*kernels, *arguments)
-    length = columns.BACKWARD_TABLES * _padded(kind)
+    if dx is not ABSENT:
+        arguments = context.dy, context.x, dx, table, boolean(context.non_temporal)
+        differentiate = context.bind(columns.differentiate_task, m, *arguments)
 
     def run(
         dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, dx: Any, dgamma: Any, dbeta: Any
     ) -> None:
-        table = kind.new(length)
-        know(x, mean, rstd, table, n, 0, m)
-        settle(x, gamma, dgamma, dbeta, table, *sums.of(table, dy, x), n, n, 0, m)
+        table = context.new(length)
+        know(x, mean, rstd, table)
+        settle(dy, x, gamma, dgamma, dbeta, table, *sums.new())
         if dx is not None:
-            differentiate(m, dy, x, dx, table, kind.streams)
+            differentiate(dy, x, dx, table)
 
     return run
 
@@ -145,73 +157,64 @@ def prepare_groups(
     rows = math.prod(split[kept:group])
     m = math.prod(split[:kept]) * rows
     streams = may_stream(m, m * k * ITEMSIZE[spec.dtype])
-    kind = Kind(spec, (m, k), streams)
+    context = CallContext(spec, (m, k), spec.parameters, non_temporal=streams)
     n, per = k // split[group], k // spec.parameters
     make = _forward_groups if primitive == "rows_forward" else _backward_groups
-    count = "1 thread" if kind.at_once == 1 else "several threads"
+    count = "1 thread" if context.max_parts == 1 else "several threads"
     reason = f"compiled by Numba for {spec.dtype}, by columns of each sample as they lie, {count}"
-    return make(kind, n, per, rows), reason
+    return make(context, n, per, rows), reason
 
 
-def _flat(values: Any) -> Any:
+def _contiguous(values: Any) -> Any:
     """A parameter or a statistic as its kernel takes it."""
     if values is None:
         return None
-    return np.require(values, values.dtype.newbyteorder("="), ("C", "A")).ravel()
+    return np.require(values, values.dtype.newbyteorder("="), ("C", "A"))
 
 
-def _forward_groups(kind: Kind, n: int, per: int, rows: int) -> Callable[..., Any]:
-    (m, k), single = kind.shape, kind.single_type
+def _forward_groups(context: CallContext, n: int, per: int, rows: int) -> Callable[..., Any]:
+    m, k = context.shape
     samples, groups = m // rows, k // n
-    given = (kind.x, kind.gamma, kind.beta, kind.x, single, single, types.float64)
-    over = kind.over(
-        columns.forward_of_samples,
-        columns.forward_of_samples_in_parallel,
-        *(*given, *[types.int64] * 4, types.boolean),
+    run = context.bind(
+        columns.forward_of_samples_task,
+        samples,
+        *(context.x, context.gamma, context.beta, context.x, *[context.acc(samples * groups)] * 2),
+        (types.float64, context.spec.epsilon),
+        *map(integer, (n, per, rows, _table_width(context))),
+        boolean(context.non_temporal),
     )
-    constants = (kind.spec.epsilon, n, per, rows, _padded(kind), kind.streams)
 
     def call(x: Any, gamma: Any, beta: Any, out: None = None) -> Any:
-        y, mean, rstd = kind.empty(x.dtype), kind.new(samples * groups), kind.new(samples * groups)
-        parameters = kind.view_gamma(_flat(gamma)), kind.view_beta(_flat(beta))
-        over(samples, kind.view(x.reshape(m, k)), *parameters, kind.view(y), mean, rstd, *constants)
+        y = context.empty(x.dtype)
+        mean, rstd = context.new(samples * groups), context.new(samples * groups)
+        run(x, _contiguous(gamma), _contiguous(beta), y, mean, rstd)
         return y.reshape(x.shape), mean.reshape(samples, groups), rstd.reshape(samples, groups)
 
     return call
 
 
-def _backward_groups(kind: Kind, n: int, per: int, rows: int) -> Callable[..., Any]:
-    (m, k), single = kind.shape, kind.single_type
+def _backward_groups(context: CallContext, n: int, per: int, rows: int) -> Callable[..., Any]:
+    m, k = context.shape
     samples, parameters = m // rows, k // per
-    need_dx, need_dgamma, need_dbeta = kind.spec.need
-    given = (kind.dy, kind.x, single, single, kind.gamma, *kind.gradient_types())
-    over = kind.over(
-        columns.backward_of_samples,
-        columns.backward_of_samples_in_parallel,
-        *(*given, *[types.int64] * 4, types.boolean),
+    need_dx, *needs = context.spec.need
+    dx, *sums = context.gradients(samples * parameters)
+    run = context.bind(
+        columns.backward_of_samples_task,
+        samples,
+        *(context.dy, context.x, *[context.acc(samples * k // n)] * 2, context.gamma),
+        *(dx, *sums, *context.gradients(parameters)[1:]),
+        *map(integer, (n, per, rows, _table_width(context))),
+        boolean(context.non_temporal),
     )
-    total = compiled(add_up, single, types.int64)
-    constants = (n, per, rows, _padded(kind), kind.streams)
 
     def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
-        dx = kind.empty(x.dtype) if need_dx else None
-        dgamma = kind.new(samples * parameters) if need_dgamma else None
-        dbeta = kind.new(samples * parameters) if need_dbeta else None
-        arrays = (
-            kind.view_dy(dy.reshape(m, k)),
-            kind.view(x.reshape(m, k)),
-            _flat(mean),
-            _flat(rstd),
-        )
-        target = None if dx is None else kind.view(dx)
-        over(samples, *arrays, kind.view_gamma(_flat(gamma)), target, dgamma, dbeta, *constants)
-        for sums in (dgamma, dbeta):
-            if sums is not None:
-                total(sums, samples)
-        return (
-            None if dx is None else dx.reshape(x.shape),
-            None if dgamma is None else dgamma[:parameters].copy(),
-            None if dbeta is None else dbeta[:parameters].copy(),
-        )
+        dx = context.empty(x.dtype) if need_dx else None
+        sums = [
+            context.new(samples * parameters) if need else None for need in context.spec.need[1:]
+        ]
+        dgamma, dbeta = (context.new(parameters) if need else None for need in needs)
+        statistics = _contiguous(mean), _contiguous(rstd)
+        run(dy, x, *statistics, _contiguous(gamma), dx, *sums, dgamma, dbeta)
+        return None if dx is None else dx.reshape(x.shape), dgamma, dbeta
 
     return call

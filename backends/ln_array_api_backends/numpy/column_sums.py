@@ -7,10 +7,11 @@ from numba import njit, types
 from numba.extending import overload
 
 from .access import load, store
+from .compile import INLINE
 from .doubles import doubles, put_aside
 from .gradient_sums import add_up
 from .simd import lanes
-from .sweeps import INLINE, plus, with_lost
+from .sweeps import plus, with_lost
 
 
 @njit(**INLINE)

@@ -13,7 +13,7 @@ column lies in tables of as many numbers as columns, padded to whole vectors, on
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from .access import (
     element,
@@ -26,11 +26,15 @@ from .access import (
     store_first,
     stream,
 )
+from .atomics import increment
 from .channels import keep
 from .column_sums import add_to, clear, gather, lost_of, sum_of
+from .compile import INLINE, OPTIONS
+from .gradient_sums import add_up, put_first
 from .moments import judged, root_of
 from .simd import fma, lanes, number, ones, peak, splat
-from .sweeps import INLINE, OPTIONS, RUN, RUN_OF_SQUARES
+from .sweeps import RUN, RUN_OF_SQUARES
+from .tasks import COUNT, FINISHED, arguments
 
 #: Rows that the mean of a channel is guessed from.
 SAMPLE = 64
@@ -110,7 +114,7 @@ def forward_sums(x, table, sums, lost, first, count, rows, parts, start, stop):
 
 @njit(**OPTIONS)
 def settle_forward(
-    x, gamma, beta, mean, var, rstd, epsilon, table, sums, lost, n, per, first, count
+    x, gamma, beta, mean, var, rstd, table, sums, lost, epsilon, n, per, first, count
 ):
     """The statistics of all channels, and the tables: scale, offset, missed, weight, shift."""
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
@@ -153,7 +157,7 @@ def fill(table, padded, column, numbers):
 
 
 @njit(**OPTIONS)
-def settle_inference(mean, var, gamma, beta, epsilon, table, n):
+def settle_inference(mean, var, gamma, beta, table, epsilon, n):
     """The tables of `settle_forward` for statistics that are given, of channels of n columns."""
     padded = table.size // FORWARD_TABLES
     gamma_, beta_, one = memory(gamma), memory(beta), ones(table)
@@ -284,37 +288,6 @@ def differentiate(dy, x, dx, table, streams, start, stop):
         fence()
 
 
-@njit(parallel=True, **OPTIONS)
-def forward_sums_in_parallel(x, table, sums, lost, first, count, rows, parts, tasks, at_once):
-    """So many tasks, which may run at the same time, in as many as there are at once."""
-    for each in prange(at_once):
-        start, stop = tasks * each // at_once, tasks * (each + 1) // at_once
-        forward_sums(x, table, sums, lost, first, count, rows, parts, start, stop)
-
-
-@njit(parallel=True, **OPTIONS)
-def backward_sums_in_parallel(dy, x, table, sums, lost, first, count, rows, parts, tasks, at_once):
-    """As `forward_sums_in_parallel`."""
-    for each in prange(at_once):
-        start, stop = tasks * each // at_once, tasks * (each + 1) // at_once
-        backward_sums(dy, x, table, sums, lost, first, count, rows, parts, start, stop)
-
-
-@njit(parallel=True, **OPTIONS)
-def write_in_parallel(x, y, table, streams, count, at_once):
-    """So many rows, in as many parts as there are at once."""
-    for each in prange(at_once):
-        write(x, y, table, streams, count * each // at_once, count * (each + 1) // at_once)
-
-
-@njit(parallel=True, **OPTIONS)
-def differentiate_in_parallel(dy, x, dx, table, streams, count, at_once):
-    """As `write_in_parallel`."""
-    for each in prange(at_once):
-        start, stop = count * each // at_once, count * (each + 1) // at_once
-        differentiate(dy, x, dx, table, streams, start, stop)
-
-
 @njit(**OPTIONS)
 def forward_of_samples(
     x, gamma, beta, y, mean, rstd, epsilon, n, per, count, padded, streams, start, stop
@@ -328,7 +301,7 @@ def forward_of_samples(
         guess(x, table, n, first, count)
         forward_sums(x, table, sums, lost, first, count, count, 1, 0, 1)
         settle_forward(
-            x, gamma, beta, mean, None, rstd, epsilon, table, sums, lost, n, per, first, count
+            x, gamma, beta, mean, None, rstd, table, sums, lost, epsilon, n, per, first, count
         )
         write(x, y, table, streams, first, first + count)
 
@@ -350,25 +323,100 @@ def backward_of_samples(
             differentiate(dy, x, dx, table, streams, first, first + count)
 
 
-@njit(parallel=True, **OPTIONS)
-def forward_of_samples_in_parallel(
-    x, gamma, beta, y, mean, rstd, epsilon, n, per, count, padded, streams, samples, at_once
-):
-    """So many samples, in as many parts as there are at once."""
-    for each in prange(at_once):
-        start, stop = samples * each // at_once, samples * (each + 1) // at_once
-        forward_of_samples(
-            x, gamma, beta, y, mean, rstd, epsilon, n, per, count, padded, streams, start, stop
-        )
+def guess_task(kinds):
+    """`guess` as a task of one part."""
+
+    def task(words, part, num_parts):
+        guess(*(arguments(words, kinds, part, num_parts)[:-2]))
+
+    return task
 
 
-@njit(parallel=True, **OPTIONS)
-def backward_of_samples_in_parallel(
-    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, per, count, padded, streams, samples, at_once
-):
-    """As `forward_of_samples_in_parallel`."""
-    for each in prange(at_once):
-        start, stop = samples * each // at_once, samples * (each + 1) // at_once
-        backward_of_samples(
-            dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, per, count, padded, streams, start, stop
-        )
+def know_task(kinds):
+    """`know` as a task of one part."""
+
+    def task(words, part, num_parts):
+        know(*(arguments(words, kinds, part, num_parts)[:-2]))
+
+    return task
+
+
+def settle_inference_task(kinds):
+    """`settle_inference` as a task of one part."""
+
+    def task(words, part, num_parts):
+        settle_inference(*(arguments(words, kinds, part, num_parts)[:-2]))
+
+    return task
+
+
+def forward_sums_task(kinds):
+    """`forward_sums` as a task; who finishes the last part goes on with `settle_forward`."""
+
+    def task(words, part, num_parts):
+        given = arguments(words, kinds, part, num_parts)
+        tables, n = given[6:9], given[10]
+        forward_sums(*(given[:1] + tables + (0,) + given[11:]))
+        if increment(words, FINISHED) == num_parts - 1:
+            settle_forward(*(given[:11] + (n, 0) + given[11:12]))  # noqa: RUF005 # as Numba can
+
+    return task
+
+
+def write_task(kinds):
+    """`write` as a task."""
+
+    def task(words, part, num_parts):
+        write(*arguments(words, kinds, part, num_parts))
+
+    return task
+
+
+def backward_sums_task(kinds):
+    """`backward_sums` as a task; who finishes the last part goes on with `settle_backward`."""
+
+    def task(words, part, num_parts):
+        given = arguments(words, kinds, part, num_parts)
+        tables, (n, count) = given[5:8], given[8:10]
+        backward_sums(*(given[:2] + tables + (0,) + given[9:]))
+        if increment(words, FINISHED) == num_parts - 1:
+            settle_backward(*(given[1:5] + tables + (n, n, 0, count)))
+
+    return task
+
+
+def differentiate_task(kinds):
+    """`differentiate` as a task."""
+
+    def task(words, part, num_parts):
+        differentiate(*arguments(words, kinds, part, num_parts))
+
+    return task
+
+
+def forward_of_samples_task(kinds):
+    """`forward_of_samples` as a task."""
+
+    def task(words, part, num_parts):
+        forward_of_samples(*arguments(words, kinds, part, num_parts))
+
+    return task
+
+
+def backward_of_samples_task(kinds):
+    """`backward_of_samples` as a task; who finishes the last part adds up their sums.
+
+    Where the sums of parameters go in the end is behind dgamma and dbeta.
+    """
+
+    def task(words, part, num_parts):
+        given = arguments(words, kinds, part, num_parts)
+        backward_of_samples(*(given[:8] + given[10:]))
+        if increment(words, FINISHED) == num_parts - 1:
+            samples = words[COUNT]
+            add_up(given[6], samples)
+            add_up(given[7], samples)
+            put_first(given[6], given[8])
+            put_first(given[7], given[9])
+
+    return task

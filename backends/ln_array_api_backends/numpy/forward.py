@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from numba import njit, prange
+from numba import njit
 
 from .access import element, fence, load, memory, scratch, store, store_first
+from .compile import INLINE, OPTIONS
 from .doubles import doubles, in_doubles
 from .moments import judged, judged_together, mean_of, totals_in_doubles
 from .simd import beside, lanes, minus, number, ones, peak, splat, total, totals_of
 from .sweeps import (
     AHEAD,
-    INLINE,
-    OPTIONS,
     finish_row,
     normalise,
     normalise_both,
@@ -22,13 +21,15 @@ from .sweeps import (
     sums_in_lanes,
     sums_of_few,
 )
-from .tasks import COUNT, arguments
+from .tasks import arguments
 
 #: Bytes of a row up to which the cache holds it and the next.
 LONG = 128 << 10
-#: Bytes that rows that are taken at once may be: half of the first cache. There are as many as a
+#: Bytes of a row from which the next rows are prefetched, also if results are not streamed.
+PREFETCHED = 1024
+#: Bytes that rows that are taken at once may be: most of the first cache. There are as many as a
 #: vector has lanes, at most.
-AT_ONCE_BYTES = 16 << 10
+AT_ONCE_BYTES = 24 << 10
 #: Lanes of a vector at most, and numbers in so many vectors, and in so many of float64.
 LANES, LANES_SQUARED, SUMS = 16, 256, 128
 
@@ -39,7 +40,7 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, sta
     n, size = x.shape[1], x.itemsize
     x_, y_ = memory(x), memory(y)
     gamma_, beta_ = memory(gamma), memory(beta)
-    ahead = AHEAD // size if streams else 0
+    ahead = AHEAD // size if streams or n * size >= PREFETCHED else 0
     if streams and repeat is None and n * size <= LONG:
         one_by_one(x_, gamma_, beta_, y_, mean, rstd, n, epsilon, groups, ahead, start, stop)
     else:
@@ -217,21 +218,10 @@ def each_alone(
         normalise_row(x, gamma, beta, y, n, groups, repeat, streams, row, scale, this)
 
 
-@njit(parallel=True, **OPTIONS)
-def forward_in_parallel(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, parts):
-    """All rows, in parts, which may run at the same time."""
-    m = x.shape[0]
-    for part in prange(parts):
-        start, stop = m * part // parts, m * (part + 1) // parts
-        forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, start, stop)
-
-
 def forward_task(kinds):
     """`forward` as a task."""
 
-    def task(words, part, parts):
-        count = words[COUNT]
-        start, stop = count * part // parts, count * (part + 1) // parts
-        forward(*arguments(words, kinds, start, stop))
+    def task(words, part, num_parts):
+        forward(*arguments(words, kinds, part, num_parts))
 
     return task

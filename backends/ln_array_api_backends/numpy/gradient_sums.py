@@ -12,9 +12,9 @@ from numba import njit, types
 from numba.extending import overload
 
 from .access import load, load_first, memory, store, store_first
+from .compile import INLINE, OPTIONS
 from .doubles import doubles, put_aside, rounded
 from .simd import fma, lanes, ones
-from .sweeps import INLINE, OPTIONS
 
 
 @njit(**INLINE)
@@ -113,3 +113,11 @@ def add_up(partial, blocks):
                 a, rest_a = put_aside(a, rest_a, load_first(sums, i, count, one))
             store_first(sums, j, rounded(a, rest_a, one), count)
             j += width
+
+
+@njit(**INLINE)
+def put_first(sums, into):
+    """The sums of the first block into an array of their own, if there is one."""
+    if into is not None:
+        for i in range(into.size):
+            into[i] = sums[i]

@@ -12,8 +12,8 @@ import numpy as np
 from numba import njit
 
 from .access import memory
+from .compile import OPTIONS
 from .memory import memory_pool
-from .sweeps import OPTIONS
 
 _BLOCK = 16  # elements of 4 bytes that fill a line of the cache
 _SMALLEST = 512 << 10  # bytes of a transposed matrix that the cache does not hold

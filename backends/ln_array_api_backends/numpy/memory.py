@@ -14,6 +14,7 @@ import math
 import os
 import threading
 from collections import deque
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,33 +108,29 @@ class MemoryPool:
         """An array in C order, aligned to 64 bytes, whose values are whatever was there."""
         dtype = np.dtype(dtype)
         size = _rounded(math.prod(shape) * dtype.itemsize + _PAGE)
+        if self._returned:
+            self._settle()
         memory = self._take(size)
         loan = _Loan(size - _PAGE, np.uint8, memory.aligned)
         loan.pool, loan.memory = self, memory
         return np.ndarray(shape, dtype, loan)
 
     def _take(self, size: int) -> _Memory:
-        self._settle()
-        memory = self._waiting(size)
-        if memory is None:
-            memory = _Memory(size)
-            with self._lock:
-                self._misses += 1
-                self._used_bytes += size
-        self._settle()
-        return memory
-
-    def _waiting(self, size: int) -> _Memory | None:
-        """Memory of a size that waits, which is in use from now on."""
         with self._lock:
-            for place in range(len(self._free) - 1, -1, -1):  # the latest is warmest
-                if self._free[place].nbytes == size:
-                    memory = self._free.pop(place)
+            free = self._free
+            for place in range(len(free) - 1, -1, -1):  # the latest is warmest
+                if free[place].nbytes == size:
+                    memory = free.pop(place)
                     self._free_bytes -= size
-                    self._used_bytes += size
                     self._hits += 1
-                    return memory
-        return None
+                    break
+            else:
+                memory = _Memory(size)
+                self._misses += 1
+            self._used_bytes += size
+        if self._returned:  # while this thread held the lock
+            self._settle()
+        return memory
 
     def _give_back(self, memory: _Memory) -> None:
         self._returned.append(memory)
@@ -158,6 +155,7 @@ class MemoryPool:
         self._lock = threading.Lock()
 
 
+@lru_cache(256)
 def _rounded(nbytes: int) -> int:
     """Up to 1/8 more, so that results of about the same size can take each other's memory."""
     step = 1 << max(nbytes.bit_length() - 4, 12)

@@ -11,6 +11,7 @@ import math
 from numba import njit
 
 from .access import load_first, store
+from .compile import INLINE, OPTIONS
 from .doubles import doubles, from_doubles, inverse_root
 from .simd import (
     all_at_most,
@@ -24,7 +25,7 @@ from .simd import (
     total,
     totals_of,
 )
-from .sweeps import INLINE, OPTIONS, plus, rough_mean, sums, with_lost
+from .sweeps import plus, rough_mean, sums, with_lost
 
 
 @njit(**INLINE)

@@ -5,8 +5,6 @@ Compiled anew for each combination of dtypes. An argument that is None is left o
 
 from __future__ import annotations
 
-from typing import Any
-
 from numba import njit
 
 from .access import (
@@ -19,11 +17,9 @@ from .access import (
     store_first,
     stream,
 )
+from .compile import INLINE
 from .doubles import doubles, put_aside, put_together
 from .simd import fma, keep_first, lanes, number, peak, total, zeros
-
-OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
-INLINE: dict[str, Any] = {**OPTIONS, "forceinline": True}
 
 #: Terms that a lane adds up before its sum is put aside. The longer, the larger the sum is beside
 #: its terms, and the more of each is rounded off: in one direction, if the terms are squares of

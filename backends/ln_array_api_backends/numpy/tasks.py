@@ -14,36 +14,25 @@ from functools import cache
 from typing import Any
 
 from llvmlite import ir
-from numba import cfunc, njit, prange, types
+from numba import cfunc, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
+from .atomics import WORDS
 from .simd import I32, I64
-from .sweeps import OPTIONS
 
 #: Places of words: the task's own address, those of functions that give the number of a thread and
 #: the size of its team, how many parts are done, how much is to be parted, and the arguments.
-TASK, THREAD, TEAM, DONE, COUNT, ARGUMENTS = range(6)
-SIGNATURE = types.void(types.CPointer(types.int64), types.int64, types.int64)
+TASK, THREAD, TEAM, FINISHED, COUNT, ARGUMENTS = range(6)
+SIGNATURE = types.void(WORDS, types.int64, types.int64)
 
 _call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
-@intrinsic
-def count_up(typing: Any, words: Any, place: Any) -> Any:
-    """Add one to the word at a place, at which others may be too; gives what it was."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = builder.gep(args[0], [args[1]])
-        return builder.atomic_rmw("add", word, I64(1), "acq_rel")
-
-    return types.int64(words, types.intp), generate
-
-
 @intrinsic(prefer_literal=True)
-def arguments(typing: Any, words: Any, kinds: Any, start: Any, stop: Any) -> Any:
-    """The arguments of kinds that `kinds_of` has put into words, and start and stop, as a tuple."""
+def arguments(typing: Any, words: Any, kinds: Any, part: Any, num_parts: Any) -> Any:
+    """A tuple of the arguments of kinds that `kinds_of` has put into words, and a part's bounds."""
     if not isinstance(kinds, types.StringLiteral):
         return None
     each_type = [_kind(word) for word in kinds.literal_value.split()]
@@ -58,7 +47,12 @@ def arguments(typing: Any, words: Any, kinds: Any, start: Any, stop: Any) -> Any
             return builder.load(builder.gep(args[0], [I64(place - 1)]))
 
         values = [_value(context, builder, kind, word) for kind in each_type]
-        return context.make_tuple(builder, signature.return_type, [*values, args[2], args[3]])
+        count = builder.load(builder.gep(args[0], [I64(COUNT)]))
+        bounds = [
+            builder.sdiv(builder.mul(count, part), args[3])
+            for part in (args[2], builder.add(args[2], I64(1)))
+        ]
+        return context.make_tuple(builder, signature.return_type, [*values, *bounds])
 
     return result(words, kinds, types.int64, types.int64), generate
 
@@ -175,24 +169,7 @@ def _call_for_number(typing: Any, function: Any) -> Any:
     return types.int64(types.int64), generate
 
 
-@cfunc(types.void(types.CPointer(types.int64)), cache=True)
+@cfunc(types.void(WORDS), cache=True)
 def in_team(words: Any) -> None:
     """A thread's part of a task, to be called by each thread of a team of OpenMP."""
     call_task(words, _call_for_number(words[THREAD]), _call_for_number(words[TEAM]))
-
-
-@intrinsic
-def words_at(typing: Any, address: Any) -> Any:
-    """The words at an address."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], I64.as_pointer())
-
-    return types.CPointer(types.int64)(types.int64), generate
-
-
-@njit(parallel=True, **OPTIONS)
-def on_threads_of_numba(address: int, parts: int) -> None:
-    """All parts of the task whose words are at an address."""
-    for part in prange(parts):
-        call_task(words_at(address), part, parts)

@@ -1,104 +1,140 @@
-"""Going parallel: on how many threads, and whether it is safe to.
+"""The threads that help callers with their tasks: how many there are, when they start and sleep.
 
-Numba runs its threads on one of three layers, for the whole process. OpenMP and TBB can be called
-by many threads at once, its own work queue cannot. TBB and the work queue survive a fork, GNU's
-OpenMP does not: a child of a process that has used it stays on one thread here. OpenMP's threads
-wait for more work before they go to sleep, so it comes first: at 512x768, where a call takes 80 µs,
-two of TBB's threads are no faster than one, since the second wakes when all is done. Where
-children must go parallel, ``NUMBA_THREADING_LAYER=tbb`` has Numba use that.
+A thread without work looks for more for about 0.1 ms, then sleeps.
 """
 
 from __future__ import annotations
 
-import ctypes
+import atexit
 import os
-import sys
 import threading
-from collections.abc import Callable
+from array import array
 from contextlib import suppress
-from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numba
+from numba import types
 from numba.core.compiler_lock import global_compiler_lock
+from numba.np.ufunc import parallel
 
 from ln_array_api import _forks
 
-_THREAD_SAFE = ("omp", "tbb")
-_TURNS = "20000"  # that a thread of OpenMP waits for more work before it sleeps: 0.1 ms or so
+from .claims import CACHE_LINE_BYTES, CLAIMS, STOPPED, help_callers, share
+from .compile import compiled
 
-_lock = threading.Lock()
-_layer = ""  # not known before something has run in parallel
-_may_go_parallel = True
-
-
-def number() -> int:
-    """How many threads may be used; ``NUMBA_NUM_THREADS`` or ``numba.set_num_threads`` tell."""
-    return numba.get_num_threads() if _may_go_parallel else 1
+#: Threads that may share a task at most.
+_MAX_THREADS = 256
+#: For how many seconds a caller works alone after it had to wait long for a thread.
+_PAUSE_SECONDS = 0.05
 
 
-def run(kernel: Callable[..., None], *args: Any) -> bool:
-    """Call a parallel kernel, one thread at a time where the threads' layer wants that.
+class _Pool:
+    """Threads, which start when they are needed, and the words through which they get work."""
 
-    Gives False, and has done nothing, in a process that may not go parallel.
-    """
-    global _layer
-    if _layer in _THREAD_SAFE and _may_go_parallel:
-        kernel(*args)
-    elif not _may_go_parallel:
-        return False
-    else:
-        with _lock:
-            kernel(*args)
-            _layer = numba.threading_layer()
-    return True
+    def __init__(self) -> None:
+        line = CACHE_LINE_BYTES
+        self._memory = array("q", [0]) * (CLAIMS + (_MAX_THREADS + 1) * line // 8)
+        self.address: int = -(-self._memory.buffer_info()[0] // line) * line
+        self._first = (self.address - self._memory.buffer_info()[0]) // 8
+        self._threads: list[threading.Thread] = []
+        self._num_threads = 0
+        self._asleep: dict[int, threading.Lock] = {}
+        self._starting = threading.Lock()
+        self._stopped = False
+
+    def wake(self, count: int) -> int:
+        """Have so many threads look for work; gives how many there are."""
+        if self._num_threads < count:
+            self._start(count)
+            count = min(count, self._num_threads)
+        if self._asleep:
+            for helper in range(count):
+                wake = self._asleep.pop(helper, None)
+                if wake is not None:
+                    wake.release()
+        return count
+
+    def _start(self, count: int) -> None:
+        help_ = compiled(help_callers, types.int64, types.int64)
+        with self._starting, suppress(RuntimeError):  # no thread starts while Python shuts down
+            while len(self._threads) < count and not self._stopped:
+                helper = len(self._threads)
+                name = f"ln_array_api-{helper}"
+                thread = threading.Thread(target=self._serve, args=(help_, helper), name=name)
+                thread.daemon = True
+                thread.start()
+                self._threads.append(thread)
+                self._num_threads += 1
+
+    def _serve(self, help_: Any, helper: int) -> None:
+        wake = threading.Lock()
+        wake.acquire()
+        while not self._stopped:
+            help_(self.address, helper)
+            self._asleep[helper] = wake
+            if not self._stopped:
+                wake.acquire()
+
+    def stop(self) -> None:
+        """End all threads, so that none is left in the middle of a part when Python ends."""
+        self._stopped = True
+        self._memory[self._first + STOPPED] = 1
+        with self._starting:
+            self.wake(self._num_threads)
+            for thread in self._threads:
+                thread.join(1)
+            self._num_threads = 0
 
 
-def _set_up() -> None:
-    """Put OpenMP first, unless somebody has asked for something else."""
-    config = numba.config
-    asked_for = "NUMBA_THREADING_LAYER_PRIORITY" in os.environ
-    if (
-        config.THREADING_LAYER == "default"
-        and not asked_for
-        and config.THREADING_LAYER_PRIORITY == ["tbb", "omp", "workqueue"]
-    ):
-        config.THREADING_LAYER_PRIORITY = [*_THREAD_SAFE, "workqueue"]
-    # The library of the tbb wheel is where Numba does not look.
-    library = Path(sys.prefix) / "lib" / "libtbb.so.12"
-    if config.THREADING_LAYER != "default" and library.exists():
-        with suppress(OSError):  # then Numba says that it has no TBB
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+_pool = _Pool()
+_alone_until = 0.0
 
 
-def _load_openmp() -> None:
-    """Load GNU's OpenMP, whose threads would wait for milliseconds, so that they wait for less.
+def thread_count() -> int:
+    """How many threads may be used: ``NUMBA_NUM_THREADS``, or ``numba.set_num_threads`` if less."""
+    # To ask Numba starts its own threads, unless somebody has.
+    known = parallel._is_initialized
+    count: int = numba.get_num_threads() if known else numba.config.NUMBA_NUM_THREADS
+    return count
 
-    It reads its settings once, when it is loaded. In a program whose other parts have threads too,
-    NumPy's matrix products for one, threads that wait take the processor from these: the layer
-    norms of a sentence encoder slowed it down from 150 ms to 250.
-    """
-    settings = os.environ
-    if "GOMP_SPINCOUNT" in settings or "OMP_WAIT_POLICY" in settings:
-        return
-    settings["GOMP_SPINCOUNT"] = _TURNS
-    try:
-        with suppress(OSError):  # then Numba takes another layer, or another OpenMP
-            ctypes.CDLL("libgomp.so.1")
-    finally:
-        del settings["GOMP_SPINCOUNT"]
+
+def helpers(max_parts: int) -> int:
+    """Wake the threads that may help with a task of so many parts; gives how many may."""
+    count = min(thread_count(), max_parts, _MAX_THREADS)
+    if count <= 1 or (_alone_until and perf_counter() < _alone_until):
+        return 0
+    return _pool.wake(count - 1)
+
+
+def address() -> int:
+    """Where the words of the pool are."""
+    return _pool.address
+
+
+def work_alone() -> None:
+    """Have no helpers for a while, after a caller waited for one that was not running."""
+    global _alone_until
+    _alone_until = perf_counter() + _PAUSE_SECONDS
+
+
+def run_parallel(words: int, max_parts: int) -> None:
+    """Run the task whose words are at an address, in at most so many parts."""
+    run = compiled(share, *[types.int64] * 4)
+    if run(_pool.address, words, max_parts, helpers(max_parts)):
+        work_alone()
 
 
 def _after_fork() -> None:
-    global _lock, _may_go_parallel
-    _lock = threading.Lock()
-    with suppress(ValueError):  # if nothing has run in parallel in the parent, here or elsewhere
-        _may_go_parallel = _may_go_parallel and numba.threading_layer() != "omp"
+    global _pool, _alone_until
+    _pool, _alone_until = _Pool(), 0.0
 
 
-_set_up()
+def _stop() -> None:
+    _pool.stop()
+
+
 _forks.locks.append(global_compiler_lock)
-if sys.platform == "linux":
-    _load_openmp()
+atexit.register(_stop)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

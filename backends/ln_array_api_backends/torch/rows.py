@@ -148,7 +148,7 @@ class Backward(_Rows):
         self._has_room = sum(spec.need[1:]) * bytes_of_sums <= ROOM
         self._task = Task(
             backward_task,
-            calls.task_arguments(spec),
+            calls.backward_arguments(spec),
             blocks,
             room=self._sums * calls.ITEMSIZE[self.single] if self._has_room else 0,
         )

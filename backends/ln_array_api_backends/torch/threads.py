@@ -2,7 +2,8 @@
 
 These wait for the next operation for a while, and would take the processor from others that waited
 as well. Torch has them from an implementation of OpenMP that lies in its folder, and is called here
-as its compiler would. Where there is none, Numba's threads do the work.
+as its compiler would. Where there is none, and in a child of a fork, which OpenMP does not survive,
+the threads of the NumPy backend do the work.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numba import types
 
-from ..numpy import calls, threads
-from ..numpy.tasks import TEAM, THREAD, Task, in_team, on_threads_of_numba
+from ..numpy.tasks import TEAM, THREAD, Task, in_team
+from ..numpy.threads import run_parallel
 
-_may_go_parallel = True
+_has_forked = False
 
 
 def _openmp() -> Any:
@@ -47,23 +47,19 @@ if _library is not None:
 
 
 def run(task: Task, words: Any, parts: int) -> None:
-    """Run all parts of a task at once, or one after the other in a child of a fork."""
+    """Run all parts of a task, several at once."""
     address, _ = words.buffer_info()
-    if not _may_go_parallel:
-        task.call(address, 0, 1)
-    elif _library is not None:
+    if _library is not None and not _has_forked:
         words[THREAD], words[TEAM] = _thread, _team
         _parallel(_in_team, address, parts, 0)
     else:
-        everywhere = calls.compiled(on_threads_of_numba, types.int64, types.int64)
-        if not threads.run(everywhere, address, parts):
-            task.call(address, 0, 1)
+        run_parallel(address, parts)
 
 
 def _after_fork() -> None:
     # A team of threads does not survive a fork, and torch may have had one.
-    global _may_go_parallel
-    _may_go_parallel = False
+    global _has_forked
+    _has_forked = True
 
 
 if hasattr(os, "register_at_fork"):

@@ -18,8 +18,10 @@ pytest.importorskip("numba", reason="Numba is not installed")
 
 import numba
 from ln_array_api_backends.numpy import backward as module
-from ln_array_api_backends.numpy.backward import backward, backward_in_order, backward_in_parallel
-from ln_array_api_backends.numpy.calls import VIEWS, rows_in_a_block, rows_in_a_run
+from ln_array_api_backends.numpy.backward import backward, some_blocks
+from ln_array_api_backends.numpy.calls import rows_in_a_block, rows_in_a_run
+from ln_array_api_backends.numpy.compile import STORAGE_DTYPES
+from ln_array_api_backends.numpy.gradient_sums import add_up
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -58,7 +60,7 @@ class Given(NamedTuple):
 
 
 def viewed(array: np.ndarray | None) -> Any:
-    view = None if array is None else VIEWS.get(array.dtype.name)
+    view = None if array is None else STORAGE_DTYPES.get(array.dtype.name)
     return array if view is None else array.view(view)
 
 
@@ -125,10 +127,11 @@ def run(
         *(viewed(dy), viewed(x), mean, rstd, viewed(gamma), viewed(dx), dgamma, dbeta),
         *(groups, repeat, streams, rows, in_a_run),
     )
-    if parallel:
-        backward_in_parallel(*given, 3)
-    else:
-        backward_in_order(*given)
+    blocks, parts = -(-m // rows), 3 if parallel else 1
+    for part in reversed(range(parts)):
+        some_blocks(*given, blocks * part // parts, blocks * (part + 1) // parts)
+    for sums in (dgamma, dbeta):
+        add_up(sums, blocks)
     return Gradients(
         dx, *(None if each is None else each[:parameters].copy() for each in (dgamma, dbeta))
     )

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("numba", reason="Numba is not installed")
 
 import numba
-from ln_array_api_backends.numpy import backend, calls, channel_calls
+from ln_array_api_backends.numpy import array_tasks, backend, calls, channel_calls
 
 import ln_array_api as ln
 from ln_array_api.backend import ChannelsSpec
@@ -117,7 +117,8 @@ def test_no_threshold_changes_a_bit(
     expected = arrays.results()
     monkeypatch.setattr(calls, "POOLED", 1)
     for parallel, streamed, threads in ((1, 1, 2), (1, 1 << 60, 3), (1 << 60, 1, 2), (1, 1, 7)):
-        monkeypatch.setattr(calls, "PARALLEL", parallel)
+        monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
+        monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
         monkeypatch.setattr(calls, "STREAMED", streamed)
         monkeypatch.setattr(calls, "STREAMED_ROWS", (0, 0))
         monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)

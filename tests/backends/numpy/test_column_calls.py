@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("numba", reason="Numba is not installed")
 
 import numba
-from ln_array_api_backends.numpy import calls
+from ln_array_api_backends.numpy import array_tasks, calls
 
 import ln_array_api as ln
 from ln_array_api import backend as registry
@@ -65,7 +65,8 @@ def test_no_threshold_changes_a_bit(
 ) -> None:
     given = arguments(shape, axis, np.float32)
     expected = results(*given, axis, groups)
-    monkeypatch.setattr(calls, "PARALLEL", 1)
+    monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", 1)
+    monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
     for threads, streamed in ((2, 1), (3, 1 << 60)):
         registry.plans.clear()
         monkeypatch.setattr(calls, "STREAMED", streamed)

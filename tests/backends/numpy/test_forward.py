@@ -16,8 +16,8 @@ pytest.importorskip("numba", reason="Numba is not installed")
 
 import numba
 from ln_array_api_backends.numpy import backend, simd
-from ln_array_api_backends.numpy.calls import VIEWS
-from ln_array_api_backends.numpy.forward import forward, forward_in_parallel
+from ln_array_api_backends.numpy.compile import STORAGE_DTYPES
+from ln_array_api_backends.numpy.forward import forward
 from ln_array_api_conformance import reference, tolerances
 
 DTYPES = {
@@ -36,7 +36,7 @@ class Result(NamedTuple):
 
 
 def viewed(array: np.ndarray | None) -> Any:
-    view = None if array is None else VIEWS.get(array.dtype.name)
+    view = None if array is None else STORAGE_DTYPES.get(array.dtype.name)
     return array if view is None else array.view(view)
 
 
@@ -69,17 +69,17 @@ def run(
     streams: bool = False,
     y: np.ndarray | None = None,
     rows: tuple[int, int] | None = None,
-    parts: int = 0,
+    parts: int = 1,
 ) -> Result:
     m = x.shape[0]
     wide = np.float64 if x.dtype == np.float64 else np.float32
     y = at(0, x.shape, x.dtype) if y is None else y
     mean, rstd = np.zeros((m, 1), wide) if center else None, np.zeros((m, 1), wide)
     arguments = (*map(viewed, (x, gamma, beta, y)), mean, rstd, epsilon, groups, repeat, streams)
-    if parts:
-        forward_in_parallel(*arguments, parts)
-    else:
-        forward(*arguments, *(rows or (0, m)))
+    start, stop = rows or (0, m)
+    for part in range(parts):
+        begin, end = (start + (stop - start) * each // parts for each in (part, part + 1))
+        forward(*arguments, begin, end)
     return Result(y, mean, rstd)
 
 

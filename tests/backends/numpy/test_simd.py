@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("numba", reason="Numba is not installed")
 
 from ln_array_api_backends.numpy import access, simd
-from ln_array_api_backends.numpy.calls import VIEWS
+from ln_array_api_backends.numpy.compile import STORAGE_DTYPES
 from numba import njit
 
 DTYPES = {
@@ -29,7 +29,7 @@ DTYPES = {
 
 
 def viewed(array: np.ndarray) -> np.ndarray:
-    view = VIEWS.get(array.dtype.name)
+    view = STORAGE_DTYPES.get(array.dtype.name)
     return array if view is None else array.view(view)
 
 

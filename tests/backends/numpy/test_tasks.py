@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("numba", reason="Numba is not installed")
 
-from ln_array_api_backends.numpy import calls, tasks
+from ln_array_api_backends.numpy import array_tasks, tasks, threads
+from ln_array_api_backends.numpy.compile import array_type
 from numba import njit, types
 
 
@@ -25,9 +26,7 @@ def _fill(
 
 def _fill_task(kinds: str) -> Any:
     def task(words: Any, part: int, parts: int) -> None:
-        count = words[tasks.COUNT]
-        given = tasks.arguments(words, kinds, count * part // parts, count * (part + 1) // parts)
-        _fill(*given)
+        _fill(*tasks.arguments(words, kinds, part, parts))
 
     return task
 
@@ -40,9 +39,9 @@ def test_a_task_fills_an_array_in_parts(dtype: str, doubles: bool, parts: int) -
     task = tasks.Task(
         _fill_task,
         (
-            (calls.array_type(dtype, 2), matrix.shape),
+            (array_type(dtype, 2), matrix.shape),
             (types.none, None),
-            (calls.array_type(dtype, 1), vector.shape),
+            (array_type(dtype, 1), vector.shape),
             (types.float64, -0.5),
             (types.boolean, doubles),
         ),
@@ -59,11 +58,29 @@ def test_a_task_fills_an_array_in_parts(dtype: str, doubles: bool, parts: int) -
     expected = (-0.5 * vector + np.arange(7)[:, None]) * (1 + doubles)
     np.testing.assert_array_equal(matrix, expected)
     matrix[:] = 0
-    tasks.on_threads_of_numba(address, parts)
+    threads.run_parallel(address, parts)
     np.testing.assert_array_equal(matrix, expected)
+    for size in (0, 1 << 30):  # with the interpreter's lock, and without
+        matrix[:] = 0
+        run = array_tasks.bind(task, 3, parts, size)
+        run(matrix, None, vector)
+        np.testing.assert_array_equal(matrix, expected)
 
 
 def test_other_words_are_left_alone() -> None:
     assert tasks.kinds_of([(types.Array(types.int16, 2, "C"), (1, 2)), (types.none, None)]) == (
         "int16:2 none"
     )
+
+
+def test_a_task_of_too_many_words_is_refused() -> None:
+    arguments = [(types.int64, 0)] * array_tasks._MAX_WORDS
+    with pytest.raises(ValueError, match="at most 64 words, not 69"):
+        array_tasks.bind(tasks.Task(_none_task, arguments, 1), 0, 1, 0)
+
+
+def _none_task(kinds: str) -> Any:
+    def task(words: Any, part: int, parts: int) -> None:
+        tasks.arguments(words, kinds, part, parts)
+
+    return task

@@ -1,4 +1,4 @@
-"""On any number of threads, under any layer, before and after a fork: the same bits."""
+"""On any number of threads, busy or not, before and after a fork: the same bits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
-from ln_array_api_backends.numpy import calls, threads
+from ln_array_api_backends.numpy import array_tasks, claims, tasks, threads
+from ln_array_api_backends.numpy.compile import array_type
+from numba import njit, types
 
 import ln_array_api as ln
 
@@ -55,7 +58,7 @@ def run(directory: Path, script: str, **environment: str) -> list[str]:
     """The lines that a program prints, which can use what DIGEST has."""
     path = directory / "program.py"
     path.write_text(DIGEST + script, encoding="utf-8")
-    kept = {name: value for name, value in os.environ.items() if name not in LAYERS}
+    kept = {name: value for name, value in os.environ.items() if name != "NUMBA_NUM_THREADS"}
     result = subprocess.run(
         [sys.executable, "-W", "error", str(path)],
         env=kept | environment,
@@ -68,32 +71,9 @@ def run(directory: Path, script: str, **environment: str) -> list[str]:
     return result.stdout.split()
 
 
-LAYERS = {"NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY", "NUMBA_NUM_THREADS"}
-
-
-@functools.cache
-def available(layer: str) -> bool:
-    """Whether Numba can run on a layer here, where a library may be missing."""
-    script = (
-        "import ln_array_api_backends.numpy, numba\n"
-        "from numba.np.ufunc.parallel import _launch_threads\n"
-        "_launch_threads()\n"
-    )
-    environment = os.environ | {"NUMBA_THREADING_LAYER": layer}
-    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
-    return result.returncode == 0
-
-
-def needs(layer: str) -> None:
-    if layer and not available(layer):
-        pytest.skip(f"Numba has no {layer} here")
-
-
 PRINT = """
-import numba
 if __name__ == "__main__":
     print(*digests())
-    print(numba.threading_layer() if numba.config.NUMBA_NUM_THREADS > 1 else "none")
 """
 
 
@@ -117,24 +97,14 @@ def threads_set_to(count: int) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    ("count", "layer"), [(1, ""), (2, ""), (4, "omp"), (3, "tbb"), (2, "workqueue")]
-)
-def test_bits_do_not_depend_on_threads_nor_on_their_layer(
-    count: int, layer: str, tmp_path: Path
-) -> None:
-    needs(layer)
-    environment = {"NUMBA_NUM_THREADS": str(count)}
-    if layer:
-        environment["NUMBA_THREADING_LAYER"] = layer
-    *digests, used = run(tmp_path, PRINT, **environment)
-    assert digests == expected()
-    assert not layer or used == layer
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_bits_do_not_depend_on_threads(count: int, tmp_path: Path) -> None:
+    assert run(tmp_path, PRINT, NUMBA_NUM_THREADS=str(count)) == expected()
 
 
 MANY = """
-import threading
 from concurrent.futures import ThreadPoolExecutor
+import threading
 
 if __name__ == "__main__":
     shapes = [(512, 768, "f4"), (37, 5000, "f4"), (700, 512, "f2")]
@@ -148,24 +118,19 @@ if __name__ == "__main__":
         results = [each for some in pool.map(work, range(6)) for each in some]
     assert len(results) == 24
     print(*sorted({digest for result in results for digest in result}))
-    import numba
-    print(numba.threading_layer())
 """
 
 
-@pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue"])
-def test_many_threads_at_once(layer: str, tmp_path: Path) -> None:
-    needs(layer)
-    environment = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
-    *digests, used = run(tmp_path, MANY, **environment)
-    assert used == layer
+@pytest.mark.parametrize("count", ["2", "5"])
+def test_many_threads_at_once(count: str, tmp_path: Path) -> None:
+    digests = run(tmp_path, MANY, NUMBA_NUM_THREADS=count)
     assert digests == sorted(each for place, each in enumerate(expected()) if place != 2)
 
 
 def test_many_threads_of_this_process() -> None:
     x = np.random.default_rng(0).standard_normal((400, 300)).astype(np.float32)
     y = ln.layer_norm(x)
-    assert x.nbytes >= calls.PARALLEL
+    assert x.nbytes >= array_tasks.PARALLEL_MIN_BYTES
     start = threading.Barrier(8)
 
     def work(_: int) -> bool:
@@ -178,16 +143,14 @@ def test_many_threads_of_this_process() -> None:
 
 CHILDREN = """
 import multiprocessing
-import numba
 from ln_array_api_backends.numpy import threads
 
 def child(_):
-    return digests(SHAPES[:3]), threads.number()
+    return digests(SHAPES[:3]), threads._pool._num_threads
 
 if __name__ == "__main__":
     if "{first}":
         digests()
-        assert numba.threading_layer() == "{layer}"
     with multiprocessing.get_context("{method}").Pool(2) as pool:
         results = pool.map(child, range(4), chunksize=1)
     for result, count in results:
@@ -197,19 +160,15 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", [pytest.param("fork", marks=FORKS), "spawn"])
-@pytest.mark.parametrize("layer", ["omp", "tbb"])
 @pytest.mark.parametrize("first", ["after a call", ""], ids=["after a call", "before"])
-def test_children(layer: str, method: str, first: str, tmp_path: Path) -> None:
-    """A child of a fork may not use GNU's OpenMP after its parent has."""
-    needs(layer)
-    script = CHILDREN
-    for name, value in (("first", first), ("layer", layer), ("method", method)):
-        script = script.replace(f"{{{name}}}", value)
-    environment = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
-    words = run(tmp_path, script, **environment)
-    alone = method == "fork" and layer == "omp" and bool(first)
-    assert words == [*expected()[:3], "1" if alone else "2"] * 4
+def test_children_have_threads_of_their_own(first: str, method: str, tmp_path: Path) -> None:
+    script = CHILDREN.replace("{first}", first).replace("{method}", method)
+    words = run(tmp_path, "import warnings\n" + QUIET + script, NUMBA_NUM_THREADS="2")
+    assert words == [*expected()[:3], "1"] * 4
 
+
+#: Python warns of a fork in a process that has threads.
+QUIET = 'warnings.simplefilter("ignore", DeprecationWarning)\n'
 
 GRANDCHILD = """
 def fork():
@@ -236,45 +195,15 @@ if __name__ == "__main__":
 
 @FORKS
 def test_a_child_of_a_child(tmp_path: Path) -> None:
-    assert run(tmp_path, GRANDCHILD) == expected()[:1]
-
-
-ANOTHER = """
-from numba import njit, prange, threading_layer
-import ln_array_api_backends.numpy
-
-@njit(parallel=True)
-def total(x):
-    sum_ = 0.0
-    for i in prange(x.size):
-        sum_ += x[i]
-    return sum_
-
-if __name__ == "__main__":
-    total(np.ones(1000))
-    assert threading_layer() == "omp"
-    child = os.fork()
-    if child == 0:
-        print(*digests(SHAPES[:1]), flush=True)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    print(status)
-"""
-
-
-@FORKS
-def test_a_child_of_a_process_where_others_went_parallel(tmp_path: Path) -> None:
-    needs("omp")
-    words = run(tmp_path, ANOTHER, NUMBA_THREADING_LAYER="omp", NUMBA_NUM_THREADS="2")
-    assert words == [*expected()[:1], "0"]
+    assert run(tmp_path, "import warnings\n" + QUIET + GRANDCHILD) == expected()[:1]
 
 
 def test_the_number_of_threads_is_numbas() -> None:
     most = numba.config.NUMBA_NUM_THREADS
     for count in {1, most}:
         with threads_set_to(count):
-            assert threads.number() == count
-    assert threads.number() == numba.get_num_threads()
+            assert threads.thread_count() == count
+    assert threads.thread_count() == numba.get_num_threads()
 
 
 COUNT = """
@@ -284,11 +213,11 @@ from ln_array_api_backends.numpy import threads
 
 if __name__ == "__main__":
     numba.set_num_threads(3)
-    print(threads.number())
+    print(threads.thread_count())
     print(*digests(SHAPES[:1]))
     print(ln.explain(ln.layer_norm, np.ones((512, 768), np.float32)).reason.split(", ")[1])
     counts = []
-    other = threading.Thread(target=lambda: counts.append(threads.number()))
+    other = threading.Thread(target=lambda: counts.append(threads.thread_count()))
     other.start()
     other.join()
     print(*counts)
@@ -300,108 +229,140 @@ def test_set_num_threads_is_respected(tmp_path: Path) -> None:
     assert words == ["3", *expected()[:1], "3", "threads", "4"]
 
 
-@pytest.fixture
-def state(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in ("_layer", "_may_go_parallel", "_lock"):
-        monkeypatch.setattr(threads, name, getattr(threads, name))
-    return monkeypatch
-
-
-@pytest.mark.parametrize(
-    ("layer", "locked"), [("", True), ("workqueue", True), ("omp", False), ("tbb", False)]
-)
-def test_one_at_a_time_where_the_layer_wants_it(
-    layer: str, locked: bool, state: pytest.MonkeyPatch
-) -> None:
-    state.setattr(threads, "_layer", layer)
-    state.setattr(threads, "_may_go_parallel", True)
-    state.setattr(numba, "threading_layer", lambda: layer or "tbb")
-    seen = []
-    assert threads.run(lambda *args: seen.append((threads._lock.locked(), args)), 1, 2)
-    assert seen == [(locked, (1, 2))]
-    assert not threads._lock.locked()
-    assert threads._layer == (layer or "tbb")
-
-
-def test_the_lock_is_free_after_a_kernel_that_raises(state: pytest.MonkeyPatch) -> None:
-    state.setattr(threads, "_layer", "workqueue")
-    with pytest.raises(ZeroDivisionError):
-        threads.run(lambda: 1 / 0)
-    assert not threads._lock.locked()
-
-
-def test_nothing_runs_where_it_may_not(state: pytest.MonkeyPatch) -> None:
-    state.setattr(threads, "_may_go_parallel", False)
-    for layer in ("", "omp", "tbb", "workqueue"):
-        state.setattr(threads, "_layer", layer)
-        assert not threads.run(lambda: pytest.fail("it ran"))
-        assert threads.number() == 1
-
-
-@pytest.mark.parametrize(("layer", "parallel"), [("omp", False), ("tbb", True), ("", True)])
-def test_after_a_fork(layer: str, parallel: bool, state: pytest.MonkeyPatch) -> None:
-    def threading_layer() -> str:
-        if not layer:
-            raise ValueError("Threading layer is not initialized.")
-        return layer
-
-    state.setattr(threads, "_may_go_parallel", True)
-    state.setattr(numba, "threading_layer", threading_layer)
-    with threads._lock:
-        threads._after_fork()
-        assert not threads._lock.locked()
-    assert threads._may_go_parallel is parallel
-
-
-def test_where_it_may_not_go_parallel_results_are_the_same(state: pytest.MonkeyPatch) -> None:
-    x = np.random.default_rng(0).standard_normal((400, 300)).astype(np.float32)
-    y, mean, rstd = ln.layer_norm_forward(x)
-    dx, _, dbeta = ln.layer_norm_backward(x, x, mean, rstd)
-    state.setattr(threads, "_may_go_parallel", False)
-    results = ln.layer_norm_forward(x)
-    for a, b in zip(results, (y, mean, rstd), strict=True):
-        np.testing.assert_array_equal(a, b)
-    again = ln.layer_norm_backward(x, x, mean, rstd)
-    np.testing.assert_array_equal(again.dx, dx)
-    np.testing.assert_array_equal(again.dbeta, dbeta)
-
-
-CONFIG = """
-import numba
-{before}
+NUMBAS = """
+from numba.np.ufunc import parallel
 import ln_array_api_backends.numpy
+
 if __name__ == "__main__":
-    print(numba.config.THREADING_LAYER, *numba.config.THREADING_LAYER_PRIORITY)
+    print(*digests(SHAPES[:1]))
+    print(parallel._is_initialized)
 """
 
 
-def config(directory: Path, before: str = "", **environment: str) -> list[str]:
-    return run(directory, CONFIG.replace("{before}", before), **environment)
+def test_the_threads_of_numba_are_not_started(tmp_path: Path) -> None:
+    assert run(tmp_path, NUMBAS, NUMBA_NUM_THREADS="2") == [*expected()[:1], "False"]
 
 
-def test_openmp_comes_first_unless_somebody_has_chosen(tmp_path: Path) -> None:
-    assert config(tmp_path) == ["default", "omp", "tbb", "workqueue"]
+@njit
+def _count(counts: Any, delay: int, start: int, stop: int) -> None:
+    for i in range(start, stop):
+        counts[i] += 1
+    if delay and start > 0:
+        _sleep(delay)
 
 
-@pytest.mark.parametrize("layer", ["workqueue", "tbb", "omp", "threadsafe", "forksafe", "safe"])
-def test_a_chosen_layer_stays(layer: str, tmp_path: Path) -> None:
-    untouched = [layer, "tbb", "omp", "workqueue"]
-    assert config(tmp_path, NUMBA_THREADING_LAYER=layer) == untouched
-    if layer == "workqueue":
-        assert config(tmp_path, f"numba.config.THREADING_LAYER = {layer!r}") == untouched
+_sleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
 
-def test_a_chosen_priority_stays(tmp_path: Path) -> None:
-    chosen = ["workqueue", "tbb", "omp"]
-    words = config(tmp_path, NUMBA_THREADING_LAYER_PRIORITY=" ".join(chosen))
-    assert words == ["default", *chosen]
+def _count_task(kinds: str) -> Any:
+    def task(words: Any, part: int, num_parts: int) -> None:
+        _count(*tasks.arguments(words, kinds, part, num_parts))
+
+    return task
 
 
-@pytest.mark.parametrize("chosen", [["tbb", "workqueue", "omp"], ["tbb", "omp", "workqueue"]])
-def test_a_chosen_priority_that_begins_with_tbb_stays(tmp_path: Path, chosen: list[str]) -> None:
-    """If it is that of Numba itself, too."""
-    words = config(tmp_path, NUMBA_THREADING_LAYER_PRIORITY=" ".join(chosen))
-    assert words == ["default", *chosen]
+def counting(count: int, delay: int = 0) -> tuple[np.ndarray, tasks.Task]:
+    """An array of zeros, and a task that adds one to each; late parts sleep for microseconds."""
+    counts = np.zeros(count)
+    arguments = (array_type("float64", 1), counts.shape), (types.int64, delay)
+    task = tasks.Task(_count_task, arguments, count)
+    task.words[task.places[0]] = counts.ctypes.data
+    return counts, task
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A pool of three threads beside this one."""
+    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 4)
+    monkeypatch.setattr(threads, "thread_count", lambda: 4)
+    monkeypatch.setattr(threads, "_alone_until", 0.0)
+    own = threads._Pool()
+    monkeypatch.setattr(threads, "_pool", own)
+    yield own
+    own.stop()
+
+
+@pytest.mark.usefixtures("pool")
+def test_each_part_is_run_once() -> None:
+    for round_ in range(3000):
+        counts, task = counting(1 + round_ % 50)
+        threads.run_parallel(task.words.buffer_info()[0], 1 + round_ % 40)
+        assert (counts == 1).all()
+        if round_ % 500 == 0:
+            time.sleep(0.01)  # so that threads fall asleep
+
+
+def test_threads_fall_asleep_and_wake_again(pool: Any) -> None:
+    counts, task = counting(64)
+    for times in range(1, 4):
+        threads.run_parallel(task.words.buffer_info()[0], 64)
+        assert (counts == times).all()
+        deadline = time.perf_counter() + 30
+        while len(pool._asleep) < 3 and time.perf_counter() < deadline:
+            time.sleep(0.001)
+        assert sorted(pool._asleep) == [0, 1, 2]
+
+
+def test_a_caller_does_not_wait_for_threads_that_do_not_run(
+    pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "wake", lambda count: count)
+    counts, task = counting(64)
+    threads.run_parallel(task.words.buffer_info()[0], 64)
+    assert (counts == 1).all()
+    assert threads.helpers(9) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no usleep")
+def test_who_has_waited_long_works_alone_for_a_while(pool: Any) -> None:
+    counts, task = counting(4, delay=20_000)
+    for attempt in range(1, 100):
+        threads.run_parallel(task.words.buffer_info()[0], 4)
+        assert (counts == attempt).all()
+        if threads._alone_until:
+            break
+    assert threads.helpers(9) == 0
+    time.sleep(threads._PAUSE_SECONDS)
+    assert threads.helpers(9) == 3
+
+
+def test_a_pool_that_another_caller_has_is_left_to_it(pool: Any) -> None:
+    owned = pool._memory[pool._first + claims.OWNED] = 1
+    counts, task = counting(64)
+    threads.run_parallel(task.words.buffer_info()[0], 64)
+    assert (counts == 1).all()
+    assert pool._memory[pool._first + claims.OWNED] == owned
+    assert pool._memory[pool._first + claims.NUMBER] == 0
+
+
+def test_a_pool_that_has_stopped_has_no_threads(pool: Any) -> None:
+    assert threads.helpers(9) == 3
+    running = list(pool._threads)
+    pool.stop()
+    assert threads.helpers(9) == 0
+    assert not any(each.is_alive() for each in running)
+
+
+ENDING = """
+import threading
+
+if __name__ == "__main__":
+    x = np.ones((512, 768), np.float32)
+    ln.layer_norm(x)
+
+    def work():
+        while True:
+            ln.layer_norm(x)
+
+    for _ in range(3):
+        threading.Thread(target=work, daemon=True).start()
+    print("ends")
+"""
+
+
+def test_python_ends_while_threads_are_at_work(tmp_path: Path) -> None:
+    for _ in range(3):
+        assert run(tmp_path, ENDING, NUMBA_NUM_THREADS="3") == ["ends"]
 
 
 ATTEMPTS = 15
@@ -441,10 +402,6 @@ FORK_BESIDE = """
 import signal
 import threading
 import time
-import warnings
-
-# Python warns of a fork in a process that has threads.
-warnings.simplefilter("ignore", DeprecationWarning)
 
 if __name__ == "__main__":
     np.random.default_rng(0)  # imported here, not by the thread
@@ -465,5 +422,5 @@ if __name__ == "__main__":
 @FORKS
 @pytest.mark.parametrize("delay", [0.001, 0.01, 0.1, 0.3])
 def test_a_fork_while_another_thread_makes_its_first_call(delay: float, tmp_path: Path) -> None:
-    script = FORK_BESIDE.replace("{delay}", str(delay))
+    script = "import warnings\n" + QUIET + FORK_BESIDE.replace("{delay}", str(delay))
     assert run(tmp_path, script) == ["0", *expected()[:1]]

@@ -1,0 +1,117 @@
+"""How threads claim the parts of a task that a caller shares.
+
+A task is cut into as many regions as it gets threads, and each region into parts. Each thread
+claims the parts of its own region first, and then those of others: from call to call, the same rows
+are in the caches of the same processor. The caller does the same, and at the end waits only for
+parts that a thread has claimed and not finished. So it never waits for a thread that has not
+started, however busy the processors are. A thread can still lose its processor while it works on a
+part. A caller that had to wait long for one keeps its tasks to itself for a while.
+
+The pool has room for one task: a caller that finds it taken works alone. Results do not depend on
+who works on which part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from .atomics import (
+    compare_and_swap,
+    give_way,
+    increment,
+    load_acquire,
+    pause,
+    store_release,
+    words_at,
+)
+from .compile import OPTIONS
+from .tasks import call_task
+
+#: Indices of the words of a pool. Words that different threads write are in different cache lines.
+_TASK, _NUM_PARTS, _NUM_HELPERS, NUMBER, _FINISHED, OWNED, STOPPED, CLAIMS = range(0, 64, 8)
+CACHE_LINE_BYTES = 64
+#: The claims of a region are one word: the number of the task, and 16 bits each for the next part
+#: and the end. So whoever claims the next part by a swap knows that it is this task's.
+_BITS, _MASK = 16, (1 << 16) - 1
+_MAX_NUMBER = 1 << 30
+
+#: Parts of a region at most.
+_MAX_PARTS = 8
+#: How often a thread looks for work before it sleeps: for about 0.1 ms.
+_SPIN_COUNT = 4000
+#: How often a caller looks whether the last parts are finished before it gives its processor away.
+_MAX_SPINS = 20_000
+
+
+@njit(**OPTIONS)
+def _run_region(pool: Any, region: Any) -> Any:
+    """Claim the parts of a region and work on them, until there are no more."""
+    index = CLAIMS + 8 * region
+    claims = load_acquire(pool, index)
+    part, end = claims >> _BITS & _MASK, claims & _MASK
+    while part < end:
+        words, num_parts = load_acquire(pool, _TASK), load_acquire(pool, _NUM_PARTS)
+        if compare_and_swap(pool, index, claims, claims + (1 << _BITS)):
+            call_task(words_at(words), part, num_parts)
+            increment(pool, _FINISHED)
+        claims = load_acquire(pool, index)
+        part, end = claims >> _BITS & _MASK, claims & _MASK
+
+
+@njit(**OPTIONS)
+def _run_regions(pool: Any, first: int) -> None:
+    """Work on the parts of all regions, from the first on."""
+    num_regions = load_acquire(pool, _NUM_HELPERS) + 1
+    for i in range(num_regions):
+        _run_region(pool, (first + i) % num_regions)
+
+
+@njit(**OPTIONS)
+def help_callers(address: int, helper: int) -> None:
+    """Work on parts of all tasks, until there have been none for a while."""
+    pool, idle, seen = words_at(address), 0, 0
+    while idle < _SPIN_COUNT and load_acquire(pool, STOPPED) == 0:
+        number = load_acquire(pool, NUMBER)
+        if number != seen and helper < load_acquire(pool, _NUM_HELPERS):
+            _run_regions(pool, helper + 1)
+            idle, seen = 0, number
+        else:
+            idle += 1
+            pause()
+
+
+@njit(**OPTIONS)
+def share(address: int, words: int, max_parts: int, num_helpers: int) -> bool:
+    """Run a task in at most so many parts, with helpers if no other caller has them.
+
+    Gives whether there was a long wait at the end.
+    """
+    pool = words_at(address)
+    if num_helpers == 0 or not compare_and_swap(pool, OWNED, 0, 1):
+        call_task(words_at(words), 0, 1)
+        return False
+    num_regions = num_helpers + 1
+    length = min(max(max_parts // num_regions, 1), _MAX_PARTS)
+    num_parts, number = num_regions * length, pool[NUMBER] % _MAX_NUMBER + 1
+    # Nothing is left to claim of the last task, so nobody reads these until there is.
+    store_release(pool, _TASK, words)
+    store_release(pool, _NUM_PARTS, num_parts)
+    store_release(pool, _NUM_HELPERS, num_helpers)
+    store_release(pool, _FINISHED, 0)
+    for region in range(num_regions):
+        first = region * length
+        claims = (number << _BITS | first) << _BITS | (first + length)
+        store_release(pool, CLAIMS + 8 * region, claims)
+    store_release(pool, NUMBER, number)
+    _run_regions(pool, 0)
+    spins = 0
+    while load_acquire(pool, _FINISHED) < num_parts:
+        spins += 1
+        if spins < _MAX_SPINS:
+            pause()
+        else:
+            give_way()
+    store_release(pool, OWNED, 0)
+    return spins >= _MAX_SPINS

@@ -1,0 +1,36 @@
+"""How Numba compiles kernels, and the types of arrays that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import from_dtype, types
+
+OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+INLINE: dict[str, Any] = {**OPTIONS, "forceinline": True}
+#: For small tasks: to release the interpreter's lock would cost more than they do.
+WITH_GIL: dict[str, Any] = {**OPTIONS, "nogil": False}
+
+#: How 16-bit arrays go to Numba, which does not know their dtypes.
+STORAGE_DTYPES = {"float16": np.int16, "bfloat16": np.uint16}
+
+
+@cache
+def compiled(kernel: Any, *arguments: Any) -> Callable[..., Any]:
+    """A kernel compiled for arguments of such types, to be called with nothing else.
+
+    Numba's own way, by the types of the values of each call, costs more than a small kernel.
+    """
+    kernel.compile(arguments)
+    entry: Callable[..., Any] = kernel.overloads[arguments].entry_point
+    return entry
+
+
+def array_type(dtype: str | None, ndim: int) -> Any:
+    """Numba's type of an array of a dtype, or of its absence."""
+    if dtype is None:
+        return types.none
+    return types.Array(from_dtype(np.dtype(STORAGE_DTYPES.get(dtype, dtype))), ndim, "C")
