@@ -58,8 +58,8 @@ def _large(
 
 def _over_channels(member: Member, **options: Any) -> dict[str, Large]:
     return {
-        "long channels": _large(member, (6, 6, 91, 90), **options),
-        "channels last": _large(member, (9, 53, 41, 12), -1, **options),
+        "long channels": _large(member, (3, 6, 91, 90), **options),
+        "channels last": _large(member, (5, 53, 41, 12), -1, **options),
         "short channels": _large(member, (700, 6, 7, 5), **options),
     }
 
