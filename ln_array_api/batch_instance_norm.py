@@ -9,6 +9,7 @@ import numpy as np
 from . import _check
 from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import beside, check_gradient, check_saved, checked
+from ._explain import explained_as_operations
 from ._plans import gradient, reshaped
 from ._views import Groups, View
 from .kernels.rows import differentiate, normalise
@@ -47,6 +48,12 @@ def _checked(
     return view
 
 
+def _checked_forward(
+    function: str, x: Array, *, epsilon: float, **others: Any
+) -> tuple[View, float]:
+    return _checked(function, x, **others), _check.epsilon(function, epsilon, x.dtype)
+
+
 def _forward(
     function: str,
     x: Array,
@@ -56,8 +63,8 @@ def _forward(
     channel_axis: int,
     epsilon: float,
 ) -> BatchInstanceForward:
-    view = _checked(function, x, rho, gamma, beta, channel_axis)
-    epsilon = _check.epsilon(function, epsilon, x.dtype)
+    given = {"rho": rho, "gamma": gamma, "beta": beta, "channel_axis": channel_axis}
+    view, epsilon = _checked_forward(function, x, epsilon=epsilon, **given)
     xp, shape = library_of(x).xp, view.broadcast_parameter
     wide = reshaped(accumulate(xp, x), view.split)
     rho, gamma, beta = (beside(xp, each, wide, shape) for each in (rho, gamma, beta))
@@ -84,6 +91,7 @@ def _scales(rho: Array, gamma: Array | None) -> tuple[Array, Array]:
     return (rho, 1 - rho) if gamma is None else (rho * gamma, (1 - rho) * gamma)
 
 
+@explained_as_operations(_checked_forward)
 @on_device_of_x
 def batch_instance_norm(
     x: Array,
@@ -152,6 +160,7 @@ def batch_instance_norm(
     return _forward("batch_instance_norm", x, rho, gamma, beta, channel_axis, epsilon).y
 
 
+@explained_as_operations(_checked_forward)
 @on_device_of_x
 def batch_instance_norm_forward(
     x: Array,
@@ -193,6 +202,29 @@ def batch_instance_norm_forward(
     return _forward("batch_instance_norm_forward", x, rho, gamma, beta, channel_axis, epsilon)
 
 
+def _checked_backward(
+    function: str,
+    dy: Array,
+    x: Array,
+    *,
+    batch_mean: Array,
+    batch_rstd: Array,
+    instance_mean: Array,
+    instance_rstd: Array,
+    need: tuple[str, ...],
+    **others: Any,
+) -> tuple[tuple[str, ...], View]:
+    need = _check.need(function, need, BatchInstanceGradients._fields)
+    view = _checked(function, x, **others)
+    check_gradient(function, x, dy=dy)
+    check_saved(function, x, view.parameter, batch_mean=batch_mean, batch_rstd=batch_rstd)
+    check_saved(
+        function, x, view.statistic, instance_mean=instance_mean, instance_rstd=instance_rstd
+    )
+    return need, view
+
+
+@explained_as_operations(_checked_backward)
 @on_device_of_x
 def batch_instance_norm_backward(
     dy: Array,
@@ -267,12 +299,19 @@ def batch_instance_norm_backward(
     (array([-0.2568]), array([1.]))
     """
     function = "batch_instance_norm_backward"
-    need = _check.need(function, need, BatchInstanceGradients._fields)
-    view = _checked(function, x, rho, gamma, beta, channel_axis)
-    check_gradient(function, x, dy=dy)
-    check_saved(function, x, view.parameter, batch_mean=batch_mean, batch_rstd=batch_rstd)
-    check_saved(
-        function, x, view.statistic, instance_mean=instance_mean, instance_rstd=instance_rstd
+    need, view = _checked_backward(
+        function,
+        dy,
+        x,
+        batch_mean=batch_mean,
+        batch_rstd=batch_rstd,
+        instance_mean=instance_mean,
+        instance_rstd=instance_rstd,
+        need=need,
+        rho=rho,
+        gamma=gamma,
+        beta=beta,
+        channel_axis=channel_axis,
     )
     xp, shape, saved = library_of(x).xp, view.broadcast_parameter, view.broadcast_statistic
     wide, dy = reshaped(accumulate(xp, x), view.split), reshaped(dy, view.split)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _check
 from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import beside, check_gradient, checked
+from ._explain import explained_as_operations
 from ._plans import gradient
 from ._views import View
 from .kernels.reductions import sum_over
@@ -42,6 +43,7 @@ def _checked(
     return view
 
 
+@explained_as_operations(_checked)
 @on_device_of_x
 def dynamic_tanh(
     x: Array,
@@ -100,6 +102,7 @@ def dynamic_tanh(
     return _tanh(x, alpha, gamma, beta, view)
 
 
+@explained_as_operations(_checked)
 @on_device_of_x
 def dynamic_tanh_forward(
     x: Array,
@@ -149,6 +152,16 @@ def _tanh(x: Array, alpha: Array, gamma: Array | None, beta: Array | None, view:
         return xp.astype(y, native_dtype(x), copy=False)
 
 
+def _checked_backward(
+    function: str, dy: Array, x: Array, *, need: tuple[str, ...], **others: Any
+) -> tuple[tuple[str, ...], View]:
+    need = _check.need(function, need, TanhGradients._fields)
+    view = _checked(function, x, **others)
+    check_gradient(function, x, dy=dy)
+    return need, view
+
+
+@explained_as_operations(_checked_backward)
 @on_device_of_x
 def dynamic_tanh_backward(
     dy: Array,
@@ -210,9 +223,9 @@ def dynamic_tanh_backward(
     (array([[0.0007, 0.5   , 0.3932]]), np.float64(0.7757))
     """
     function = "dynamic_tanh_backward"
-    need = _check.need(function, need, TanhGradients._fields)
-    view = _checked(function, x, alpha, gamma, beta, axis)
-    check_gradient(function, x, dy=dy)
+    need, view = _checked_backward(
+        function, dy, x, need=need, alpha=alpha, gamma=gamma, beta=beta, axis=axis
+    )
     xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
     every = tuple(range(x.ndim))
     shared = tuple(each for each in every if each not in view.parameter_axes)

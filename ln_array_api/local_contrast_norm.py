@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import _check
 from ._arrays import Array, on_device_of_x
 from ._beside import check_gradient, check_saved
+from ._explain import explained_as_operations
 from .kernels.windows import windows_backward, windows_forward
 from .layer_norm import EPSILON
 
@@ -41,14 +42,14 @@ def _checked(
     return axes, size
 
 
-def _forward(
+def _checked_forward(
     function: str, x: Array, size: int, spatial_axes: int | tuple[int, ...], epsilon: float
-) -> tuple[Array, Array, Array]:
+) -> dict[str, Any]:
     axes, size = _checked(function, x, size, spatial_axes)
-    epsilon = _check.epsilon(function, epsilon, x.dtype)
-    return windows_forward(x, axes=axes, size=size, epsilon=epsilon)
+    return {"axes": axes, "size": size, "epsilon": _check.epsilon(function, epsilon, x.dtype)}
 
 
+@explained_as_operations(_checked_forward)
 @on_device_of_x
 def local_contrast_norm(
     x: Array,
@@ -109,9 +110,11 @@ def local_contrast_norm(
     >>> ln.local_contrast_norm(x, size=3, spatial_axes=0).round(3)
     array([-1.   ,  0.   , -0.697,  0.697,  1.   ])
     """
-    return _forward("local_contrast_norm", x, size, spatial_axes, epsilon)[0]
+    options = _checked_forward("local_contrast_norm", x, size, spatial_axes, epsilon)
+    return windows_forward(x, **options)[0]
 
 
+@explained_as_operations(_checked_forward)
 @on_device_of_x
 def local_contrast_norm_forward(
     x: Array,
@@ -144,11 +147,28 @@ def local_contrast_norm_forward(
     >>> ln.local_contrast_norm_forward(x, size=3, spatial_axes=0).mean
     array([  1.5,   2. ,  36. ,  70. , 103.5])
     """
-    return LocalContrastForward(
-        *_forward("local_contrast_norm_forward", x, size, spatial_axes, epsilon)
-    )
+    options = _checked_forward("local_contrast_norm_forward", x, size, spatial_axes, epsilon)
+    return LocalContrastForward(*windows_forward(x, **options))
 
 
+def _checked_backward(
+    function: str,
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    size: int,
+    spatial_axes: int | tuple[int, ...],
+    need: tuple[str, ...],
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    need = _check.need(function, need, LocalContrastGradients._fields)
+    axes, size = _checked(function, x, size, spatial_axes)
+    check_gradient(function, x, dy=dy)
+    check_saved(function, x, tuple(x.shape), mean=mean, rstd=rstd)
+    return need, {"axes": axes, "size": size}
+
+
+@explained_as_operations(_checked_backward)
 @on_device_of_x
 def local_contrast_norm_backward(
     dy: Array,
@@ -204,10 +224,5 @@ def local_contrast_norm_backward(
     array([-0.2204,  0.2755, -0.0551])
     """
     function = "local_contrast_norm_backward"
-    need = _check.need(function, need, LocalContrastGradients._fields)
-    axes, size = _checked(function, x, size, spatial_axes)
-    check_gradient(function, x, dy=dy)
-    check_saved(function, x, tuple(x.shape), mean=mean, rstd=rstd)
-    if not need:
-        return LocalContrastGradients(None)
-    return LocalContrastGradients(windows_backward(dy, x, rstd, axes=axes, size=size))
+    need, options = _checked_backward(function, dy, x, mean, rstd, size, spatial_axes, need)
+    return LocalContrastGradients(windows_backward(dy, x, rstd, **options) if need else None)

@@ -8,13 +8,14 @@ beyond the dtype where results are not, so these have a kernel of their own.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _check, _rows
 from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import beside, check_gradient, check_saved, checked
+from ._explain import explained_by, operations_on
 from ._views import View
 from .kernels.powers import powers_backward, powers_forward, signed_power
 
@@ -61,6 +62,19 @@ def _forward(
         return library_of(x).xp.astype(y / root, native_dtype(x), copy=False), root / rstd
 
 
+def _explained(
+    function: str, x: Array, alpha: float, axis: int | tuple[int, ...], epsilon: float
+) -> Any:
+    view, alpha, root = _checked(function, x, alpha, axis)
+    epsilon = _check.epsilon(function, epsilon, x.dtype)
+    if alpha > 1:
+        return operations_on(x)
+    z = accumulate(library_of(x).xp, x)  # of the dtype and layout that powers of x have
+    epsilon /= root**2
+    return _rows.forward_plan(function, z, None, None, view.axes, epsilon, None, center=False)
+
+
+@explained_by(_explained)
 @on_device_of_x
 def power_norm(
     x: Array,
@@ -118,6 +132,7 @@ def power_norm(
     return _forward("power_norm", x, alpha, axis, epsilon)[0]
 
 
+@explained_by(_explained)
 @on_device_of_x
 def power_norm_forward(
     x: Array,
@@ -152,6 +167,35 @@ def power_norm_forward(
     return PowerNormForward(*_forward("power_norm_forward", x, alpha, axis, epsilon))
 
 
+def _checked_backward(
+    function: str,
+    dy: Array,
+    x: Array,
+    norm: Array,
+    alpha: float,
+    axis: int | tuple[int, ...],
+    need: tuple[str, ...],
+) -> tuple[tuple[str, ...], View, float, float]:
+    need = _check.need(function, need, PowerNormGradients._fields)
+    view, alpha, root = _checked(function, x, alpha, axis)
+    check_gradient(function, x, dy=dy)
+    check_saved(function, x, view.statistic, norm=norm)
+    return need, view, alpha, root
+
+
+def _backward_explained(function: str, dy: Array, x: Array, norm: Array, **options: Any) -> Any:
+    _, view, alpha, _ = _checked_backward(function, dy, x, norm, **options)
+    if alpha > 1:
+        return operations_on(x)
+    xp = library_of(x).xp
+    z = accumulate(xp, x)
+    dy, rstd = beside(xp, dy, z, tuple(x.shape)), beside(xp, norm, z, view.statistic)
+    return _rows.backward_plan(
+        function, dy, z, None, rstd, None, None, view.axes, ("dx",), center=False
+    )
+
+
+@explained_by(_backward_explained)
 @on_device_of_x
 def power_norm_backward(
     dy: Array,
@@ -204,10 +248,7 @@ def power_norm_backward(
     array([[0.0213, 0.012 , 0.    ]])
     """
     function = "power_norm_backward"
-    need = _check.need(function, need, PowerNormGradients._fields)
-    view, alpha, root = _checked(function, x, alpha, axis)
-    check_gradient(function, x, dy=dy)
-    check_saved(function, x, view.statistic, norm=norm)
+    need, view, alpha, root = _checked_backward(function, dy, x, norm, alpha, axis, need)
     if not need:
         return PowerNormGradients(None)
     if alpha > 1:

@@ -10,6 +10,7 @@ import numpy as np
 from . import _check
 from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import beside, check_gradient, check_saved, checked
+from ._explain import explained_as_operations
 from ._plans import gradient, reshaped
 from ._views import Groups, View
 from .kernels.reductions import sum_over
@@ -43,11 +44,12 @@ def _checked(
     gamma: Array | None,
     beta: Array | None,
     channel_axis: int,
-) -> View:
+    epsilon: float,
+) -> tuple[View, float]:
     view = checked(function, Groups(None, channel_axis), x, gamma=gamma, beta=beta)
     for name, values in (("mean_weights", mean_weights), ("var_weights", var_weights)):
         _check.companion(function, name, values, x, (3,), "for instance, layer and batch")
-    return view
+    return view, _check.epsilon(function, epsilon, x.dtype)
 
 
 def _forward(
@@ -60,8 +62,9 @@ def _forward(
     channel_axis: int,
     epsilon: float,
 ) -> SwitchableForward:
-    view = _checked(function, x, mean_weights, var_weights, gamma, beta, channel_axis)
-    epsilon = _check.epsilon(function, epsilon, x.dtype)
+    view, epsilon = _checked(
+        function, x, mean_weights, var_weights, gamma, beta, channel_axis, epsilon
+    )
     xp = library_of(x).xp
     wide = reshaped(accumulate(xp, x), view.split)
     with np.errstate(all="ignore"):
@@ -83,6 +86,7 @@ def _forward(
     return SwitchableForward(y, *(xp.reshape(each, view.statistic) for each in (mean, var)))
 
 
+@explained_as_operations(_checked)
 @on_device_of_x
 def switchable_norm(
     x: Array,
@@ -156,6 +160,7 @@ def switchable_norm(
     ).y
 
 
+@explained_as_operations(_checked)
 @on_device_of_x
 def switchable_norm_forward(
     x: Array,
@@ -199,6 +204,24 @@ def switchable_norm_forward(
     )
 
 
+def _checked_backward(
+    function: str,
+    dy: Array,
+    x: Array,
+    *,
+    mean: Array,
+    var: Array,
+    need: tuple[str, ...],
+    **others: Any,
+) -> tuple[tuple[str, ...], View, float]:
+    need = _check.need(function, need, SwitchableGradients._fields)
+    view, epsilon = _checked(function, x, **others)
+    check_gradient(function, x, dy=dy)
+    check_saved(function, x, view.statistic, mean=mean, var=var)
+    return need, view, epsilon
+
+
+@explained_as_operations(_checked_backward)
 @on_device_of_x
 def switchable_norm_backward(
     dy: Array,
@@ -272,11 +295,20 @@ def switchable_norm_backward(
     array([ 0.1469,  0.1469, -0.2938])
     """
     function = "switchable_norm_backward"
-    need = _check.need(function, need, SwitchableGradients._fields)
-    view = _checked(function, x, mean_weights, var_weights, gamma, beta, channel_axis)
-    epsilon = _check.epsilon(function, epsilon, x.dtype)
-    check_gradient(function, x, dy=dy)
-    check_saved(function, x, view.statistic, mean=mean, var=var)
+    need, view, epsilon = _checked_backward(
+        function,
+        dy,
+        x,
+        mean=mean,
+        var=var,
+        need=need,
+        mean_weights=mean_weights,
+        var_weights=var_weights,
+        gamma=gamma,
+        beta=beta,
+        channel_axis=channel_axis,
+        epsilon=epsilon,
+    )
     xp = library_of(x).xp
     wide: Any = reshaped(accumulate(xp, x), view.split)
     dy = beside(xp, dy, wide, view.split)

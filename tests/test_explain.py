@@ -214,3 +214,64 @@ def test_every_library_is_listed_with_a_generic_line_whether_installed_or_not() 
 )
 def test_versions(module: str, distributions: tuple[str, ...], version: str) -> None:
     assert _explain._version(module, distributions) == version
+
+
+STATISTIC = np.ones((2, 3), np.float32)
+CHANNEL = np.ones(3, np.float32)
+OPERATIONS: dict[str, tuple[Any, ...]] = {
+    "dynamic_tanh": (X, np.float32(0.5)),
+    "dynamic_tanh_forward": (X, np.float32(0.5)),
+    "dynamic_tanh_backward": (X, X, np.float32(0.5)),
+    "local_contrast_norm": (X,),
+    "local_contrast_norm_forward": (X,),
+    "local_contrast_norm_backward": (X, X, X, X),
+    "batch_instance_norm": (X, CHANNEL),
+    "batch_instance_norm_forward": (X, CHANNEL),
+    "batch_instance_norm_backward": (X, X, CHANNEL, CHANNEL, STATISTIC, STATISTIC, CHANNEL),
+    "switchable_norm": (X, CHANNEL, CHANNEL),
+    "switchable_norm_forward": (X, CHANNEL, CHANNEL),
+    "switchable_norm_backward": (X, X, STATISTIC, STATISTIC, CHANNEL, CHANNEL),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_consists_of_operations(name: str) -> None:
+    """It is said so, and what the call would refuse is refused."""
+    function, arguments = getattr(ln, name), OPERATIONS[name]
+    arguments = tuple(np.asarray(each) for each in arguments)
+    options = {"size": 3} if name.startswith("local_contrast") else {}
+    function(*arguments, **options)
+    explanation = ln.explain(function, *arguments, **options)
+    assert explanation[:4] == (name, "numpy", "-", (2, 3, 4))
+    assert explanation.backend == "generic"
+    assert explanation.reason == "operations of numpy: no backend has a kernel for it"
+    wrong = tuple(each.astype(np.int32) for each in arguments)
+    with pytest.raises(TypeError, match=f"^{name}: "):
+        ln.explain(function, *wrong, **options)
+    if name.endswith("_backward"):
+        with pytest.raises(ValueError, match="need"):
+            ln.explain(function, *arguments, need=("dz",), **options)
+    elif "tanh" not in name:
+        with pytest.raises(ValueError, match="epsilon"):
+            ln.explain(function, *arguments, epsilon=-1.0, **options)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_powers_run_on_a_kernel_for_rows_unless_they_grow(alpha: float) -> None:
+    y, norm = ln.power_norm_forward(X, alpha=alpha)
+    calls = [
+        ln.explain(ln.power_norm, X, alpha=alpha),
+        ln.explain(ln.power_norm_forward, X, alpha=alpha),
+        ln.explain(ln.power_norm_backward, X, y, norm, alpha=alpha),
+    ]
+    primitives = ["-"] * 3 if alpha > 1 else ["rows_forward", "rows_forward", "rows_backward"]
+    assert [each.primitive for each in calls] == primitives
+    with pytest.raises(ValueError, match="alpha"):
+        ln.explain(ln.power_norm, X, alpha=0)
+    with pytest.raises(ValueError, match="norm"):
+        ln.explain(ln.power_norm_backward, X, y, norm[:1], alpha=alpha)
+
+
+def test_all_operations_are_explained() -> None:
+    functions = {getattr(ln, name) for name in ln.__all__ if "_norm" in name or "tanh" in name}
+    assert {each for each in functions if each not in _explain._planners} == set()
