@@ -1,0 +1,155 @@
+"""That what is said to be supported is, on the libraries that are installed."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ln_array_api as ln
+from ln_array_api import _support
+from ln_array_api._support import PLACES, POWERS_ABOVE_1, PRIMITIVES, Place
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+]
+
+ROOT = Path(__file__).parents[1]
+FUNCTIONS = [name for name in ln.__all__ if re.sub("_(forward|backward)$", "", name) in PRIMITIVES]
+
+X = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+CHANNEL, THREE = X[0, :, 0].copy(), np.ones(3, np.float32)
+#: What each operation takes beside x, and by name.
+OTHERS: dict[str, tuple[tuple[np.ndarray, ...], dict[str, Any]]] = {
+    "layer_norm": ((X[0, 0].copy(),), {}),
+    "rms_norm": ((X[0, 0].copy(),), {}),
+    "group_norm": ((CHANNEL,), {"num_groups": 3}),
+    "instance_norm": ((CHANNEL,), {}),
+    "weight_norm": ((X[:, 0, 0].copy(),), {}),
+    "weight_standardization": ((), {}),
+    "power_norm": ((), {}),
+    "batch_norm": ((CHANNEL,), {}),
+    "batch_instance_norm": ((CHANNEL,), {}),
+    "switchable_norm": ((THREE, THREE), {}),
+    "local_contrast_norm": ((), {"size": 3}),
+    "dynamic_tanh": ((np.asarray(0.5, np.float32),), {}),
+}
+
+
+def arrays_for(place: Place) -> Callable[[np.ndarray], Any]:
+    """What makes arrays of NumPy those of a place."""
+    names = {"dask": "dask.array", "jax": "jax.numpy"}
+    module = pytest.importorskip(
+        names.get(place.library, place.library), reason=f"{place.library} is not installed"
+    )
+    if "CUDA" in place.name or place.library == "cupy":
+        pytest.skip("needs a GPU; tests/cuda_on_cpu has the same on a simulated one")
+    if place.name == "torch, elsewhere":
+        return lambda values: module.asarray(values).to("meta")
+    if place.name == "JAX, elsewhere":
+        pytest.skip("needs several devices; tests/backends/jax has them")
+    return module.from_array if place.library == "dask" else module.asarray  # type: ignore[no-any-return]
+
+
+def call_of(name: str, make: Callable[[np.ndarray], Any]) -> tuple[Any, list[Any], dict[str, Any]]:
+    """A public function, its arrays and its options."""
+    base = re.sub("_(forward|backward)$", "", name)
+    others, options = OTHERS[base]
+    function, x = getattr(ln, name), make(X)
+    given = [make(each) for each in others]
+    if name == "batch_norm":
+        return function, [x, make(CHANNEL), make(THREE), *given], options
+    if not name.endswith("_backward"):
+        return function, [x, *given], options
+    forward = getattr(ln, f"{base}_forward")(x, *given, **options)
+    if base in ("batch_norm", "layer_norm", "group_norm", "instance_norm"):
+        saved = [forward.mean, forward.rstd]
+    else:
+        saved = [each for each in forward[1:] if each is not None]
+    return function, [x, x, *saved, *given], options
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name)
+def test_what_runs_a_function(place: Place, name: str) -> None:
+    function, arrays, options = call_of(name, arrays_for(place))
+    explanation = ln.explain(function, *arrays, **options)
+    assert explanation.library == place.library
+    assert explanation.backend == _support.backend_of(name, place)
+    primitive = PRIMITIVES[re.sub("_(forward|backward)$", "", name)]
+    assert explanation.primitive.startswith("-" if primitive == "operations" else primitive)
+
+
+def test_powers_above_1() -> None:
+    assert POWERS_ABOVE_1 == "operations"
+    assert ln.explain(ln.power_norm, X, alpha=2.0).primitive == "-"
+
+
+def test_pages_have_the_tables(tmp_path: Path) -> None:
+    for page in _support.PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / page, tmp_path / page)
+    _support.write(tmp_path)
+    for page in _support.PAGES:
+        assert (tmp_path / page).read_text(encoding="utf-8") == (ROOT / page).read_text(
+            encoding="utf-8"
+        )
+
+
+def test_nothing_is_left_out() -> None:
+    assert set(OTHERS) == set(PRIMITIVES)
+    known = {info.library for info in ln.backends()}
+    assert known == {place.library for place in PLACES}
+    assert len(FUNCTIONS) == 3 * len(PRIMITIVES)
+
+
+def of_x(name: str, make: Callable[[np.ndarray], Any]) -> Callable[[Any], Any]:
+    """A function of x alone."""
+    function, (_, *others), options = call_of(name, make)
+    return lambda x: function(x, *others, **options)
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_torch_differentiates_twice_in_both_modes(name: str) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    function = of_x(name, lambda values: torch.asarray(values.astype(np.float64)))
+    x = torch.asarray(X.astype(np.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(function, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, (x,))
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_jax_differentiates_twice_in_both_modes(name: str) -> None:
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    check_grads = importlib.import_module("jax.test_util").check_grads
+    function = jax.jit(of_x(name, jax.numpy.asarray))
+    check_grads(function, (jax.numpy.asarray(X),), 2, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_jax_exports_with_batches_that_vary(name: str) -> None:
+    """And with lengths that vary, but for what computes with lengths."""
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    function = of_x(name, jax.numpy.asarray)
+    (jax_framework,) = (each for each in _support.FRAMEWORKS if each.name == "jax")
+    shape = "b, 3, 4"
+    if name == "weight_norm":  # whose other argument has the length of the batch
+        shape = "2, 3, n"
+    symbols = jax.export.symbolic_shape(shape)
+    exported = jax.export.export(jax.jit(function))
+    argument = jax.ShapeDtypeStruct(symbols, "float32")
+    try:
+        program = exported(argument)
+    except Exception:
+        assert name in jax_framework.constant_lengths
+        return
+    np.testing.assert_allclose(
+        program.call(jax.numpy.asarray(X)), function(jax.numpy.asarray(X)), rtol=1e-5, atol=1e-5
+    )
