@@ -178,9 +178,9 @@ def test_all_names_what_is_public() -> None:
 def test_without_a_compiler_the_generic_kernels_run(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     pytest.importorskip("numba", reason="Numba is not installed")
     pytest.importorskip(module, reason=f"{module} is not installed")
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # Numba, which reads it once, is imported by now
     code = f"""
 import {module} as xp
 import ln_array_api as ln
