@@ -56,6 +56,8 @@ class Library(NamedTuple):
     """Whether an array is aligned, in C order and in native byte order, as far as can be told."""
     put_in_order: Callable[[Array], Array]
     """The array itself or a copy, for which `in_order` holds; of no subclass."""
+    may_overlap: Callable[[Array, Array], bool] | None
+    """Whether two arrays in C order may share memory, quickly told by their addresses alone."""
     current_device: Callable[[], int] | None
     """Give the number of the device on which the library computes, wherever its arrays are.
 
@@ -119,6 +121,7 @@ def _recognise(x: Array) -> Library:
         reshape=_reshape_chunks if name == "dask" else reshape,
         in_order=in_order,
         put_in_order=put_in_order,
+        may_overlap=_MAY_OVERLAP.get(name) if type(x).__name__ in _PLAIN else None,
         current_device=_cupy_current_device(xp) if name == "cupy" else None,
     )
 
@@ -199,6 +202,22 @@ _LAYOUT: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., A
 # The standard has no layout. An array that may be strided is flattened and unflattened, which
 # copies it wherever its elements are not evenly spaced in C order.
 _STANDARD_LAYOUT = (_standard_signature, lambda x: False, lambda x: x)
+
+
+def _tensors_may_overlap(a: Array, b: Array) -> bool:
+    try:
+        first, second = a.data_ptr(), b.data_ptr()
+    except RuntimeError:  # while torch traces, there is no memory
+        return True
+    return bool(first < second + b.nbytes and second < first + a.nbytes)
+
+
+#: Types of arrays that are nothing but memory; a subclass may be anything.
+_PLAIN = "ndarray", "Tensor"
+_MAY_OVERLAP: dict[str, Callable[[Any, Any], bool]] = {
+    "numpy": np.may_share_memory,
+    "torch": _tensors_may_overlap,
+}
 
 
 def _cupy_current_device(xp: Any) -> Callable[[], int] | None:

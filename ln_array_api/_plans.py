@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeAlias
 
 from ._arrays import (
@@ -12,6 +12,7 @@ from ._arrays import (
     in_shape,
     library_of,
     native_dtype,
+    signatures,
 )
 from ._chunks import ChunkCall, Chunks, hold_rows
 from ._views import View
@@ -36,6 +37,13 @@ class Plan:
         """Plan for a kernel; `widens` is whether gamma is widened for it: see `widened`."""
         self.primitive, self.spec, self.view, self.choice = primitive, spec, view, choice
         self.widens = widens
+
+    def takes(self, out: Array, x: Array, gamma: Array | None, beta: Array | None) -> bool:
+        """Whether a place for y is known to be right, and far from all inputs; else check it."""
+        return False
+
+    def remember(self, out: Array) -> None:
+        """Know a place for y again that has been checked."""
 
 
 class RowsPlan(Plan):
@@ -67,13 +75,29 @@ class RowsPlan(Plan):
             and {dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
             and not widens
         )
+        self._outs: set[Hashable] = set()
+
+    def takes(self, out: Array, x: Array, gamma: Array | None, beta: Array | None) -> bool:
+        signature = signatures.get(type(out))
+        if signature is None or signature(out) not in self._outs:
+            return False
+        overlaps = library_of(out).may_overlap
+        others = (None if out is x else x), gamma, beta
+        return overlaps is not None and not any(
+            each is not None and overlaps(out, each) for each in others
+        )
+
+    def remember(self, out: Array) -> None:
+        library = library_of(out)
+        if self.direct and library.may_overlap is not None and library.in_order(out):
+            self._outs.add(library.signature(out))
 
     def run(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, ...]:
         """Y as the caller wants it, and what else the kernel gives."""
-        if self.direct and out is None:
-            return self.kernel_of_y(x, gamma, beta, out=None)  # type: ignore[no-any-return]
+        if self.direct and (out is None or library_of(out).in_order(out)):
+            return self.kernel_of_y(x, gamma, beta, out=out)  # type: ignore[no-any-return]
         return self._run(self.kernel_of_y, x, gamma, beta, out)
 
     def _run(
@@ -103,8 +127,8 @@ class RowsPlan(Plan):
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, Array | None, Array]:
         """Y, mean and rstd, the latter of x's rank."""
-        if self.direct and out is None:
-            return self.kernel(x, gamma, beta, out=None)
+        if self.direct and (out is None or library_of(out).in_order(out)):
+            return self.kernel(x, gamma, beta, out=out)
         y, mean, rstd = self._run(self.kernel, x, gamma, beta, out)
         reshape, shape = library_of(x).reshape, self.view.statistic
         return y, None if mean is None else reshape(mean, shape), reshape(rstd, shape)

@@ -109,8 +109,9 @@ def forward_plan(
         call = ChunkCall(function, axis, center, epsilon, (), wanted_backend())
         plan = _plan("rows_forward", spec, view, call, x, gamma, beta)
         cache_plan(key, plan, x)
-    if out is not None:
+    if out is not None and not plan.takes(out, x, gamma, beta):
         _check.out(function, out, x, {"gamma": gamma, "beta": beta})
+        plan.remember(out)
     return plan
 
 

@@ -131,6 +131,27 @@ OF_ROWS = (
         "        spec = ",
         unit("test_check.py"),
     ),
+    Fault(
+        "a place for y of a known kind may overlap x",
+        PLANS,
+        "others = (None if out is x else x), gamma, beta",
+        "others = None, gamma, beta",
+        unit("test_rows.py", "known_kind"),
+    ),
+    Fault(
+        "a place for y of a known kind may overlap gamma",
+        PLANS,
+        "others = (None if out is x else x), gamma, beta",
+        "others = (None if out is x else x), None, beta",
+        unit("test_rows.py", "known_kind"),
+    ),
+    Fault(
+        "overlap is told by where arrays begin",
+        "ln_array_api/_arrays.py",
+        "return bool(first < second + b.nbytes and second < first + a.nbytes)",
+        "return bool(first == second)",
+        unit("test_rows.py", "known_kind and torch"),
+    ),
 )
 
 OF_CHANNELS = (

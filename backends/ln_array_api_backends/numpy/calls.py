@@ -37,7 +37,7 @@ def may_stream(m: int, size: int) -> bool:
 
 
 def streams(primitive: Primitive, spec: RowsSpec) -> bool:
-    """Whether the result of a call is stored past the cache, if its memory is not given."""
+    """Whether the result of a call is stored past the cache, unless it takes the place of x."""
     m, n = spec.shape
     large = may_stream(m, m * n * ITEMSIZE[spec.dtype])
     if primitive == "rows_forward":
@@ -78,8 +78,8 @@ def _repeat(spec: RowsSpec) -> Argument:
     return _ABSENT if spec.repeat == 1 else (types.int64, spec.repeat)
 
 
-def forward_arguments(spec: RowsSpec, *, fresh: bool = True) -> tuple[Argument, ...]:
-    """The arguments of `forward`, without start and stop; `fresh` is whether y is new memory."""
+def forward_arguments(spec: RowsSpec, *, in_place: bool = False) -> tuple[Argument, ...]:
+    """The arguments of `forward`, without start and stop; `in_place` is whether y is x."""
     (m, n), single = spec.shape, ACCUMULATION.get(spec.dtype, "float32")
     return (
         array_of(spec.dtype, m, n),
@@ -91,7 +91,7 @@ def forward_arguments(spec: RowsSpec, *, fresh: bool = True) -> tuple[Argument, 
         (types.float64, spec.epsilon),
         (types.int64, spec.groups),
         _repeat(spec),
-        (types.boolean, fresh and streams("rows_forward", spec)),
+        (types.boolean, not in_place and streams("rows_forward", spec)),
     )
 
 
@@ -135,19 +135,21 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     acc_dtype = np.dtype(ACCUMULATION.get(spec.dtype, "float32"))
     non_temporal = streams("rows_forward", spec)
 
-    def bound(fresh: bool) -> Callable[..., None]:
-        task = Task(forward_task, forward_arguments(spec, fresh=fresh), m)
+    def bound(in_place: bool) -> Callable[..., None]:
+        task = Task(forward_task, forward_arguments(spec, in_place=in_place), m)
         return bind(task, 6, max_parts_of(m, size), size)
 
-    run = bound(fresh=True)
-    run_into = bound(fresh=False) if non_temporal else run
+    run = bound(in_place=False)
+    run_in_cache = bound(in_place=True) if non_temporal else run
     new, empty, shape, column = allocator(size), np.empty, (m, n), (m, 1)
 
     def call(x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
         y = new(shape, x.dtype) if out is None else out
         mean = empty(column, acc_dtype) if center else None
         rstd = empty(column, acc_dtype)
-        (run if out is None else run_into)(x, gamma, beta, y, mean, rstd)
+        # Elements that do not begin at a multiple of their size never lie as such stores need it.
+        in_cache = out is not None and (out is x or not out.flags.aligned)
+        (run_in_cache if in_cache else run)(x, gamma, beta, y, mean, rstd)
         return y, mean, rstd
 
     return call

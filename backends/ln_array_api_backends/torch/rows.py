@@ -94,7 +94,7 @@ class Forward(_Rows):
         words[self._rstd] = rstd.data_ptr()
         if mean is not None:
             words[self._mean] = mean.data_ptr()
-        if out is not None:
+        if out is not None and (out is x or words[self._y] % out.element_size()):
             words[self._streams] = False
         self.work(self._task, words, words.buffer_info()[0])
         return y, mean, rstd
