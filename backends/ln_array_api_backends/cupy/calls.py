@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import cupy
 import numpy as np
 
 from ln_array_api.backend import (
@@ -20,7 +19,7 @@ from ln_array_api.backend import (
 )
 
 from . import channels, stages
-from .launching import ACCUMULATION, C_NAME, compiled, expression, launcher, read
+from .launching import ACCUMULATION, C_NAME, CuPyMemory, compiled, expression, launcher, read
 from .shapes import (
     CHUNK_BYTES,
     ITEMSIZE,
@@ -67,10 +66,13 @@ class CuPyBackend(RowsBackend, ChannelsBackend):
         # A block has a 32-bit number, and computes with it, the number of groups and `repeat`.
         return 0 < m < 1 << 31 and n > 0 and spec.groups < 1 << 29 and spec.repeat < 1 << 31
 
-    def prepare(self, primitive: Primitive, spec: Spec) -> Callable[..., Any]:
+    def prepare(
+        self, primitive: Primitive, spec: Spec, memory: Any = CuPyMemory
+    ) -> Callable[..., Any]:
+        """What runs such a call on arrays of CuPy, or of the library that `memory` is for."""
         if isinstance(spec, ChannelsSpec):
-            return channels.prepare_channels(primitive, spec)
-        return _forward(spec) if primitive == "rows_forward" else _backward(spec)
+            return channels.prepare_channels(primitive, spec, memory)
+        return (_forward if primitive == "rows_forward" else _backward)(spec, memory)
 
     def prepare_strided(
         self, primitive: Primitive, spec: RowsSpec, layout: Layout
@@ -91,11 +93,9 @@ class CuPyBackend(RowsBackend, ChannelsBackend):
         return f"CUDA C for {dtype}, {how}"
 
 
-def _forward(spec: RowsSpec) -> Callable[..., Any]:
+def _forward(spec: RowsSpec, memory: Any) -> Callable[..., Any]:
     (m, n), center = spec.shape, spec.center
     single = np.dtype(ACCUMULATION.get(spec.dtype, "float32"))
-    smallest = float(np.finfo(single).smallest_normal) if spec.epsilon > 0 else 0.0
-    epsilon = max(spec.epsilon, smallest)
     names = [C_NAME[each or spec.dtype] for each in (spec.dtype, spec.gamma, spec.beta)]
     flags = (center, Repeat.of(spec.dtype, spec.repeat))
     places = (np.uint32(spec.groups), spec.repeat)
@@ -103,39 +103,41 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     of_segments, workspace = None, 0
     if shape:
         normalise = launcher(
+            memory,
             kernel("rows_forward", *names, *shape, *flags),
             (ceil(m, shape.rows),),
             shape.threads,
-            *(m, n, *places, 1 / n, epsilon),
+            *(m, n, *places, 1 / n, spec.epsilon),
         )
     else:
         cut = row_cut(spec.dtype, n, MOST_CHUNKS[spec.dtype])
         segments = (np.uint32(cut.segments), cut.length)
         workspace = m * cut.segments * MOMENTS * single.itemsize
         of_segments = launcher(
+            memory,
             kernel("segment_moments", names[0], cut.warps, cut.chunks, center),
             (m * cut.segments,),
             cut.threads,
-            *(n, *segments, epsilon),
+            *(n, *segments, spec.epsilon),
         )
         normalise = launcher(
+            memory,
             kernel("segments_forward", *names, cut.warps, cut.chunks, *flags),
             (m * cut.tiles,),
             cut.threads,
-            *(n, *places, *segments, np.uint32(cut.tiles), epsilon),
+            *(n, *places, *segments, np.uint32(cut.tiles), spec.epsilon),
         )
-    array, alloc, whole, column = cupy.ndarray, cupy.cuda.alloc, (m, n), (m, 1)
-    statistic = m * single.itemsize
+    empty, several, whole, column = memory.empty, memory.several, (m, n), (m, 1)
+    dtype = memory.dtype(single.name)
 
     def call(x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
-        y = array(whole, x.dtype) if out is None else out
-        memory = alloc(statistic * (1 + center))
-        rstd = array(column, single, memory)
-        mean = array(column, single, memory + statistic) if center else None
+        y = empty(whole, x.dtype, x) if out is None else out
+        rstd, *means = several(1 + center, column, dtype, x)
+        mean = means[0] if center else None
         if of_segments is None:
             normalise(x, gamma, beta, y, mean, rstd)
         else:
-            moments = alloc(workspace)
+            moments = memory.workspace(workspace, x)
             of_segments(x, moments)
             normalise(x, gamma, beta, y, mean, rstd, moments)
         return y, mean, rstd
@@ -149,7 +151,9 @@ def _per_sum(spec: RowsSpec) -> int:
     return CHUNK_BYTES // ITEMSIZE[spec.dtype] if of_chunks else 1
 
 
-def _add_up(spec: RowsSpec, slots: int, gradients: int, per: int) -> Callable[..., None] | None:
+def _add_up(
+    spec: RowsSpec, memory: Any, slots: int, gradients: int, per: int
+) -> Callable[..., None] | None:
     """The launch that makes one or both of dgamma and dbeta of partial sums, each `per` elements'.
 
     There is a row of them for each slot and group; none is needed where these are the gradients.
@@ -160,19 +164,19 @@ def _add_up(spec: RowsSpec, slots: int, gradients: int, per: int) -> Callable[..
     if repeat > 1:
         grid = (ceil(width // repeat, TEAMS), gradients)
         run = kernel("add_up_repeated", name, result, TEAMS)
-        return launcher(run, grid, TEAMS * WARP, slots, width, repeat)
+        return launcher(memory, run, grid, TEAMS * WARP, slots, width, repeat)
     if slots == 1 and name == result:
         return None
     grid = (ceil(width, COLUMNS), gradients)
     run = kernel("add_up", name, name, result, COLUMNS, TEAMS)
-    return launcher(run, grid, COLUMNS * TEAMS, slots, width, np.uint32(1))
+    return launcher(memory, run, grid, COLUMNS * TEAMS, slots, width, np.uint32(1))
 
 
-def _backward(spec: RowsSpec) -> Callable[..., Any]:
+def _backward(spec: RowsSpec, memory: Any) -> Callable[..., Any]:
     (m, n), groups, repeat = spec.shape, spec.groups, spec.repeat
     need_dx, need_dgamma, need_dbeta = spec.need
     if not (need_dx or need_dgamma):
-        return _dbeta(spec) if need_dbeta else lambda *arrays: (None, None, None)
+        return _dbeta(spec, memory) if need_dbeta else lambda *arrays: (None, None, None)
     wanted = need_dgamma + need_dbeta
     single = np.dtype(ACCUMULATION.get(spec.dtype, "float32"))
     names = [C_NAME[each or spec.dtype] for each in (spec.dtype, spec.dy, spec.gamma)]
@@ -186,6 +190,7 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
             slots = slots_for(slots, groups, WARPS_AT_ONCE // max(shape.warps, shape.rows))
         kept = are_kept(spec.dtype, shape)
         differentiate = launcher(
+            memory,
             kernel("rows_backward", *names, *shape, kept, *flags),
             (slots * groups,),
             shape.threads,
@@ -198,38 +203,40 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
             slots = slots_for(slots, groups * cut.tiles, WARPS_AT_ONCE // cut.warps)
         segments, row_sums = np.uint32(cut.segments), 3 * m * cut.segments
         of_segments = launcher(
+            memory,
             kernel("segment_sums", *names, cut.warps, cut.chunks, *flags),
             (m * cut.segments,),
             cut.threads,
             *(n, *places, segments, cut.length),
         )
         differentiate = launcher(
+            memory,
             kernel("segments_backward", *names, cut.warps, cut.chunks, *flags),
             (slots * groups * cut.tiles,),
             cut.threads,
             *(m, n, *places, 1 / n, slots, segments, np.uint32(cut.tiles)),
         )
     per = _per_sum(spec)
-    add_up = _add_up(spec, slots, wanted, per) if wanted else None
+    add_up = _add_up(spec, memory, slots, wanted, per) if wanted else None
     part = slots * groups * n // per * single.itemsize if add_up else 0
     workspace = wanted * part + row_sums * single.itemsize
-    array, alloc, parameters = cupy.ndarray, cupy.cuda.alloc, (groups * n // repeat,)
+    empty, parameters = memory.empty, (groups * n // repeat,)
 
     def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
-        dx = array((m, n), x.dtype) if need_dx else None
+        dx = empty((m, n), x.dtype, x) if need_dx else None
         dtype = (x if gamma is None else gamma).dtype
         gradients = [
-            array(parameters, dtype) if each else None for each in (need_dgamma, need_dbeta)
+            empty(parameters, dtype, x) if each else None for each in (need_dgamma, need_dbeta)
         ]
-        memory: Any = alloc(workspace) if workspace else None
+        partial: Any = memory.workspace(workspace, x) if workspace else None
         parts = gradients
         if add_up:
             parts = [
-                memory if need_dgamma else None,
-                memory + part * need_dgamma if need_dbeta else None,
+                partial if need_dgamma else None,
+                partial + part * need_dgamma if need_dbeta else None,
             ]
         if of_segments:
-            sums = memory + wanted * part
+            sums = partial + wanted * part
             of_segments(dy, x, mean, rstd, gamma, sums)
             differentiate(dy, x, mean, rstd, gamma, dx, *parts, sums)
         else:
@@ -243,25 +250,27 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     return call
 
 
-def _dbeta(spec: RowsSpec) -> Callable[..., Any]:
+def _dbeta(spec: RowsSpec, memory: Any) -> Callable[..., Any]:
     """Dbeta alone is sums over columns of dy, whose rows of all groups stand side by side."""
     rows, width = spec.shape[0] // spec.groups, spec.groups * spec.shape[1]
     single = np.dtype(ACCUMULATION.get(spec.dtype, "float32"))
     name, tiles = C_NAME[single.name], ceil(width, COLUMNS)
     slots = slots_for(ceil(rows, TEAMS), tiles, WARPS_AT_ONCE // TEAMS)
     add_rows_up = launcher(
+        memory,
         kernel("add_up", C_NAME[spec.dy or spec.dtype], name, name, COLUMNS, TEAMS),
         (tiles * slots,),
         COLUMNS * TEAMS,
         *(rows, width, np.uint32(slots)),
     )
-    add_up = _add_up(spec, slots, 1, per=1)
+    add_up = _add_up(spec, memory, slots, 1, per=1)
     workspace = slots * width * single.itemsize
 
     def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
-        dbeta = cupy.ndarray((width // spec.repeat,), (x if gamma is None else gamma).dtype)
+        dtype = (x if gamma is None else gamma).dtype
+        dbeta = memory.empty((width // spec.repeat,), dtype, x)
         if add_up:
-            parts = cupy.cuda.alloc(workspace)
+            parts = memory.workspace(workspace, x)
             add_rows_up(dy, None, parts, None)
             add_up(parts, None, dbeta, None)
         else:

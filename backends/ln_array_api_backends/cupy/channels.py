@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-import cupy
 import numpy as np
 
 from ln_array_api.backend import ChannelsSpec, Primitive
@@ -145,9 +144,9 @@ def describe(primitive: Primitive, spec: ChannelsSpec) -> str:
     return f"CUDA C for {spec.dtype}, {how}"
 
 
-def prepare_channels(primitive: Primitive, spec: ChannelsSpec) -> Callable[..., Any]:
-    """What runs such a call, given the arrays alone."""
-    return PLANS[primitive](spec)
+def prepare_channels(primitive: Primitive, spec: ChannelsSpec, memory: Any) -> Callable[..., Any]:
+    """What runs such a call, given the arrays alone, which `memory` is for."""
+    return PLANS[primitive](spec, memory)
 
 
 def _single(spec: ChannelsSpec) -> np.dtype[Any]:
@@ -163,7 +162,8 @@ def _epsilon(spec: ChannelsSpec) -> float:
 class _Reduction:
     """The first two launches of a pass: parts, and what is made of them for each channel."""
 
-    def __init__(self, spec: ChannelsSpec, *, backward: bool) -> None:
+    def __init__(self, spec: ChannelsSpec, memory: Any, *, backward: bool) -> None:
+        self.memory = memory
         self.shape, self.single = canonical(spec.shape), _single(spec)
         self.cut = cut = Cut.of(spec, backward=backward)
         _, c, s = self.shape
@@ -177,6 +177,7 @@ class _Reduction:
             self.line, self.per_channel = c, (1, c, cut.rows, c, cut.length)
             name = "plane_sums" if backward else "plane_moments"
             self.reduce = launcher(
+                memory,
                 kernel(name, *types, cut.word, cut.at_once, cut.warps, *flags),
                 (c * cut.parts,),
                 cut.warps * WARP,
@@ -188,6 +189,7 @@ class _Reduction:
             self.per_channel = (s, *places)
             name = "column_sums" if backward else "column_moments"
             self.reduce = launcher(
+                memory,
                 kernel(name, *types, cut.word, cut.at_once, *flags),
                 (tiles * cut.parts,),
                 THREADS,
@@ -200,6 +202,7 @@ class _Reduction:
         few = cut.parts * self.line // c <= FEW_PARTS
         warps, teams = (1, 4) if few else (8, 1)
         return launcher(
+            self.memory,
             kernel(name, C_NAME[self.single.name], *types, warps, teams),
             (ceil(c, teams),),
             warps * teams * WARP,
@@ -211,7 +214,9 @@ class _Reduction:
         return numbers * self.cut.parts * self.line * self.single.itemsize
 
 
-def _elementwise(name: str, spec: ChannelsSpec, *types: str | None, last: tuple[Any, ...]) -> Any:
+def _elementwise(
+    memory: Any, name: str, spec: ChannelsSpec, *types: str | None, last: tuple[Any, ...]
+) -> Any:
     """The launch that goes through all of x."""
     b, c, s = shape = canonical(spec.shape)
     word, most = word_of(spec.dtype, s), CHUNK_BYTES // ITEMSIZE[spec.dtype]
@@ -222,6 +227,7 @@ def _elementwise(name: str, spec: ChannelsSpec, *types: str | None, last: tuple[
     length = lines.teams * rows
     names = [C_NAME[each or spec.dtype] for each in (spec.dtype, *types)]
     return launcher(
+        memory,
         kernel(name, *names, lines.word, one),
         (lines.tiles * ceil(lines.rows, length),),
         THREADS,
@@ -230,21 +236,23 @@ def _elementwise(name: str, spec: ChannelsSpec, *types: str | None, last: tuple[
     )
 
 
-def _forward(spec: ChannelsSpec) -> Callable[..., Any]:
+def _forward(spec: ChannelsSpec, memory: Any) -> Callable[..., Any]:
     c, epsilon = spec.shape[1], _epsilon(spec)
-    reduction = _Reduction(spec, backward=False)
+    reduction = _Reduction(spec, memory, backward=False)
     reduce, single = reduction.reduce, reduction.single
     count = spec.shape[0] * spec.shape[2] // (1 if reduction.cut.lines else reduction.cut.word)
     of_channels = reduction.of_channels("channel_statistics", last=(count, epsilon))
-    normalise = _elementwise("channels_normalise", spec, spec.gamma, spec.beta, last=(epsilon,))
-    array, alloc, whole, each = cupy.ndarray, cupy.cuda.alloc, spec.shape, (c,)
-    of_parts, step = reduction.bytes(MOMENTS), c * single.itemsize
-    workspace, results = of_parts + STATISTICS * step, 3 * step
+    normalise = _elementwise(
+        memory, "channels_normalise", spec, spec.gamma, spec.beta, last=(epsilon,)
+    )
+    whole, each, dtype = spec.shape, (c,), memory.dtype(single.name)
+    of_parts = reduction.bytes(MOMENTS)
+    workspace = of_parts + STATISTICS * c * single.itemsize
 
     def call(x: Any, gamma: Any, beta: Any) -> Any:
-        y = array(whole, x.dtype)
-        memory, parts = alloc(results), alloc(workspace)
-        mean, var, rstd = (array(each, single, memory + k * step) for k in range(3))
+        y = memory.empty(whole, x.dtype, x)
+        mean, var, rstd = memory.several(3, each, dtype, x)
+        parts = memory.workspace(workspace, x)
         statistics = parts + of_parts
         reduce(x, parts)
         of_channels(parts, statistics, mean, var, rstd)
@@ -254,57 +262,57 @@ def _forward(spec: ChannelsSpec) -> Callable[..., Any]:
     return call
 
 
-def _inference(spec: ChannelsSpec) -> Callable[..., Any]:
+def _inference(spec: ChannelsSpec, memory: Any) -> Callable[..., Any]:
     normalise = _elementwise(
-        "channels_normalise", spec, spec.gamma, spec.beta, last=(_epsilon(spec),)
+        memory, "channels_normalise", spec, spec.gamma, spec.beta, last=(_epsilon(spec),)
     )
-    array, whole = cupy.ndarray, spec.shape
+    whole = spec.shape
 
     def call(x: Any, mean: Any, var: Any, gamma: Any, beta: Any) -> Any:
-        y = array(whole, x.dtype)
+        y = memory.empty(whole, x.dtype, x)
         normalise(x, None, mean, var, gamma, beta, y)
         return y
 
     return call
 
 
-def _backward(spec: ChannelsSpec) -> Callable[..., Any]:
+def _backward(spec: ChannelsSpec, memory: Any) -> Callable[..., Any]:
     (b, c, s), need = spec.shape, spec.need
     if not any(need):
         return lambda *arrays: (None, None, None)
     need_dx, need_dgamma, need_dbeta = need
-    reduction = _Reduction(spec, backward=True)
+    reduction = _Reduction(spec, memory, backward=True)
     reduce, single = reduction.reduce, reduction.single
     result = C_NAME[spec.gamma or spec.dtype]
     of_channels = reduction.of_channels("channel_gradients", result, last=(1 / (b * s),))
     differentiate = (
-        _elementwise("channels_differentiate", spec, spec.dy, spec.gamma, last=())
+        _elementwise(memory, "channels_differentiate", spec, spec.dy, spec.gamma, last=())
         if need_dx
         else None
     )
-    array, alloc, whole, each = cupy.ndarray, cupy.cuda.alloc, spec.shape, (c,)
+    empty, whole, each = memory.empty, spec.shape, (c,)
     of_parts = reduction.bytes(SUMS)
     workspace = of_parts + SUMS * c * single.itemsize
     takes_x = need_dx or need_dgamma
 
     def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
         dtype = (x if gamma is None else gamma).dtype
-        dgamma = array(each, dtype) if need_dgamma else None
-        dbeta = array(each, dtype) if need_dbeta else None
-        parts = alloc(workspace)
+        dgamma = empty(each, dtype, x) if need_dgamma else None
+        dbeta = empty(each, dtype, x) if need_dbeta else None
+        parts = memory.workspace(workspace, x)
         sums = parts + of_parts
         reduce(dy, x if takes_x else None, mean, rstd, parts)
         of_channels(parts, mean, rstd, sums, dgamma, dbeta)
         dx = None
         if differentiate:
-            dx = array(whole, x.dtype)
+            dx = empty(whole, x.dtype, x)
             differentiate(dy, x, mean, rstd, sums, gamma, dx)
         return dx, dgamma, dbeta
 
     return call
 
 
-PLANS: dict[str, Callable[[ChannelsSpec], Callable[..., Any]]] = {
+PLANS: dict[str, Callable[[ChannelsSpec, Any], Callable[..., Any]]] = {
     "channels_forward": _forward,
     "channels_inference": _inference,
     "channels_backward": _backward,

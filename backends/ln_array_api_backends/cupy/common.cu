@@ -25,12 +25,14 @@ struct Limits;
 template <>
 struct Limits<float> {
     static constexpr float least = 0x1p-100f, most = 0x1.fffffep127f;
+    static constexpr float smallest_normal = 0x1p-126f;
     static constexpr int reach = 103;  // of exponents that a row may be scaled by
 };
 template <>
 struct Limits<double> {
     static constexpr double least = 0x1p-900;
     static constexpr double most = 0x1.fffffffffffffp1023;
+    static constexpr double smallest_normal = 0x1p-1022;
     static constexpr int reach = 999;
 };
 
@@ -144,7 +146,8 @@ struct Sum {
         lost += (sum - (with - added)) + (value - added);
         sum = with;
     }
-    __device__ A total() const { return sum + lost; }
+    // Beside an infinity, what was lost is NaN.
+    __device__ A total() const { return lost == lost ? sum + lost : sum; }
 };
 
 template <class A>

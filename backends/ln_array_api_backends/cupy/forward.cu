@@ -81,7 +81,7 @@ struct alignas(16) Moments {
 
 // `first` is any element of the row, and `share` is one over their number.
 template <bool CENTER, class Row, class Team, class A = typename Row::A>
-__device__ Moments<A> moments(const Row& row, Team& team, A first, A share, A epsilon) {
+__device__ Moments<A> moments(const Row& row, Team& team, A first, A share, double epsilon) {
     constexpr int V = Row::V;
     A scale = 1, exponent = 0;
     for (bool scaled = false;; scaled = true) {
@@ -123,7 +123,7 @@ __device__ Moments<A> moments(const Row& row, Team& team, A first, A share, A ep
         }
         const A missed = totals[1] * share;
         const A variance = totals[0] * share - missed * missed;
-        const A spread = variance + epsilon;
+        const A spread = variance + A(epsilon);
         if (scaled || (spread >= Limits<A>::least && spread <= Limits<A>::most))
             return {rough, missed, variance, exponent};
         A peak = 0;
@@ -144,14 +144,16 @@ struct Statistics {
     A root;  // one over the root of the scaled variance plus epsilon
     int exponent;
 
-    // Where the variance is 0, epsilon is all there is, and scaled down it would underflow.
-    __device__ Statistics(Moments<A> of_row, A epsilon) {
+    // Where the variance is 0, epsilon is all there is, and scaled down it would underflow. It is
+    // scaled in double, in which one that float does not hold can count beside a row of tiny values.
+    __device__ Statistics(Moments<A> of_row, double epsilon) {
         if (of_row.variance == 0 && of_row.exponent < 0) of_row.rescale(0);
         exponent = int(of_row.exponent);
         scale = scalbn(A(1), exponent);
         rough = of_row.rough;
         missed = of_row.missed;
-        root = inverse_root(of_row.variance + epsilon * scale * scale);
+        const A floor = epsilon > 0 ? Limits<A>::smallest_normal : A(0);
+        root = inverse_root(of_row.variance + max(A(epsilon * scale * scale), floor));
     }
 
     __device__ A rstd() const { return root * scale; }
@@ -200,7 +202,7 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, AT_LEAST<WARPS * ROWS * WAR
     const T* const x_row = x + r * n;
     const A first = static_cast<A>(x_row[0]);
     const Row<T, WARPS * WARP, CHUNKS> row(x_row, int(n), team.thread());
-    const Statistics<A> of_row(moments<CENTER>(row, team, first, A(share), A(epsilon)), A(epsilon));
+    const Statistics<A> of_row(moments<CENTER>(row, team, first, A(share), epsilon), epsilon);
     if (team.thread() == 0) {
         rstd[r] = of_row.rstd();
         if (CENTER) mean[r] = of_row.mean();
@@ -229,7 +231,7 @@ __global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
         const T* const place = x_row + tile;
         const Row<T, WARPS * WARP, CHUNKS> row(place, count, team.thread());
         const Moments<A> of_tile =
-            moments<CENTER>(row, team, static_cast<A>(*place), 1 / A(count), A(epsilon));
+            moments<CENTER>(row, team, static_cast<A>(*place), 1 / A(count), epsilon);
         if (tile == begin)
             of_segment = of_tile;
         else
@@ -241,11 +243,11 @@ __global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
 // The same two passes over means of segments as over elements of a row; a thread has one segment.
 template <class Team, class A>
 __device__ Moments<A> merged(const Moments<A>* of_segments, unsigned segments, Index n,
-                             Index length, Team& team, A epsilon) {
+                             Index length, Team& team, double epsilon) {
     const unsigned thread = team.thread();
     Moments<A> first = of_segments[0], mine = {};
     A share = 0;
-    int to = scaling_of_square(epsilon);
+    int to = min(scaling_of_square(epsilon), Limits<A>::reach);
     if (thread < segments) {
         mine = of_segments[thread];
         share = A(min(length, n - thread * length)) / A(n);
@@ -280,8 +282,7 @@ __global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
     const int count = int(min(Index(TILE), n - begin));
     const Row<T, WARPS * WARP, CHUNKS> row(x + place, count, team.thread());
     const Statistics<A> of_row(
-        merged(of_segments + Index(r) * segments, segments, n, length, team, A(epsilon)),
-        A(epsilon));
+        merged(of_segments + Index(r) * segments, segments, n, length, team, epsilon), epsilon);
     if (tile == 0 && team.thread() == 0) {
         rstd[r] = of_row.rstd();
         if (CENTER) mean[r] = of_row.mean();

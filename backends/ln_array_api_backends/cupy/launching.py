@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -49,12 +50,38 @@ class Constant(CPointer):  # type: ignore[misc]  # CuPy has no types
         super().__init__(self.value.ctypes.data)
 
 
-def launcher(run: Any, grid: tuple[int, ...], threads: int, *constants: Any) -> Callable[..., None]:
-    """A kernel with all but its arrays, which stand first; None is a null pointer."""
-    block = (threads,)
-    fixed = tuple(map(Constant, constants))
+class CuPyMemory:
+    """How kernels get at arrays of CuPy, and make new ones. Another library has a class like it."""
 
-    def launch(*arrays: Any) -> None:
+    dtype = staticmethod(np.dtype)
+
+    @staticmethod
+    def empty(shape: Sequence[int], dtype: Any, like: Any) -> Any:
+        """A new array, on the device of another, which is the current one."""
+        return cupy.ndarray(shape, dtype)
+
+    @staticmethod
+    def several(count: int, shape: Sequence[int], dtype: Any, like: Any) -> list[Any]:
+        """So many of one shape, in one piece of memory."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        memory = cupy.cuda.alloc(count * nbytes)
+        return [cupy.ndarray(shape, dtype, memory + k * nbytes) for k in range(count)]
+
+    @staticmethod
+    def workspace(nbytes: int, like: Any) -> Any:
+        """So many bytes, until the kernels that are launched on this stream have used them."""
+        return cupy.cuda.alloc(nbytes)
+
+    @staticmethod
+    def launch(run: Any, grid: Any, block: Any, arrays: tuple[Any, ...], fixed: Any) -> None:
+        """Launch a kernel on the current stream."""
         run.kernel(grid, block, arrays + fixed)
 
-    return launch
+
+def launcher(
+    memory: Any, run: Any, grid: tuple[int, ...], threads: int, *constants: Any
+) -> Callable[..., None]:
+    """A kernel with all but its arrays, which stand first; None is a null pointer."""
+    launch, block = memory.launch, (threads,)
+    fixed = tuple(map(Constant, constants))
+    return lambda *arrays: launch(run, grid, block, arrays, fixed)

@@ -69,7 +69,8 @@ struct Sum {
         lost += (sum - (with - added)) + (value - added);
         sum = with;
     }
-    __device__ A total() const { return sum + lost; }
+    // Beside an infinity, what was lost is NaN.
+    __device__ A total() const { return lost == lost ? sum + lost : sum; }
 };
 
 template <class A>

@@ -8,19 +8,23 @@ from typing import Any
 from ln_array_api.backend import ChannelsBackend, Primitive, RowsBackend, Spec
 
 from .. import numpy as engine
-from . import kernel
+from . import cuda, kernel
 
 
 class TorchBackend(RowsBackend, ChannelsBackend):
-    """All primitives, for every dtype and option, on tensors in the memory of the CPU."""
+    """All primitives, for every dtype and option, on tensors in memory of the CPU or of CUDA."""
 
     def can_run(self, primitive: Primitive, spec: Spec) -> bool:
+        if cuda.takes(spec.device):
+            return cuda.can_run(primitive, spec)
         return spec.device == "cpu" and engine.backend.can_run(primitive, spec)
 
     def prepare(self, primitive: Primitive, spec: Spec) -> Callable[..., Any]:
         return kernel.prepare(primitive, spec)  # type: ignore[no-any-return]
 
     def describe(self, primitive: Primitive, spec: Spec) -> str:
+        if cuda.takes(spec.device):
+            return cuda.describe(primitive, spec)
         if not all(type(length) is int for length in spec.shape):
             return "compiled by Numba for each shape, on the memory of the tensor"
         return f"{engine.backend.describe(primitive, spec)}, on the memory of the tensor"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ln_array_api.backend import GENERIC, Primitive, RowsSpec, Spec
 
-from . import rows
+from . import cuda, rows
 from .channels import Channels
 from .tracing import is_batched, is_differentiated, is_traced, is_transformed
 
@@ -38,6 +38,8 @@ def prepare(primitive: Primitive, spec: Spec) -> Any:
 
 def compiled(primitive: Primitive, spec: Any) -> Any:
     """The compiled kernel for a kind of call, whose `results` are those of the primitive."""
+    if cuda.takes(spec.device):
+        return cuda.Kernel(primitive, spec)
     if primitive == "rows_forward":
         return rows.Forward(spec)
     if primitive == "rows_backward":
@@ -50,6 +52,7 @@ class _Primitive:
 
     def __init__(self, primitive: Primitive, spec: Spec) -> None:
         self.primitive, self.spec = primitive, spec
+        self.is_on_cuda = cuda.takes(spec.device)
         self.generic = partial(GENERIC[primitive], **spec.options(primitive))
 
     @cached_property
@@ -86,7 +89,8 @@ class Forward(_Primitive):
     def traced(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Results:
         """An operator in what is compiled; elsewhere, the operations of the generic kernel."""
         is_compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        if not is_compiled or is_transformed():  # of an operator, torch knows one derivative alone
+        # Of an operator, torch knows one derivative alone. On CUDA its compiler fuses operations.
+        if not is_compiled or is_transformed() or self.is_on_cuda:
             return self.generic(x, gamma, beta)  # type: ignore[no-any-return]
         from .operators import Node  # which takes its time, and few programs need it
 
@@ -157,7 +161,7 @@ class RowsForward(Forward):
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None
     ) -> Any:
         """Y alone, in a tuple."""
-        if out is not None or is_traced(x, gamma, beta):
+        if out is not None or self.is_on_cuda or is_traced(x, gamma, beta):
             return self(x, gamma, beta, out)
         if is_differentiated(x, gamma, beta):
             return (_Node.apply(self, True, x, gamma, beta),)
