@@ -104,6 +104,28 @@ OF_THREADS = (
         unit("backends/numpy/test_threads.py", "wake_again"),
     ),
     Fault(
+        "a thread falls asleep though a task has come",
+        THREADS,
+        "self._memory[self._first + NUMBER] != seen",
+        "False",
+        unit("backends/numpy/test_threads.py", "fell_asleep"),
+    ),
+    Fault(
+        "a thread that is not wanted never sleeps",
+        CLAIMS,
+        "            seen = number\n            if helper < load_acquire(pool, _NUM_HELPERS):\n",
+        "            if helper < load_acquire(pool, _NUM_HELPERS):\n"
+        "                seen = number\n",
+        unit("backends/numpy/test_threads.py", "wake_again"),
+    ),
+    Fault(
+        "a long wait is one that is longer than nothing",
+        CLAIMS,
+        "nanoseconds() - end > 3 * each + _LONG_WAIT",
+        "nanoseconds() - end > 0",
+        unit("backends/numpy/test_threads.py", "long_parts"),
+    ),
+    Fault(
         "a caller that has waited long goes on with threads",
         THREADS,
         "    _alone_until = perf_counter() + _PAUSE_SECONDS",
@@ -141,8 +163,8 @@ OF_THREADS = (
     Fault(
         "nobody takes the parts of a thread that does not run",
         CLAIMS,
-        "    for i in range(num_regions):\n        _run_region",
-        "    for i in range(1):\n        _run_region",
+        "    for i in range(num_regions):\n        count += _run_region",
+        "    for i in range(1):\n        count += _run_region",
         unit("backends/numpy/test_threads.py", "do_not_run"),
     ),
     Fault(

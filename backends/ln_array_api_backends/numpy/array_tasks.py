@@ -14,18 +14,14 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from ln_array_api.errors import BackendError
 
 from . import threads
-from .atomics import WORDS, words_at
+from .atomics import address_of, stack_words, words_at
 from .claims import share
 from .compile import OPTIONS, WITH_GIL, compiled
-from .simd import I64
 from .tasks import Task, call_task
 
 #: Offsets in words.
@@ -49,26 +45,6 @@ def _check_layout() -> None:
 _check_layout()
 
 
-@intrinsic
-def _stack_words(typing: Any) -> Any:
-    """Words on the stack, as many as a task may have."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return cgutils.alloca_once(builder, I64, size=ir.Constant(I64, _MAX_WORDS))
-
-    return WORDS(), generate
-
-
-@intrinsic
-def _address_of(typing: Any, words: Any) -> Any:
-    """The address of words."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(args[0], I64)
-
-    return types.int64(words), generate
-
-
 @njit(forceinline=True, **OPTIONS)
 def _fill(words: Any, record: int, arrays: int) -> None:
     """Put a task's words, and the addresses of arrays, where they belong.
@@ -88,16 +64,16 @@ def _fill(words: Any, record: int, arrays: int) -> None:
 
 @njit(**WITH_GIL)
 def _run_small(record: int, arrays: int) -> None:
-    words = _stack_words()
+    words = stack_words(_MAX_WORDS)
     _fill(words, record, arrays)
     call_task(words, 0, 1)
 
 
 @njit(**OPTIONS)
 def _run(record: int, arrays: int, pool: int, max_parts: int, num_helpers: int) -> Any:
-    words = _stack_words()
+    words = stack_words(_MAX_WORDS)
     _fill(words, record, arrays)
-    return share(pool, _address_of(words), max_parts, num_helpers)
+    return share(pool, address_of(words), max_parts, num_helpers)
 
 
 def use_threads(size: int) -> bool:

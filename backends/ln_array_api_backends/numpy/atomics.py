@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import time
 from typing import Any
 
 from llvmlite import ir
@@ -15,10 +16,15 @@ from .simd import I32, I64
 
 WORDS = types.CPointer(types.int64)
 
+#: Nanoseconds in a second.
+SECOND = 1_000_000_000
+
 _WORD_BYTES = 8
 _MACHINE = platform.machine().lower()
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
-_CAN_YIELD = sys.platform != "win32"
+_IS_POSIX = sys.platform != "win32"
+_clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
+_MONOTONIC = getattr(time, "CLOCK_MONOTONIC", 0)
 
 
 @intrinsic
@@ -77,6 +83,29 @@ def compare_and_swap(typing: Any, words: Any, index: Any, expected: Any, value: 
     return types.boolean(words, types.intp, types.int64, types.int64), generate
 
 
+@intrinsic(prefer_literal=True)
+def stack_words(typing: Any, length: Any) -> Any:
+    """So many words on the stack, a literal."""
+    if not isinstance(length, types.IntegerLiteral):
+        return None
+    count = length.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return cgutils.alloca_once(builder, I64, size=ir.Constant(I64, count))
+
+    return WORDS(length), generate
+
+
+@intrinsic
+def address_of(typing: Any, words: Any) -> Any:
+    """The address of words."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], I64)
+
+    return types.int64(words), generate
+
+
 @intrinsic
 def pause(typing: Any) -> Any:
     """Tell the processor that this thread waits in a loop."""
@@ -98,7 +127,17 @@ def pause(typing: Any) -> Any:
 @njit
 def give_way() -> None:
     """Let another thread have this processor, where the system can do that."""
-    if _CAN_YIELD:
+    if _IS_POSIX:
         _sched_yield()
     else:
         pause()
+
+
+@njit
+def nanoseconds() -> Any:
+    """The time of a clock that goes on evenly, or 0 where the system has another."""
+    if not _IS_POSIX:
+        return 0
+    parts = stack_words(2)
+    _clock_gettime(_MONOTONIC, address_of(parts))
+    return parts[0] * SECOND + parts[1]

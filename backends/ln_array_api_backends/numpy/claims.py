@@ -22,6 +22,7 @@ from .atomics import (
     give_way,
     increment,
     load_acquire,
+    nanoseconds,
     pause,
     store_release,
     words_at,
@@ -41,13 +42,16 @@ _MAX_NUMBER = 1 << 30
 _MAX_PARTS = 8
 #: How often a thread looks for work before it sleeps: for about 0.1 ms.
 _SPIN_COUNT = 4000
+#: Nanoseconds that are long to wait for a part, besides three times what one takes.
+_LONG_WAIT = 300_000
 #: How often a caller looks whether the last parts are finished before it gives its processor away.
 _MAX_SPINS = 20_000
 
 
 @njit(**OPTIONS)
 def _run_region(pool: Any, region: Any) -> Any:
-    """Claim the parts of a region and work on them, until there are no more."""
+    """Claim the parts of a region and work on them, until there are no more; gives how many."""
+    count = 0
     index = CLAIMS + 8 * region
     claims = load_acquire(pool, index)
     part, end = claims >> _BITS & _MASK, claims & _MASK
@@ -56,37 +60,45 @@ def _run_region(pool: Any, region: Any) -> Any:
         if compare_and_swap(pool, index, claims, claims + (1 << _BITS)):
             call_task(words_at(words), part, num_parts)
             increment(pool, _FINISHED)
+            count += 1
         claims = load_acquire(pool, index)
         part, end = claims >> _BITS & _MASK, claims & _MASK
+    return count
 
 
 @njit(**OPTIONS)
-def _run_regions(pool: Any, first: int) -> None:
-    """Work on the parts of all regions, from the first on."""
-    num_regions = load_acquire(pool, _NUM_HELPERS) + 1
+def _run_regions(pool: Any, first: int) -> int:
+    """Work on the parts of all regions, from the first on; gives how many parts."""
+    num_regions, count = load_acquire(pool, _NUM_HELPERS) + 1, 0
     for i in range(num_regions):
-        _run_region(pool, (first + i) % num_regions)
+        count += _run_region(pool, (first + i) % num_regions)
+    return count
 
 
 @njit(**OPTIONS)
-def help_callers(address: int, helper: int) -> None:
-    """Work on parts of all tasks, until there have been none for a while."""
-    pool, idle, seen = words_at(address), 0, 0
+def help_callers(address: int, helper: int, seen: int) -> Any:
+    """Work on parts of all tasks after one, until there have been none for a while.
+
+    Gives the number of the last task.
+    """
+    pool, idle = words_at(address), 0
     while idle < _SPIN_COUNT and load_acquire(pool, STOPPED) == 0:
         number = load_acquire(pool, NUMBER)
-        if number != seen and helper < load_acquire(pool, _NUM_HELPERS):
-            _run_regions(pool, helper + 1)
-            idle, seen = 0, number
-        else:
-            idle += 1
-            pause()
+        if number != seen:
+            seen = number
+            if helper < load_acquire(pool, _NUM_HELPERS):
+                _run_regions(pool, helper + 1)
+                idle = 0
+        idle += 1
+        pause()
+    return seen
 
 
 @njit(**OPTIONS)
-def share(address: int, words: int, max_parts: int, num_helpers: int) -> bool:
+def share(address: int, words: int, max_parts: int, num_helpers: int) -> Any:
     """Run a task in at most so many parts, with helpers if no other caller has them.
 
-    Gives whether there was a long wait at the end.
+    Gives whether the last part took so long that who worked on it cannot have been running.
     """
     pool = words_at(address)
     if num_helpers == 0 or not compare_and_swap(pool, OWNED, 0, 1):
@@ -105,8 +117,9 @@ def share(address: int, words: int, max_parts: int, num_helpers: int) -> bool:
         claims = (number << _BITS | first) << _BITS | (first + length)
         store_release(pool, CLAIMS + 8 * region, claims)
     store_release(pool, NUMBER, number)
-    _run_regions(pool, 0)
-    spins = 0
+    start = nanoseconds()
+    count = _run_regions(pool, 0)
+    end, spins = nanoseconds(), 0
     while load_acquire(pool, _FINISHED) < num_parts:
         spins += 1
         if spins < _MAX_SPINS:
@@ -114,4 +127,7 @@ def share(address: int, words: int, max_parts: int, num_helpers: int) -> bool:
         else:
             give_way()
     store_release(pool, OWNED, 0)
-    return spins >= _MAX_SPINS
+    if spins < _MAX_SPINS:
+        return False
+    each = (end - start) // max(count, 1)
+    return end == 0 or nanoseconds() - end > 3 * each + _LONG_WAIT

@@ -20,7 +20,7 @@ from numba.np.ufunc import parallel
 
 from ln_array_api import _forks
 
-from .claims import CACHE_LINE_BYTES, CLAIMS, STOPPED, help_callers, share
+from .claims import CACHE_LINE_BYTES, CLAIMS, NUMBER, STOPPED, help_callers, share
 from .compile import compiled
 
 #: Threads that may share a task at most.
@@ -56,7 +56,7 @@ class _Pool:
         return count
 
     def _start(self, count: int) -> None:
-        help_ = compiled(help_callers, types.int64, types.int64)
+        help_ = compiled(help_callers, *[types.int64] * 3)
         with self._starting, suppress(RuntimeError):  # no thread starts while Python shuts down
             while len(self._threads) < count and not self._stopped:
                 helper = len(self._threads)
@@ -70,10 +70,13 @@ class _Pool:
     def _serve(self, help_: Any, helper: int) -> None:
         wake = threading.Lock()
         wake.acquire()
+        seen = 0
         while not self._stopped:
-            help_(self.address, helper)
+            seen = help_(self.address, helper, seen)
             self._asleep[helper] = wake
-            if not self._stopped:
+            # A caller that came before this was known cannot have woken this thread.
+            is_missed = self._stopped or self._memory[self._first + NUMBER] != seen
+            if not is_missed or self._asleep.pop(helper, None) is None:
                 wake.acquire()
 
     def stop(self) -> None:

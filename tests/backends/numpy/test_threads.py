@@ -247,8 +247,8 @@ def test_the_threads_of_numba_are_not_started(tmp_path: Path) -> None:
 def _count(counts: Any, delay: int, start: int, stop: int) -> None:
     for i in range(start, stop):
         counts[i] += 1
-    if delay and start > 0:
-        _sleep(delay)
+    if delay < 0 or (delay and stop == counts.size):
+        _sleep(abs(delay))
 
 
 _sleep = types.ExternalFunction("usleep", types.int32(types.uint32))
@@ -262,7 +262,7 @@ def _count_task(kinds: str) -> Any:
 
 
 def counting(count: int, delay: int = 0) -> tuple[np.ndarray, tasks.Task]:
-    """An array of zeros, and a task that adds one to each; late parts sleep for microseconds."""
+    """An array of zeros, and a task that adds one to each; its last part sleeps for so many µs."""
     counts = np.zeros(count)
     arguments = (array_type("float64", 1), counts.shape), (types.int64, delay)
     task = tasks.Task(_count_task, arguments, count)
@@ -292,15 +292,42 @@ def test_each_part_is_run_once() -> None:
             time.sleep(0.01)  # so that threads fall asleep
 
 
-def test_threads_fall_asleep_and_wake_again(pool: Any) -> None:
+def test_threads_fall_asleep_and_wake_again(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that a caller does not want as well."""
     counts, task = counting(64)
-    for times in range(1, 4):
+    for times, wanted in enumerate((4, 2, 4, 2, 3), 1):
+        monkeypatch.setattr(threads, "thread_count", lambda wanted=wanted: wanted)
         threads.run_parallel(task.words.buffer_info()[0], 64)
         assert (counts == times).all()
         deadline = time.perf_counter() + 30
         while len(pool._asleep) < 3 and time.perf_counter() < deadline:
             time.sleep(0.001)
         assert sorted(pool._asleep) == [0, 1, 2]
+
+
+def test_a_task_that_came_while_a_thread_fell_asleep_is_not_missed(pool: Any) -> None:
+    """A caller cannot wake who is not asleep yet, and who falls asleep looks again."""
+    _, task = counting(64)
+    threads.run_parallel(task.words.buffer_info()[0], 64)
+    entered, proceed, seen = threading.Event(), threading.Event(), []
+
+    def help_(address: int, helper: int, number: int) -> int:
+        seen.append(number)
+        if len(seen) == 1:
+            entered.set()
+            proceed.wait(20)
+            return 1
+        pool._stopped = True
+        return number
+
+    late = threading.Thread(target=pool._serve, args=(help_, 9))
+    late.start()
+    entered.wait(20)
+    threads.run_parallel(task.words.buffer_info()[0], 64)  # the second task
+    proceed.set()
+    late.join(20)
+    assert not late.is_alive()
+    assert seen == [0, 1]
 
 
 def test_a_caller_does_not_wait_for_threads_that_do_not_run(
@@ -324,6 +351,18 @@ def test_who_has_waited_long_works_alone_for_a_while(pool: Any) -> None:
     assert threads.helpers(9) == 0
     time.sleep(threads._PAUSE_SECONDS)
     assert threads.helpers(9) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no usleep")
+@pytest.mark.usefixtures("pool")
+def test_long_parts_are_waited_for() -> None:
+    """A caller whose own part took as long goes on with threads."""
+    for _ in range(5):
+        counts, task = counting(4, delay=5_000)
+        task.words[task.places[1]] = -5_000  # each part sleeps
+        threads.run_parallel(task.words.buffer_info()[0], 4)
+        assert (counts == 1).all()
+    assert threads._alone_until == 0
 
 
 def test_a_pool_that_another_caller_has_is_left_to_it(pool: Any) -> None:
