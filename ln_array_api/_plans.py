@@ -82,9 +82,11 @@ class RowsPlan(Plan):
         if signature is None or signature(out) not in self._outs:
             return False
         overlaps = library_of(out).may_overlap
-        others = (None if out is x else x), gamma, beta
-        return overlaps is not None and not any(
-            each is not None and overlaps(out, each) for each in others
+        if overlaps is None or (out is not x and overlaps(out, x)):
+            return False
+        return not (
+            (gamma is not None and overlaps(out, gamma))
+            or (beta is not None and overlaps(out, beta))
         )
 
     def remember(self, out: Array) -> None:

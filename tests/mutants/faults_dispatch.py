@@ -134,15 +134,15 @@ OF_ROWS = (
     Fault(
         "a place for y of a known kind may overlap x",
         PLANS,
-        "others = (None if out is x else x), gamma, beta",
-        "others = None, gamma, beta",
+        "if overlaps is None or (out is not x and overlaps(out, x)):",
+        "if overlaps is None:",
         unit("test_rows.py", "known_kind"),
     ),
     Fault(
         "a place for y of a known kind may overlap gamma",
         PLANS,
-        "others = (None if out is x else x), gamma, beta",
-        "others = (None if out is x else x), None, beta",
+        "(gamma is not None and overlaps(out, gamma))",
+        "False",
         unit("test_rows.py", "known_kind"),
     ),
     Fault(

@@ -173,6 +173,10 @@ for _name, _function in _COMPARISONS.items():
             "pred",
         )
 
+for _t in ("f32", "f64"):
+    _define(f"setp.num.{_t}", lambda a, b: ~_unordered(a, b), f"{_t} {_t}", "pred")
+    _define(f"setp.nan.{_t}", _unordered, f"{_t} {_t}", "pred")
+
 # --- Floats --------------------------------------------------------------------------------------
 
 

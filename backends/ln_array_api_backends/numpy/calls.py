@@ -148,7 +148,7 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
         mean = empty(column, acc_dtype) if center else None
         rstd = empty(column, acc_dtype)
         # Elements that do not begin at a multiple of their size never lie as such stores need it.
-        in_cache = out is not None and (out is x or not out.flags.aligned)
+        in_cache = non_temporal and out is not None and (out is x or not out.flags.aligned)
         (run_in_cache if in_cache else run)(x, gamma, beta, y, mean, rstd)
         return y, mean, rstd
 
