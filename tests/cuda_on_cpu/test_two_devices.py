@@ -303,7 +303,7 @@ def test_arrays_of_one_kind_on_either_device() -> None:
                 function(x, arrays[1 - device][1])
 
 
-@pytest.mark.parametrize("member", (*MEMBERS, *MORE), ids=lambda member: member.name)
+@pytest.mark.parametrize("member", [*MEMBERS, *MORE], ids=lambda member: member.name)
 def test_explain(member: Member) -> None:
     """What a plan depends on is computed on the device of x, too."""
     with Device(1):
