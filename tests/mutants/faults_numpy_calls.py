@@ -161,13 +161,6 @@ OF_THREADS = (
         unit("backends/numpy/test_threads.py", "run_once or waited_long"),
     ),
     Fault(
-        "nobody takes the parts of a thread that does not run",
-        CLAIMS,
-        "    for i in range(num_regions):\n        count += _run_region",
-        "    for i in range(1):\n        count += _run_region",
-        unit("backends/numpy/test_threads.py", "do_not_run"),
-    ),
-    Fault(
         "a pool that another caller has is taken",
         CLAIMS,
         "or not compare_and_swap(pool, OWNED, 0, 1):",
@@ -175,11 +168,11 @@ OF_THREADS = (
         unit("backends/numpy/test_threads.py", "another_caller"),
     ),
     Fault(
-        "claims of the last task are taken for this one's",
+        "all tasks have the same number",
         CLAIMS,
         "pool[NUMBER] % _MAX_NUMBER + 1",
         "1",
-        unit("backends/numpy/test_threads.py", "run_once or wake_again"),
+        unit("backends/numpy/test_threads.py", "fell_asleep"),
     ),
 )
 

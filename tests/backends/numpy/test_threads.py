@@ -295,14 +295,17 @@ def test_each_part_is_run_once() -> None:
 def test_threads_fall_asleep_and_wake_again(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that a caller does not want as well."""
     counts, task = counting(64)
-    for times, wanted in enumerate((4, 2, 4, 2, 3), 1):
-        monkeypatch.setattr(threads, "thread_count", lambda wanted=wanted: wanted)
-        threads.run_parallel(task.words.buffer_info()[0], 64)
+    for times in (2, 4, 6):
+        for wanted in (4, 2):  # the second while all are awake
+            monkeypatch.setattr(threads, "thread_count", lambda wanted=wanted: wanted)
+            threads.run_parallel(task.words.buffer_info()[0], 64)
         assert (counts == times).all()
         deadline = time.perf_counter() + 30
         while len(pool._asleep) < 3 and time.perf_counter() < deadline:
             time.sleep(0.001)
-        assert sorted(pool._asleep) == [0, 1, 2]
+        for _ in range(50):  # and stay asleep
+            assert sorted(pool._asleep) == [0, 1, 2]
+            time.sleep(0.0005)
 
 
 def test_a_task_that_came_while_a_thread_fell_asleep_is_not_missed(pool: Any) -> None:
@@ -320,7 +323,7 @@ def test_a_task_that_came_while_a_thread_fell_asleep_is_not_missed(pool: Any) ->
         pool._stopped = True
         return number
 
-    late = threading.Thread(target=pool._serve, args=(help_, 9))
+    late = threading.Thread(target=pool._serve, args=(help_, 9), daemon=True)
     late.start()
     entered.wait(20)
     threads.run_parallel(task.words.buffer_info()[0], 64)  # the second task
