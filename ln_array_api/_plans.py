@@ -99,7 +99,8 @@ class RowsPlan(Plan):
     ) -> tuple[Array, ...]:
         """Y as the caller wants it, and what else the kernel gives."""
         if self.direct and (out is None or library_of(out).in_order(out)):
-            return self.kernel_of_y(x, gamma, beta, out=out)  # type: ignore[no-any-return]
+            results: tuple[Array, ...] = self.kernel_of_y(x, gamma, beta, out=out)
+            return results if out is None else (out, *results[1:])
         return self._run(self.kernel_of_y, x, gamma, beta, out)
 
     def _run(
@@ -130,7 +131,8 @@ class RowsPlan(Plan):
     ) -> tuple[Array, Array | None, Array]:
         """Y, mean and rstd, the latter of x's rank."""
         if self.direct and (out is None or library_of(out).in_order(out)):
-            return self.kernel(x, gamma, beta, out=out)
+            y, mean, rstd = self.kernel(x, gamma, beta, out=out)
+            return y if out is None else out, mean, rstd
         y, mean, rstd = self._run(self.kernel, x, gamma, beta, out)
         reshape, shape = library_of(x).reshape, self.view.statistic
         return y, None if mean is None else reshape(mean, shape), reshape(rstd, shape)

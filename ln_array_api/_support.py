@@ -1,7 +1,7 @@
 """What is supported: what runs each function on which arrays, and which frameworks see through it.
 
 The tables of README.md and docs/support.md are made from this by
-``python -m ln_array_api._support``, and tests hold each entry to what calls do.
+``python -m ln_array_api._support``. Tests hold to it what runs a function, and derivatives.
 """
 
 from __future__ import annotations
