@@ -117,6 +117,28 @@ def test_backward_values(operation: Operation, library: Library, dtype: str, val
     check_backward(operation, library, dtype, dy, x, epsilon=operation.epsilon, sample=sample)
 
 
+def test_gradients_of_a_short_row(operation: Operation, library: Library) -> None:
+    """Three elements do not average out what is rounded on the way to the mean of x_hat."""
+    if "float64" not in library.dtypes:
+        pytest.skip(f"{library.name} has no float64, in which this row was found")
+    x = np.array([[2.310263421130296, -0.37064521802128647, 1.02984091099759]])
+    dy = np.array([[1.0, 1.0, -0.9979744223515321]])
+    check_backward(operation, library, "float64", dy, x, epsilon=0.0)
+
+
+def test_gradients_of_rows_near_the_largest_number(
+    operation: Operation, library: Library, dtype: str
+) -> None:
+    """The sum of whose deviations over a part of the row is more than the dtype holds."""
+    largest = 65504.0 if dtype == "float16" else float(np.finfo(DTYPES["float32"]).max)
+    if dtype == "float64":
+        largest = float(np.finfo(np.float64).max)
+    noise = rows_for("float64", "normal", 384)
+    x = (largest / 4 * np.sign(np.arange(384) - 191.5) * (1 + noise / 100)).astype(DTYPES[dtype])
+    dy = generator("dy", "largest").standard_normal(x.shape).astype(DTYPES[dtype])
+    check_backward(operation, library, dtype, dy, x, epsilon=operation.epsilon, sample=4)
+
+
 @pytest.mark.parametrize("n", LENGTHS)
 def test_forward_lengths(operation: Operation, library: Library, dtype: str, n: int) -> None:
     x = rows_for(dtype, "mean 100 sigma", n)

@@ -54,6 +54,8 @@ _SMALL = {
     "float32": (Band(2.0**-16, 2.0**62), Band(2.0**-78, 2.0**124)),
     "float64": (Band(2.0**-420, 2.0**700),),
 }
+#: Deviations are multiplied by this before they are summed where rstd is less.
+_RANGE_SCALE = {"float32": 2.0**-64, "float64": 2.0**-512}
 _SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
 
@@ -326,13 +328,16 @@ def standardised(
     xp: Any, x: Array, mean: Array | None, rstd: Array, *, axes: tuple[int, ...]
 ) -> Array:
     """X̂ by the statistics of `normalise`, making up for the rounding of the mean."""
-    x_hat = accumulate(xp, x)
+    d = accumulate(xp, x)
     if mean is None:
-        return x_hat * rstd
-    # Scaled before the second subtraction, so that the sum cannot overflow.
-    x_hat = (x_hat - mean) * rstd
-    x_hat -= sum_over(xp, x_hat, axes) / max(math.prod(x.shape[axis] for axis in axes), 1)
-    return x_hat
+        return d * rstd
+    # Their sum is of exact multiples, which cannot overflow: of short rows, the rounding of the
+    # products by rstd would be seen in x_hat.
+    least = _RANGE_SCALE[dtype_name(rstd.dtype)]
+    scale = xp.where(rstd < least, least, xp.ones_like(rstd))
+    d = (d - mean) * scale
+    d -= sum_over(xp, d, axes) / max(math.prod(x.shape[axis] for axis in axes), 1)
+    return d * (rstd / scale)
 
 
 def accumulate_as(xp: Any, values: Array, like: Array) -> Array:

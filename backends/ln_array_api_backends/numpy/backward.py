@@ -27,7 +27,19 @@ from .atomics import increment
 from .compile import INLINE, OPTIONS
 from .forward import LONG
 from .gradient_sums import add, add_both, add_four, add_run, add_up, clear, put_first, room_for
-from .simd import beside, fma, keep_first, lanes, number, ones, splat, total, totals, zeros
+from .simd import (
+    beside,
+    fma,
+    keep_first,
+    lanes,
+    number,
+    ones,
+    range_scale,
+    splat,
+    total,
+    totals,
+    zeros,
+)
 from .sweeps import AHEAD, RUN, plus
 from .tasks import COUNT, FINISHED, arguments
 
@@ -41,11 +53,9 @@ ROOM = 32
 
 
 @njit(**INLINE)
-def rough_x_hat(x, mean, rstd):
-    """Normalised elements, but for what the rounded mean has missed."""
-    if mean is None:
-        return x * rstd
-    return (x - mean) * rstd
+def deviation(x, mean):
+    """Elements less their rounded mean."""
+    return x if mean is None else x - mean
 
 
 @njit(**INLINE)
@@ -59,15 +69,17 @@ def times(dy, gamma, p, count, plus):
 
 @njit(**INLINE)
 def sums(dy, x, o, n, mean, rstd, gamma, p, ahead):
-    """Sums of x_hat, of g and of g * x_hat over n elements, where g is dy * gamma.
+    """Sums of d, of g and of g * d * rstd over n elements, where g is dy * gamma.
 
-    One in each lane, which are to be added up.
+    One in each lane, which are to be added up. D is x - mean, and its sum, times `range_scale`, has
+    no other rounding than its own: of short rows, those of d * rstd would be seen in x_hat.
     """
     zero = zeros(rstd)
+    scale, _ = range_scale(rstd)
     width = lanes(rstd)
     step = 2 * width
-    of_x_hat, of_g, of_product = zero, zero, zero
-    lost_x_hat, lost_g, lost_product = zero, zero, zero
+    of_d, of_g, of_product = zero, zero, zero
+    lost_d, lost_g, lost_product = zero, zero, zero
     j = 0
     while j + step <= n:
         end = min(n - step, j + (RUN - 1) * step)
@@ -78,28 +90,27 @@ def sums(dy, x, o, n, mean, rstd, gamma, p, ahead):
                 prefetch(dy, o + j + ahead)
                 prefetch(x, o + j + ahead + width)
                 prefetch(dy, o + j + ahead + width)
-            h = rough_x_hat(load(x, o + j, rstd), mean, rstd)
+            d = deviation(load(x, o + j, rstd), mean)
             g = times(load(dy, o + j, rstd), gamma, p + j, None, None)
-            a, aa, ab = a + h, aa + g, fma(g, h, ab)
-            h = rough_x_hat(load(x, o + j + width, rstd), mean, rstd)
+            a, aa, ab = fma(d, scale, a), aa + g, fma(g, d * rstd, ab)
+            d = deviation(load(x, o + j + width, rstd), mean)
             g = times(load(dy, o + j + width, rstd), gamma, p + j + width, None, None)
-            b, bb, ba = b + h, bb + g, fma(g, h, ba)
+            b, bb, ba = fma(d, scale, b), bb + g, fma(g, d * rstd, ba)
             j += step
         if j <= RUN * step:
-            of_x_hat, of_g, of_product = a + b, aa + bb, ab + ba
+            of_d, of_g, of_product = a + b, aa + bb, ab + ba
         else:
-            of_x_hat, lost_x_hat = plus(of_x_hat, lost_x_hat, a + b)
+            of_d, lost_d = plus(of_d, lost_d, a + b)
             of_g, lost_g = plus(of_g, lost_g, aa + bb)
             of_product, lost_product = plus(of_product, lost_product, ab + ba)
     while j < n:
         count = min(width, n - j)
-        h = rough_x_hat(load_first(x, o + j, count, rstd), mean, rstd)
-        h = keep_first(h, count)
+        d = keep_first(deviation(load_first(x, o + j, count, rstd), mean), count)
         g = load_first(dy, o + j, count, rstd)
         g = keep_first(times(g, gamma, p + j, count, None), count)
-        of_x_hat, of_g, of_product = of_x_hat + h, of_g + g, fma(g, h, of_product)
+        of_d, of_g, of_product = fma(d, scale, of_d), of_g + g, fma(g, d * rstd, of_product)
         j += width
-    return of_x_hat + lost_x_hat, of_g + lost_g, of_product + lost_product
+    return of_d + lost_d, of_g + lost_g, of_product + lost_product
 
 
 @njit(**INLINE)
@@ -120,15 +131,15 @@ def sums_of_four(dy, x, o, n, mean, rstd, row, gamma, p, ahead, one):
 def sums_of_segments(dy, x, o, n, segments, mean, rstd, gamma, p, one):
     """As `sums`, added up in each lane, for so many segments of n elements, with a gamma each."""
     zero = one - one
-    of_x_hat, of_g, of_product = zero, zero, zero
-    lost_x_hat, lost_g, lost_product = zero, zero, zero
+    of_d, of_g, of_product = zero, zero, zero
+    lost_d, lost_g, lost_product = zero, zero, zero
     for segment in range(segments):
         g = element(gamma, p + segment, one)
         a, b, c = sums(dy, x, o + segment * n, n, mean, rstd, g, 0, 0)
-        of_x_hat, lost_x_hat = plus(of_x_hat, lost_x_hat, splat(total(a)))
+        of_d, lost_d = plus(of_d, lost_d, splat(total(a)))
         of_g, lost_g = plus(of_g, lost_g, splat(total(b)))
         of_product, lost_product = plus(of_product, lost_product, splat(total(c)))
-    return of_x_hat + lost_x_hat, of_g + lost_g, of_product + lost_product
+    return of_d + lost_d, of_g + lost_g, of_product + lost_product
 
 
 @njit(**INLINE)
@@ -252,14 +263,24 @@ def differentiate_four(dy, x, o, n, rows, gamma, p, dx, dgamma, dbeta, q, stream
 
 @njit(**INLINE)
 def constants(mean, rstd, row, missed, mean_g, projection, place, one):
-    """What the second sweep over a row needs, in vectors."""
+    """What the second sweep over a row needs, in vectors.
+
+    What the rounded mean has missed is no part of x_hat.
+    """
     zero = one - one
+    r = element(rstd, row, one)
+    _, unscale = range_scale(r)
+    minus_missed = zero - element(missed, place, one) * (r * unscale)
+    minus_mean_g = zero - element(mean_g, place, one)
+    minus_projection = zero - element(projection, place, one)
+    if mean is not None:
+        minus_projection = fma(minus_missed, minus_mean_g, minus_projection)
     return (
         element(mean, row, one),
-        element(rstd, row, one),
-        beside(mean, zero - element(missed, place, one)),
-        beside(mean, zero - element(mean_g, place, one)),
-        zero - element(projection, place, one),
+        r,
+        beside(mean, minus_missed),
+        beside(mean, minus_mean_g),
+        minus_projection,
     )
 
 
@@ -294,22 +315,19 @@ def backward(
             mu, r = element(mean_, row, one), element(rstd_, row, one)
             if whole and k + 4 <= count:
                 rows_now = 4
-                of_x_hat, of_g, of_product = sums_of_four(
+                of_d, of_g, of_product = sums_of_four(
                     dy_, x_, o, n, mean_, rstd_, row, gamma_, p, ahead, one
                 )
             elif repeat is None:
                 a, b, c = sums(dy_, x_, o, n, mu, r, gamma_, p, ahead)
-                of_x_hat, of_g, of_product = splat(total(a)), splat(total(b)), splat(total(c))
+                of_d, of_g, of_product = splat(total(a)), splat(total(b)), splat(total(c))
             else:
-                of_x_hat, of_g, of_product = sums_of_segments(
+                of_d, of_g, of_product = sums_of_segments(
                     dy_, x_, o, repeat, per_row, mu, r, gamma_, p, one
                 )
-            missed, mean_g, projection = of_x_hat * share, of_g * share, of_product * share
-            if mean is not None:  # what the rounded mean has missed is no part of x_hat
-                projection = projection - missed * mean_g
-            store(misses, k * spacing, missed)
-            store(mean_gs, k * spacing, mean_g)
-            store(projections, k * spacing, projection)
+            store(misses, k * spacing, of_d * share)
+            store(mean_gs, k * spacing, of_g * share)
+            store(projections, k * spacing, of_product * share)
             k += rows_now
         k = 0
         while k < count:

@@ -13,7 +13,7 @@ from .backward import differentiate, sums
 from .compile import INLINE, OPTIONS
 from .doubles import doubles, put_aside, put_together
 from .moments import judged, mean_of, root_of, sums_of_pieces
-from .simd import number, ones, splat, total
+from .simd import number, ones, peak, range_scale, splat, total
 from .sweeps import normalise, rough_mean
 from .tasks import arguments
 
@@ -102,7 +102,9 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, start, stop):
             b, rest_b = put_aside(b, rest_b, bb)
             c, rest_c = put_aside(c, rest_c, cc)
         of_dy = total(put_together(b, rest_b, one))
-        missed = total(put_together(a, rest_a, one)) * share  # which is no part of x_hat
+        _, unscale = range_scale(r)
+        # In units of x_hat, no part of which it is.
+        missed = total(put_together(a, rest_a, one)) * share * peak(r * unscale)
         of_x_hat_dy = total(put_together(c, rest_c, one)) - missed * of_dy
         if dgamma is not None:
             dgamma[channel] = of_x_hat_dy

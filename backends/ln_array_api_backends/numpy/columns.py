@@ -32,7 +32,7 @@ from .column_sums import add_to, clear, gather, lost_of, sum_of
 from .compile import INLINE, OPTIONS
 from .gradient_sums import add_up, put_first
 from .moments import judged, root_of
-from .simd import fma, lanes, number, ones, peak, splat
+from .simd import fma, lanes, number, ones, peak, range_scale, splat
 from .sweeps import RUN, RUN_OF_SQUARES
 from .tasks import COUNT, FINISHED, arguments
 
@@ -207,7 +207,7 @@ def know(x, mean, rstd, table, n, first, count):
 
 @njit(**OPTIONS)
 def backward_sums(dy, x, table, sums, lost, first, count, rows, parts, start, stop):
-    """Sums of x_hat, dy and their product, in tasks start to stop."""
+    """Sums of d, dy and dy * d * rstd, in tasks start to stop; d as in `backward.sums`."""
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
     dy_, x_, table_, one = memory(dy), memory(x), memory(table), ones(table)
     sums_, lost_ = memory(sums), memory(lost)
@@ -219,13 +219,15 @@ def backward_sums(dy, x, table, sums, lost, first, count, rows, parts, start, st
             end = min(begin + RUN, last)
             for j in range(left, right, lanes(one)):
                 mean, rstd = load(table_, j, one), load(table_, padded + j, one)
-                of_x_hat, of_dy, of_product = one - one, one - one, one - one
+                scale, _ = range_scale(rstd)
+                of_d, of_dy, of_product = one - one, one - one, one - one
                 for row in range(begin, end):
                     i = row * columns + j
-                    h = (some(x_, i, columns - j, one) - mean) * rstd
-                    d = some(dy_, i, columns - j, one)
-                    of_x_hat, of_dy, of_product = of_x_hat + h, of_dy + d, fma(d, h, of_product)
-                add_to(sums_, lost_, q + j, of_x_hat)
+                    d = some(x_, i, columns - j, one) - mean
+                    g = some(dy_, i, columns - j, one)
+                    of_d, of_dy = fma(d, scale, of_d), of_dy + g
+                    of_product = fma(g, d * rstd, of_product)
+                add_to(sums_, lost_, q + j, of_d)
                 add_to(sums_, lost_, q + padded + j, of_dy)
                 add_to(sums_, lost_, q + 2 * padded + j, of_product)
 
@@ -235,15 +237,17 @@ def settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, c
     """The gradients of parameters, and the tables.
 
     After mean and rstd, these are minus missed, minus the projection and minus the mean of g, which
-    is dy times gamma, and gamma. Missed is no part of x_hat, but of its rounded likeness.
+    is dy times gamma, and gamma. Missed is told in units of x_hat, and is no part of it.
     """
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
     before = first // count * (columns // per)
     gather(sums, lost, 3 * padded)
-    gamma_, one = memory(gamma), ones(table)
+    gamma_, table_, one = memory(gamma), memory(table), ones(table)
     share, unit = 1.0 / (count * n), number(1.0, one)
     for start in range(0, columns, n):
-        missed = sum_of(sums, start, n) * share
+        r = element(table_, padded + start, one)
+        _, unscale = range_scale(r)
+        missed = sum_of(sums, start, n) * share * peak(r * unscale)
         for column in range(start, start + n):
             sums[2 * padded + column] -= missed * sums[padded + column]
         of_g, of_product = 0.0, 0.0

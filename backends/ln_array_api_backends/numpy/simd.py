@@ -157,6 +157,27 @@ def limits(typing: Any, like: Any) -> Any:
 
 
 @intrinsic
+def range_scale(typing: Any, rstd: Any) -> Any:
+    """A power of two for each lane of rstd, and what undoes it: times it, deviations add up.
+
+    It is 1 unless these are so large that their sum could leave the range of the dtype.
+    """
+    least = 2.0**-64 if rstd.scalar == types.float32 else 2.0**-512
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = args[0].type
+
+        def every(value: float) -> Any:
+            return ir.Constant(kind, [value] * rstd.lanes)
+
+        is_small = builder.fcmp_ordered("<", args[0], every(least))
+        both = [builder.select(is_small, every(each), every(1.0)) for each in (least, 1 / least)]
+        return context.make_tuple(builder, signature.return_type, both)
+
+    return types.UniTuple(rstd, 2)(rstd), generate
+
+
+@intrinsic
 def beside(typing: Any, other: Any, vector: Any) -> Any:
     """A vector where `other` is present, else None; decided when compiling."""
     if isinstance(other, types.NoneType):
