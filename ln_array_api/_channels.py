@@ -36,8 +36,8 @@ from .backend import (
 class ChannelsPlan:
     """How a kind of call runs.
 
-    X goes to the kernel as (B, C, S) in C order: as it is, as a view, or as a copy. Chunked arrays
-    keep their axes.
+    X goes to a kernel as (B, C, S) in C order: as it is, as a view, or as a copy. It keeps its axes
+    where the kernel is generic.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class ChannelsPlan:
         `widens` is whether gamma is widened, as over rows.
         """
         self.primitive, self.spec, self.widens = primitive, spec, widens
-        self.shape, lazy = tuple(x.shape), library_of(x).lazy
-        self.choice = _by_axis(primitive, spec, axis) if lazy else choose(primitive, spec)
+        self.shape = tuple(x.shape)
+        self.choice = _choice(primitive, spec, axis, x)
         self.kernel: Callable[..., Any] = self.choice.kernel
         # Whether arrays go to the kernel, and its results to the caller, as they are.
         self.direct = (
-            not lazy
+            not self.choice.keeps_axes
             and self.shape == spec.shape
             and all(each is None or library_of(each).in_order(each) for each in (x, *others))
             and {dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
@@ -136,10 +136,16 @@ class ChannelsPlan:
         )
 
 
-def _by_axis(primitive: Primitive, spec: ChannelsSpec, axis: int) -> Choice:
-    """The generic kernel on arrays that keep their axes: a reshape would cut chunks anew."""
+def _choice(primitive: Primitive, spec: ChannelsSpec, axis: int, x: Array) -> Choice:
+    """Who runs a call; the generic kernel does it on arrays that keep their axes."""
+    if library_of(x).lazy:
+        reason = "chunked arrays compute nothing until asked"
+    else:
+        choice = choose(primitive, spec)
+        if choice.backend != "generic":
+            return choice
+        reason = choice.reason
     kernel = partial(GENERIC[primitive], axis=axis, **spec.options(primitive))
-    reason = "chunked arrays keep their axes, and compute nothing until asked"
     return Choice(kernel, "generic", reason, keeps_axes=True)
 
 

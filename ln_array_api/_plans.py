@@ -320,13 +320,16 @@ def dtype_of(x: Array | None) -> str | None:
 
 
 def by_axes(primitive: Primitive, spec: RowsSpec, view: View, reason: str) -> Choice:
-    """The generic kernel on arrays that keep their axes: a reshape would cut chunks anew."""
+    """The generic kernel, on arrays that keep their axes, with their chunks, shards and names."""
 
-    def forward(x: Array, gamma: Array | None, beta: Array | None, out: None) -> Any:
+    def forward(x: Array, gamma: Array | None, beta: Array | None, out: Array | None) -> Any:
         epsilon, center = spec.epsilon, spec.center
         y, mean, _, rstd = rows.normalise(
             x, gamma, beta, axes=view.axes, epsilon=epsilon, center=center
         )
+        if out is not None:
+            out[...] = y
+            y = out
         return y, mean, rstd
 
     def backward(*arrays: Array | None) -> Any:

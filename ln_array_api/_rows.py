@@ -61,6 +61,8 @@ def _plan(
     strides = view.split_strides(strides_of(x)) or ()
     layout = Layout(view.split, view.axes, view.parameter_axes, strides, dy)
     choice = choose(primitive, spec, layout)
+    if choice.backend == "generic":
+        choice = by_axes(primitive, spec, view, choice.reason)
     if choice.keeps_axes:
         return whole(AxesPlan(primitive, spec, view, choice, widens=widens))
     return RowsPlan(
