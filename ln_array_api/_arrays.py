@@ -372,6 +372,12 @@ def in_shape(
     return library.reshape(x, shape)
 
 
+def put_in_order(x: Array) -> Array:
+    """X in C order, where its library has an order; a copy only where it must be."""
+    library = library_of(x)
+    return x if library.in_order(x) else library.put_in_order(x)
+
+
 def is_writable(x: Array) -> bool:
     """Whether x, of a library that can write, can be written itself."""
     flags = getattr(x, "flags", None)

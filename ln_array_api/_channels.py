@@ -18,6 +18,7 @@ from ._arrays import (
     dtype_name,
     in_shape,
     library_of,
+    put_in_order,
     signatures,
 )
 from ._plans import GRADIENTS, dtype_of, gradient, must_widen, statistic, widened
@@ -70,7 +71,7 @@ class ChannelsPlan:
 
     def _to_kernel(self, x: Array) -> Array:
         if self.choice.keeps_axes:
-            return x
+            return put_in_order(x)
         return in_shape(x, self.spec.shape, (), self.choice.put_in_order)
 
     def _from_kernel(self, x: Array) -> Array:

@@ -12,6 +12,7 @@ from ._arrays import (
     in_shape,
     library_of,
     native_dtype,
+    put_in_order,
     signatures,
 )
 from ._chunks import ChunkCall, Chunks, hold_rows
@@ -320,22 +321,29 @@ def dtype_of(x: Array | None) -> str | None:
 
 
 def by_axes(primitive: Primitive, spec: RowsSpec, view: View, reason: str) -> Choice:
-    """The generic kernel, on arrays that keep their axes, with their chunks, shards and names."""
+    """The generic kernel, on arrays that keep their axes, with their chunks, shards and names.
+
+    They are in C order, where there is such a thing: else sums would be of other digits.
+    """
 
     def forward(x: Array, gamma: Array | None, beta: Array | None, out: Array | None) -> Any:
         epsilon, center = spec.epsilon, spec.center
         y, mean, _, rstd = rows.normalise(
-            x, gamma, beta, axes=view.axes, epsilon=epsilon, center=center
+            put_in_order(x), gamma, beta, axes=view.axes, epsilon=epsilon, center=center
         )
         if out is not None:
             out[...] = y
             y = out
         return y, mean, rstd
 
-    def backward(*arrays: Array | None) -> Any:
+    def backward(dy: Array, x: Array, *others: Array | None) -> Any:
         axes, shared = view.axes, view.parameter_axes
         return rows.differentiate(
-            *arrays, axes=axes, parameter_axes=shared, center=spec.center, need=spec.need
+            *(put_in_order(dy), put_in_order(x), *others),
+            axes=axes,
+            parameter_axes=shared,
+            center=spec.center,
+            need=spec.need,
         )
 
     return Choice(

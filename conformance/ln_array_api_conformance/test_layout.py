@@ -11,6 +11,7 @@ from . import calls, reference, tolerances
 from .inputs import generator, parameters
 from .libraries import DTYPES, Library
 from .operations import Operation
+from .test_accuracy import told
 
 SHAPE = (3, 4, 2, 5)
 AXES = (0, -1, 3, -4, (2, 3), (3, 2), (0, 1), (1, 3), (-3, 0), (0, 2), (1, 2), (0, 1, 2, 3))
@@ -68,6 +69,32 @@ def _check(
                 tolerances.PARAMETER_GRADIENT,
                 magnitude,
                 dtype,
+            )
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, (0, 1), (1, 2)], ids=str)
+def test_sums_over_long_axes(operation: Operation, library: Library, axis: Any) -> None:
+    """However the axes lie in memory, and the array: thousands of terms lose no digits.
+
+    Deviations are of one sign first, and then of the other, so that partial sums are large.
+    """
+    long = np.atleast_1d(axis)
+    shape = tuple(20000 if a == long[0] else 2 + a for a in range(3))
+    noise = generator("long", axis).standard_normal(shape)
+    halves = np.where(np.arange(20000) < 10000, -1.0, 1.0)
+    edge = halves.reshape([20000 if a == long[0] else 1 for a in range(3)])
+    x = (100 + edge + noise / 10).astype(np.float32)
+    expected = reference.forward(operation.reference, _rows(x, axis), None, None, operation.epsilon)
+    for name, lie in {"in order": library.array, **library.layouts()}.items():
+        y = operation.function(lie(x), axis=axis)
+        with told(layout=name):
+            tolerances.assert_close(
+                "y",
+                _rows(library.numpy(y), axis),
+                expected.y,
+                tolerances.Y,
+                expected.scale,
+                "float32",
             )
 
 
