@@ -373,9 +373,14 @@ def in_shape(
 
 
 def put_in_order(x: Array) -> Array:
-    """X in C order, where its library has an order; a copy only where it must be."""
-    library = library_of(x)
-    return x if library.in_order(x) else library.put_in_order(x)
+    """X in C order, where its library has an order and all lengths are known.
+
+    A copy only where it must be.
+    """
+    library, shape = library_of(x), tuple(x.shape)
+    if library.lazy or library.in_order(x) or has_symbols(x) or any(map(is_unknown, shape)):
+        return x
+    return in_shape(x, shape)
 
 
 def is_writable(x: Array) -> bool:

@@ -129,13 +129,17 @@ def test_gradients_of_a_short_row(operation: Operation, library: Library) -> Non
 def test_gradients_of_rows_near_the_largest_number(
     operation: Operation, library: Library, dtype: str
 ) -> None:
-    """The sum of whose deviations over a part of the row is more than the dtype holds."""
+    """The sum of whose deviations over a part of the row is more than the dtype holds.
+
+    Their rstd and dx are normal numbers, so that libraries without others have them as well.
+    """
     largest = 65504.0 if dtype == "float16" else float(np.finfo(DTYPES["float32"]).max)
     if dtype == "float64":
         largest = float(np.finfo(np.float64).max)
-    noise = rows_for("float64", "normal", 384)
-    x = (largest / 4 * np.sign(np.arange(384) - 191.5) * (1 + noise / 100)).astype(DTYPES[dtype])
-    dy = generator("dy", "largest").standard_normal(x.shape).astype(DTYPES[dtype])
+    noise = rows_for("float64", "normal", 2048)
+    x = largest / 8 * np.sign(np.arange(2048) - 1023.5) * (1 + noise / 100)
+    x = x.astype(DTYPES[dtype])
+    dy = (1000 * generator("dy", "largest").standard_normal(x.shape)).astype(DTYPES[dtype])
     check_backward(operation, library, dtype, dy, x, epsilon=operation.epsilon, sample=4)
 
 

@@ -72,14 +72,15 @@ def _check(
             )
 
 
+@pytest.mark.parametrize("first", [1, 2])
 @pytest.mark.parametrize("axis", [0, 1, 2, (0, 1), (1, 2)], ids=str)
-def test_sums_over_long_axes(operation: Operation, library: Library, axis: Any) -> None:
+def test_sums_over_long_axes(operation: Operation, library: Library, axis: Any, first: int) -> None:
     """However the axes lie in memory, and the array: thousands of terms lose no digits.
 
     Deviations are of one sign first, and then of the other, so that partial sums are large.
     """
     long = np.atleast_1d(axis)
-    shape = tuple(20000 if a == long[0] else 2 + a for a in range(3))
+    shape = tuple(20000 if a == long[0] else first + a for a in range(3))
     noise = generator("long", axis).standard_normal(shape)
     halves = np.where(np.arange(20000) < 10000, -1.0, 1.0)
     edge = halves.reshape([20000 if a == long[0] else 1 for a in range(3)])

@@ -7,7 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .._arrays import Array, computes_in_float64, has_symbols, library_of
+from .._arrays import (
+    Array,
+    computes_in_float64,
+    has_symbols,
+    in_shape,
+    library_of,
+    put_in_order,
+)
 
 #: Rows that are added one after the other before their sums are added. NumPy adds the rows of a
 #: column sum in sequence, and where the terms are alike, each is rounded in one direction: sums of
@@ -60,7 +67,8 @@ def _sum_over(xp: Any, x: Array, axes: tuple[int, ...], dtype: Any) -> Array:
     if axes[-1] == len(axes) - 1:
         rows = math.prod(x.shape[: len(axes)])
         return xp.reshape(_sum_rows(xp, xp.reshape(x, (rows, -1)), dtype), shape)
-    rows_last = xp.reshape(xp.permute_dims(x, kept + axes), (math.prod(shape), -1))
+    count = math.prod(shape)
+    rows_last = in_shape(x, (count, math.prod(x.shape) // count), kept + axes)
     return xp.reshape(xp.sum(rows_last, axis=1, dtype=dtype), shape)
 
 
@@ -117,7 +125,7 @@ def _by_chunks(
     """Reduce each chunk of x to a dtype, then the results of the chunks along `axes`, in order."""
 
     def reduce(chunk: Array) -> Array:
-        return reduction(library_of(chunk).xp, chunk, axes)
+        return reduction(library_of(chunk).xp, put_in_order(chunk), axes)
 
     def of_length_one(x: Array) -> tuple[tuple[int, ...], ...]:
         return tuple(
