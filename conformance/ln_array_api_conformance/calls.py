@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,6 +50,37 @@ def both(
         result = operation.forward(x, *given, epsilon=epsilon, **axis)
         gradients = operation.backward(dy, x, *result[1:], given[0], **options)
     return result, gradients
+
+
+class Beside(NamedTuple):
+    """How rows lie in an array: so many beside each other, and their elements on the axis before.
+
+    Of one beside itself, rows are what the array consists of.
+    """
+
+    rows: int = 1
+
+    @property
+    def options(self) -> dict[str, int]:
+        """The axis that is normalised."""
+        return {} if self.rows == 1 else {"axis": 1}
+
+    def array(self, library: Library, x: np.ndarray) -> Any:
+        """Rows (M, N) as an array of a library."""
+        if self.rows == 1:
+            return library.array(x)
+        samples = x.reshape(-1, self.rows, x.shape[-1])
+        return library.array(np.ascontiguousarray(samples.transpose(0, 2, 1)))
+
+    def back(self, library: Library, x: Any) -> np.ndarray:
+        """What a library gives of each row, as rows."""
+        plain = library.numpy(x)
+        if self.rows == 1:
+            return plain
+        return np.ascontiguousarray(plain.transpose(0, 2, 1)).reshape(-1, plain.shape[1])
+
+
+AS_ROWS = Beside()
 
 
 def bits(x: np.ndarray) -> bytes:

@@ -28,6 +28,26 @@ ROWS = {
 }
 
 
+class Columns(NamedTuple):
+    """Rows beside each other: the shape of an array, whose axis 1 is that of the rows' elements."""
+
+    shape: tuple[int, int, int]
+    places: int
+    """As `columns` of rows."""
+
+
+#: Fewer rows beside each other than a vector has lanes, and more than a tile has; with a vector
+#: that is not full, and without; longer than what is summed at once; for several threads.
+COLUMNS = {
+    "columns": Columns((1, 1000, 67), 8),
+    "samples of columns": Columns((33, 65, 40), 8),
+    "few beside each other": Columns((300, 19, 9), 8),
+    "whole vectors": Columns((5, 256, 128), 8),
+    "long columns": Columns((1, 30_011, 21), 2),
+    "13 MB of columns": Columns((2, 1601, 1024), 2),
+}
+
+
 class Large(NamedTuple):
     """A case of an operation, and in how many places of each input gradients are looked at."""
 

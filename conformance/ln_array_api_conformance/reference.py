@@ -38,10 +38,15 @@ class Forward(Protocol):
 
 
 def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
-    """The definition of layer norm."""
-    n = x.shape[-1]
-    mean = np.sum(x, axis=-1, keepdims=True) / n
-    deviation = x - mean
+    """The definition of layer norm, of rows less their first element, which y does not depend on.
+
+    So the mean of a constant row is exact in 80 bits as well.
+    """
+    n, first = x.shape[-1], real(x[..., :1])
+    deviation = x - first
+    mean = np.sum(deviation, axis=-1, keepdims=True) / n
+    deviation = deviation - mean
+    mean = first + mean
     variance = np.sum(deviation * deviation, axis=-1, keepdims=True) / n
     rstd = 1 / square_root(variance + epsilon)
     return affine(deviation * rstd, gamma, beta), mean, rstd

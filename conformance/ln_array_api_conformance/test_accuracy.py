@@ -32,10 +32,14 @@ def check_forward(
     *,
     epsilon: float,
     which: str = "all",
+    beside: calls.Beside = calls.AS_ROWS,
 ) -> None:
-    with told(dtype=dtype, shape=x.shape, epsilon=epsilon, parameters=which):
+    with told(dtype=dtype, shape=x.shape, epsilon=epsilon, parameters=which, beside=beside.rows):
         plain, given = calls.arguments(operation, library, dtype, x.shape[-1], which)
-        actual = calls.forward(operation, library, library.array(x), given, epsilon=epsilon)
+        lies = beside.array(library, x)
+        with library.lazily():
+            result = operation.forward(lies, *given, epsilon=epsilon, **beside.options)
+        actual = {name: beside.back(library, value) for name, value in result._asdict().items()}
         expected = reference.forward(operation.reference, x, *plain, epsilon)
         tolerances.assert_close("y", actual["y"], expected.y, tolerances.Y, expected.scale, dtype)
         accumulation = tolerances.ACCUMULATION[dtype]
@@ -59,19 +63,19 @@ def check_backward(
     epsilon: float,
     which: str = "all",
     sample: int = 64,
+    beside: calls.Beside = calls.AS_ROWS,
 ) -> None:
-    with told(dtype=dtype, shape=x.shape, epsilon=epsilon, parameters=which):
+    with told(dtype=dtype, shape=x.shape, epsilon=epsilon, parameters=which, beside=beside.rows):
         n = x.shape[-1]
         plain, given = calls.arguments(operation, library, dtype, n, which)
-        _, actual = calls.both(
-            operation, library, library.array(dy), library.array(x), given, epsilon=epsilon
-        )
+        lie = beside.array(library, dy), beside.array(library, x)
+        _, actual = calls.both(operation, library, *lie, given, epsilon=epsilon, **beside.options)
         columns = np.arange(n)
         if n > sample:  # a complex step computes the whole row for each column
             columns = np.sort(generator("columns", n).choice(n, size=sample, replace=False))
             columns = np.union1d(columns, [0, n - 1, *np.argmax(abs(x[:5]), axis=-1)])
         expected = reference.gradients(operation.reference, dy, x, plain[0], epsilon, columns)
-        dx = library.numpy(actual.dx)
+        dx = beside.back(library, actual.dx)
         assert np.isfinite(dx.astype(np.float64)).all()
         tolerances.assert_close(
             "dx", dx[:, columns], expected.dx, tolerances.DX, expected.dx_scale, dtype

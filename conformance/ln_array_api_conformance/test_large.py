@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from . import family_calls, tolerances
+from .calls import Beside
 from .family import gradient_of_y, inputs
 from .inputs import generator, rows
-from .large_cases import LARGE, ROWS, Large, Rows
+from .large_cases import COLUMNS, LARGE, ROWS, Columns, Large, Rows
 from .libraries import DTYPES, Library
 from .operations import Operation
 from .test_accuracy import check_backward, check_forward
@@ -32,6 +33,25 @@ def test_rows(operation: Operation, library: Library, large: Rows) -> None:
         check_forward(operation, library, dtype, x, epsilon=operation.epsilon)
         check_backward(
             operation, library, dtype, dy, x, epsilon=operation.epsilon, sample=large.columns
+        )
+
+
+@pytest.mark.parametrize("values", ["mean 100 sigma", "an edge"])
+@pytest.mark.parametrize("large", COLUMNS.values(), ids=COLUMNS)
+def test_columns(operation: Operation, library: Library, large: Columns, values: str) -> None:
+    """Rows that lie along an axis which another follows."""
+    k, n, inner = large.shape
+    beside = Beside(inner)
+    for dtype in dtypes_for(library, k * n * inner):
+        x = rows(values, dtype, k * inner, n)
+        dy = generator("dy", large).standard_normal(x.shape).astype(DTYPES[dtype])
+        epsilon = operation.epsilon
+        check_forward(operation, library, dtype, x, epsilon=epsilon, beside=beside)
+        check_backward(
+            *(operation, library, dtype, dy, x),
+            epsilon=epsilon,
+            sample=large.places,
+            beside=beside,
         )
 
 

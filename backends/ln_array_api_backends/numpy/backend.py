@@ -16,7 +16,7 @@ from ln_array_api.backend import (
     Spec,
 )
 
-from . import array_tasks, calls, channel_calls, column_calls, layout, threads
+from . import array_tasks, calls, channel_calls, column_calls, layout, strided_calls, threads
 
 
 class NumPyBackend(RowsBackend, ChannelsBackend):
@@ -35,7 +35,8 @@ class NumPyBackend(RowsBackend, ChannelsBackend):
     def prepare_strided(
         self, primitive: Primitive, spec: RowsSpec, layout: Layout
     ) -> tuple[Callable[..., Any], str] | None:
-        return column_calls.prepare_groups(primitive, spec, layout)
+        groups = column_calls.prepare_groups(primitive, spec, layout)
+        return groups or strided_calls.prepare(primitive, spec, layout)
 
     def describe(self, primitive: Primitive, spec: Spec) -> str:
         size = math.prod(spec.shape) * calls.ITEMSIZE[spec.dtype]

@@ -165,7 +165,7 @@ def prepare_groups(
     return make(context, n, per, rows), reason
 
 
-def _contiguous(values: Any) -> Any:
+def contiguous(values: Any) -> Any:
     """A parameter or a statistic as its kernel takes it."""
     if values is None:
         return None
@@ -187,7 +187,7 @@ def _forward_groups(context: CallContext, n: int, per: int, rows: int) -> Callab
     def call(x: Any, gamma: Any, beta: Any, out: None = None) -> Any:
         y = context.empty(x.dtype)
         mean, rstd = context.new(samples * groups), context.new(samples * groups)
-        run(x, _contiguous(gamma), _contiguous(beta), y, mean, rstd)
+        run(x, contiguous(gamma), contiguous(beta), y, mean, rstd)
         return y.reshape(x.shape), mean.reshape(samples, groups), rstd.reshape(samples, groups)
 
     return call
@@ -213,8 +213,8 @@ def _backward_groups(context: CallContext, n: int, per: int, rows: int) -> Calla
             context.new(samples * parameters) if need else None for need in context.spec.need[1:]
         ]
         dgamma, dbeta = (context.new(parameters) if need else None for need in needs)
-        statistics = _contiguous(mean), _contiguous(rstd)
-        run(dy, x, *statistics, _contiguous(gamma), dx, *sums, dgamma, dbeta)
+        statistics = contiguous(mean), contiguous(rstd)
+        run(dy, x, *statistics, contiguous(gamma), dx, *sums, dgamma, dbeta)
         return None if dx is None else dx.reshape(x.shape), dgamma, dbeta
 
     return call
