@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -36,11 +38,13 @@ def arguments(shape: tuple[int, ...], dtype: Any, mean: float = 3.0) -> list[Any
     return [each.astype(dtype) for each in (x, dy, gamma, beta)]
 
 
-def results(x: Any, dy: Any, gamma: Any, beta: Any, center: bool = True) -> list[np.ndarray]:
-    """All results and gradients, over axis 1."""
+def results(
+    x: Any, dy: Any, gamma: Any, beta: Any, center: bool = True, axis: int = 1
+) -> list[np.ndarray]:
+    """All results and gradients."""
     parameters = (gamma, beta) if center else (gamma,)
-    result = FORWARD[center](x, *parameters, axis=1)
-    gradients = BACKWARD[center](dy, x, *result[1:], gamma, axis=1)
+    result = FORWARD[center](x, *parameters, axis=axis)
+    gradients = BACKWARD[center](dy, x, *result[1:], gamma, axis=axis)
     return [each for each in (*result, *gradients) if each is not None]
 
 
@@ -136,6 +140,12 @@ def test_odd_rows_leave_those_beside_them_alone(odd: str, center: bool) -> None:
         [each[1:, :, 7] for each in among[: len(rows)]],
         [each[:, :, 3] for each in results(alone, of_alone, gamma, beta, center)[: len(rows)]],
     )
+    lies = [np.moveaxis(each, 1, 2).copy() for each in (changed, dy)]
+    as_rows = results(*lies, gamma, beta, center, axis=2)
+    for place in rows:
+        own, right = among[place][1:, :, 7], np.moveaxis(as_rows[place], 2, 1)[1:, :, 7]
+        size = np.max(abs(right), where=np.isfinite(right), initial=1e-37)
+        np.testing.assert_allclose(own, right, rtol=0, atol=1e-6 * size)
 
 
 @pytest.mark.parametrize("value", [0.051, 0.1, 0.399])
@@ -181,6 +191,35 @@ def test_statistics_and_parameters_that_lie_anyhow() -> None:
     result = ln.layer_norm_forward(x, twice, beta.astype(">f4"), axis=1)
     saved = [np.repeat(each, 2, axis=2)[..., ::2] for each in result[1:]]
     same([*result, *ln.layer_norm_backward(dy, x, *saved, twice, axis=1)], expected)
+
+
+AT_THE_END = """
+import ctypes, mmap
+import numpy as np
+import ln_array_api as ln
+
+def before_a_hole():
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 2 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    protect = ctypes.CDLL(None).mprotect
+    assert protect(ctypes.c_void_p(address + page), ctypes.c_size_t(page), 0) == 0
+    return np.frombuffer(memory, np.float32, page // 4)[-17 * 60:].reshape(17, 60)
+
+x, dy = before_a_hole(), before_a_hole()
+x[...] = np.random.default_rng(0).standard_normal(x.shape)
+y, mean, rstd = ln.layer_norm_forward(x, axis=0)
+ln.layer_norm_backward(dy, x, mean, rstd, axis=0)
+ln.layer_norm(x, axis=0, out=x)
+assert (x == y).all()
+print("done", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="mprotect is of POSIX")
+def test_nothing_is_read_behind_an_array() -> None:
+    result = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True)
+    assert (result.stdout, result.returncode) == ("done\n", 0), result.stderr
 
 
 def test_columns_lie_in_order_in_the_result() -> None:
