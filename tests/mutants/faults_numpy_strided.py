@@ -5,7 +5,6 @@ from __future__ import annotations
 from fault import NUMPY, Fault, suite, unit
 
 STRIDED, CALLS = f"{NUMPY}/strided.py", f"{NUMPY}/strided_calls.py"
-BITS = unit("backends/numpy/test_strided.py", "change_no_bit", "changes_no_bit")
 ODD = unit("backends/numpy/test_strided.py", "odd_rows")
 ALIKE = unit("backends/numpy/test_strided.py", "alike")
 PLACE = unit("backends/numpy/test_strided.py", "anywhere", "anyhow")
@@ -102,14 +101,7 @@ FAULTS = (
         STRIDED,
         "min(width, inner - left)",
         "width",
-        unit("backends/numpy/test_strided.py"),
-    ),
-    Fault(
-        "tiles are as many as threads",
-        CALLS,
-        "    across = -(-vectors // most)",
-        "    from .threads import thread_count\n    across = 3 if thread_count() else 1",
-        (*BITS,),
+        unit("backends/numpy/test_strided.py", "behind"),
     ),
     Fault(
         "statistics are read as if they lay in order",
@@ -130,6 +122,6 @@ FAULTS = (
         CALLS,
         "if not layout.strides or (is_backward and layout.dy is None):",
         "if not layout.strides:",
-        suite("test_layout and layer_norm", backend="numpy"),
+        PLACE,
     ),
 )

@@ -184,13 +184,17 @@ def test_out_anywhere() -> None:
         assert out.tobytes() == y.tobytes()
 
 
-def test_statistics_and_parameters_that_lie_anyhow() -> None:
+def test_what_goes_with_x_may_lie_anyhow() -> None:
     x, dy, gamma, beta = arguments((3, 40, 50), np.float32)
     expected = results(x, dy, gamma, beta)
     twice = np.repeat(gamma, 2)[::2]
     result = ln.layer_norm_forward(x, twice, beta.astype(">f4"), axis=1)
     saved = [np.repeat(each, 2, axis=2)[..., ::2] for each in result[1:]]
     same([*result, *ln.layer_norm_backward(dy, x, *saved, twice, axis=1)], expected)
+    for lies in (np.asfortranarray(dy), np.repeat(dy, 2, axis=2)[..., ::2], dy.astype(">f4")):
+        gradients = ln.layer_norm_backward(lies, x, *result[1:], gamma, axis=1)
+        for own, right in zip(gradients, expected[3:], strict=True):
+            np.testing.assert_allclose(own, right, rtol=0, atol=4e-6 * abs(right).max())
 
 
 AT_THE_END = """
