@@ -403,7 +403,7 @@ def some_blocks(
 
 
 def backward_task(kinds):
-    """All blocks as a task, and where the sums go in the end, if they have a place of their own.
+    """All blocks as a task, and where the sums of several go in the end.
 
     Who finishes the last part adds them up.
     """
@@ -411,8 +411,8 @@ def backward_task(kinds):
     def task(words, part, num_parts):
         given = arguments(words, kinds, part, num_parts)
         some_blocks(*(given[:8] + given[10:]))
-        if increment(words, FINISHED) == num_parts - 1:
-            num_blocks = words[COUNT]
+        num_blocks = words[COUNT]
+        if increment(words, FINISHED) == num_parts - 1 and num_blocks > 1:
             add_up(given[6], num_blocks)
             add_up(given[7], num_blocks)
             put_first(given[6], given[8])

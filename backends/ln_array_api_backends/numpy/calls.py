@@ -98,13 +98,13 @@ def forward_arguments(spec: RowsSpec, *, in_place: bool = False) -> tuple[Argume
 def backward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
     """The arguments of `backward_task`.
 
-    The sums of a single block are the gradients; those of several get a place of their own.
+    The sums of a single block are the gradients. Those of several get a place of their own, which
+    is an argument in any case, so that one block and several are one thing to compile.
     """
     (m, n), single = spec.shape, ACCUMULATION.get(spec.dtype, "float32")
     blocks = tasks("rows_backward", spec)
     sums = blocks * spec.parameters
     need_dx, need_dgamma, need_dbeta = spec.need
-    several = blocks > 1
     return (
         array_of(spec.dy, m, n),
         array_of(spec.dtype, m, n),
@@ -114,8 +114,8 @@ def backward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
         array_of(spec.dtype if need_dx else None, m, n),
         array_of(single if need_dgamma else None, sums),
         array_of(single if need_dbeta else None, sums),
-        array_of(single if need_dgamma and several else None, spec.parameters),
-        array_of(single if need_dbeta and several else None, spec.parameters),
+        array_of(single if need_dgamma else None, spec.parameters),
+        array_of(single if need_dbeta else None, spec.parameters),
         (types.int64, spec.groups),
         _repeat(spec),
         (types.boolean, streams("rows_backward", spec)),
@@ -189,7 +189,7 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
             dx = new(shape, x.dtype) if need_dx else None
             dgamma = empty(parameters, acc_dtype) if need_dgamma else None
             dbeta = empty(parameters, acc_dtype) if need_dbeta else None
-            run(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, None, None)
+            run(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, dgamma, dbeta)
             return dx, dgamma, dbeta
 
         return call_once

@@ -36,7 +36,7 @@ class _Tiles(NamedTuple):
     shape: tuple[int, int, int]
     width: int
     """The rows of a tile, in whole vectors."""
-    count: int
+    num_tiles: int
 
 
 def _tiles(shape: tuple[int, int, int], spec: RowsSpec, lanes: int) -> _Tiles:
@@ -80,7 +80,7 @@ def _forward(
     k, _, inner = tiles.shape
     run = context.bind(
         strided.forward_task,
-        tiles.count,
+        tiles.num_tiles,
         *(context.x, context.gamma, context.beta, context.x),
         *(context.acc(k * inner) if center else ABSENT, context.acc(k * inner)),
         *((types.float64, context.spec.epsilon), integer(tiles.width)),
@@ -112,8 +112,8 @@ def _backward(
     k, n, inner = tiles.shape
     need_dx, *needs = context.spec.need
     lanes = BYTES // context.acc_dtype.itemsize
-    per_block = -(-tiles.count // BLOCKS)
-    blocks = -(-tiles.count // per_block)
+    per_block = -(-tiles.num_tiles // BLOCKS)
+    blocks = -(-tiles.num_tiles // per_block)
     length = blocks * -(-n // lanes) * lanes
     sums = [array_of("float64" if need else None, length) for need in needs]
     is_wide = context.acc_dtype == np.float64

@@ -7,7 +7,9 @@ are. The words hold the kernel's arguments, of an array its address and its shap
 from __future__ import annotations
 
 import ctypes
+import logging
 import struct
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -15,7 +17,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import cfunc, types
-from numba.core import cgutils
+from numba.core import cgutils, event
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
@@ -26,6 +28,8 @@ from .simd import I32, I64
 #: the size of its team, how many parts are done, how much is to be parted, and the arguments.
 TASK, THREAD, TEAM, FINISHED, COUNT, ARGUMENTS = range(6)
 SIGNATURE = types.void(WORDS, types.int64, types.int64)
+
+logger = logging.getLogger("ln_array_api")
 
 _call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
@@ -99,10 +103,32 @@ def kinds_of(arguments: Sequence[tuple[Any, Any]]) -> str:
     )
 
 
+class _CompileLog(event.Listener):  # type: ignore[misc]
+    """Tells that something is compiled, as soon as it turns out not to be on the disk."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self.has_begun = what, False
+
+    def on_start(self, event: Any) -> None:
+        if not self.has_begun:
+            self.has_begun = True
+            logger.info("compiling %s, which takes seconds, and is kept on disk", self._what)
+
+    def on_end(self, event: Any) -> None:
+        """All that is told at the end is told by who has begun."""
+
+
 @cache
 def compiled(make: Callable[[str], Callable[[Any], None]], kinds: str) -> Any:
     """A task for arguments of such kinds, of whatever shapes, which is kept."""
-    return cfunc(SIGNATURE, cache=True)(make(kinds))
+    module = make.__module__.rpartition(".")[2]
+    what = f"{module}.{make.__name__.removesuffix('_task')} for {kinds}"
+    log, begun = _CompileLog(what), time.perf_counter()
+    with event.install_listener("numba:compile", log):
+        task = cfunc(SIGNATURE, cache=True)(make(kinds))
+    if log.has_begun:
+        logger.info("compiled %s in %.1f s", what, time.perf_counter() - begun)
+    return task
 
 
 class Task:

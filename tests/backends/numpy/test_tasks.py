@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 pytest.importorskip("numba", reason="Numba is not installed")
 
+import numba
 from ln_array_api_backends.numpy import array_tasks, tasks, threads
 from ln_array_api_backends.numpy.compile import array_type
 from numba import njit, types
@@ -71,6 +73,34 @@ def test_other_words_are_left_alone() -> None:
     assert tasks.kinds_of([(types.Array(types.int16, 2, "C"), (1, 2)), (types.none, None)]) == (
         "int16:2 none"
     )
+
+
+def _add_task(kinds: str) -> Any:
+    def task(words: Any, part: int, parts: int) -> None:
+        given = tasks.arguments(words, kinds, part, parts)
+        words[0] = _sum(given[0], given[1])
+
+    return task
+
+
+@njit
+def _sum(a: int, b: int):
+    return a + b
+
+
+def test_what_is_compiled_for_the_first_time_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Once: from the disk, it is there at once."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    for number_of_lines in (2, 0):
+        tasks.compiled.cache_clear()
+        caplog.clear()
+        with caplog.at_level("INFO", "ln_array_api"):
+            tasks.compiled(_add_task, "int64 int64")
+        lines = [record.getMessage() for record in caplog.records]
+        assert len(lines) == number_of_lines
+        assert all("for int64 int64" in line for line in lines)
 
 
 def test_a_task_of_too_many_words_is_refused() -> None:
