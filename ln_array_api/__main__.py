@@ -48,11 +48,11 @@ def calls(dtype: np.dtype[Any]) -> dict[str, Callable[[], Any]]:
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    if name == "bfloat16":
-        from ml_dtypes import bfloat16  # which only those have who need it
+    if name != "bfloat16":
+        return np.dtype(name)
+    from ml_dtypes import bfloat16  # which only those have who need it
 
-        name = bfloat16
-    dtype: np.dtype[Any] = np.dtype(name)
+    dtype: np.dtype[Any] = np.dtype(bfloat16)
     return dtype
 
 

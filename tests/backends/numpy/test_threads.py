@@ -461,7 +461,7 @@ if __name__ == "__main__":
     time.sleep({delay})
     child = os.fork()
     if child == 0:
-        signal.alarm(120)
+        signal.alarm(250)
         digests(SHAPES[:1])
         os._exit(0)
     _, status = os.waitpid(child, 0)
