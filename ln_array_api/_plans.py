@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, TypeAlias
 
 from ._arrays import (
@@ -12,7 +13,6 @@ from ._arrays import (
     in_shape,
     library_of,
     native_dtype,
-    put_in_order,
     signatures,
 )
 from ._chunks import ChunkCall, Chunks, hold_rows
@@ -321,31 +321,11 @@ def dtype_of(x: Array | None) -> str | None:
 
 
 def by_axes(primitive: Primitive, spec: RowsSpec, view: View, reason: str) -> Choice:
-    """The generic kernel, on arrays that keep their axes, with their chunks, shards and names.
-
-    They are in C order, where there is such a thing: else sums would be of other digits.
-    """
-
-    def forward(x: Array, gamma: Array | None, beta: Array | None, out: Array | None) -> Any:
-        epsilon, center = spec.epsilon, spec.center
-        y, mean, _, rstd = rows.normalise(
-            put_in_order(x), gamma, beta, axes=view.axes, epsilon=epsilon, center=center
-        )
-        if out is not None:
-            out[...] = y
-            y = out
-        return y, mean, rstd
-
-    def backward(dy: Array, x: Array, *others: Array | None) -> Any:
-        axes, shared = view.axes, view.parameter_axes
-        return rows.differentiate(
-            *(put_in_order(dy), put_in_order(x), *others),
-            axes=axes,
-            parameter_axes=shared,
-            center=spec.center,
-            need=spec.need,
-        )
-
-    return Choice(
-        forward if primitive == "rows_forward" else backward, "generic", reason, None, True
-    )
+    """The generic kernel, on arrays that keep their axes, with their chunks, shards and names."""
+    kernel: Callable[..., Any]
+    if primitive == "rows_forward":
+        kernel = partial(rows.forward_over, axes=view.axes, epsilon=spec.epsilon)
+    else:
+        shared = view.parameter_axes
+        kernel = partial(rows.differentiate, axes=view.axes, parameter_axes=shared, need=spec.need)
+    return Choice(partial(kernel, center=spec.center), "generic", reason, keeps_axes=True)

@@ -33,6 +33,7 @@ from .._arrays import (
     dtype_name,
     library_of,
     native_dtype,
+    put_in_order,
 )
 from .reductions import largest_magnitude, one_of_each, sum_over
 
@@ -197,6 +198,24 @@ class _Split:
         return xp.reshape(values, (1, *self.shape[1:3], 1))
 
 
+def forward_over(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    axes: tuple[int, ...],
+    epsilon: float,
+    center: bool,
+    out: Array | None = None,
+) -> tuple[Array, Array | None, Array]:
+    """As `rows_forward`, of x that keeps its axes: gamma and beta broadcast with it."""
+    y, mean, _, rstd = normalise(x, gamma, beta, axes=axes, epsilon=epsilon, center=center)
+    if out is not None:
+        out[...] = y
+        y = out
+    return y, mean, rstd
+
+
 def normalise(
     x: Array,
     gamma: Array | None,
@@ -212,7 +231,7 @@ def normalise(
     """
     xp = library_of(x).xp
     n = math.prod(x.shape[axis] for axis in axes)
-    d = accumulate(xp, x)
+    d = accumulate(xp, put_in_order(x))
     dtype = d.dtype
     if n == 0:  # y is empty, and all the same a function of x, gamma and beta to a framework
         nan = xp.sum(d, axis=axes, keepdims=True) + math.nan
@@ -307,7 +326,7 @@ def differentiate(
     shared = tuple(axis for axis in range(x.ndim) if axis not in parameter_axes)
     dx = dgamma = dbeta = None
     with np.errstate(all="ignore"):
-        dy = accumulate_as(xp, dy, rstd)
+        x, dy = put_in_order(x), accumulate_as(xp, put_in_order(dy), rstd)
         if need_dbeta:
             dbeta = accumulate_as(xp, sum_over(xp, dy, shared, wide=True), dy)
         if not (need_dx or need_dgamma):
