@@ -328,8 +328,12 @@ def constant(x: Array) -> Array:
 
 def strides_of(x: Array) -> tuple[int, ...] | None:
     """The bytes from an element to the next on each axis, where a signature tells them."""
-    name = library_of(x).name
-    return x.strides if name == "cupy" or (name == "numpy" and _numpy_in_order(x)) else None
+    library = library_of(x)
+    if library.name == "cupy" or (library.name == "numpy" and _numpy_in_order(x)):
+        return x.strides  # type: ignore[no-any-return]
+    if library.name == "torch" and not has_symbols(x) and library.in_order(x):
+        return tuple(step * x.itemsize for step in x.stride())
+    return None
 
 
 def is_unknown(length: Any) -> bool:

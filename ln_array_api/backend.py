@@ -58,7 +58,7 @@ class Backend(Protocol):
     ``put_in_order(x)`` copies arrays that do not lie in C order for its kernels itself. One with
     ``prepare_strided(primitive, spec, layout)`` may run a call on arrays as they lie, with all
     their axes: it gives such a kernel and a line for `explain`, or None, as it may where the layout
-    has no strides: that of NumPy arrays which are not in order, and of other libraries than CuPy.
+    has no strides: that of arrays of NumPy and torch which are not in order, and of JAX and others.
     The kernel gets statistics and parameters of x's rank, to broadcast with it, and `out` of any
     layout; it gives parameters' gradients of any shape in their order. With
     ``whole_call(function)``, such a backend makes of all that a call does with its arrays what is

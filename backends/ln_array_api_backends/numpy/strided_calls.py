@@ -67,11 +67,14 @@ def prepare(
     streams = may_stream(k * n, k * n * inner * ITEMSIZE[spec.dtype])
     context = CallContext(spec, (k, n, inner), n, non_temporal=streams)
     tiles = _tiles((k, n, inner), spec, BYTES // context.acc_dtype.itemsize)
-    statistic = tuple(1 if a in layout.axes else m for a, m in enumerate(layout.shape))
+    lengths = list(enumerate(layout.shape))
+    statistic = tuple(1 if axis in layout.axes else length for axis, length in lengths)
+    parameter = tuple(length if axis in layout.axes else 1 for axis, length in lengths)
     count = "1 thread" if context.max_parts == 1 else "several threads"
     reason = f"compiled by Numba for {spec.dtype}, by columns as they lie, {count}"
     make = _backward if is_backward else _forward
-    return make(context, tiles, statistic, center=spec.center), reason
+    beside = parameter if is_backward else statistic
+    return make(context, tiles, beside, center=spec.center), reason
 
 
 def _forward(
@@ -107,7 +110,7 @@ def is_in_order(x: np.ndarray) -> bool:
 
 
 def _backward(
-    context: CallContext, tiles: _Tiles, statistic: tuple[int, ...], *, center: bool
+    context: CallContext, tiles: _Tiles, parameter: tuple[int, ...], *, center: bool
 ) -> Callable[..., Any]:
     k, n, inner = tiles.shape
     need_dx, *needs = context.spec.need
@@ -131,7 +134,7 @@ def _backward(
         dx = context.empty(x.dtype) if need_dx else None
         sums = [np.empty(length) if need else None for need in needs]
         lost = [np.empty(length) if need and is_wide else None for need in needs]
-        dgamma, dbeta = (context.new(n) if need else None for need in needs)
+        dgamma, dbeta = (context.new(n).reshape(parameter) if need else None for need in needs)
         saved = contiguous(mean), contiguous(rstd), contiguous(gamma)
         run(dy, x, *saved, dx, *sums, *lost, dgamma, dbeta)
         return None if dx is None else dx.reshape(x.shape), dgamma, dbeta

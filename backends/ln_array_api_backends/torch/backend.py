@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ln_array_api.backend import ChannelsBackend, Primitive, RowsBackend, Spec
+from ln_array_api.backend import (
+    ChannelsBackend,
+    Layout,
+    Primitive,
+    RowsBackend,
+    RowsSpec,
+    Spec,
+)
 
 from .. import numpy as engine
-from . import cuda, kernel
+from . import cuda, kernel, strided
 
 
 class TorchBackend(RowsBackend, ChannelsBackend):
@@ -21,6 +28,11 @@ class TorchBackend(RowsBackend, ChannelsBackend):
 
     def prepare(self, primitive: Primitive, spec: Spec) -> Callable[..., Any]:
         return kernel.prepare(primitive, spec)  # type: ignore[no-any-return]
+
+    def prepare_strided(
+        self, primitive: Primitive, spec: RowsSpec, layout: Layout
+    ) -> tuple[Callable[..., Any], str] | None:
+        return strided.prepare(primitive, spec, layout)
 
     def describe(self, primitive: Primitive, spec: Spec) -> str:
         if cuda.takes(spec.device):

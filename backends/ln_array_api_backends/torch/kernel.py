@@ -18,7 +18,7 @@ from torch import Tensor
 from ln_array_api.backend import GENERIC, Primitive, RowsSpec, Spec
 
 from . import cuda, rows
-from .channels import Channels
+from .arrays import of_channels
 from .tracing import is_batched, is_differentiated, is_traced, is_transformed
 
 Results: TypeAlias = tuple[Tensor | None, ...]
@@ -44,7 +44,7 @@ def compiled(primitive: Primitive, spec: Any) -> Any:
         return rows.Forward(spec)
     if primitive == "rows_backward":
         return rows.Backward(spec)
-    return Channels(primitive, spec)
+    return of_channels(primitive, spec)
 
 
 class _Primitive:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ln_array_api.backend import ChannelsSpec, RowsSpec
 
 from . import rows
-from .channels import Channels
+from .arrays import OnArrays, of_channels
 
 _NAMES: dict[Any, Any] = {
     torch.float16: "float16",
@@ -68,15 +68,15 @@ def _rows_backward(
 
 
 @cache
-def _channels(shape: Any, dtype: Any, gamma: Any, beta: Any, epsilon: float) -> Channels:
+def _channels(shape: Any, dtype: Any, gamma: Any, beta: Any, epsilon: float) -> OnArrays:
     names = _NAMES[dtype], _NAMES[gamma], _NAMES[beta]
-    return Channels("channels_forward", ChannelsSpec("torch", "cpu", shape, *names, epsilon))
+    return of_channels("channels_forward", ChannelsSpec("torch", "cpu", shape, *names, epsilon))
 
 
 @cache
-def _channels_backward(shape: Any, dtype: Any, gamma: Any, dy: Any, need: Any) -> Channels:
+def _channels_backward(shape: Any, dtype: Any, gamma: Any, dy: Any, need: Any) -> OnArrays:
     spec = ChannelsSpec("torch", "cpu", shape, _NAMES[dtype], _NAMES[gamma], None)
-    return Channels("channels_backward", spec._replace(dy=_NAMES[dy], need=need))
+    return of_channels("channels_backward", spec._replace(dy=_NAMES[dy], need=need))
 
 
 def _there(like: Tensor, *results: Tensor | None) -> tuple[Tensor, ...]:

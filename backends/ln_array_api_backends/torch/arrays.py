@@ -1,7 +1,8 @@
-"""Channels of tensors: the kernels of the NumPy backend, on arrays of the tensors' memory."""
+"""Kernels of the NumPy backend that take arrays, on arrays of the memory of tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,17 +26,17 @@ def as_tensor(x: Any) -> Tensor | None:
     return None if x is None else torch.from_numpy(x)
 
 
-class Channels:
-    """A primitive for a kind of call."""
+class OnArrays:
+    """A primitive for a kind of call, by a kernel that takes NumPy arrays."""
 
-    def __init__(self, primitive: Primitive, spec: ChannelsSpec) -> None:
-        self._compiled = engine.backend.prepare(primitive, spec)
+    def __init__(self, kernel: Callable[..., Any], dtype: str) -> None:
+        self._kernel = kernel
         # The first result has x's dtype, the others that of accumulation.
-        self._is_bfloat16 = spec.dtype == "bfloat16"
+        self._is_bfloat16 = dtype == "bfloat16"
 
     def results(self, *tensors: Tensor | None) -> Any:
         """Those of the primitive."""
-        results = self._compiled(*map(as_array, tensors))
+        results = self._kernel(*map(as_array, tensors))
         if type(results) is tuple:
             first, *others = results
             return self._first(first), *map(as_tensor, others)
@@ -44,3 +45,8 @@ class Channels:
     def _first(self, values: Any) -> Tensor | None:
         result = as_tensor(values)
         return result.view(torch.bfloat16) if self._is_bfloat16 and result is not None else result
+
+
+def of_channels(primitive: Primitive, spec: ChannelsSpec) -> OnArrays:
+    """A primitive of channels."""
+    return OnArrays(engine.backend.prepare(primitive, spec), spec.dtype)
