@@ -83,7 +83,8 @@ def library_of(x: Array) -> Library:
     """
     library = _libraries.get(type(x))
     if library is None:
-        library = _libraries.setdefault(type(x), _recognise(x))
+        with _forks.importing:  # as NumPy does when it is asked for numpy.ma, and others
+            library = _libraries.setdefault(type(x), _recognise(x))
         signatures[type(x)] = library.signature
     return library
 
@@ -100,8 +101,7 @@ def _recognise(x: Array) -> Library:
             "for example x.value"
         )
     try:
-        with _forks.importing:
-            xp = array_api_compat.array_namespace(x)
+        xp = array_api_compat.array_namespace(x)
     except TypeError:
         raise TypeError(
             f"{type(x).__name__} is not an array of a library that follows the Python array API "
