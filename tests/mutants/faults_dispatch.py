@@ -242,7 +242,7 @@ OF_VIEWS = (
         VIEWS,
         "permutation=(0, axis, *spatial) if axis != 1 else (),",
         "permutation=(0, axis, *spatial) if axis > 2 else (),",
-        suite("test_cases and group_norm", backend="numpy"),
+        suite("test_cases and group_norm", backend="torch", library="torch"),
     ),
     Fault(
         "a slice of one axis is accepted",
