@@ -21,8 +21,8 @@ FAULTS = (
     Fault(
         "the last vector of a tile is read in full",
         STRIDED,
-        "x, o + j, begin, end, inner, count - j, rough",
-        "x, o + j, begin, end, inner, None, rough",
+        "d = some(x, i + k * inner, count, rough) - rough",
+        "d = load(x, i + k * inner, rough) - rough",
         unit("backends/numpy/test_strided.py", "behind"),
     ),
     Fault(

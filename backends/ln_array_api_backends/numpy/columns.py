@@ -51,14 +51,21 @@ def some(elements, i, count, like):
 
 
 @njit(**INLINE)
+def put(elements, i, values, streams):
+    """Put a vector of elements past the cache, or into it."""
+    if streams:
+        stream(elements, i, values)
+    else:
+        store(elements, i, values)
+
+
+@njit(**INLINE)
 def put_some(elements, i, values, count, streams):
     """Put `count` of some values to the elements from i on, or all if that is more."""
     if count < lanes(values):
         store_first(elements, i, values, count)
-    elif streams:
-        stream(elements, i, values)
     else:
-        store(elements, i, values)
+        put(elements, i, values, streams)
 
 
 @njit(**OPTIONS)

@@ -16,18 +16,16 @@ from .access import (
     element,
     fence,
     load,
-    load_first,
     memory,
     prefetch,
     scratch,
     store,
     store_first,
-    stream,
 )
 from .atomics import increment
 from .backward import deviation, exact_x_hat, times
 from .column_sums import add_to, clear, gather, lost_of
-from .columns import put_some, some, streamable
+from .columns import put, put_some, some, streamable
 from .compile import INLINE, OPTIONS
 from .doubles import doubles, from_doubles
 from .gradient_sums import clear as clear_from
@@ -89,17 +87,11 @@ def fetch(elements, i, rows, inner, count, lane):
 
 
 @njit(**INLINE)
-def load_some(elements, i, count, like):
-    """A vector of elements from i on; `count` of them, or all if that is None."""
-    return load(elements, i, like) if count is None else load_first(elements, i, count, like)
-
-
-@njit(**INLINE)
 def sums_of_lanes(x, i, begin, end, inner, count, rough):
     """Sums of d and d² over some elements of the rows from i on, where d is x - rough."""
     deviation, square = zeros(rough), zeros(rough)
     for k in range(begin, end):
-        d = load_some(x, i + k * inner, count, rough) - rough
+        d = some(x, i + k * inner, count, rough) - rough
         deviation, square = deviation + d, fma(d, d, square)
     return deviation, square
 
@@ -145,10 +137,7 @@ def sums_of_tile(x, o, n, inner, count, table, sums, lost, width):
             j += 4 * lane
         while j < count:
             rough = load(table_, j, one)
-            if j + lane <= count:
-                deviation, square = sums_of_lanes(x, o + j, begin, end, inner, None, rough)
-            else:
-                deviation, square = sums_of_lanes(x, o + j, begin, end, inner, count - j, rough)
+            deviation, square = sums_of_lanes(x, o + j, begin, end, inner, count - j, rough)
             add_to(sums_, lost_, j, deviation)
             add_to(sums_, lost_, width + j, square)
             j += lane
@@ -207,15 +196,6 @@ def normalised(values, of_rows, g, b):
     """Y of a vector of elements, whose parameters these are."""
     scale, offset, rstd, minus_missed = of_rows
     return scaled_and_shifted(x_hat(values, scale, offset, rstd, minus_missed), g, b, 0, None)
-
-
-@njit(**INLINE)
-def put(elements, i, values, streams):
-    """Put a vector of elements past the cache, or into it."""
-    if streams:
-        stream(elements, i, values)
-    else:
-        store(elements, i, values)
 
 
 @njit(**INLINE)
