@@ -130,8 +130,9 @@ def test_gradients_of_a_short_row(operation: Operation, library: Library) -> Non
     check_backward(operation, library, "float64", dy, x, epsilon=0.0)
 
 
+@pytest.mark.parametrize("beside", [1, 2], ids=["rows", "columns"])
 def test_gradients_of_rows_near_the_largest_number(
-    operation: Operation, library: Library, dtype: str
+    operation: Operation, library: Library, dtype: str, beside: int
 ) -> None:
     """The sum of whose deviations over a part of the row is more than the dtype holds.
 
@@ -144,7 +145,12 @@ def test_gradients_of_rows_near_the_largest_number(
     x = largest / 8 * np.sign(np.arange(2048) - 1023.5) * (1 + noise / 100)
     x = x.astype(DTYPES[dtype])
     dy = (1000 * generator("dy", "largest").standard_normal(x.shape)).astype(DTYPES[dtype])
-    check_backward(operation, library, dtype, dy, x, epsilon=operation.epsilon, sample=4)
+    check_backward(
+        *(operation, library, dtype, dy, x),
+        epsilon=operation.epsilon,
+        sample=4,
+        beside=calls.Beside(beside),
+    )
 
 
 @pytest.mark.parametrize("n", LENGTHS)

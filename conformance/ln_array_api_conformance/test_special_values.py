@@ -83,10 +83,15 @@ def test_without_epsilon_a_constant_row_is_nan(library: Library, dtype: str) -> 
     assert np.isfinite(y[1].astype(np.float64)).all()
 
 
-def test_magnitudes_up_to_the_largest(library: Library) -> None:
+@pytest.mark.parametrize("repeat", [1, 100])
+@pytest.mark.parametrize("beside", [1, 2], ids=["rows", "columns"])
+def test_magnitudes_up_to_the_largest(library: Library, beside: int, repeat: int) -> None:
     """The sums would overflow, and the results do not."""
     x = np.asarray([[3e38, -3e38, 1e38, 0.0], [3e38, 3e38, 3e38, 2.9e38]], np.float32)
-    y = calls.forward(LAYER_NORM, library, library.array(x), [None, None])["y"]
+    x, lie = x.repeat(repeat, axis=-1), calls.Beside(beside)
+    with library.lazily():
+        result = LAYER_NORM.forward(lie.array(library, x), None, None, **lie.options)
+    y = lie.back(library, result.y)
     wide = x.astype(np.float64)
     expected = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
     np.testing.assert_allclose(y, expected, rtol=1e-6)

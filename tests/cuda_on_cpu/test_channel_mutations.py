@@ -140,8 +140,8 @@ FAULTS = (
     ),
     Fault(
         "sums in float16",
-        "here[PRODUCT][j] += d[j] * rough;",
-        "here[PRODUCT][j] = A(__half(float(here[PRODUCT][j] + d[j] * rough)));",
+        "here[PRODUCT][j] += d[j] * (deviation * rstds[j]);",
+        "here[PRODUCT][j] = A(__half(float(here[PRODUCT][j] + d[j] * (deviation * rstds[j]))));",
         *("float16", (70, 12, 3)),
     ),
     Fault(

@@ -90,7 +90,10 @@ FAULTS = (
     ),
     Fault("what the mean missed kept", "- of_row.missed", "", *OFF_CENTER),
     Fault(
-        "what the saved mean missed kept", "CENTER ? rough - missed : rough", "rough", *OFF_CENTER
+        "what the saved mean missed kept",
+        "CENTER ? deviation * rstd - missed : deviation * rstd",
+        "deviation * rstd",
+        *OFF_CENTER,
     ),
     Fault("teams not told apart", "of_teams[team_of_block][", "of_teams[0][", *WARP),
     Fault(
@@ -191,8 +194,8 @@ FAULTS = (
     ),
     Fault(
         "sums in 16 bits",
-        "sums[0] += g[j] * rough[kept][j];",
-        "sums[0] = static_cast<A>(static_cast<T>(sums[0] + g[j] * rough[kept][j]));",
+        "sums[0] += g[j] * (deviation[kept][j] * of_row.rstd);",
+        "sums[0] = A(static_cast<T>(sums[0] + g[j] * (deviation[kept][j] * of_row.rstd)));",
         *("float16", 3000),
     ),
     Fault(

@@ -181,13 +181,21 @@ def outlier(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return x
 
 
+def near_the_largest(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Of which few together are more than float32 holds."""
+    later = np.arange(shape[0]) >= shape[0] // 4
+    return 1e38 * np.where(later, 1, -1)[:, None] * (1 + rng.standard_normal(shape) / 100)
+
+
 VALUES: dict[str, Any] = {
+    "normal": lambda rng, shape: rng.standard_normal(shape),
     "mean 1e4": lambda rng, shape: 1e4 + rng.standard_normal(shape),
     "mean 1e6": lambda rng, shape: 1e6 + rng.standard_normal(shape),
     "first an outlier": outlier,
     "lognormal": lambda rng, shape: rng.lognormal(0, 2, shape),
     "1e-30": lambda rng, shape: 1e-30 * rng.standard_normal(shape),
     "1e30": lambda rng, shape: 1e30 * rng.standard_normal(shape),
+    "near the largest": near_the_largest,
 }
 
 

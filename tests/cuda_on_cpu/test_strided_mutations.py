@@ -31,6 +31,15 @@ def large() -> None:
     columns("1e30")
 
 
+def near_the_largest() -> None:
+    check(Case(Kind((700, 5), (0,)), values=VALUES["near the largest"], affine=False))
+
+
+def many_squares() -> None:
+    """Of many chunks, one after the other: y is right to one step."""
+    check(Case(Kind((700, 5), (0,)), values=VALUES["normal"], affine=False), steps=1)
+
+
 def few_rows() -> None:
     columns(n=70)
 
@@ -80,16 +89,37 @@ FAULTS = (
         columns,
     ),
     Fault(
-        "what a mean misses left out", "preamble", "a.missed + mean.lost", "a.missed", off_center
+        "what a mean misses left out",
+        "preamble",
+        "a.missed + scalbn(mean.lost, room)",
+        "a.missed",
+        off_center,
     ),
     Fault(
         "what the mean of a row misses left out",
         "normalise",
-        "x) - mean - missed",
-        "x) - mean",
+        ", -missed * rstd",
+        ", A(0)",
         off_center,
     ),
-    Fault("what the saved mean misses left out", "dx", "rstd - missed", "rstd", off_center),
+    Fault("what the saved mean misses left out", "dx", ", -missed)", ", A(0))", off_center),
+    Fault(
+        "what the sum of squares misses left out",
+        "preamble",
+        "{row.m2, row.m2_missed}",
+        "{row.m2, 0}",
+        many_squares,
+    ),
+    Fault(
+        "a sum of large values", "preamble", "::large ? 8 : 0", "::large ? 0 : 0", near_the_largest
+    ),
+    Fault(
+        "a sum of large deviations",
+        "preamble",
+        "rstd < Limits<A>::least_rstd ?",
+        "rstd < 0 ?",
+        near_the_largest,
+    ),
     Fault(
         "squares that are not scaled",
         "preamble",
@@ -141,8 +171,8 @@ FAULTS = (
     Fault(
         "one statistic for all rows",
         "sums_of_columns",
-        "mean[r]) * rstd[r]",
-        "mean[0]) * rstd[0]",
+        "inverse = rstd[r]",
+        "inverse = rstd[0]",
         columns,
     ),
     Fault(

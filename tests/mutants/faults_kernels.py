@@ -118,7 +118,7 @@ OF_ROWS = (
         ROWS,
         "if groups == repeat == 1:",
         "if groups == 1:",
-        suite("test_family_accuracy and test_cases"),
+        unit("kernels/test_rows.py", "test_parameters_of_groups"),
     ),
     Fault(
         "bfloat16 is not scaled, as float16 is not",

@@ -16,16 +16,18 @@ struct RowGradient {
     __device__ RowGradient(const A* means, const A* rstds, Index r)
         : mean(CENTER ? means[r] : A(0)), rstd(rstds[r]) {}
 
-    // x_hat, but for what the rounded mean has missed.
-    __device__ A rough(A x) const { return (x - mean) * rstd; }
-    __device__ A x_hat(A rough) const { return CENTER ? rough - missed : rough; }
+    __device__ A deviation(A x) const { return CENTER ? x - mean : x; }
+    // What the rounded mean has missed, in units of x_hat, is no part of that.
+    __device__ A x_hat(A deviation) const {
+        return CENTER ? deviation * rstd - missed : deviation * rstd;
+    }
     __device__ A dx(A x_hat, A g) const {
         return ((CENTER ? g - mean_g : g) - x_hat * projection) * rstd;
     }
 
-    // From sums of g * rough, of rough and of g over the row.
+    // From sums over the row: of g * d * rstd, of d * range_scale and of g, where d is a deviation.
     __device__ void finish(const A (&sums)[3], A share) {
-        missed = sums[1] * share;
+        missed = sums[1] * share * (rstd / range_scale(rstd));
         mean_g = sums[2] * share;
         projection = sums[0] * share;
         if (CENTER) projection -= missed * mean_g;
@@ -62,21 +64,22 @@ struct RowPair {
     const Dy* dy;
     bool x_aligned, dy_aligned;
     int n, thread;
-    A rough[KEPT ? CHUNKS : 1][V], d[KEPT ? CHUNKS : 1][V];
+    A deviation[KEPT ? CHUNKS : 1][V], d[KEPT ? CHUNKS : 1][V];
 
     __device__ RowPair(const T* x, const Dy* dy, int n, int thread)
         : x(x), dy(dy), x_aligned(is_aligned(x)), dy_aligned(is_aligned(dy)), n(n), thread(thread) {}
 
     __device__ int place(int i) const { return (i * THREADS + thread) * V; }
 
-    // Both of chunk i from memory, the first as of_row.rough.
+    // Both of chunk i from memory, the first as of_row.deviation.
     template <class OfRow>
     __device__ void read(int i, const OfRow& of_row) {
         const int c = place(i), count = min(V, n - c), kept = KEPT ? i : 0;
-        load(x + c, x_aligned, count, rough[kept]);
+        load(x + c, x_aligned, count, deviation[kept]);
         load(dy + c, dy_aligned, count, d[kept]);
 #pragma unroll
-        for (int j = 0; j < V; ++j) rough[kept][j] = j < count ? of_row.rough(rough[kept][j]) : A(0);
+        for (int j = 0; j < V; ++j)
+            deviation[kept][j] = j < count ? of_row.deviation(deviation[kept][j]) : A(0);
     }
 
     template <class OfRow>
@@ -88,6 +91,7 @@ struct RowPair {
     // Reads all chunks, and adds up what `finish` takes.
     template <class OfRow, class Gammas>
     __device__ void sum(const OfRow& of_row, const Gammas& gammas, A (&sums)[3]) {
+        const A scale = range_scale(of_row.rstd);
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
             const int c = place(i), count = min(V, n - c), kept = KEPT ? i : 0;
@@ -99,8 +103,8 @@ struct RowPair {
             multiply(gammas, c, count, g);
 #pragma unroll
             for (int j = 0; j < V; ++j) {
-                sums[0] += g[j] * rough[kept][j];
-                sums[1] += rough[kept][j];
+                sums[0] += g[j] * (deviation[kept][j] * of_row.rstd);
+                sums[1] += deviation[kept][j] * scale;
                 sums[2] += g[j];
             }
         }
@@ -119,7 +123,7 @@ struct RowPair {
             A x_hat[V], g[V];
 #pragma unroll
             for (int j = 0; j < V; ++j) {
-                x_hat[j] = of_row.x_hat(rough[kept][j]);
+                x_hat[j] = of_row.x_hat(deviation[kept][j]);
                 g[j] = d[kept][j];
                 by_gamma[i][j % S] += g[j] * x_hat[j];
                 by_beta[i][j % S] += g[j];

@@ -2,7 +2,7 @@
 
 // Sums that the backward pass takes of each channel, as RowGradient::finish does, without gamma; that
 // over dy alone, unless they are OF_X.
-enum { PRODUCT, X_HAT, DY, SUMS_OF_CHANNEL };
+enum { PRODUCT, DEVIATION, DY, SUMS_OF_CHANNEL };
 
 template <class T, class Dy, int W, int CHUNKS, int WARPS, bool OF_X>
 __global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
@@ -17,6 +17,7 @@ __global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
     const unsigned channel = blockIdx.x % channels;
     const Index begin = blockIdx.x / channels * length, end = min(begin + length, words);
     const RowGradient<A, true> of_channel(mean, rstd, channel);
+    const A scale = range_scale(of_channel.rstd);
     PlaneWalk<W, THREADS> walk(begin + team.thread(), channel, channels, spatial);
     A sums[SUMS_OF_CHANNEL] = {};
     const auto add = [&](auto aligned, auto chunks) {
@@ -31,9 +32,9 @@ __global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
             for (int j = 0; j < W; ++j) {
                 here[DY] += d[j];
                 if (OF_X) {
-                    const A rough = of_channel.rough(values[j]);
-                    here[PRODUCT] += d[j] * rough;
-                    here[X_HAT] += rough;
+                    const A deviation = of_channel.deviation(values[j]);
+                    here[PRODUCT] += d[j] * (deviation * of_channel.rstd);
+                    here[DEVIATION] += deviation * scale;
                 }
             }
         }
@@ -81,9 +82,9 @@ __global__ void __launch_bounds__(COLUMN_THREADS, AT_LEAST<COLUMN_THREADS>)
                 for (int j = 0; j < W; ++j) {
                     here[DY][j] += d[j];
                     if (OF_X) {
-                        const A rough = (values[j] - means[j]) * rstds[j];
-                        here[PRODUCT][j] += d[j] * rough;
-                        here[X_HAT][j] += rough;
+                        const A deviation = values[j] - means[j];
+                        here[PRODUCT][j] += d[j] * (deviation * rstds[j]);
+                        here[DEVIATION][j] += deviation * range_scale(rstds[j]);
                     }
                 }
             }
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(WARPS* TEAMS* WARP, AT_LEAST<WARPS * TEAMS * W
 #pragma unroll
         for (int k = 0; k < SUMS_OF_CHANNEL; ++k) of_thread[k].add(of_parts[k * parts * line + place]);
     }
-    A sums[SUMS_OF_CHANNEL] = {of_thread[PRODUCT].total(), of_thread[X_HAT].total(), of_thread[DY].total()};
+    A sums[SUMS_OF_CHANNEL] = {of_thread[PRODUCT].total(), of_thread[DEVIATION].total(), of_thread[DY].total()};
     team.sum(sums);
     if (team.thread() > 0) return;
     RowGradient<A, true> of_channel(mean, rstd, channel);

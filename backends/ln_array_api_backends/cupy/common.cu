@@ -26,6 +26,7 @@ template <>
 struct Limits<float> {
     static constexpr float least = 0x1p-100f, most = 0x1.fffffep127f;
     static constexpr float smallest_normal = 0x1p-126f;
+    static constexpr float least_rstd = 0x1p-64f;  // beside which deviations add up as they are
     static constexpr int reach = 103;  // of exponents that a row may be scaled by
 };
 template <>
@@ -33,8 +34,16 @@ struct Limits<double> {
     static constexpr double least = 0x1p-900;
     static constexpr double most = 0x1.fffffffffffffp1023;
     static constexpr double smallest_normal = 0x1p-1022;
+    static constexpr double least_rstd = 0x1p-512;
     static constexpr int reach = 999;
 };
+
+// Deviations from a mean are multiplied by this before they are added up: it is exact, and their sum
+// stays in the range of A.
+template <class A>
+__device__ A range_scale(A rstd) {
+    return rstd < Limits<A>::least_rstd ? Limits<A>::least_rstd : A(1);
+}
 
 // To half an ulp, and to one; the quotient of root and 1 takes a call for its special cases.
 __device__ inline float inverse_root(float x) { return __frsqrt_rn(x); }

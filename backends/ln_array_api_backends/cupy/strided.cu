@@ -21,15 +21,40 @@ struct Limits;
 template <>
 struct Limits<float> {
     static constexpr int least = -120;
+    static constexpr float least_rstd = 0x1p-64f;
+    static constexpr float large = 0x1p119f;
     static constexpr float most = 0x1.fffffep127f;
     static constexpr double smallest_normal = 0x1p-126;
 };
 template <>
 struct Limits<double> {
     static constexpr int least = -1000;
+    static constexpr double least_rstd = 0x1p-512;
+    static constexpr double large = 0x1p1015;
     static constexpr double most = 0x1.fffffffffffffp1023;
     static constexpr double smallest_normal = 0x1p-1022;
 };
+
+// A power of two, with which the deviations of a row and their sums stay in the range of A.
+template <class A>
+__device__ A range_scale(A rstd) {
+    return rstd < Limits<A>::least_rstd ? Limits<A>::least_rstd : A(1);
+}
+
+// The range_scale of a row times the deviation of an element from its mean. Times `to_x_hat`, that is
+// x_hat, but for what the rounded mean has missed.
+template <class A>
+__device__ A deviation(A x, A mean, A rstd) {
+    return x * range_scale(rstd) - mean * range_scale(rstd);
+}
+template <class A>
+__device__ A to_x_hat(A rstd) {
+    return rstd / range_scale(rstd);
+}
+template <class A>
+__device__ A missed_by_mean(A sum_deviation, double share, A rstd) {
+    return sum_deviation * A(share) * to_x_hat(rstd);
+}
 
 // Every `ahead`th element along axes that lie in at most two strides, the inner of them `length`
 // long. `advance` bytes lead to the next; where the inner one ends there, `wrap` more.
@@ -79,15 +104,23 @@ __device__ int exponent_of(A size) {
     return size > 0 ? max(ilogb(size), Limits<A>::least) : Limits<A>::least;
 }
 
+// Values of which one is large are divided by 2 ** room_for, so that sums of a chunk stay in range.
+template <class A>
+__device__ int room_for(A largest) {
+    return largest > Limits<A>::large ? 8 : 0;
+}
+
 // Of some elements of a row: their mean is mean + missed, as one number cannot hold it, and the sum
-// of the squared differences from it is m2 * 4 ** exponent, as one number may not reach so far.
+// of the squared differences from it is (m2 + m2_missed) * 4 ** exponent, as one number may not
+// reach so far.
 template <class A>
 struct Moments {
-    A count = 0, mean = 0, missed = 0, m2 = 0, exponent = A(Limits<A>::least);
+    A count = 0, mean = 0, missed = 0, m2 = 0, m2_missed = 0, exponent = A(Limits<A>::least);
 
     __device__ Moments() {}
-    __device__ Moments(A count, A mean, A missed, A m2, A exponent)
-        : count(count), mean(mean), missed(missed), m2(m2), exponent(exponent) {}
+    __device__ Moments(A count, A mean, A missed, A m2, A m2_missed, A exponent)
+        : count(count), mean(mean), missed(missed), m2(m2), m2_missed(m2_missed),
+          exponent(exponent) {}
 };
 
 // Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983, equation (1.5).
@@ -97,25 +130,37 @@ __device__ Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
     if (!(b.count > 0)) return a;
     if (!(a.count > 0)) return b;
     const A count = a.count + b.count, weight = b.count / count;
-    const A delta = (b.mean - a.mean) + (b.missed - a.missed);
+    const int room = room_for(max(A(abs(a.mean)), A(abs(b.mean))));
     Sum<A> mean;
-    mean.sum = a.mean;
+    mean.sum = scalbn(a.mean, -room);
+    const A delta = (scalbn(b.mean, -room) - mean.sum) + scalbn(b.missed - a.missed, -room);
     mean.add(delta * weight);
     const int exponent =
-        max(max(int(a.exponent), int(b.exponent)), exponent_of(A(abs(delta))));
-    const A scaled = scalbn(delta, -exponent);
-    const A m2 = scalbn(a.m2, 2 * (int(a.exponent) - exponent)) +
-                 scalbn(b.m2, 2 * (int(b.exponent) - exponent)) +
-                 scaled * scaled * a.count * weight;
-    return Moments<A>(count, mean.sum, a.missed + mean.lost, m2, A(exponent));
+        max(max(int(a.exponent), int(b.exponent)), exponent_of(A(abs(delta))) + room);
+    const A scaled = scalbn(delta, room - exponent);
+    const int by_a = 2 * (int(a.exponent) - exponent), by_b = 2 * (int(b.exponent) - exponent);
+    Sum<A> m2;
+    m2.sum = scalbn(a.m2, by_a);
+    m2.lost = scalbn(a.m2_missed, by_a) + scalbn(b.m2_missed, by_b);
+    m2.add(scalbn(b.m2, by_b));
+    m2.add(scaled * scaled * a.count * weight);
+    return Moments<A>(count, scalbn(mean.sum, room), a.missed + scalbn(mean.lost, room), m2.sum,
+                      m2.lost, A(exponent));
 }
 
 constexpr int CHUNK = 32;  // elements of a slot that a thread keeps in registers
 
 // Where the mean is not subtracted, it counts as 0.
 template <class A>
-__device__ Moments<A> moments_of(const A (&values)[CHUNK], int count, bool center) {
-    A rough = 0, missed = 0, largest = 0, m2 = 0;
+__device__ Moments<A> moments_of(A (&values)[CHUNK], int count, bool center) {
+    A rough = 0, missed = 0, size = 0, largest = 0;
+#pragma unroll
+    for (int j = 0; j < CHUNK; ++j) size = max(size, A(abs(values[j])));
+    const int room = room_for(size);
+    if (room > 0) {
+#pragma unroll
+        for (int j = 0; j < CHUNK; ++j) values[j] = scalbn(values[j], -room);
+    }
     if (center) {
 #pragma unroll
         for (int j = 1; j < CHUNK; ++j)
@@ -130,12 +175,14 @@ __device__ Moments<A> moments_of(const A (&values)[CHUNK], int count, bool cente
     for (int j = 0; j < CHUNK; ++j)
         if (j < count) largest = max(largest, A(abs(values[j] - rough - missed)));
     const int exponent = exponent_of(largest);
+    Sum<A> m2;
 #pragma unroll
     for (int j = 0; j < CHUNK; ++j) {
         const A d = scalbn(values[j] - rough - missed, -exponent);
-        if (j < count) m2 += d * d;
+        if (j < count) m2.add(d * d);
     }
-    return Moments<A>(A(count), rough, missed, m2, A(exponent));
+    return Moments<A>(A(count), scalbn(rough, room), scalbn(missed, room), m2.sum, m2.lost,
+                      A(exponent + room));
 }
 
 template <class A, class T>
@@ -161,9 +208,10 @@ __device__ void finish(const Moments<A>& row, double share, double epsilon, A& m
     // An epsilon that underflows is far below the variance, unless the row is constant: then it is
     // what keeps 0 / 0 away.
     const double floor = epsilon > 0 ? Limits<A>::smallest_normal : 0;
-    const A variance = scalbn(row.m2, 2 * (int(row.exponent) - exponent)) * A(share) +
-                       A(max(scalbn(epsilon, -2 * exponent), floor));
-    rstd = scalbn(1 / sqrt(variance), -exponent);
+    const double m2 = Sum<double>{row.m2, row.m2_missed}.total();
+    const double variance = scalbn(m2, 2 * (int(row.exponent) - exponent)) * share +
+                            max(scalbn(epsilon, -2 * exponent), floor);
+    rstd = A(scalbn(1 / sqrt(variance), -exponent));
     mean = row.mean + row.missed;
     missed = row.missed - (mean - row.mean);
 }

@@ -40,7 +40,7 @@ FEW = 64
 #: Results that a block of CuPy's reductions takes at once, at most, where they lie side by side.
 LINE = 32
 #: Arrays in which a thread of the first step leaves the moments of its slot.
-MOMENTS = 5
+MOMENTS = 6
 
 Steps = tuple[int, int, int, int]
 

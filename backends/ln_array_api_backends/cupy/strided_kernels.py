@@ -40,7 +40,8 @@ ELEMENTWISE = {
         parts[target + plane] = part.mean;
         parts[target + 2 * plane] = part.missed;
         parts[target + 3 * plane] = part.m2;
-        parts[target + 4 * plane] = part.exponent;
+        parts[target + 4 * plane] = part.m2_missed;
+        parts[target + 5 * plane] = part.exponent;
         """,
     ),
     "merge_few_moments": Elementwise(
@@ -51,7 +52,8 @@ ELEMENTWISE = {
         const Index plane = slots * padded;
         for (Index at = i; at < plane; at += padded)
             row = merge(row, Moments<A>(parts[at], parts[at + plane], parts[at + 2 * plane],
-                                        parts[at + 3 * plane], parts[at + 4 * plane]));
+                                        parts[at + 3 * plane], parts[at + 4 * plane],
+                                        parts[at + 5 * plane]));
         finish(row, share, epsilon, mean, missed, rstd);
         """,
     ),
@@ -69,8 +71,9 @@ ELEMENTWISE = {
         ("T x", "A mean", "A missed", "A rstd", "G gamma", "B beta"),
         "T y",
         """
-        const A x_hat = (static_cast<A>(x) - mean - missed) * rstd;
-        y = static_cast<T>(x_hat * static_cast<A>(gamma) + static_cast<A>(beta));
+        const A d = deviation(static_cast<A>(x), mean, rstd);
+        const A x_hat = fma(d, to_x_hat(rstd), -missed * rstd);
+        y = static_cast<T>(fma(x_hat, static_cast<A>(gamma), static_cast<A>(beta)));
         """,
     ),
     "sums_of_rows": Elementwise(
@@ -84,21 +87,22 @@ ELEMENTWISE = {
         const Index first = at.line * length + at.slot;
         Walk<D> of_dy(dy[first], at.slot, dy_length, dy_ahead, dy_advance, dy_wrap);
         Walk<T> of_x(x[first], at.slot, x_length, x_ahead, x_advance, x_wrap);
-        const A middle = center ? mean[at.line] : A(0), scale = rstd[at.line];
-        Sum<A> by_x_hat, by_product, by_g;
+        const A middle = center ? mean[at.line] : A(0), inverse = rstd[at.line];
+        const A scale = to_x_hat(inverse);
+        Sum<A> by_deviation, by_product, by_g;
         for (Index c = at.slot; c < length; c += slots) {
-            const A rough = (static_cast<A>(of_x.element()) - middle) * scale;
-            by_x_hat.add(rough);
+            const A d = deviation(static_cast<A>(of_x.element()), middle, inverse);
+            by_deviation.add(d);
             of_x.next();
             if (!with_dy) continue;
-            const A d = static_cast<A>(of_dy.element());
-            const A g = with_gamma ? d * static_cast<A>(gamma[c]) : d;
-            by_product.add(g * rough);
+            const A here = static_cast<A>(of_dy.element());
+            const A g = with_gamma ? here * static_cast<A>(gamma[c]) : here;
+            by_product.add(g * (d * scale));
             by_g.add(g);
             of_dy.next();
         }
         const Index plane = slots * padded, target = at.slot * padded + at.line;
-        parts[target] = by_x_hat.total();
+        parts[target] = by_deviation.total();
         if (with_dy) {
             parts[target + plane] = by_product.total();
             parts[target + 2 * plane] = by_g.total();
@@ -107,22 +111,24 @@ ELEMENTWISE = {
     ),
     "dx": Elementwise(
         (
-            *("D dy", "T x", "A mean", "A rstd", "A sum_x_hat", "A sum_product", "A sum_g"),
+            *("D dy", "T x", "A mean", "A rstd", "A sum_deviation", "A sum_product", "A sum_g"),
             *("G gamma", "float64 share", "bool center"),
         ),
         "T dx",
         """
         const A g = static_cast<A>(dy) * static_cast<A>(gamma), part = static_cast<A>(share);
-        const A missed = center ? sum_x_hat * part : A(0), mean_g = center ? sum_g * part : A(0);
+        const A missed = center ? missed_by_mean(sum_deviation, share, rstd) : A(0);
+        const A mean_g = center ? sum_g * part : A(0);
         const A projection = sum_product * part - missed * mean_g;
-        const A x_hat = (static_cast<A>(x) - (center ? mean : A(0))) * rstd - missed;
+        const A d = deviation(static_cast<A>(x), center ? mean : A(0), rstd);
+        const A x_hat = fma(d, to_x_hat(rstd), -missed);
         dx = static_cast<T>((g - mean_g - x_hat * projection) * rstd);
         """,
     ),
     "sums_of_columns": Elementwise(
         (
             *("raw D dy", *WALK_DY, "raw T x", *WALK_X, "raw A mean", "raw A rstd"),
-            *("raw A sum_x_hat", "float64 share", "bool with_gamma", "bool with_beta"),
+            *("raw A sum_deviation", "float64 share", "bool with_gamma", "bool with_beta"),
             *(*SUMS, "bool center"),
         ),
         "raw A parts",
@@ -137,10 +143,10 @@ ELEMENTWISE = {
             by_beta.add(d);
             of_dy.next();
             if (!with_gamma) continue;
-            const A value = static_cast<A>(of_x.element());
-            const A x_hat = center
-                ? (value - mean[r]) * rstd[r] - sum_x_hat[r] * static_cast<A>(share)
-                : value * rstd[r];
+            const A middle = center ? mean[r] : A(0), inverse = rstd[r];
+            const A missed = center ? missed_by_mean(sum_deviation[r], share, inverse) : A(0);
+            const A value = deviation(static_cast<A>(of_x.element()), middle, inverse);
+            const A x_hat = fma(value, to_x_hat(inverse), -missed);
             by_gamma.add(d * x_hat);
             of_x.next();
         }
@@ -182,9 +188,9 @@ def elementwise(name: str, *scalars: str) -> Any:
 def merge_moments() -> Any:
     """Reduce the moments of the slots of each row to its mean, what that misses, and rstd."""
     return cupy.ReductionKernel(
-        "A count, A mean, A missed, A m2, A exponent, float64 share, float64 epsilon",
+        "A count, A mean, A missed, A m2, A m2_missed, A exponent, float64 share, float64 epsilon",
         "A row_mean, A row_missed, A row_rstd",
-        "Moments<A>(count, mean, missed, m2, exponent)",
+        "Moments<A>(count, mean, missed, m2, m2_missed, exponent)",
         "merge(a, b)",
         "finish(a, share, epsilon, row_mean, row_missed, row_rstd)",
         "Moments<A>()",
