@@ -110,6 +110,30 @@ def test_nothing_is_left_out() -> None:
     assert len(FUNCTIONS) == 3 * len(PRIMITIVES)
 
 
+def test_backends_tell_what_is_declared() -> None:
+    for info in ln.backends():
+        declared = {
+            kind
+            for place in PLACES
+            for kind in ("rows", "channels")
+            if place.library == info.library and getattr(place, kind) == info.backend
+        }
+        if info.backend == "generic":
+            assert info.accelerates == ()
+        elif not info.note:
+            assert {each.partition("_")[0] for each in info.accelerates} == declared
+
+
+@pytest.mark.parametrize("library", sorted({place.library for place in PLACES}))
+def test_the_suite_expects_bits_to_vary_where_they_are_said_to(library: str) -> None:
+    """Only there does it expect the tests of batch invariance to fail."""
+    suite = importlib.import_module("ln_array_api_conformance")
+    folder = Path(next(iter(suite.__path__))) / "expected_failures"
+    expected = (folder / f"{library.removeprefix('array_api_')}.txt").read_text(encoding="utf-8")
+    vary = any(place.invariant != "yes" for place in PLACES if place.library == library)
+    assert ("test_batch_invariance" in expected) == vary
+
+
 def of_x(name: str, make: Callable[[np.ndarray], Any]) -> Callable[[Any], Any]:
     """A function of x alone."""
     function, (_, *others), options = call_of(name, make)

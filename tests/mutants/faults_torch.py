@@ -101,13 +101,6 @@ OF_TORCH = (
         tensors("hook_is_called_once"),
     ),
     Fault(
-        "gradients of parameters keep the dtype that they are summed in",
-        KERNEL,
-        "    return gradient.to(like.dtype)\n",
-        "    return gradient\n",
-        tensors("bits_of_numpy"),
-    ),
-    Fault(
         "operators of rows forget the gradient of rstd",
         OPERATORS,
         "        share = share - rstd**3 * d * drstd.reshape(shape)\n",

@@ -206,11 +206,5 @@ class _Node(torch.autograd.Function):  # type: ignore[misc]
             return None, None, *kernel.differentiate(inputs, (dy, *others), need, create_graph)
         if not dy.is_contiguous() or dy.is_neg():
             dy = dy.contiguous().resolve_neg()
-        gradients = kernel.gradients(need, dy, inputs, statistics)
-        return None, None, *map(_converted, gradients, inputs)
-
-
-def _converted(gradient: Tensor | None, like: Tensor | None) -> Tensor | None:
-    if gradient is None or like is None or gradient.dtype is like.dtype:
-        return gradient
-    return gradient.to(like.dtype)
+        # Torch converts each to the dtype of its input.
+        return None, None, *kernel.gradients(need, dy, inputs, statistics)
