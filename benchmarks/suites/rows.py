@@ -76,20 +76,6 @@ class Growth:
         ln.layer_norm_forward(self.x, self.gamma, self.beta)
 
 
-class AnyAxis:
-    """Time of forward where the rows do not lie in order."""
-
-    params: ClassVar = [0, 1, 2, (0, 2)]
-    param_names: ClassVar = ["axis"]
-
-    def setup(self, axis: int | tuple[int, ...]) -> None:
-        self.x = arrays((256, 128 * 64))[0].reshape(256, 128, 64)
-        self.time_forward(axis)
-
-    def time_forward(self, axis: int | tuple[int, ...]) -> None:
-        ln.layer_norm_forward(self.x, axis=axis)
-
-
 class Overhead:
     """What a call costs besides the kernel, and what importing costs."""
 
