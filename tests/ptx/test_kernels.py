@@ -47,9 +47,12 @@ def test_results(case: Case, of_fibers: NpzFile) -> None:
         if results[name] is not None:
             values, other = results[name].astype(np.float64), of_fibers[f"{case}: {name}"]
             # One of them fuses some products and sums, and both may round to 16 bits differently.
-            allowed = tolerances.allowed(steps, scale, other, results[name].dtype.name)
+            # Gradients in the dtype of a wider gamma are computed in that of accumulation, too.
+            is_narrow = results[name].itemsize == 2
+            dtype = case.dtype if is_narrow else tolerances.ACCUMULATION[case.dtype]
+            allowed = tolerances.allowed(steps, scale, other, dtype)
             assert np.all(abs(values - other) <= 2 * allowed), name
-            if results[name].itemsize == 2:
+            if is_narrow:
                 assert np.mean(values != other) < 0.01, name
 
 
