@@ -122,7 +122,11 @@ FAULTS = (
     ),
     Fault("what the mean missed kept", "- rough[c] - missed[c]", "- rough[c]", *PLANE, mean=1e4),
     Fault(
-        "what the saved mean missed kept", "* rstds[c] - missed[c]", "* rstds[c]", *PLANE, mean=1e4
+        "what the saved mean missed kept",
+        "rstds[c], -missed[c]",
+        "rstds[c], A(0)",
+        *PLANE,
+        mean=1e4,
     ),
     Fault(
         "what it missed kept in dgamma",

@@ -91,7 +91,7 @@ FAULTS = (
     Fault("what the mean missed kept", "- of_row.missed", "", *OFF_CENTER),
     Fault(
         "what the saved mean missed kept",
-        "CENTER ? deviation * rstd - missed : deviation * rstd",
+        "CENTER ? fma(deviation, rstd, -missed) : deviation * rstd",
         "deviation * rstd",
         *OFF_CENTER,
     ),

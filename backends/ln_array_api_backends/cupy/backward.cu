@@ -19,7 +19,7 @@ struct RowGradient {
     __device__ A deviation(A x) const { return CENTER ? x - mean : x; }
     // What the rounded mean has missed, in units of x_hat, is no part of that.
     __device__ A x_hat(A deviation) const {
-        return CENTER ? deviation * rstd - missed : deviation * rstd;
+        return CENTER ? fma(deviation, rstd, -missed) : deviation * rstd;
     }
     __device__ A dx(A x_hat, A g) const {
         return ((CENTER ? g - mean_g : g) - x_hat * projection) * rstd;

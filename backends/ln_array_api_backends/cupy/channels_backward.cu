@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(COLUMN_THREADS, AT_LEAST<COLUMN_THREADS>)
 #pragma unroll
             for (int j = 0; j < W; ++j) {
                 const int c = ONE ? 0 : j;
-                const A x_hat = (values[j] - means[c]) * rstds[c] - missed[c];
+                const A x_hat = fma(values[j] - means[c], rstds[c], -missed[c]);
                 values[j] = (d[j] - mean_dy[c] - x_hat * projection[c]) * gammas[c] * rstds[c];
             }
             store_word<ALIGNED>(dx + place, values);

@@ -26,7 +26,7 @@ template <>
 struct Limits<float> {
     static constexpr float least = 0x1p-100f, most = 0x1.fffffep127f;
     static constexpr float smallest_normal = 0x1p-126f;
-    static constexpr float least_rstd = 0x1p-64f;  // beside which deviations add up as they are
+    static constexpr float least_rstd = 0x1p-64f;  // below it, sums of deviations may overflow
     static constexpr int reach = 103;  // of exponents that a row may be scaled by
 };
 template <>
@@ -38,8 +38,8 @@ struct Limits<double> {
     static constexpr int reach = 999;
 };
 
-// Deviations from a mean are multiplied by this before they are added up: it is exact, and their sum
-// stays in the range of A.
+// The power of two by which deviations from a mean are multiplied before they are summed: it rounds
+// nothing, and the sum does not overflow.
 template <class A>
 __device__ A range_scale(A rstd) {
     return rstd < Limits<A>::least_rstd ? Limits<A>::least_rstd : A(1);

@@ -35,14 +35,15 @@ struct Limits<double> {
     static constexpr double smallest_normal = 0x1p-1022;
 };
 
-// A power of two, with which the deviations of a row and their sums stay in the range of A.
+// The power of two by which the deviations of a row are multiplied: neither they nor their sums
+// overflow.
 template <class A>
 __device__ A range_scale(A rstd) {
     return rstd < Limits<A>::least_rstd ? Limits<A>::least_rstd : A(1);
 }
 
-// The range_scale of a row times the deviation of an element from its mean. Times `to_x_hat`, that is
-// x_hat, but for what the rounded mean has missed.
+// The deviation of an element from the rounded mean, times range_scale. Times `to_x_hat`, less
+// `missed_by_mean`, it is x_hat.
 template <class A>
 __device__ A deviation(A x, A mean, A rstd) {
     return x * range_scale(rstd) - mean * range_scale(rstd);
@@ -104,7 +105,8 @@ __device__ int exponent_of(A size) {
     return size > 0 ? max(ilogb(size), Limits<A>::least) : Limits<A>::least;
 }
 
-// Values of which one is large are divided by 2 ** room_for, so that sums of a chunk stay in range.
+// Where the largest value is large, all are divided by 2 ** room_for before they are summed: the sum
+// of a chunk does not overflow.
 template <class A>
 __device__ int room_for(A largest) {
     return largest > Limits<A>::large ? 8 : 0;
