@@ -53,3 +53,7 @@ def arrays(shape: tuple[int, int], dtype: str = "float32") -> Arrays:
 def name(shape: tuple[int, int]) -> str:
     """A shape as it is written."""
     return "x".join(map(str, shape))
+
+
+#: The shapes by their names.
+BY_NAME = {name(shape): shape for shape in SHAPES}

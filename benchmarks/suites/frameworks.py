@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from cases import arrays, name
+from cases import BY_NAME, arrays
 
 import ln_array_api as ln
 
-SHAPES = ((8, 64), (512, 768), (4096, 1024), (65536, 64))
-BY_NAME = {name(shape): shape for shape in SHAPES}
+SHAPES = ["8x64", "512x768", "4096x1024", "65536x64"]
 
 
 class Torch:
     """Time of forward without a graph, and of forward and backward by autograd."""
 
-    params: ClassVar = list(BY_NAME)
+    params: ClassVar = SHAPES
     param_names: ClassVar = ["shape"]
 
     def setup(self, shape: str) -> None:
@@ -38,7 +37,7 @@ class Torch:
 class JAX:
     """Time of forward, and of forward and the gradients of all inputs, compiled."""
 
-    params: ClassVar = list(BY_NAME)
+    params: ClassVar = SHAPES
     param_names: ClassVar = ["shape"]
 
     def setup(self, shape: str) -> None:

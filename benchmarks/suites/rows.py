@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from cases import DTYPES, SHAPES, arrays, name
+from cases import BY_NAME, DTYPES, arrays
 
 import ln_array_api as ln
-
-BY_NAME = {name(shape): shape for shape in SHAPES}
 
 
 class Shapes:

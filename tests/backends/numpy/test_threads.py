@@ -390,8 +390,9 @@ def test_a_pool_that_another_caller_has_is_left_to_it(pool: Any) -> None:
     assert pool._memory[pool._first + claims.NUMBER] == 0
 
 
-def test_a_pool_that_has_stopped_has_no_threads(pool: Any) -> None:
-    assert threads.helpers(3) == 2
+@pytest.mark.parametrize(("parts", "started"), [(9, 3), (3, 2)], ids=["all", "some"])
+def test_a_pool_that_has_stopped_has_no_threads(pool: Any, parts: int, started: int) -> None:
+    assert threads.helpers(parts) == started
     running = list(pool._threads)
     pool.stop()
     assert threads.helpers(9) == 0

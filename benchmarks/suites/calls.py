@@ -1,4 +1,4 @@
-"""NumPy arrays whose rows lie along other axes, results that have a place, and busy processors."""
+"""Ways to call layer norm on NumPy arrays: other axes, `out=`, busy processors, the first call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from typing import ClassVar
 
 import numpy as np
-from cases import arrays, name
+from cases import BY_NAME, arrays
 
 import ln_array_api as ln
 
@@ -19,8 +19,8 @@ AXES = {
     "256x128x64 axis 2": ((256, 128, 64), 2),
     "256x128x64 axes 0 and 2": ((256, 128, 64), (0, 2)),
 }
-SHAPES = ((8, 64), (512, 768), (32768, 1024))
-BUSY_SHAPES = ((128, 256), (512, 768), (4096, 1024))
+OUT_SHAPES = ["8x64", "512x768", "32768x1024"]
+BUSY_SHAPES = ["128x256", "512x768", "4096x1024"]
 
 
 class Axes:
@@ -47,12 +47,11 @@ class Axes:
 class Out:
     """Time of forward into fresh memory, into memory that is there, and in place."""
 
-    params: ClassVar = ([name(shape) for shape in SHAPES], ["fresh", "out", "in place"])
+    params: ClassVar = (OUT_SHAPES, ["fresh", "out", "in place"])
     param_names: ClassVar = ["shape", "target"]
 
     def setup(self, shape: str, target: str) -> None:
-        rows, length = map(int, shape.split("x"))
-        self.x, self.gamma, self.beta, _ = arrays((rows, length))
+        self.x, self.gamma, self.beta, _ = arrays(BY_NAME[shape])
         self.out = {"fresh": None, "out": np.empty_like(self.x), "in place": self.x}[target]
         self.time_forward(shape, target)
 
@@ -63,7 +62,7 @@ class Out:
 class Busy:
     """Time of forward while two other processes never sleep, on all threads and on one."""
 
-    params: ClassVar = ([name(shape) for shape in BUSY_SHAPES], ["all", "one"])
+    params: ClassVar = (BUSY_SHAPES, ["all", "one"])
     param_names: ClassVar = ["shape", "threads"]
 
     def setup(self, shape: str, threads: str) -> None:
@@ -71,8 +70,7 @@ class Busy:
 
         self.before = numba.get_num_threads()
         numba.set_num_threads(1 if threads == "one" else self.before)
-        rows, length = map(int, shape.split("x"))
-        self.x, self.gamma, self.beta, _ = arrays((rows, length))
+        self.x, self.gamma, self.beta, _ = arrays(BY_NAME[shape])
         self.time_forward(shape, threads)
         spin = [sys.executable, "-c", "while True: pass"]
         self.others = [subprocess.Popen(spin) for _ in range(2)]
@@ -90,21 +88,14 @@ class Busy:
 
 
 class FirstCall:
-    """Time of a process that makes its first call with an empty cache, and with a full one."""
+    """Time of a process that makes the first call ever, with nothing in the cache."""
 
     timeout = 300
 
-    def timeraw_forward_compiled(self) -> str:
+    def timeraw_forward(self) -> str:
         return """
             import os, tempfile
             os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()
-            import numpy, ln_array_api
-            x, p = numpy.ones((8, 64), numpy.float32), numpy.ones(64, numpy.float32)
-            ln_array_api.layer_norm_forward(x, p, p)
-        """
-
-    def timeraw_forward_from_the_cache(self) -> str:
-        return """
             import numpy, ln_array_api
             x, p = numpy.ones((8, 64), numpy.float32), numpy.ones(64, numpy.float32)
             ln_array_api.layer_norm_forward(x, p, p)
