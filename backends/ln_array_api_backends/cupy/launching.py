@@ -65,7 +65,10 @@ class CuPyMemory:
         """So many of one shape, in one piece of memory."""
         nbytes = math.prod(shape) * dtype.itemsize
         memory = cupy.cuda.alloc(count * nbytes)
-        return [cupy.ndarray(shape, dtype, memory + k * nbytes) for k in range(count)]
+        arrays = [cupy.ndarray(shape, dtype, memory)]
+        for k in range(1, count):
+            arrays.append(cupy.ndarray(shape, dtype, memory + k * nbytes))
+        return arrays
 
     @staticmethod
     def workspace(nbytes: int, like: Any) -> Any:
