@@ -190,7 +190,7 @@ BEYOND = (
     Fault("a slot too many", "add_up_few", "slot < slots", "slot <= slots", columns),
     Fault("a row too many", "sums_of_columns", "r < length", "r <= length", columns),
     Fault("a column too many", "sums_of_rows", "c < length", "c <= length", columns),
-    Fault("parts too far apart", "moments", "target + 4 * plane", "target + 5 * plane", columns),
+    Fault("parts too far apart", "moments", "target + 5 * plane", "target + 6 * plane", columns),
 )
 
 
