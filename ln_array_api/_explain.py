@@ -7,8 +7,10 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ._arrays import Array, F, dtype_name, library_of, on_device_of
-from .backend import GENERIC, Choice, entries
+from ._arrays import F, on_device_of
+from ._family import Call, operations_on
+from ._specs import FAMILY
+from .backend import GENERIC, accelerates, entries
 
 _planners: dict[Any, Callable[..., Any]] = {}
 
@@ -23,39 +25,12 @@ def explained_by(planner: Callable[..., Any]) -> Callable[[F], F]:
     return mark
 
 
-class _Call(NamedTuple):
-    """What there is to know of a call that has no primitive of its own."""
-
-    library: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class Operations(NamedTuple):
-    """What `explain` tells of a call that consists of operations of x's own library."""
-
-    spec: _Call
-    choice: Choice
-    primitive: str = "-"
-
-
-def operations_on(x: Array) -> Operations:
-    """How a call runs that has been checked, and that no backend has a kernel for."""
-    library = library_of(x).name
-    choice = Choice(_nothing, "generic", f"operations of {library}: no backend has a kernel for it")
-    return Operations(_Call(library, tuple(x.shape), dtype_name(x.dtype)), choice)
-
-
-def _nothing(*arrays: Array) -> None:
-    raise NotImplementedError("such a plan is there to be explained, not to be run")
-
-
 def explained_as_operations(check: Callable[..., Any]) -> Callable[[F], F]:
     """Mark a public function as operations, whose arguments ``check(name, **arguments)`` checks."""
 
-    def planner(function: str, **arguments: Any) -> Operations:
+    def planner(function: str, **arguments: Any) -> Call:
         check(function, **arguments)
-        return operations_on(arguments["x"])
+        return operations_on(arguments["x"], "no backend has a kernel for it")
 
     return explained_by(planner)
 
@@ -202,8 +177,10 @@ def _table() -> Iterator[BackendInfo]:
         for entry in known:
             if entry.library == library:
                 backend = entry.backend()
-                accelerates = tuple(each for each in GENERIC if hasattr(backend, each))
-                yield BackendInfo(library, version, entry.name, accelerates, entry.unavailable())
+                known_to = (each for each in (*GENERIC, *FAMILY) if accelerates(backend, each))
+                yield BackendInfo(
+                    library, version, entry.name, tuple(known_to), entry.unavailable()
+                )
         note = "" if version else f"{library} is not installed"
         yield BackendInfo(library, version, "generic", (), note)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 #: A primitive's name, which is the name of the backend's method and of the generic kernel.
 Primitive = Literal[
@@ -12,6 +12,22 @@ Primitive = Literal[
     "channels_inference",
     "channels_backward",
 ]
+
+#: The same of operations that are neither rows nor channels. What no backend has a kernel for
+#: consists of operations of the arrays' library.
+FamilyPrimitive = Literal[
+    "tanh_forward",
+    "tanh_backward",
+    "powers_forward",
+    "powers_backward",
+    "windows_forward",
+    "windows_backward",
+    "instances_statistics",
+    "instances_affine",
+    "instances_sums",
+    "instances_gradient",
+]
+FAMILY: tuple[FamilyPrimitive, ...] = get_args(FamilyPrimitive)
 
 
 class RowsSpec(NamedTuple):
@@ -77,6 +93,56 @@ class ChannelsSpec(NamedTuple):
 
 
 Spec: TypeAlias = RowsSpec | ChannelsSpec
+
+
+class FamilySpec(NamedTuple):
+    """A call of a primitive of `FAMILY`, but for the values.
+
+    As in the other primitives, arrays come checked and in C order, parameters in x's dtype or a
+    wider one, statistics and dy as given; y and dx have x's dtype, all other results that of
+    accumulation. Primitives, in which (M, N) and parameters are as in `RowsSpec`:
+
+    ``tanh_forward(x, alpha, gamma, beta)`` of x (M, N) gives y;
+    ``tanh_backward(dy, x, alpha, gamma)`` gives dx, dalpha, dgamma and dbeta, of which `need` tells
+    which are wanted. Alpha has shape ().
+
+    ``powers_forward(x)`` of x (M, N) gives y and the norms (M, 1) of `power_norm`, whose alpha is
+    `exponent`; ``powers_backward(dy, x, norm)`` gives dx.
+
+    ``windows_forward(x)`` of x (P, H, W) gives y, mean and rstd of its shape, of windows of `size`
+    along H and W; ``windows_backward(dy, x, rstd)`` gives dx.
+
+    ``instances_statistics(x)`` of x (M, N) gives, of each row, mean, what rounding took from it,
+    var and rstd, all (M, 1). With x̂ = (x - mean - missed) * rstd of given mean, missed and rstd,
+    ``instances_affine(x, mean, missed, rstd, scale, shift)`` gives x̂ * scale + shift;
+    ``instances_sums(dy, x, mean, rstd)`` gives missed, sum(dy) and sum(dy * x̂);
+    ``instances_gradient(dy, x, mean, missed, rstd, weight, scale, shift)`` gives
+    rstd * (dy * weight + x̂ * scale + shift). All but dy and x are (M, 1), in the accumulation
+    dtype.
+    """
+
+    library: str
+    """Whose arrays: ``numpy``, ``torch``, ``jax``, ``cupy``."""
+    device: str
+    shape: tuple[int, ...]
+    dtype: str
+    gamma: str | None = None
+    """Dtype of gamma, None where it is absent; likewise alpha, beta, and dy in a backward call."""
+    beta: str | None = None
+    alpha: str | None = None
+    dy: str | None = None
+    groups: int = 1
+    repeat: int = 1
+    need: tuple[bool, ...] = ()
+    """Of a backward call: which of its results are wanted."""
+    epsilon: float = 0.0
+    exponent: float = 1.0
+    size: int = 1
+
+    @property
+    def parameters(self) -> int:
+        """The number of elements of gamma and beta."""
+        return self.groups * self.shape[1] // self.repeat
 
 
 class Layout(NamedTuple):

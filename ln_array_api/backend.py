@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, Protocol
 from . import _forks
 from ._arrays import Array, bound_to_device, device_of, dtype_name, library_of
 from ._specs import ChannelsSpec as ChannelsSpec
+from ._specs import FamilyPrimitive as FamilyPrimitive
+from ._specs import FamilySpec as FamilySpec
 from ._specs import Layout as Layout
 from ._specs import Primitive as Primitive
 from ._specs import RowsSpec as RowsSpec
@@ -63,7 +65,9 @@ class Backend(Protocol):
     layout; it gives parameters' gradients of any shape in their order. With
     ``whole_call(function)``, such a backend makes of all that a call does with its arrays what is
     to be called instead. One with ``caffe2_stages`` has functions there in place of stages of
-    ``ln_array_api.caffe2``, of the same names, for arrays that are checked and not empty.
+    ``ln_array_api.caffe2``, of the same names, for arrays that are checked and not empty. One with
+    ``prepare_family(primitive, spec)`` gives a kernel for a primitive that `FamilySpec` tells of,
+    and a line for `explain`, or None; ``family`` names those that it knows.
     """
 
     def can_run(self, primitive: Primitive, spec: Spec) -> bool:
@@ -283,6 +287,31 @@ def choose(primitive: Primitive, spec: Spec, layout: Layout | None = None) -> Ch
             return Choice(prepared, entry.name, reason, getattr(backend, "put_in_order", None))
     nobody = f"no backend is known for {spec.library}"
     return _generic(primitive, spec, "; ".join(refusals) or nobody)
+
+
+def accelerates(backend: Backend | None, primitive: str) -> bool:
+    """Whether a backend has kernels for a primitive."""
+    return hasattr(backend, primitive) or primitive in getattr(backend, "family", ())
+
+
+def choose_family(primitive: FamilyPrimitive, spec: FamilySpec) -> Choice | str:
+    """A backend's kernel for a call of the family, or why there is none."""
+    if _wanted.get() == "generic":
+        return "asked for by use_backend('generic')"
+    refusals = []
+    for entry in _candidates(spec.library):
+        backend = entry.backend()
+        if backend is None:
+            refusals.append(f"{entry.name}: {entry.unavailable()}")
+        elif not accelerates(backend, primitive):
+            refusals.append(f"{entry.name}: does not accelerate {primitive}")
+        else:
+            found = backend.prepare_family(primitive, spec)  # type: ignore[attr-defined]
+            if found is not None:
+                order = getattr(backend, "put_in_order", None)
+                return Choice(found[0], entry.name, found[1], order)
+            refusals.append(f"{entry.name}: does not take such a call")
+    return "; ".join(refusals) or f"no backend is known for {spec.library}"
 
 
 def accelerated_stage(library: str, name: str) -> Callable[..., Any] | None:

@@ -15,7 +15,8 @@ import numpy as np
 from . import _check, _rows
 from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
 from ._beside import beside, check_gradient, check_saved, checked
-from ._explain import explained_by, operations_on
+from ._explain import explained_by
+from ._family import operations_on
 from ._views import View
 from .kernels.powers import powers_backward, powers_forward, signed_power
 
@@ -68,7 +69,7 @@ def _explained(
     view, alpha, root = _checked(function, x, alpha, axis)
     epsilon = _check.epsilon(function, epsilon, x.dtype)
     if alpha > 1:
-        return operations_on(x)
+        return operations_on(x, "no backend has a kernel for powers above the first")
     z = accumulate(library_of(x).xp, x)  # of the dtype and layout that powers of x have
     epsilon /= root**2
     return _rows.forward_plan(function, z, None, None, view.axes, epsilon, None, center=False)
@@ -186,7 +187,7 @@ def _checked_backward(
 def _backward_explained(function: str, dy: Array, x: Array, norm: Array, **options: Any) -> Any:
     _, view, alpha, _ = _checked_backward(function, dy, x, norm, **options)
     if alpha > 1:
-        return operations_on(x)
+        return operations_on(x, "no backend has a kernel for powers above the first")
     xp = library_of(x).xp
     z = accumulate(xp, x)
     dy, rstd = beside(xp, dy, z, tuple(x.shape)), beside(xp, norm, z, view.statistic)

@@ -9,6 +9,8 @@ from typing import Any
 from ln_array_api.backend import (
     ChannelsBackend,
     ChannelsSpec,
+    FamilyPrimitive,
+    FamilySpec,
     Layout,
     Primitive,
     RowsBackend,
@@ -16,13 +18,23 @@ from ln_array_api.backend import (
     Spec,
 )
 
-from . import array_tasks, calls, channel_calls, column_calls, layout, strided_calls, threads
+from . import (
+    array_tasks,
+    calls,
+    channel_calls,
+    column_calls,
+    family_calls,
+    layout,
+    strided_calls,
+    threads,
+)
 
 
 class NumPyBackend(RowsBackend, ChannelsBackend):
     """All primitives, for every dtype and option."""
 
     put_in_order = staticmethod(layout.put_in_order)
+    family = frozenset(family_calls.PREPARED)
 
     def can_run(self, primitive: Primitive, spec: Spec) -> bool:
         return 0 not in spec.shape
@@ -37,6 +49,11 @@ class NumPyBackend(RowsBackend, ChannelsBackend):
     ) -> tuple[Callable[..., Any], str] | None:
         groups = column_calls.prepare_groups(primitive, spec, layout)
         return groups or strided_calls.prepare(primitive, spec, layout)
+
+    def prepare_family(
+        self, primitive: FamilyPrimitive, spec: FamilySpec
+    ) -> tuple[Callable[..., Any], str] | None:
+        return family_calls.prepare(primitive, spec)
 
     def describe(self, primitive: Primitive, spec: Spec) -> str:
         size = math.prod(spec.shape) * calls.ITEMSIZE[spec.dtype]

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numba import types
 
-from ln_array_api.backend import Spec
+from ln_array_api.backend import FamilySpec, Spec
 
 from .array_tasks import bind, max_parts_of, use_threads
 from .calls import ACCUMULATION, ITEMSIZE, Argument, allocator, array_of
@@ -33,7 +33,12 @@ class CallContext:
     """A kind of call, whose kernels get arrays of one shape."""
 
     def __init__(
-        self, spec: Spec, shape: tuple[int, ...], parameters: int, *, non_temporal: bool
+        self,
+        spec: Spec | FamilySpec,
+        shape: tuple[int, ...],
+        parameters: int,
+        *,
+        non_temporal: bool,
     ) -> None:
         """For arrays of a shape at the kernels, and so many elements of gamma and of beta."""
         self.spec, self.shape, self.non_temporal = spec, shape, non_temporal

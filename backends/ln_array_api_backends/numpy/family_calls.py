@@ -1,0 +1,17 @@
+"""From a spec to the compiled kernels of operations that are neither rows nor channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ln_array_api.backend import FamilyPrimitive, FamilySpec
+
+#: By primitive: what gives a kernel for a call, or None where it does not take such a call.
+PREPARED: dict[FamilyPrimitive, Callable[[FamilySpec], Callable[..., Any] | None]] = {}
+
+
+def prepare(primitive: FamilyPrimitive, spec: FamilySpec) -> tuple[Callable[..., Any], str] | None:
+    """What runs a call of a primitive, given the arrays alone, and a line for `explain`."""
+    kernel = PREPARED[primitive](spec)
+    return None if kernel is None else (kernel, f"compiled by Numba for {spec.dtype}")

@@ -1,0 +1,81 @@
+"""Operations that are neither rows nor channels: a backend's kernel where there is one for a call.
+
+Everywhere else a call consists of operations of the arrays' own library, on arrays that keep their
+axes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ._arrays import Array, device_of, dtype_name, has_symbols, library_of
+from .backend import (
+    Choice,
+    FamilyPrimitive,
+    FamilySpec,
+    cache_plan,
+    choose_family,
+    plans,
+    wanted_backend,
+)
+
+
+class Call(NamedTuple):
+    """How a call runs, once its arguments are checked."""
+
+    primitive: str
+    """Or "-" for operations."""
+    spec: FamilySpec
+    choice: Choice
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether a backend's kernel runs it, on arrays of the shapes that `FamilySpec` tells."""
+        return self.choice.backend != "generic"
+
+    def results(self, *arrays: Array | None) -> Any:
+        """Those of the kernel, for arrays of such shapes and of any layout."""
+        library = library_of(arrays[0])
+        put_in_order = self.choice.put_in_order or library.put_in_order
+        return self.choice.kernel(
+            *(
+                each if each is None or library.in_order(each) else put_in_order(each)
+                for each in arrays
+            )
+        )
+
+
+def call_on(primitive: FamilyPrimitive, x: Array, shape: tuple[int, ...], **details: Any) -> Call:
+    """How a call of a primitive runs on x, of which a kernel would get that shape.
+
+    The other fields of `FamilySpec` are `details`. A call is planned once for each kind.
+    """
+    library = library_of(x)
+    if library.lazy:
+        return operations_on(x, "chunked arrays compute nothing until asked")
+    if has_symbols(x):
+        return operations_on(x, "lengths of x are symbols")
+    if 0 in shape:
+        return operations_on(x, "x is empty")
+    spec = FamilySpec(library.name, str(device_of(x)), shape, dtype_name(x.dtype), **details)
+    key = primitive, spec, wanted_backend()
+    call = plans.get(key)
+    if call is None:
+        choice = choose_family(primitive, spec)
+        if isinstance(choice, str):
+            call = operations_on(x, choice)
+        else:
+            call = Call(primitive, spec, choice)
+        cache_plan(key, call, x)
+    return call
+
+
+def operations_on(x: Array, reason: str) -> Call:
+    """A call that consists of operations of the library of x, and why."""
+    name = library_of(x).name
+    spec = FamilySpec(name, str(device_of(x)), tuple(x.shape), dtype_name(x.dtype))
+    return Call("-", spec, Choice(_no_kernel, "generic", f"operations of {name}: {reason}"))
+
+
+def _no_kernel(*arrays: Array) -> None:
+    raise NotImplementedError("such a call consists of operations")
