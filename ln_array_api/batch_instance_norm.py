@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _check
-from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
+from ._arrays import Array, dtype_name, has_symbols, library_of, on_device_of_x
 from ._beside import beside, check_gradient, check_saved, checked
-from ._explain import explained_as_operations
-from ._plans import gradient, reshaped
+from ._explain import explained_by
+from ._family import Call
+from ._instances import Instances, planned
+from ._plans import dtype_of, gradient, reshaped, statistic
 from ._views import Groups, View
-from .kernels.rows import differentiate, normalise
+from .kernels.instances import common_mean, common_rstd
+from .kernels.reductions import sum_over
+from .kernels.rows import accumulate_as
 from .layer_norm import EPSILON
 
 
@@ -54,6 +59,11 @@ def _checked_forward(
     return _checked(function, x, **others), _check.epsilon(function, epsilon, x.dtype)
 
 
+def _forward_call(function: str, x: Array, **others: Any) -> Call:
+    view, epsilon = _checked_forward(function, x, **others)
+    return planned("instances_statistics", x, view, epsilon=epsilon)
+
+
 def _forward(
     function: str,
     x: Array,
@@ -65,20 +75,23 @@ def _forward(
 ) -> BatchInstanceForward:
     given = {"rho": rho, "gamma": gamma, "beta": beta, "channel_axis": channel_axis}
     view, epsilon = _checked_forward(function, x, epsilon=epsilon, **given)
-    xp, shape = library_of(x).xp, view.broadcast_parameter
-    wide = reshaped(accumulate(xp, x), view.split)
-    rho, gamma, beta = (beside(xp, each, wide, shape) for each in (rho, gamma, beta))
-    of_batch, of_instance = _scales(rho, gamma)
-    options: dict[str, Any] = {"epsilon": epsilon, "center": True}
-    batch, mean, _, rstd = normalise(wide, of_batch, None, axes=(0, *view.axes), **options)
-    of_channels = mean, rstd
-    instance, mean, _, rstd = normalise(wide, of_instance, None, axes=view.axes, **options)
-    of_instances = mean, rstd
+    xp, instances = library_of(x).xp, Instances(x, view)
+    mean, missed, _, rstd = instances.statistics(epsilon)
+    shape = view.broadcast_parameter
+    rho, gamma, beta = (beside(xp, each, mean, shape) for each in (rho, gamma, beta))
     with np.errstate(all="ignore"):
-        y = batch + instance
-        if beta is not None:
-            y = y + beta
-        y = xp.astype(reshaped(y, view.shape), native_dtype(x), copy=False)
+        batch_mean, from_batch = common_mean(xp, mean, missed, 0)
+        batch_rstd = common_rstd(xp, rstd, from_batch, 0)
+        # The x̂ of the batch is that of the instance times a ratio, plus a shift.
+        ratio, shift = batch_rstd / rstd, from_batch * batch_rstd
+        of_batch, of_instance = _scales(rho, gamma)
+        shift = of_batch * shift if beta is None else of_batch * shift + beta
+        y = instances.affine(mean, missed, rstd, of_batch * ratio + of_instance, shift)
+        of_channels, of_instances = (batch_mean, batch_rstd), (mean, rstd)
+        if 0 in x.shape:
+            of_channels, of_instances = (
+                tuple(each + math.nan for each in both) for both in (of_channels, of_instances)
+            )
     return BatchInstanceForward(
         y,
         *(xp.reshape(each, view.parameter) for each in of_channels),
@@ -91,7 +104,7 @@ def _scales(rho: Array, gamma: Array | None) -> tuple[Array, Array]:
     return (rho, 1 - rho) if gamma is None else (rho * gamma, (1 - rho) * gamma)
 
 
-@explained_as_operations(_checked_forward)
+@explained_by(_forward_call)
 @on_device_of_x
 def batch_instance_norm(
     x: Array,
@@ -160,7 +173,7 @@ def batch_instance_norm(
     return _forward("batch_instance_norm", x, rho, gamma, beta, channel_axis, epsilon).y
 
 
-@explained_as_operations(_checked_forward)
+@explained_by(_forward_call)
 @on_device_of_x
 def batch_instance_norm_forward(
     x: Array,
@@ -224,7 +237,12 @@ def _checked_backward(
     return need, view
 
 
-@explained_as_operations(_checked_backward)
+def _backward_call(function: str, dy: Array, x: Array, **others: Any) -> Call:
+    _, view = _checked_backward(function, dy, x, **others)
+    return planned("instances_sums", x, view, dy=dtype_of(dy))
+
+
+@explained_by(_backward_call)
 @on_device_of_x
 def batch_instance_norm_backward(
     dy: Array,
@@ -313,47 +331,48 @@ def batch_instance_norm_backward(
         beta=beta,
         channel_axis=channel_axis,
     )
-    xp, shape, saved = library_of(x).xp, view.broadcast_parameter, view.broadcast_statistic
-    wide, dy = reshaped(accumulate(xp, x), view.split), reshaped(dy, view.split)
-    mix, scale = beside(xp, rho, wide, shape), beside(xp, gamma, wide, shape)
-    of_batch, of_instance = _scales(mix, scale)
-    need_dgamma = "dgamma" in need and gamma is not None
-    wanted = "dx" in need, "drho" in need or need_dgamma
-    by_batch: Any = differentiate(
-        dy,
-        wide,
-        beside(xp, batch_mean, wide, shape),
-        beside(xp, batch_rstd, wide, shape),
-        of_batch,
-        axes=(0, *view.axes),
-        parameter_axes=view.parameter_axes,
-        center=True,
-        need=(*wanted, "dbeta" in need),
+    xp, shape, dtype = library_of(x).xp, view.broadcast_parameter, dtype_name(x.dtype)
+    mean, rstd = (
+        reshaped(statistic(xp, each, dtype), view.broadcast_statistic)
+        for each in (instance_mean, instance_rstd)
     )
-    by_instance: Any = differentiate(
-        dy,
-        wide,
-        beside(xp, instance_mean, wide, saved),
-        beside(xp, instance_rstd, wide, saved),
-        of_instance,
-        axes=view.axes,
-        parameter_axes=view.parameter_axes,
-        center=True,
-        need=(*wanted, False),
-    )
+    common = beside(xp, batch_rstd, mean, shape)
+    if 0 in x.shape:  # the NaN that stands for no statistics must not reach the gradients
+        mean, rstd, common = xp.zeros_like(mean), xp.ones_like(rstd), xp.ones_like(common)
+    mixture, scale = beside(xp, rho, mean, shape), beside(xp, gamma, mean, shape)
+    of_batch, of_instance = _scales(mixture, scale)
+    instances, n = Instances(x, view, dy), max(view.rows[1], 1)
+    if not has_symbols(x) and n == 1:  # no element differs from the mean of its instance
+        of_instance = 0 * of_instance
+    missed, sum_dy, by_instance = instances.sums(mean, rstd)
     dx = drho = dgamma = None
     with np.errstate(all="ignore"):
+        # The x̂ of the batch is that of the instance times a ratio, plus a shift.
+        ratio, shift = common / rstd, common_mean(xp, mean, missed, 0)[1] * common
+        by_batch = _total(xp, by_instance * ratio + sum_dy * shift)
+        dbeta = _total(xp, sum_dy)
         if "dx" in need:
-            dx = reshaped(by_batch[0] + by_instance[0], view.shape)
-            dx = xp.astype(dx, native_dtype(x), copy=False)
+            in_batch = of_batch * ratio
+            count = max(x.shape[0], 1) * n
+            dx = instances.gradient(
+                *(mean, missed, rstd, in_batch + of_instance),
+                -(in_batch * ratio * (by_batch / count) + of_instance * (by_instance / n)),
+                -(in_batch * ((dbeta + shift * by_batch) / count) + of_instance * (sum_dy / n)),
+            )
+        by_instance = _total(xp, by_instance)
         if "drho" in need:
-            drho = by_batch[1] - by_instance[1]
+            drho = by_batch - by_instance
             drho = drho if scale is None else drho * scale
-        if need_dgamma:
-            dgamma = mix * by_batch[1] + (1 - mix) * by_instance[1]
+        if "dgamma" in need and gamma is not None:
+            dgamma = mixture * by_batch + (1 - mixture) * by_instance
     return BatchInstanceGradients(
         dx,
         gradient(xp, drho, view.parameter, x, rho),
         gradient(xp, dgamma, view.parameter, x, gamma),
-        gradient(xp, by_batch[2], view.parameter, x, gamma, beta),
+        gradient(xp, dbeta if "dbeta" in need else None, view.parameter, x, gamma, beta),
     )
+
+
+def _total(xp: Any, values: Array) -> Array:
+    """The sum over the batch of what each instance has."""
+    return accumulate_as(xp, sum_over(xp, values, (0,), fused=False, wide=True), values)

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _check
-from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
+from ._arrays import Array, dtype_name, library_of, on_device_of_x
 from ._beside import beside, check_gradient, check_saved, checked
-from ._explain import explained_as_operations
-from ._plans import gradient, reshaped
+from ._explain import explained_by
+from ._family import Call
+from ._instances import Instances, planned
+from ._plans import dtype_of, gradient, reshaped, statistic
 from ._views import Groups, View
 from .kernels.reductions import sum_over
-from .kernels.switchable import Moments, means, rstd_of, softmax, softmax_gradient
+from .kernels.switchable import Mix, rstd_of, softmax, softmax_gradient
 from .layer_norm import EPSILON
 
 
@@ -65,28 +67,28 @@ def _forward(
     view, epsilon = _checked(
         function, x, mean_weights, var_weights, gamma, beta, channel_axis, epsilon
     )
-    xp = library_of(x).xp
-    wide = reshaped(accumulate(xp, x), view.split)
+    xp, instances = library_of(x).xp, Instances(x, view)
+    mean, missed, var, _ = instances.statistics(epsilon)
+    shape, channels = view.broadcast_parameter, view.parameter_axes[0]
     with np.errstate(all="ignore"):
-        mean = means(xp, wide, view.axes)
-        moments = Moments(xp, wide, mean, axes=view.axes, channels=view.parameter_axes[0])
-        var = moments.average(moments.deviation * moments.deviation, view.axes)
-        if moments.n == 0:  # NaN, which is given below, would reach the gradients of the weights
-            var = xp.ones_like(var)
-        y = moments.centred(softmax(xp, mean_weights, wide))
-        variances = moments.variances(var)
-        y = y * rstd_of(xp, softmax(xp, var_weights, wide), variances, epsilon)
-        if gamma is not None:
-            y = y * beside(xp, gamma, wide, view.broadcast_parameter)
+        mix = Mix(xp, mean, missed, channels)
+        rstd = rstd_of(xp, softmax(xp, var_weights, mean), mix.variances(var), epsilon)
+        scale = xp.ones_like(mean) if gamma is None else beside(xp, gamma, mean, shape)
+        shift = mix.distance(softmax(xp, mean_weights, mean)) * rstd * scale
         if beta is not None:
-            y = y + beside(xp, beta, wide, view.broadcast_parameter)
-        y = xp.astype(reshaped(y, view.shape), native_dtype(x), copy=False)
-    if moments.n == 0:
-        mean = var = mean + math.nan
+            shift = shift + beside(xp, beta, mean, shape)
+        y = instances.affine(mean, missed, rstd, scale, shift)
+        if 0 in x.shape:
+            mean = var = mean + math.nan
     return SwitchableForward(y, *(xp.reshape(each, view.statistic) for each in (mean, var)))
 
 
-@explained_as_operations(_checked)
+def _forward_call(function: str, x: Array, **others: Any) -> Call:
+    view, epsilon = _checked(function, x, **others)
+    return planned("instances_statistics", x, view, epsilon=epsilon)
+
+
+@explained_by(_forward_call)
 @on_device_of_x
 def switchable_norm(
     x: Array,
@@ -160,7 +162,7 @@ def switchable_norm(
     ).y
 
 
-@explained_as_operations(_checked)
+@explained_by(_forward_call)
 @on_device_of_x
 def switchable_norm_forward(
     x: Array,
@@ -221,7 +223,12 @@ def _checked_backward(
     return need, view, epsilon
 
 
-@explained_as_operations(_checked_backward)
+def _backward_call(function: str, dy: Array, x: Array, **others: Any) -> Call:
+    _, view, _ = _checked_backward(function, dy, x, **others)
+    return planned("instances_sums", x, view, dy=dtype_of(dy))
+
+
+@explained_by(_backward_call)
 @on_device_of_x
 def switchable_norm_backward(
     dy: Array,
@@ -309,38 +316,40 @@ def switchable_norm_backward(
         channel_axis=channel_axis,
         epsilon=epsilon,
     )
-    xp = library_of(x).xp
-    wide: Any = reshaped(accumulate(xp, x), view.split)
-    dy = beside(xp, dy, wide, view.split)
-    mean, var = (beside(xp, each, wide, view.broadcast_statistic) for each in (mean, var))
-    if 0 in wide.shape:  # the NaN that stands for no statistics must not reach the weights
+    xp, shape, channels = library_of(x).xp, view.broadcast_parameter, view.parameter_axes[0]
+    mean, var = (
+        reshaped(statistic(xp, each, dtype_name(x.dtype)), view.broadcast_statistic)
+        for each in (mean, var)
+    )
+    if 0 in x.shape:  # the NaN that stands for no statistics must not reach the weights
         mean, var = xp.zeros_like(mean), xp.ones_like(var)
     others = tuple(axis for axis in range(len(view.split)) if axis not in view.parameter_axes)
-    dx = dmean_weights = dvar_weights = dgamma = dbeta = None
+    instances, n = Instances(x, view, dy), max(view.rows[1], 1)
+    dx = dmean_weights = dvar_weights = dgamma = None
     with np.errstate(all="ignore"):
-        if "dbeta" in need:
-            dbeta = sum_over(xp, dy, others)
-        if set(need) - {"dbeta"}:
-            moments = Moments(xp, wide, mean, axes=view.axes, channels=view.parameter_axes[0])
-            of_mean, of_var = (softmax(xp, each, wide) for each in (mean_weights, var_weights))
-            variances = moments.variances(var)
-            rstd = rstd_of(xp, of_var, variances, epsilon)
-            x_hat = moments.centred(of_mean) * rstd
-        if "dgamma" in need and gamma is not None:
-            dgamma = sum_over(xp, dy * x_hat, others)
-        if set(need) - {"dgamma", "dbeta"}:
-            g = dy if gamma is None else dy * beside(xp, gamma, wide, view.broadcast_parameter)
-            dmean = -rstd * sum_over(xp, g, view.axes, fused=False)
-            dvar = -rstd * (rstd * sum_over(xp, g * x_hat, view.axes, fused=False)) / 2
+        of_mean, of_var = (softmax(xp, each, mean) for each in (mean_weights, var_weights))
+        missed, sum_dy, product = instances.sums(mean, xp.ones_like(mean))
+        mix = Mix(xp, mean, missed, channels)
+        variances = mix.variances(var)
+        rstd = rstd_of(xp, of_var, variances, epsilon)
+        product = (product + sum_dy * mix.distance(of_mean)) * rstd
+        scale = xp.ones_like(mean) if gamma is None else beside(xp, gamma, mean, shape)
+        dmean, dvar = -rstd * (scale * sum_dy), -rstd * (rstd * (scale * product)) / 2
+        # Softmax is blind to what is added to all three, so those of the instance are left out.
         if "dmean_weights" in need:
-            # Softmax is blind to what is added to all means, so that of the instance is left out.
-            means = 0 * moments.from_layer, -moments.from_layer, -moments.from_batch
+            means = 0 * mix.from_layer, -mix.from_layer, -mix.from_batch
             dmean_weights = softmax_gradient(xp, of_mean, dmean, means)
         if "dvar_weights" in need:
-            dvar_weights = softmax_gradient(xp, of_var, dvar, variances)
+            _, layer, batch = variances
+            apart = 0 * var, layer - var, batch - var
+            dvar_weights = softmax_gradient(xp, of_var, dvar, apart)
         if "dx" in need:
-            dx = g * rstd + moments.gradient(of_mean, of_var, dmean, dvar)
-            dx = xp.astype(reshaped(dx, view.shape), native_dtype(x), copy=False)
+            dmean, dvar = mix.gradient(of_mean, of_var, dmean, dvar)
+            of_deviation = 2 * dvar / n / rstd / rstd
+            dx = instances.gradient(mean, missed, rstd, scale, of_deviation, dmean / n / rstd)
+        if "dgamma" in need and gamma is not None:
+            dgamma = sum_over(xp, product, others)
+        dbeta = sum_over(xp, sum_dy, others) if "dbeta" in need else None
     return SwitchableGradients(
         dx,
         gradient(xp, dmean_weights, (3,), x, mean_weights),

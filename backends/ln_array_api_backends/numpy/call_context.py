@@ -50,9 +50,9 @@ class CallContext:
         self.max_parts = numba.config.NUMBA_NUM_THREADS if use_threads(self.size) else 1
         self._new = allocator(self.size)
 
-    def acc(self, length: int) -> Argument:
-        """An argument that is a vector in the accumulation dtype."""
-        return array_of(self._acc_name, length)
+    def acc(self, *shape: int) -> Argument:
+        """An argument that is an array in the accumulation dtype."""
+        return array_of(self._acc_name, *shape)
 
     def gradients(self, parameters: int) -> tuple[Argument, Argument, Argument]:
         """The arguments dx, dgamma and dbeta, as far as they are needed."""
@@ -75,6 +75,6 @@ class CallContext:
         """Memory for a result of the shape of x, as the kernels have it."""
         return self._new(self.shape, dtype)
 
-    def new(self, length: int) -> np.ndarray:
-        """A vector of the accumulation dtype."""
-        return np.empty(length, self.acc_dtype)
+    def new(self, *shape: int) -> np.ndarray:
+        """Memory for a result in the accumulation dtype."""
+        return np.empty(shape, self.acc_dtype)

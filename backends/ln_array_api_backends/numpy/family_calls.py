@@ -7,8 +7,15 @@ from typing import Any
 
 from ln_array_api.backend import FamilyPrimitive, FamilySpec
 
+from . import instance_calls
+
 #: By primitive: what gives a kernel for a call, or None where it does not take such a call.
-PREPARED: dict[FamilyPrimitive, Callable[[FamilySpec], Callable[..., Any] | None]] = {}
+PREPARED: dict[FamilyPrimitive, Callable[[FamilySpec], Callable[..., Any] | None]] = {
+    "instances_statistics": instance_calls.statistics,
+    "instances_affine": instance_calls.affine,
+    "instances_sums": instance_calls.sums,
+    "instances_gradient": instance_calls.gradient,
+}
 
 
 def prepare(primitive: FamilyPrimitive, spec: FamilySpec) -> tuple[Callable[..., Any], str] | None:

@@ -1,0 +1,113 @@
+"""From a spec to compiled kernels for instances that lie as rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from ln_array_api.backend import FamilySpec
+
+from . import instances
+from .call_context import CallContext, boolean
+from .calls import ITEMSIZE, STREAMED, may_stream
+
+#: Elements of a row from which it is worth a kernel's while.
+SHORT = 8
+
+
+def _context(spec: FamilySpec) -> CallContext | None:
+    m, n = spec.shape
+    if n < SHORT:
+        return None
+    size = m * n * ITEMSIZE[spec.dtype]
+    return CallContext(spec, spec.shape, 0, non_temporal=may_stream(m, size))
+
+
+def _is_large(spec: FamilySpec) -> bool:
+    return math.prod(spec.shape) * ITEMSIZE[spec.dtype] >= STREAMED
+
+
+def statistics(spec: FamilySpec) -> Callable[..., Any] | None:
+    """What runs ``instances_statistics``."""
+    context = _context(spec)
+    if context is None:
+        return None
+    m = spec.shape[0]
+    run = context.bind(
+        instances.statistics_task,
+        m,
+        *(context.x, *[context.acc(m, 1)] * 4),
+        *((types.float64, spec.epsilon), boolean(_is_large(spec))),
+    )
+
+    def call(x: Any) -> tuple[np.ndarray, ...]:
+        results = tuple(context.new(m, 1) for _ in range(4))
+        run(x, *results)
+        return results
+
+    return call
+
+
+def affine(spec: FamilySpec) -> Callable[..., Any] | None:
+    """What runs ``instances_affine``."""
+    context = _context(spec)
+    if context is None:
+        return None
+    m = spec.shape[0]
+    run = context.bind(
+        instances.affine_task,
+        m,
+        *(context.x, *[context.acc(m, 1)] * 5, context.x, boolean(context.non_temporal)),
+    )
+
+    def call(x: Any, *others: Any) -> np.ndarray:
+        y = context.empty(x.dtype)
+        run(x, *others, y)
+        return y
+
+    return call
+
+
+def sums(spec: FamilySpec) -> Callable[..., Any] | None:
+    """What runs ``instances_sums``."""
+    context = _context(spec)
+    if context is None:
+        return None
+    m = spec.shape[0]
+    run = context.bind(
+        instances.sums_task,
+        m,
+        *(context.dy, context.x, *[context.acc(m, 1)] * 5, boolean(_is_large(spec))),
+    )
+
+    def call(*arrays: Any) -> tuple[np.ndarray, ...]:
+        results = tuple(context.new(m, 1) for _ in range(3))
+        run(*arrays, *results)
+        return results
+
+    return call
+
+
+def gradient(spec: FamilySpec) -> Callable[..., Any] | None:
+    """What runs ``instances_gradient``."""
+    context = _context(spec)
+    if context is None:
+        return None
+    m = spec.shape[0]
+    run = context.bind(
+        instances.gradient_task,
+        m,
+        *(context.dy, context.x, *[context.acc(m, 1)] * 6, context.x),
+        boolean(context.non_temporal),
+    )
+
+    def call(dy: Any, x: Any, *others: Any) -> np.ndarray:
+        dx = context.empty(x.dtype)
+        run(dy, x, *others, dx)
+        return dx
+
+    return call

@@ -1,0 +1,132 @@
+"""Passes over instances, which lie as rows, for every dtype: statistics, sums, and what is written.
+
+Batch-instance and switchable norm mix the statistics of instances in between. Each row is swept by
+one thread, so its results are the same whatever the others are.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from .access import element, fence, memory
+from .backward import differentiate, sums
+from .compile import INLINE, OPTIONS
+from .doubles import doubles, put_aside, put_together
+from .moments import judged, sums_of_pieces
+from .simd import number, ones, peak, range_scale, splat, total
+from .sweeps import AHEAD, normalise, plus, rough_mean
+from .tasks import arguments
+
+
+@njit(**OPTIONS)
+def statistics(x, mean, missed, var, rstd, epsilon, is_large, start, stop):
+    """Rows start to stop. One whose squares leave the range of the dtype is scaled first."""
+    n, x_, one, centered = x.shape[1], memory(x), ones(rstd), memory(mean)
+    share, ahead = 1.0 / n, AHEAD // x.itemsize if is_large else 0
+    zero = total(one - one)
+    for row in range(start, stop):
+        where = (row * n, n, 1, n)
+        rough = rough_mean(x_, row * n, n, one)
+        deviation, square = sums_of_pieces(x_, where, one, splat(-rough), ahead)
+        factor, rough, rest, variance, root = judged(
+            x_, where, share, one, centered, epsilon, rough, deviation, square
+        )
+        rounded_mean, rest = plus(rough, zero, rest)
+        mean[row, 0], missed[row, 0] = rounded_mean / factor, rest / factor
+        var[row, 0] = variance / factor / factor
+        rstd[row, 0] = root * factor
+
+
+@njit(**OPTIONS)
+def affine(x, mean, missed, rstd, scale, shift, y, streams, start, stop):
+    """Rows start to stop of x̂ * scale + shift."""
+    n, x_, y_, one = x.shape[1], memory(x), memory(y), ones(rstd)
+    mean_, missed_, rstd_ = memory(mean), memory(missed), memory(rstd)
+    scale_, shift_ = memory(scale), memory(shift)
+    for row in range(start, stop):
+        root = element(rstd_, row, one)
+        in_range, unscale = range_scale(root)
+        normalise(
+            x_, y_, row * n, n, in_range, (one - one) - element(mean_, row, one) * in_range,
+            root * unscale, (one - one) - element(missed_, row, one) * root,
+            element(scale_, row, one), element(shift_, row, one), 0, streams,
+        )  # fmt: skip
+    if streams:
+        fence()
+
+
+@njit(**INLINE)
+def total_in_double(values, one):
+    """The sum of the lanes, in float64."""
+    sum_, rest = put_aside(doubles(one), doubles(one), values)
+    return total(put_together(sum_, rest, one))
+
+
+@njit(**OPTIONS)
+def sums_of_rows(dy, x, mean, rstd, missed, of_dy, of_product, is_large, start, stop):
+    """What the rounded means of rows have missed, sums of dy, and of dy * x̂."""
+    n, dy_, x_, one = x.shape[1], memory(dy), memory(x), ones(rstd)
+    mean_, rstd_ = memory(mean), memory(rstd)
+    share, ahead = 1.0 / n, AHEAD // x.itemsize if is_large else 0
+    for row in range(start, stop):
+        root = element(rstd_, row, one)
+        a, b, c = sums(dy_, x_, row * n, n, element(mean_, row, one), root, None, 0, ahead)
+        _, unscale = range_scale(root)
+        rest, of_row = total_in_double(a, one) * share, total_in_double(b, one)
+        missed[row, 0] = number(rest, one) * peak(unscale)
+        of_dy[row, 0] = of_row
+        of_product[row, 0] = total_in_double(c, one) - rest * peak(root * unscale) * of_row
+
+
+@njit(**OPTIONS)
+def gradient(dy, x, mean, missed, rstd, weight, scale, shift, dx, streams, start, stop):
+    """Rows start to stop of rstd * (dy * weight + x̂ * scale + shift)."""
+    n, dy_, x_, dx_, one = x.shape[1], memory(dy), memory(x), memory(dx), ones(rstd)
+    mean_, missed_, rstd_ = memory(mean), memory(missed), memory(rstd)
+    weight_, scale_, shift_ = memory(weight), memory(scale), memory(shift)
+    for row in range(start, stop):
+        root = element(rstd_, row, one)
+        this = (
+            element(mean_, row, one), root, (one - one) - element(missed_, row, one) * root,
+            element(shift_, row, one), element(scale_, row, one),
+        )  # fmt: skip
+        g = element(weight_, row, one)
+        differentiate(dy_, x_, row * n, n, this, g, 0, dx_, None, None, 0, streams, 0)
+    if streams:
+        fence()
+
+
+def statistics_task(kinds):
+    """`statistics` as a task."""
+
+    def task(words, part, num_parts):
+        statistics(*arguments(words, kinds, part, num_parts))
+
+    return task
+
+
+def affine_task(kinds):
+    """`affine` as a task."""
+
+    def task(words, part, num_parts):
+        affine(*arguments(words, kinds, part, num_parts))
+
+    return task
+
+
+def sums_task(kinds):
+    """`sums_of_rows` as a task."""
+
+    def task(words, part, num_parts):
+        sums_of_rows(*arguments(words, kinds, part, num_parts))
+
+    return task
+
+
+def gradient_task(kinds):
+    """`gradient` as a task."""
+
+    def task(words, part, num_parts):
+        gradient(*arguments(words, kinds, part, num_parts))
+
+    return task

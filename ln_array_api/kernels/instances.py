@@ -1,0 +1,129 @@
+"""Statistics of instances, the channels of each sample, and what mixes of these come down to.
+
+Batch-instance and switchable norm normalise by a mix of the statistics of instances with those of
+larger parts of x, and the latter follow from the former. With x̂ = (x - mean) * rstd of an instance,
+y is x̂ * scale + shift, and dx is rstd * (dy * weight + x̂ * scale + shift), of numbers that each
+instance has: all else is arithmetic on these few. The rounded means of instances are never
+trusted: `missed` is what their rounding took, as in `rows`.
+
+Statistics, and what goes with them, keep the rank of x, in its accumulation dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .._arrays import Array, accumulate, constant, dtype_name, library_of, native_dtype
+from .moments import two_sum
+from .reductions import one_of_each, sum_over
+from .rows import accumulate_as, centred, mean_square, scaling, unscaled_rstd
+
+
+def statistics(
+    x: Array, *, axes: tuple[int, ...], epsilon: float
+) -> tuple[Array, Array, Array, Array]:
+    """Mean over `axes`, what rounding took from it, variance and rstd.
+
+    Of no elements the mean is 0, and the variance and rstd are 1, so that nothing that comes of
+    them is NaN.
+    """
+    xp = library_of(x).xp
+    d = accumulate(xp, x)
+    if 0 in (x.shape[axis] for axis in axes):
+        zero = xp.sum(d, axis=axes, keepdims=True)
+        return zero, zero, xp.ones_like(zero), xp.ones_like(zero)
+    with np.errstate(all="ignore"):
+        scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)
+        if scale is not None:
+            d = d * scale
+        d, rough_mean, missed = centred(xp, d, axes)
+        var = mean_square(xp, d, axes)
+        rstd = 1 / xp.sqrt(var + scaled_epsilon)
+        rstd = unscaled_rstd(xp, rstd, scale, var, epsilon, dtype_name(d.dtype))
+        mean, missed = two_sum(rough_mean, missed)
+        if scale is not None:
+            mean, missed, var = mean / scale, missed / scale, var / scale / scale
+        return mean, missed, accumulate_as(xp, var, d), accumulate_as(xp, rstd, d)
+
+
+def _x_hat(xp: Any, x: Array, mean: Array, missed: Array, rstd: Array) -> Array:
+    return ((accumulate(xp, x) - mean) - missed) * rstd
+
+
+def affine(x: Array, mean: Array, missed: Array, rstd: Array, scale: Array, shift: Array) -> Array:
+    """Give x̂ * scale + shift, in the dtype of x."""
+    xp = library_of(x).xp
+    with np.errstate(all="ignore"):
+        y = _x_hat(xp, x, mean, missed, rstd) * scale + shift
+        return xp.astype(y, native_dtype(x), copy=False)
+
+
+def sums(
+    dy: Array, x: Array, mean: Array, rstd: Array, *, axes: tuple[int, ...]
+) -> tuple[Array, Array, Array]:
+    """What a rounded mean has missed, and the sums of dy and of dy * x̂ over `axes`."""
+    xp = library_of(x).xp
+    with np.errstate(all="ignore"):
+        n = max(math.prod(x.shape[axis] for axis in axes), 1)
+        missed = sum_over(xp, accumulate(xp, x) - mean, axes) / n
+        dy = accumulate_as(xp, dy, mean)
+        of_product = sum_over(xp, dy * _x_hat(xp, x, mean, missed, rstd), axes, fused=False)
+        return missed, sum_over(xp, dy, axes, fused=False), of_product
+
+
+def gradient(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    missed: Array,
+    rstd: Array,
+    weight: Array,
+    scale: Array,
+    shift: Array,
+) -> Array:
+    """Give rstd * (dy * weight + x̂ * scale + shift), in the dtype of x."""
+    xp = library_of(x).xp
+    with np.errstate(all="ignore"):
+        x_hat = _x_hat(xp, x, mean, missed, rstd)
+        dx = rstd * (accumulate_as(xp, dy, mean) * weight + (x_hat * scale + shift))
+        return xp.astype(dx, native_dtype(x), copy=False)
+
+
+def average(xp: Any, values: Array, axis: int) -> Array:
+    """The mean of numbers of instances over the samples or the channels; 0 of none."""
+    return sum_over(xp, values, (axis,), fused=False) / max(values.shape[axis], 1)
+
+
+def common_mean(xp: Any, mean: Array, missed: Array, axis: int) -> tuple[Array, Array]:
+    """The mean of means of instances over an axis, and how far they are from it; 0 of none."""
+    if mean.shape[axis] == 0:
+        return xp.sum(mean, axis=axis, keepdims=True), mean
+    first = one_of_each(xp, mean, (axis,))
+    distance = (mean - first) + missed
+    beyond = average(xp, distance, axis)
+    distance = distance - beyond
+    rest = average(xp, distance, axis)
+    return first + (beyond + rest), distance - rest
+
+
+def common_rstd(xp: Any, rstd: Array, distance: Array, axis: int) -> Array:
+    """The rstd of all instances along an axis, whose means are at such a distance from their own.
+
+    The mean of 1 / rstd² is that of variances with epsilon. Roots are divided by the largest before
+    they are squared, so that these stay in range. Of no instances it is 1.
+    """
+    if rstd.shape[axis] == 0:
+        return xp.sum(rstd, axis=axis, keepdims=True) + 1
+    inverse = 1 / rstd
+    largest = constant(
+        xp.maximum(
+            xp.max(inverse, axis=axis, keepdims=True),
+            xp.max(xp.abs(distance), axis=axis, keepdims=True),
+        )
+    )
+    largest = xp.where(largest == 0, xp.ones_like(largest), largest)
+    inverse, distance = inverse / largest, distance / largest
+    return 1 / xp.sqrt(average(xp, inverse * inverse + distance * distance, axis)) / largest
