@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._arrays import Array, library_of
+from ._arrays import ACCUMULATION, Array, dtype_name, library_of, native_dtype
 from ._family import Call, call_on
 from ._plans import dtype_of, reshaped
 from ._views import View
@@ -26,58 +26,66 @@ class Instances:
 
     def __init__(self, x: Array, view: View, dy: Array | None = None) -> None:
         self._x, self._dy, self._view, self._xp = x, dy, view, library_of(x).xp
-        self._rows: dict[str, Array] = {}
+        # X and dy as they have been converted, by the function that did it.
+        self._converted: dict[Any, Array] = {}
 
-    def statistics(self, epsilon: float) -> tuple[Array, Array, Array, Array]:
+    def statistics(self, epsilon: float) -> tuple[Array, ...]:
         """Mean, what rounding took from it, var and rstd."""
         call = planned("instances_statistics", self._x, self._view, epsilon=epsilon)
         if call.has_kernel:
-            return self._by_rows(call, {"x": self._x})  # type: ignore[no-any-return]
-        axes = self._view.axes
-        return instances.statistics(self._split(self._x), axes=axes, epsilon=epsilon)
+            return self._with_rank(call.results(self._as_rows(self._x, call)))
+        x, axes = self._widened(self._x), self._view.axes
+        return instances.statistics(x, axes=axes, epsilon=epsilon)
 
     def affine(self, *of_instances: Array) -> Array:
         """X̂ * scale + shift, given mean, missed, rstd, scale and shift."""
         call = planned("instances_affine", self._x, self._view)
         if call.has_kernel:
-            return self._view.from_rows(self._by_rows(call, {"x": self._x}, *of_instances))
-        y = instances.affine(self._split(self._x), *of_instances)
-        return reshaped(y, self._view.shape)
+            columns = map(self._as_column, of_instances)
+            return self._view.from_rows(call.results(self._as_rows(self._x, call), *columns))
+        return self._like_x(instances.affine(self._widened(self._x), *of_instances))
 
-    def sums(self, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    def sums(self, mean: Array, rstd: Array) -> tuple[Array, ...]:
         """What the rounded mean has missed, and the sums of dy and of dy * x̂."""
         call = planned("instances_sums", self._x, self._view, dy=dtype_of(self._dy))
         if call.has_kernel:
-            full = {"dy": self._dy, "x": self._x}
-            return self._by_rows(call, full, mean, rstd)  # type: ignore[no-any-return]
-        dy, x = self._split(self._dy), self._split(self._x)
+            dy, x = self._as_rows(self._dy, call), self._as_rows(self._x, call)
+            return self._with_rank(call.results(dy, x, *map(self._as_column, (mean, rstd))))
+        dy, x = self._widened(self._dy), self._widened(self._x)
         return instances.sums(dy, x, mean, rstd, axes=self._view.axes)
 
     def gradient(self, *of_instances: Array) -> Array:
         """Dx, given mean, missed, rstd, weight, scale and shift."""
         call = planned("instances_gradient", self._x, self._view, dy=dtype_of(self._dy))
         if call.has_kernel:
-            dx = self._by_rows(call, {"dy": self._dy, "x": self._x}, *of_instances)
-            return self._view.from_rows(dx)
-        dx = instances.gradient(self._split(self._dy), self._split(self._x), *of_instances)
-        return reshaped(dx, self._view.shape)
+            dy, x = self._as_rows(self._dy, call), self._as_rows(self._x, call)
+            return self._view.from_rows(call.results(dy, x, *map(self._as_column, of_instances)))
+        dy, x = self._widened(self._dy), self._widened(self._x)
+        return self._like_x(instances.gradient(dy, x, *of_instances))
 
-    def _split(self, values: Array) -> Array:
-        return reshaped(values, self._view.split)
+    def _as_rows(self, values: Array, call: Call) -> Array:
+        key = "rows", id(values)
+        if key not in self._converted:
+            self._converted[key] = self._view.to_rows(values, call.choice.put_in_order)
+        return self._converted[key]
 
-    def _by_rows(self, call: Call, full: dict[str, Array], *of_instances: Array) -> Array:
-        """Results of a kernel; statistics in the shape in which a caller has them."""
-        for name, values in full.items():
-            if name not in self._rows:
-                self._rows[name] = self._view.to_rows(values, call.choice.put_in_order)
-        results = call.results(
-            *(self._rows[name] for name in full), *map(self._as_column, of_instances)
-        )
-        if not isinstance(results, tuple):
-            return results
-        shape = self._view.broadcast_statistic
-        return tuple(self._xp.reshape(each, shape) for each in results)
+    def _widened(self, values: Array) -> Array:
+        """X or dy in the accumulation dtype: once, since frameworks add up gradients in x's own."""
+        key = "wide", id(values)
+        if key not in self._converted:
+            dtype = getattr(self._xp, ACCUMULATION[dtype_name(self._x.dtype)])
+            wide = self._xp.astype(values, dtype, copy=False)
+            self._converted[key] = reshaped(wide, self._view.split)
+        return self._converted[key]
+
+    def _like_x(self, values: Array) -> Array:
+        dtype = native_dtype(self._x)
+        return self._xp.astype(reshaped(values, self._view.shape), dtype, copy=False)
 
     def _as_column(self, values: Array) -> Array:
         whole = self._xp.broadcast_to(values, self._view.broadcast_statistic)
         return self._xp.reshape(whole, (self._view.rows[0], 1))
+
+    def _with_rank(self, columns: tuple[Array, ...]) -> tuple[Array, ...]:
+        shape = self._view.broadcast_statistic
+        return tuple(self._xp.reshape(each, shape) for each in columns)

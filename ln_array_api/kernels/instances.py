@@ -6,7 +6,8 @@ y is x̂ * scale + shift, and dx is rstd * (dy * weight + x̂ * scale + shift), 
 instance has: all else is arithmetic on these few. The rounded means of instances are never
 trusted: `missed` is what their rounding took, as in `rows`.
 
-Statistics, and what goes with them, keep the rank of x, in its accumulation dtype.
+Arrays come, and results are, in the accumulation dtype of x; statistics, and what goes with them,
+keep the rank of x.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, accumulate, constant, dtype_name, library_of, native_dtype
+from .._arrays import Array, constant, dtype_name, library_of
 from .moments import two_sum
-from .reductions import one_of_each, sum_over
+from .reductions import largest_magnitude, one_of_each, sum_over
 from .rows import accumulate_as, centred, mean_square, scaling, unscaled_rstd
 
 
@@ -30,10 +31,9 @@ def statistics(
     Of no elements the mean is 0, and the variance and rstd are 1, so that nothing that comes of
     them is NaN.
     """
-    xp = library_of(x).xp
-    d = accumulate(xp, x)
+    xp, d = library_of(x).xp, x
     if 0 in (x.shape[axis] for axis in axes):
-        zero = xp.sum(d, axis=axes, keepdims=True)
+        zero = xp.sum(x, axis=axes, keepdims=True)
         return zero, zero, xp.ones_like(zero), xp.ones_like(zero)
     with np.errstate(all="ignore"):
         scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)
@@ -49,16 +49,14 @@ def statistics(
         return mean, missed, accumulate_as(xp, var, d), accumulate_as(xp, rstd, d)
 
 
-def _x_hat(xp: Any, x: Array, mean: Array, missed: Array, rstd: Array) -> Array:
-    return ((accumulate(xp, x) - mean) - missed) * rstd
+def _x_hat(x: Array, mean: Array, missed: Array, rstd: Array) -> Array:
+    return ((x - mean) - missed) * rstd
 
 
 def affine(x: Array, mean: Array, missed: Array, rstd: Array, scale: Array, shift: Array) -> Array:
-    """Give x̂ * scale + shift, in the dtype of x."""
-    xp = library_of(x).xp
+    """Give x̂ * scale + shift."""
     with np.errstate(all="ignore"):
-        y = _x_hat(xp, x, mean, missed, rstd) * scale + shift
-        return xp.astype(y, native_dtype(x), copy=False)
+        return _x_hat(x, mean, missed, rstd) * scale + shift
 
 
 def sums(
@@ -68,9 +66,8 @@ def sums(
     xp = library_of(x).xp
     with np.errstate(all="ignore"):
         n = max(math.prod(x.shape[axis] for axis in axes), 1)
-        missed = sum_over(xp, accumulate(xp, x) - mean, axes) / n
-        dy = accumulate_as(xp, dy, mean)
-        of_product = sum_over(xp, dy * _x_hat(xp, x, mean, missed, rstd), axes, fused=False)
+        missed = sum_over(xp, x - mean, axes) / n
+        of_product = sum_over(xp, dy * _x_hat(x, mean, missed, rstd), axes, fused=False)
         return missed, sum_over(xp, dy, axes, fused=False), of_product
 
 
@@ -84,12 +81,9 @@ def gradient(
     scale: Array,
     shift: Array,
 ) -> Array:
-    """Give rstd * (dy * weight + x̂ * scale + shift), in the dtype of x."""
-    xp = library_of(x).xp
+    """Give rstd * (dy * weight + x̂ * scale + shift)."""
     with np.errstate(all="ignore"):
-        x_hat = _x_hat(xp, x, mean, missed, rstd)
-        dx = rstd * (accumulate_as(xp, dy, mean) * weight + (x_hat * scale + shift))
-        return xp.astype(dx, native_dtype(x), copy=False)
+        return rstd * (dy * weight + (_x_hat(x, mean, missed, rstd) * scale + shift))
 
 
 def average(xp: Any, values: Array, axis: int) -> Array:
@@ -118,12 +112,8 @@ def common_rstd(xp: Any, rstd: Array, distance: Array, axis: int) -> Array:
     if rstd.shape[axis] == 0:
         return xp.sum(rstd, axis=axis, keepdims=True) + 1
     inverse = 1 / rstd
-    largest = constant(
-        xp.maximum(
-            xp.max(inverse, axis=axis, keepdims=True),
-            xp.max(xp.abs(distance), axis=axis, keepdims=True),
-        )
-    )
+    magnitudes = (largest_magnitude(xp, each, (axis,)) for each in (inverse, distance))
+    largest = constant(xp.maximum(*magnitudes))
     largest = xp.where(largest == 0, xp.ones_like(largest), largest)
     inverse, distance = inverse / largest, distance / largest
     return 1 / xp.sqrt(average(xp, inverse * inverse + distance * distance, axis)) / largest
