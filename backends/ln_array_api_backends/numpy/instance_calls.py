@@ -13,30 +13,25 @@ from ln_array_api.backend import FamilySpec
 
 from . import instances
 from .call_context import CallContext, boolean
-from .calls import ITEMSIZE, STREAMED, may_stream
+from .calls import ITEMSIZE, may_stream
 
-#: Elements of a row from which it is worth a kernel's while.
-SHORT = 8
+#: Bytes of x from which it comes from memory, and is fetched ahead.
+PREFETCHED = 12 << 20
 
 
-def _context(spec: FamilySpec) -> CallContext | None:
+def _context(spec: FamilySpec) -> CallContext:
     m, n = spec.shape
-    if n < SHORT:
-        return None
     size = m * n * ITEMSIZE[spec.dtype]
     return CallContext(spec, spec.shape, 0, non_temporal=may_stream(m, size))
 
 
 def _is_large(spec: FamilySpec) -> bool:
-    return math.prod(spec.shape) * ITEMSIZE[spec.dtype] >= STREAMED
+    return math.prod(spec.shape) * ITEMSIZE[spec.dtype] >= PREFETCHED
 
 
-def statistics(spec: FamilySpec) -> Callable[..., Any] | None:
+def statistics(spec: FamilySpec) -> Callable[..., Any]:
     """What runs ``instances_statistics``."""
-    context = _context(spec)
-    if context is None:
-        return None
-    m = spec.shape[0]
+    context, m = _context(spec), spec.shape[0]
     run = context.bind(
         instances.statistics_task,
         m,
@@ -52,12 +47,9 @@ def statistics(spec: FamilySpec) -> Callable[..., Any] | None:
     return call
 
 
-def affine(spec: FamilySpec) -> Callable[..., Any] | None:
+def affine(spec: FamilySpec) -> Callable[..., Any]:
     """What runs ``instances_affine``."""
-    context = _context(spec)
-    if context is None:
-        return None
-    m = spec.shape[0]
+    context, m = _context(spec), spec.shape[0]
     run = context.bind(
         instances.affine_task,
         m,
@@ -72,12 +64,9 @@ def affine(spec: FamilySpec) -> Callable[..., Any] | None:
     return call
 
 
-def sums(spec: FamilySpec) -> Callable[..., Any] | None:
+def sums(spec: FamilySpec) -> Callable[..., Any]:
     """What runs ``instances_sums``."""
-    context = _context(spec)
-    if context is None:
-        return None
-    m = spec.shape[0]
+    context, m = _context(spec), spec.shape[0]
     run = context.bind(
         instances.sums_task,
         m,
@@ -92,12 +81,9 @@ def sums(spec: FamilySpec) -> Callable[..., Any] | None:
     return call
 
 
-def gradient(spec: FamilySpec) -> Callable[..., Any] | None:
+def gradient(spec: FamilySpec) -> Callable[..., Any]:
     """What runs ``instances_gradient``."""
-    context = _context(spec)
-    if context is None:
-        return None
-    m = spec.shape[0]
+    context, m = _context(spec), spec.shape[0]
     run = context.bind(
         instances.gradient_task,
         m,
