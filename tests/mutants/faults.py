@@ -9,6 +9,7 @@ import faults_jax
 import faults_kernels
 import faults_numpy_calls
 import faults_numpy_channels
+import faults_numpy_instances
 import faults_numpy_rows
 import faults_numpy_strided
 import faults_operations
@@ -24,6 +25,7 @@ FAULTS: tuple[Fault, ...] = (
     *faults_numpy_rows.FAULTS,
     *faults_numpy_channels.FAULTS,
     *faults_numpy_calls.FAULTS,
+    *faults_numpy_instances.FAULTS,
     *faults_numpy_strided.FAULTS,
     *faults_torch.FAULTS,
     *faults_jax.FAULTS,
