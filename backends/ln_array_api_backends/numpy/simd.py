@@ -56,6 +56,7 @@ for _operation, _instruction in (
     (operator.add, "fadd"),
     (operator.sub, "fsub"),
     (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
 ):
     _arithmetic(_operation, _instruction)
 
@@ -90,12 +91,11 @@ def first_lanes(builder: Any, count: Any, lanes: int) -> Any:
 
 @intrinsic
 def ones(typing: Any, array: Any) -> Any:
-    """A vector of ones, in the dtype of an array."""
-    kind = Vector(array.dtype)
+    """A vector of ones, in the dtype that elements of an array are computed in."""
+    kind = Vector(types.float64 if array.dtype == types.float64 else types.float32)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        one = NUMBER[array.dtype](1.0)
-        return spread(builder, one, kind.lanes)
+        return spread(builder, NUMBER[kind.scalar](1.0), kind.lanes)
 
     return kind(array), generate
 
@@ -234,6 +234,27 @@ def magnitude(typing: Any, vector: Any) -> Any:
         return call(builder, f"llvm.fabs.{suffix(args[0].type)}", args[0].type, *args)
 
     return vector(vector), generate
+
+
+@intrinsic
+def with_sign_of(typing: Any, vector: Any, other: Any) -> Any:
+    """The absolute value of each lane with the sign of another vector's, that of 0 included."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return call(builder, f"llvm.copysign.{suffix(args[0].type)}", args[0].type, *args)
+
+    return vector(vector, other), generate
+
+
+@intrinsic
+def at_most(typing: Any, vector: Any, bound: Any) -> Any:
+    """The smaller of each pair of lanes; NaN where the first is NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        above = builder.fcmp_ordered("<", args[1], args[0])
+        return builder.select(above, args[1], args[0])
+
+    return vector(vector, bound), generate
 
 
 def lanes_of(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:
