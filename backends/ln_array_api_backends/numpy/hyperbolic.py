@@ -1,19 +1,15 @@
 """Dynamic tanh, y = tanh(alpha * x) * gamma + beta, and its gradients, for every dtype.
 
 As in `forward` and `backward`, what is None is left out at compile time. No element depends on
-another, so x is cut as the parameters lie beside it: into rows of a length, and these into segments
-of another. A row has one element of gamma and beta for all of it, or one for each column. A task
-works on a range of segments; sums are kept apart for each segment, or for each block of rows, and
-added up in order by who finishes last.
+another, so x is cut as the parameters lie beside it: into rows of a length, of which the last may
+be shorter, and these into segments. A row has one element of gamma and beta, or one in each column.
+A part of a task is a range of segments. Sums are kept apart for each segment, or for each column of
+a block of rows, and added up in order by who finishes last.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from .access import (
     element,
@@ -32,154 +28,10 @@ from .column_sums import add_to, gather
 from .compile import INLINE, OPTIONS
 from .doubles import doubles, put_aside, put_together
 from .gradient_sums import clear
-from .simd import (
-    I32,
-    I64,
-    at_most,
-    call,
-    fma,
-    keep_first,
-    lanes,
-    magnitude,
-    number,
-    ones,
-    splat,
-    suffix,
-    total,
-    with_sign_of,
-)
+from .simd import keep_first, lanes, ones, total
 from .sweeps import plus, scaled_and_shifted, with_lost
+from .tangent import tangent, tangent_and_slope
 from .tasks import FINISHED, arguments
-
-#: Of float32 and float64: the coefficients of h(r), the lowest first, where expm1(r) is
-#: r + r² (1/2 + r h(r)) for |r| up to ln(2) / 2. By the algorithm of Remez in 40 digits, with the
-#: relative error of expm1 as the one to be least at most, then rounded: it is 1.4e-8 (0.23 * 2^-24)
-#: and 2.4e-17 (0.22 * 2^-53).
-_COEFFICIENTS = {
-    types.float32: (
-        float.fromhex("0x1.5554b8p-3"),
-        float.fromhex("0x1.5555bap-5"),
-        float.fromhex("0x1.122362p-7"),
-        float.fromhex("0x1.6c5566p-10"),
-    ),
-    types.float64: (
-        float.fromhex("0x1.555555555553ep-3"),
-        float.fromhex("0x1.5555555553b15p-5"),
-        float.fromhex("0x1.1111111118cf4p-7"),
-        float.fromhex("0x1.6c16c179fbb17p-10"),
-        float.fromhex("0x1.a01a0171b46c9p-13"),
-        float.fromhex("0x1.a019b3a828099p-16"),
-        float.fromhex("0x1.71de976b7f0e3p-19"),
-        float.fromhex("0x1.289759018e07cp-22"),
-        float.fromhex("0x1.ae4904cbcc2f5p-26"),
-    ),
-}
-#: -ln(2), rounded to the dtype, and what that has lost.
-_MINUS_LN2 = {
-    types.float32: (float.fromhex("-0x1.62e430p-1"), float.fromhex("0x1.05c610p-29")),
-    types.float64: (
-        float.fromhex("-0x1.62e42fefa39efp-1"),
-        float.fromhex("-0x1.abc9e3b39803fp-56"),
-    ),
-}
-#: How many bits of a number follow its exponent, and a number whose last bit is worth 1.
-_BITS = {types.float32: 23, types.float64: 52}
-_UNIT = {kind: 1.5 * 2.0**bits for kind, bits in _BITS.items()}
-#: In round numbers: from where on tanh is 1 to a dtype, and from where on its slope is 0.
-_FLAT = {types.float32: (12.0, 60.0), types.float64: (24.0, 380.0)}
-
-
-def _every(kind: Any, value: float) -> Any:
-    return ir.Constant(kind, [value] * kind.count)
-
-
-@intrinsic
-def constants(typing: Any, like: Any) -> Any:
-    """Of a dtype: `_UNIT`, both parts of `_MINUS_LN2`, both of `_FLAT`."""
-    values = _UNIT[like.scalar], *_MINUS_LN2[like.scalar], *_FLAT[like.scalar]
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors = [_every(args[0].type, value) for value in values]
-        return context.make_tuple(builder, signature.return_type, vectors)
-
-    return types.UniTuple(like, len(values))(like), generate
-
-
-@intrinsic
-def polynomial(typing: Any, r: Any) -> Any:
-    """H(r) by Horner's rule."""
-    *rest, last = _COEFFICIENTS[r.scalar]
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = args[0].type
-        result = _every(kind, last)
-        for coefficient in reversed(rest):
-            term = _every(kind, coefficient)
-            result = call(builder, f"llvm.fma.{suffix(kind)}", kind, result, args[0], term)
-        return result
-
-    return r(r), generate
-
-
-@intrinsic
-def power_of_two(typing: Any, shifted: Any) -> Any:
-    """2^n of an integer n in each lane, which `_UNIT` was added to: so n is in its last bits."""
-    bits, integer = _BITS[shifted.scalar], I32 if shifted.scalar == types.float32 else I64
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        integers = ir.VectorType(integer, shifted.lanes)
-        exponent = builder.shl(builder.bitcast(args[0], integers), _every(integers, bits))
-        one = builder.bitcast(_every(args[0].type, 1.0), integers)
-        return builder.bitcast(builder.add(exponent, one), args[0].type)
-
-    return shifted(shifted), generate
-
-
-@njit(**INLINE)
-def every(value, like):
-    """A number in every lane of a vector like another."""
-    return splat(number(value, like))
-
-
-@njit(**INLINE)
-def exponential(a):
-    """N, with `_UNIT` added to it, and p with exp(-2a) = 2^n * (1 + p).
-
-    P is expm1 of -2a - n ln(2), which is at most ln(2) / 2; n is 0 where a is small.
-    """
-    unit, minus_ln2, lost, _, _ = constants(a)
-    shifted = fma(a, every(-2 / 0.6931471805599453, a), unit)
-    n = shifted - unit
-    r = fma(n, lost, fma(n, minus_ln2, a * every(-2.0, a)))
-    return shifted, fma(r * r, fma(r, polynomial(r), every(0.5, a)), r)
-
-
-@njit(**INLINE)
-def tangent(u):
-    """Tanh of each lane, to 2 units in the last place: -e / (2 + e) with e = expm1(-2|u|)."""
-    a = at_most(magnitude(u), constants(u)[3])
-    shifted, p = exponential(a)
-    scale = power_of_two(shifted)
-    e = fma(scale, p, scale - every(1.0, u))
-    return with_sign_of(e / (e + every(2.0, u)), u)
-
-
-@njit(**INLINE)
-def tangent_and_slope(u):
-    """The same, and 1 - tanh² = 4s / (1 + s)² with s = exp(-2|u|), also where s is subnormal.
-
-    Its power of two comes in two factors, since it may be less than a normal number.
-    """
-    unit, _, _, _, vanishing = constants(u)
-    one, two = every(1.0, u), every(2.0, u)
-    shifted, p = exponential(at_most(magnitude(u), vanishing))
-    half = fma(shifted - unit, every(0.5, u), unit)
-    first, second = power_of_two(half), power_of_two(shifted - half + unit)
-    scale = first * second
-    e = fma(scale, p, scale - one)
-    divisor = e + two
-    slope = (one + p) * first / (divisor * divisor) * (second * every(4.0, u))
-    return with_sign_of(e / divisor, u), slope
 
 
 @njit(**INLINE)
@@ -224,10 +76,8 @@ def forward(x, alpha, gamma, beta, y, length, segment, parameters, streams, star
         if parameters is None:
             squash(x_, y_, o, n, alpha_, gamma_, beta_, left, streams)
         else:
-            g, b = (
-                element(gamma_, row % parameters, alpha_),
-                element(beta_, row % parameters, alpha_),
-            )
+            place = row % parameters
+            g, b = element(gamma_, place, alpha_), element(beta_, place, alpha_)
             squash(x_, y_, o, n, alpha_, g, b, 0, streams)
     if streams:
         fence()
@@ -357,33 +207,24 @@ def backward_of_columns(
 @njit(**INLINE)
 def fold(sums, size, trail, into):
     """Each parameter's sum of the first `size` sums, of which `trail` after each other are its."""
-    if into is not None:
-        apart = into.size * trail
-        for parameter in range(into.size):
-            sum_, lost = 0.0, 0.0
-            for first in range(parameter * trail, size, apart):
-                for i in range(first, first + trail):
-                    sum_, lost = plus(sum_, lost, sums[i])
-            into[parameter] = with_lost(sum_, lost)
+    for parameter in range(into.size):
+        sum_, lost = 0.0, 0.0
+        for first in range(parameter * trail, size, into.size * trail):
+            for i in range(first, first + trail):
+                sum_, lost = plus(sum_, lost, sums[i])
+        into[parameter] = with_lost(sum_, lost)
 
 
 @njit(**INLINE)
-def fold_rows(sums, segments, into):
-    """`fold` of what the segments of rows have summed."""
+def fold_segments(sums, segments, into):
+    """`fold` of what segments have summed, of which a row has so many."""
     if into is not None:
         fold(sums, sums.size, segments, into)
 
 
 @njit(**INLINE)
-def fold_all(sums, into):
-    """The sum of all sums."""
-    if into is not None:
-        fold(sums, sums.size, sums.size, into)
-
-
-@njit(**INLINE)
 def fold_columns(sums, lost, padded, length, repeat, into):
-    """The same as `fold` of what the blocks have summed, of which a parameter has more columns."""
+    """`fold` of what blocks have summed of each column, of which so many share a parameter."""
     if into is not None:
         gather(sums, lost, padded)
         fold(sums, length, repeat, into)
@@ -393,9 +234,9 @@ def fold_columns(sums, lost, padded, length, repeat, into):
 def finish(dalpha, dgamma, dbeta, into_dalpha, into_dgamma, into_dbeta, length, segment):
     """Add up what `backward` has summed."""
     segments = -(-length // segment)
-    fold_all(dalpha, into_dalpha)
-    fold_rows(dgamma, segments, into_dgamma)
-    fold_rows(dbeta, segments, into_dbeta)
+    fold_segments(dalpha, 1, into_dalpha)
+    fold_segments(dgamma, segments, into_dgamma)
+    fold_segments(dbeta, segments, into_dbeta)
 
 
 @njit(**OPTIONS)
@@ -404,7 +245,7 @@ def finish_columns(
     repeat, length, padded,
 ):  # fmt: skip
     """Add up what `backward_of_columns` has summed."""
-    fold_all(dalpha, into_dalpha)
+    fold_segments(dalpha, 1, into_dalpha)
     fold_columns(dgamma, dgamma_lost, padded, length, repeat, into_dgamma)
     fold_columns(dbeta, dbeta_lost, padded, length, repeat, into_dbeta)
 
