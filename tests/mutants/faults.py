@@ -9,6 +9,7 @@ import faults_jax
 import faults_kernels
 import faults_numpy_calls
 import faults_numpy_channels
+import faults_numpy_hyperbolic
 import faults_numpy_instances
 import faults_numpy_rows
 import faults_numpy_strided
@@ -27,6 +28,7 @@ FAULTS: tuple[Fault, ...] = (
     *faults_numpy_calls.FAULTS,
     *faults_numpy_instances.FAULTS,
     *faults_numpy_strided.FAULTS,
+    *faults_numpy_hyperbolic.FAULTS,
     *faults_torch.FAULTS,
     *faults_jax.FAULTS,
 )
