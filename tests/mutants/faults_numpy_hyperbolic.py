@@ -61,10 +61,10 @@ FAULTS = (
         LAYOUTS,
     ),
     Fault(
-        "the last row reaches beyond x",
+        "the last row of a block is left out",
         KERNELS,
-        "n = min(segment, length - left, x.size - o)",
-        "n = min(segment, length - left)",
+        "min(end, (block + 1) * rows)",
+        "min(end, (block + 1) * rows - 1)",
         LAYOUTS,
     ),
     Fault(
