@@ -58,6 +58,8 @@ class Library(NamedTuple):
     """The array itself or a copy, for which `in_order` holds; of no subclass."""
     may_overlap: Callable[[Array, Array], bool] | None
     """Whether two arrays in C order may share memory, quickly told by their addresses alone."""
+    owns_memory: Callable[[Array], bool]
+    """Whether no other array that owns its memory shares it; what a signature tells of an array."""
     current_device: Callable[[], int] | None
     """Give the number of the device on which the library computes, wherever its arrays are.
 
@@ -122,6 +124,7 @@ def _recognise(x: Array) -> Library:
         in_order=in_order,
         put_in_order=put_in_order,
         may_overlap=_MAY_OVERLAP.get(name) if type(x).__name__ in _PLAIN else None,
+        owns_memory=_ndarray_owns_memory if type(x) is np.ndarray else lambda x: False,
         current_device=_cupy_current_device(xp) if name == "cupy" else None,
     )
 
@@ -152,6 +155,10 @@ _C_CONTIGUOUS_AND_ALIGNED = 0x101  # bits of ndarray.flags.num
 
 #: Of an array of exactly this type, since it costs less than half of a function of our own.
 _ndarray_signature = operator.attrgetter("dtype", "shape", "flags.num")
+
+
+def _ndarray_owns_memory(x: Array) -> bool:
+    return bool(x.flags.owndata)
 
 
 def _numpy_signature(x: Array) -> Hashable:
