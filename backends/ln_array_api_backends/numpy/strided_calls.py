@@ -19,9 +19,9 @@ from .simd import BYTES
 
 #: Bytes of a tile, which are to stay in the second cache.
 TILE = 512 << 10
-#: Vectors of a line of a tile: as many as are read together, where there are so many, and at most
-#: of how many terms float32 holds the sum.
-FEW_VECTORS, VECTORS = 4, 16
+#: Vectors of a line of a tile: as many as are read together, where there are so many, and at most.
+#: Those of a backward pass are added up, and float32 holds the sum of so many.
+FEW_VECTORS, VECTORS = 4, {"rows_forward": 24, "rows_backward": 16}
 #: Rows beside each other from which lanes are full enough.
 LEAST = 8
 #: Tiles at least, if there are enough columns: work for several threads.
@@ -39,12 +39,12 @@ class _Tiles(NamedTuple):
     num_tiles: int
 
 
-def _tiles(shape: tuple[int, int, int], spec: RowsSpec, lanes: int) -> _Tiles:
+def _tiles(primitive: Primitive, shape: tuple[int, int, int], spec: RowsSpec, lanes: int) -> _Tiles:
     """Tiles of about one width, which depends on the shape alone."""
     k, n, inner = shape
     vectors = -(-inner // lanes)
     most = TILE // (n * lanes * ITEMSIZE[spec.dtype])
-    most = min(VECTORS, max(FEW_VECTORS, min(most, vectors * k // TILES)))
+    most = min(VECTORS[primitive], max(FEW_VECTORS, min(most, vectors * k // TILES)))
     across = -(-vectors // most)
     width = -(-vectors // across) * lanes
     return _Tiles(shape, width, k * -(-inner // width))
@@ -66,7 +66,7 @@ def prepare(
         return None
     streams = may_stream(k * n, k * n * inner * ITEMSIZE[spec.dtype])
     context = CallContext(spec, (k, n, inner), n, non_temporal=streams)
-    tiles = _tiles((k, n, inner), spec, BYTES // context.acc_dtype.itemsize)
+    tiles = _tiles(primitive, (k, n, inner), spec, BYTES // context.acc_dtype.itemsize)
     lengths = list(enumerate(layout.shape))
     statistic = tuple(1 if axis in layout.axes else length for axis, length in lengths)
     parameter = tuple(length if axis in layout.axes else 1 for axis, length in lengths)

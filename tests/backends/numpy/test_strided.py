@@ -96,9 +96,10 @@ def test_how_tiles_are_cut_changes_no_bit_of_a_row(
     """So none depends on its place, nor on how many lie beside it."""
     x, dy, gamma, beta = arguments((3, 70, 300), DTYPES[dtype])
     expected = results(x, dy, gamma, beta)[:4]
-    for vectors in (1, 2, 3, 5, 16):
+    for vectors in (1, 2, 3, 5, 16, 24):
         monkeypatch.setattr(strided_calls, "FEW_VECTORS", vectors)
-        monkeypatch.setattr(strided_calls, "VECTORS", vectors)
+        most = dict.fromkeys(strided_calls.VECTORS, vectors)
+        monkeypatch.setattr(strided_calls, "VECTORS", most)
         registry.plans.clear()
         same(results(x, dy, gamma, beta)[:4], expected)
     for some in (np.s_[:1], np.s_[1:, :, :], np.s_[:, :, :8], np.s_[:, :, 130:199]):
