@@ -60,6 +60,7 @@ mutants: .venv/installed ## plant one fault after the other, and see which test 
 bench: .venv/installed ## time NumPy arrays next to torch, onnxruntime, JAX and NumPy, into docs/
 	$(BIN)/python benchmarks/compare.py --threads 2 --output docs/benchmarks
 	$(BIN)/python benchmarks/compare.py --threads 1 --output docs/benchmarks-1-thread
+	$(BIN)/python benchmarks/bandwidth.py --threads 2 --output docs/bandwidth
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-autosave --benchmark-columns=min,median,iqr
 
 bench-quick: .venv/installed ## see that every benchmark runs, without believing its figures
@@ -67,6 +68,7 @@ bench-quick: .venv/installed ## see that every benchmark runs, without believing
 	$(BIN)/asv run --python=same --quick --show-stderr --dry-run \
 		--bench "Overhead|Dtypes|Memory|Axes|Out|Busy|FirstCall|Family|Torch|JAX"
 	$(BIN)/python benchmarks/compare.py --threads 2 --rounds 1 --shapes 8x64
+	$(BIN)/python benchmarks/bandwidth.py --rounds 1 --shapes 8x64 16x64x56x56
 	$(BIN)/pytest benchmarks --benchmark-disable -q
 
 lint: .venv/installed ## check style and types
