@@ -56,6 +56,7 @@ for _operation, _instruction in (
     (operator.add, "fadd"),
     (operator.sub, "fsub"),
     (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
 ):
     _arithmetic(_operation, _instruction)
 
@@ -234,6 +235,57 @@ def magnitude(typing: Any, vector: Any) -> Any:
         return call(builder, f"llvm.fabs.{suffix(args[0].type)}", args[0].type, *args)
 
     return vector(vector), generate
+
+
+@intrinsic
+def square_root(typing: Any, vector: Any) -> Any:
+    """The root of each lane, rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return call(builder, f"llvm.sqrt.{suffix(args[0].type)}", args[0].type, *args)
+
+    return vector(vector), generate
+
+
+@intrinsic
+def with_sign(typing: Any, magnitudes: Any, signs: Any) -> Any:
+    """The magnitude of each lane, with the sign of that of another vector."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return call(builder, f"llvm.copysign.{suffix(args[0].type)}", args[0].type, *args)
+
+    return magnitudes(magnitudes, signs), generate
+
+
+@intrinsic
+def at_most(typing: Any, bound: Any, vector: Any) -> Any:
+    """Each lane, or its bound where that is less; NaN where the lane is NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered("<", *args), *args)
+
+    return vector(bound, vector), generate
+
+
+@intrinsic
+def at_least(typing: Any, bound: Any, vector: Any) -> Any:
+    """Each lane, or its bound where that is more; NaN where the lane is NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return vector(bound, vector), generate
+
+
+@intrinsic
+def where_not_zero(typing: Any, condition: Any, vector: Any) -> Any:
+    """Each lane where that of another vector is not 0, and 0 where it is."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_unordered("!=", args[0], zero), args[1], zero)
+
+    return vector(condition, vector), generate
 
 
 def lanes_of(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:
