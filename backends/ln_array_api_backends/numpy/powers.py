@@ -77,7 +77,7 @@ def largest_magnitude(x, o, n, one):
     while j < n:
         top = largest(top, magnitude(load_first(x, o + j, min(width, n - j), one)))
         j += width
-    size = float(peak(top))
+    size = number(peak(top), doubles(one))
     return size if size > 0 else 1.0
 
 
@@ -213,8 +213,9 @@ def backward(dy, x, norm, dx, exponent, streams, start, stop):
     one = ones(norm)
     smallest, _, _ = limits(one)
     for row in range(start, stop):
-        log = math.log2(norm[row])
-        if norm[row] < smallest or norm[row] == math.inf:
+        given = number(norm[row], doubles(one))
+        log = math.log2(given)
+        if given < smallest or given == math.inf:
             log, _ = log_of_norm(x_, row * n, n, one, exponent, 0.0)
         exponents, minus_log = splat(exponent), splat(-log)
         projection = sum_of_products(dy_, x_, row * n, n, one, exponents, minus_log)

@@ -131,7 +131,7 @@ def forward(x, y, norm, epsilon, streams, start, stop):
     x_, y_, norm_ = memory(x), memory(y), memory(norm)
     one = ones(norm)
     zero = doubles(one)
-    some, (_, _, most) = lanes(zero), limits(zero)
+    some, (_, _, most), (_, _, largest) = lanes(zero), limits(zero), limits(one)
     ahead = AHEAD // size if streams or n * size >= PREFETCHED else 0
     at_once = rows_at_once(n, size, some)
     sums, inverses = scratch(zero, SUMS), scratch(one, LANES)
@@ -142,8 +142,11 @@ def forward(x, y, norm, epsilon, streams, start, stop):
             store(sums, k * some, in_lanes)
         above = totals_of(sums, 0, zero) + splat(epsilon)
         root = square_root(above)
-        inverse = splat(1.0) / root
         store_first(norm_, begin, from_doubles(root, root, one), count)
+        # Of zeros and a tiny epsilon, y is 0, though the inverse be infinite in the dtype. Without
+        # epsilon it is infinite in float64 too, and y is NaN.
+        inverse = splat(1.0) / root
+        inverse = at_most(splat(largest), inverse) + (inverse - inverse)
         store(inverses, 0, from_doubles(inverse, inverse, one))
         if not all_at_most(above, splat(most), count):
             for k in range(count):
