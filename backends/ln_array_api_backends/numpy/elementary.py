@@ -116,4 +116,4 @@ def log2(magnitudes):
 @njit(**INLINE)
 def exp2(exponents):
     """2 to the power of each lane of float64; the ends of the normal numbers beyond these."""
-    return _exp2(at_most(splat(_MOST), at_least(splat(_LEAST), exponents)))
+    return _exp2(at_most(at_least(exponents, splat(_LEAST)), splat(_MOST)))

@@ -67,9 +67,7 @@ def backward(spec: FamilySpec) -> Callable[..., Any] | None:
 
 def _context(spec: FamilySpec) -> CallContext:
     m, n = spec.shape
-    return CallContext(
-        spec, (m, n), 0, non_temporal=may_stream(m, m * n * ITEMSIZE[spec.dtype])
-    )
+    return CallContext(spec, (m, n), 0, non_temporal=may_stream(m, m * n * ITEMSIZE[spec.dtype]))
 
 
 def _has_logarithms(spec: FamilySpec) -> bool:
@@ -78,12 +76,14 @@ def _has_logarithms(spec: FamilySpec) -> bool:
 
 
 def _rows(spec: FamilySpec, **details: Any) -> tuple[RowsSpec, Any, float]:
-    """Rows of RMS norm, which by the root of their length, all of gamma, are those of the norm."""
-    dtype, n = ACCUMULATION.get(spec.dtype, "float32"), spec.shape[1]
+    """Rows of RMS norm, which are those of the Euclidean norm times the root of their length.
+
+    It is taken care of by gamma, one number for all elements.
+    """
+    (m, n), dtype = spec.shape, ACCUMULATION.get(spec.dtype, "float32")
+    x = spec.library, spec.device, (m, n), spec.dtype
+    rows = RowsSpec(*x, gamma=dtype, beta=None, center=False, repeat=n, **details)
     root = math.sqrt(n)
-    rows = RowsSpec(
-        spec.library, spec.device, spec.shape, spec.dtype, dtype, None, False, repeat=n, **details
-    )  # fmt: skip
     return rows, np.full(1, 1 / root, dtype), root
 
 

@@ -38,7 +38,7 @@ from .simd import (
     splat,
     total,
     where_not_zero,
-    with_sign,
+    with_sign_of,
 )
 from .tasks import arguments
 
@@ -104,7 +104,7 @@ def normalised(x, row):
     exponent, minus_log, spoiled, zero = row
     low, high = in_doubles(x)
     low, high = powers(low, exponent, minus_log), powers(high, exponent, minus_log)
-    return with_sign(from_doubles(low + spoiled, high + spoiled, x), x + zero)
+    return with_sign_of(from_doubles(low + spoiled, high + spoiled, x), x + zero)
 
 
 @njit(**INLINE)
@@ -154,8 +154,8 @@ def sum_of_products(dy, x, o, n, one, exponent, minus_log):
         count = min(width, n - j)
         low, high = in_doubles(load_first(x, o + j, count, one))
         low_dy, high_dy = in_doubles(keep_first(load_first(dy, o + j, count, one), count))
-        low_y = with_sign(powers(low, exponent, minus_log), low)
-        high_y = with_sign(powers(high, exponent, minus_log), high)
+        low_y = with_sign_of(powers(low, exponent, minus_log), low)
+        high_y = with_sign_of(powers(high, exponent, minus_log), high)
         low_sum, high_sum = fma(low_dy, low_y, low_sum), fma(high_dy, high_y, high_sum)
         j += width
     return total(low_sum + high_sum)
@@ -166,7 +166,7 @@ def gradient(dy, x, exponent, minus_log, minus_projection):
     """Dx of a vector of float64. The derivative of a power is exponent * abs(y) / abs(x)."""
     v = powers(x, exponent, minus_log)
     slope = exponent * v / magnitude(x)
-    return where_not_zero(x, fma(with_sign(v, x), minus_projection, dy) * slope)
+    return where_not_zero(x, fma(with_sign_of(v, x), minus_projection, dy) * slope)
 
 
 @njit(**INLINE)

@@ -45,7 +45,7 @@ from .simd import (
     total,
     totals_of,
     where_not_zero,
-    with_sign,
+    with_sign_of,
     zeros,
 )
 from .sweeps import AHEAD
@@ -94,7 +94,7 @@ def root_beyond(x, o, n, one, epsilon):
 @njit(**INLINE)
 def signed_roots(x, inverse):
     """The root of each magnitude times the inverse of a norm, with the sign; that of 0 is +."""
-    return with_sign(square_root(magnitude(x)) * inverse, x + zeros(x))
+    return with_sign_of(square_root(magnitude(x)) * inverse, x + zeros(x))
 
 
 @njit(**INLINE)
@@ -146,7 +146,7 @@ def forward(x, y, norm, epsilon, streams, start, stop):
         # Of zeros and a tiny epsilon, y is 0, though the inverse be infinite in the dtype. Without
         # epsilon it is infinite in float64 too, and y is NaN.
         inverse = splat(1.0) / root
-        inverse = at_most(splat(largest), inverse) + (inverse - inverse)
+        inverse = at_most(inverse, splat(largest)) + (inverse - inverse)
         store(inverses, 0, from_doubles(inverse, inverse, one))
         if not all_at_most(above, splat(most), count):
             for k in range(count):
@@ -208,10 +208,10 @@ def gradients(dy, x, row):
     """Dx of a vector of elements."""
     inverse, minus_projection, half, first, second = row
     root = square_root(magnitude(x))
-    y = with_sign(root * inverse, x)
+    y = with_sign_of(root * inverse, x)
     of_root = ones_like(root) / root
-    above = at_least(ones_like(root), at_most(first, of_root))
-    dx = fma(y, minus_projection, dy) * (half * above) * at_most(second, of_root)
+    above = at_least(at_most(of_root, first), ones_like(root))
+    dx = fma(y, minus_projection, dy) * (half * above) * at_most(of_root, second)
     return where_not_zero(x, dx)
 
 

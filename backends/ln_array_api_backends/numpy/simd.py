@@ -239,7 +239,7 @@ def magnitude(typing: Any, vector: Any) -> Any:
 
 @intrinsic
 def square_root(typing: Any, vector: Any) -> Any:
-    """The root of each lane, rounded once."""
+    """The square root of each lane."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return call(builder, f"llvm.sqrt.{suffix(args[0].type)}", args[0].type, *args)
@@ -248,33 +248,35 @@ def square_root(typing: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def with_sign(typing: Any, magnitudes: Any, signs: Any) -> Any:
-    """The magnitude of each lane, with the sign of that of another vector."""
+def with_sign_of(typing: Any, vector: Any, other: Any) -> Any:
+    """The absolute value of each lane with the sign of another vector's, that of 0 included."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return call(builder, f"llvm.copysign.{suffix(args[0].type)}", args[0].type, *args)
 
-    return magnitudes(magnitudes, signs), generate
+    return vector(vector, other), generate
 
 
 @intrinsic
-def at_most(typing: Any, bound: Any, vector: Any) -> Any:
-    """Each lane, or its bound where that is less; NaN where the lane is NaN."""
+def at_most(typing: Any, vector: Any, bound: Any) -> Any:
+    """The smaller of each pair of lanes; NaN where the first is NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.select(builder.fcmp_ordered("<", *args), *args)
+        above = builder.fcmp_ordered("<", args[1], args[0])
+        return builder.select(above, args[1], args[0])
 
-    return vector(bound, vector), generate
+    return vector(vector, bound), generate
 
 
 @intrinsic
-def at_least(typing: Any, bound: Any, vector: Any) -> Any:
-    """Each lane, or its bound where that is more; NaN where the lane is NaN."""
+def at_least(typing: Any, vector: Any, bound: Any) -> Any:
+    """The larger of each pair of lanes; NaN where the first is NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.select(builder.fcmp_ordered(">", *args), *args)
+        below = builder.fcmp_ordered(">", args[1], args[0])
+        return builder.select(below, args[1], args[0])
 
-    return vector(bound, vector), generate
+    return vector(vector, bound), generate
 
 
 @intrinsic
