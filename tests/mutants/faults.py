@@ -9,6 +9,7 @@ import faults_jax
 import faults_kernels
 import faults_numpy_calls
 import faults_numpy_channels
+import faults_numpy_powers
 import faults_numpy_rows
 import faults_numpy_strided
 import faults_operations
@@ -25,6 +26,7 @@ FAULTS: tuple[Fault, ...] = (
     *faults_numpy_channels.FAULTS,
     *faults_numpy_calls.FAULTS,
     *faults_numpy_strided.FAULTS,
+    *faults_numpy_powers.FAULTS,
     *faults_torch.FAULTS,
     *faults_jax.FAULTS,
 )
