@@ -1,8 +1,9 @@
 """Power normalisation: a signed power of each element, then unit length.
 
-A row of powers is a row of RMS norm, which divides by the root of a mean square where this divides
-by that of a sum: hence the root of the number of elements below. Powers above the first may be
-beyond the dtype where results are not, so these have a kernel of their own.
+Where no backend has a kernel for it, a row of powers is a row of RMS norm, which divides by the
+root of a mean square where this divides by that of a sum: hence the root of the number of elements
+below. Powers above the first may be beyond the dtype where results are not, so these have generic
+operations of their own.
 """
 
 from __future__ import annotations

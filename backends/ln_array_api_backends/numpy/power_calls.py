@@ -15,7 +15,7 @@ from . import calls, powers, roots
 from .call_context import CallContext, boolean
 from .calls import ACCUMULATION, ITEMSIZE, may_stream
 
-#: The exponent from which the logarithms of `powers` are not good enough.
+#: The exponent up to which errors of logarithms, which it multiplies, leave powers 10 digits.
 LARGEST_EXPONENT = 256.0
 
 
