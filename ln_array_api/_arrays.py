@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from functools import wraps
+from functools import lru_cache, wraps
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -58,6 +58,8 @@ class Library(NamedTuple):
     """The array itself or a copy, for which `in_order` holds; of no subclass."""
     may_overlap: Callable[[Array, Array], bool] | None
     """Whether two arrays in C order may share memory, quickly told by their addresses alone."""
+    owns_memory: Callable[[Array], bool]
+    """Whether no other array that owns its memory shares it; what a signature tells of an array."""
     current_device: Callable[[], int] | None
     """Give the number of the device on which the library computes, wherever its arrays are.
 
@@ -122,6 +124,7 @@ def _recognise(x: Array) -> Library:
         in_order=in_order,
         put_in_order=put_in_order,
         may_overlap=_MAY_OVERLAP.get(name) if type(x).__name__ in _PLAIN else None,
+        owns_memory=_ndarray_owns_memory if type(x) is np.ndarray else lambda x: False,
         current_device=_cupy_current_device(xp) if name == "cupy" else None,
     )
 
@@ -152,6 +155,10 @@ _C_CONTIGUOUS_AND_ALIGNED = 0x101  # bits of ndarray.flags.num
 
 #: Of an array of exactly this type, since it costs less than half of a function of our own.
 _ndarray_signature = operator.attrgetter("dtype", "shape", "flags.num")
+
+
+def _ndarray_owns_memory(x: Array) -> bool:
+    return bool(x.flags.owndata)
 
 
 def _numpy_signature(x: Array) -> Hashable:
@@ -263,8 +270,16 @@ def bound_to_device(
 
 def dtype_name(dtype: Any) -> str:
     """The name of a dtype, the same in every library: ``float32``, ``bfloat16``."""
+    if isinstance(dtype, np.dtype):
+        return _numpy_dtype_name(dtype)
     name = getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
     return str(name)
+
+
+@lru_cache(64)
+def _numpy_dtype_name(dtype: np.dtype[Any]) -> str:
+    """Kept, since NumPy puts a name together anew each time, in 2 µs."""
+    return str(dtype.name)
 
 
 def native_dtype(x: Array) -> Any:

@@ -76,11 +76,19 @@ class RowsPlan(Plan):
             and {dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
             and not widens
         )
+        # Signatures of places for y that are right; and those of them which own their memory, as
+        # all inputs do then, so that nothing can overlap but what is the same array.
         self._outs: set[Hashable] = set()
+        self._owning_outs: set[Hashable] = set()
+        inputs = [each for each in arrays if each is not None]
+        self._inputs_own = all(library_of(each).owns_memory(each) for each in inputs)
 
     def takes(self, out: Array, x: Array, gamma: Array | None, beta: Array | None) -> bool:
-        signature = signatures.get(type(out))
-        if signature is None or signature(out) not in self._outs:
+        find = signatures.get(type(out))
+        signature = None if find is None else find(out)
+        if signature in self._owning_outs:
+            return out is not gamma and out is not beta
+        if signature not in self._outs:
             return False
         overlaps = library_of(out).may_overlap
         if overlaps is None or (out is not x and overlaps(out, x)):
@@ -94,6 +102,8 @@ class RowsPlan(Plan):
         library = library_of(out)
         if self.direct and library.may_overlap is not None and library.in_order(out):
             self._outs.add(library.signature(out))
+            if self._inputs_own and library.owns_memory(out):
+                self._owning_outs.add(library.signature(out))
 
     def run(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None

@@ -97,6 +97,24 @@ def over_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> View:
     )
 
 
+def of_elements(view: View, *, parameters: bool) -> View:
+    """The same x, as rows that need not lie together, since nothing is computed of a row.
+
+    So elements stay where they are, as far as those of `parameters` lie beside rows.
+    """
+    shape, axes = view.shape, view.parameter_axes
+    if not view.permutation:
+        return view
+    if not parameters:
+        return view._replace(permutation=(), rows=(math.prod(shape[:-1]), shape[-1]))
+    if axes[-1] - axes[0] >= len(axes):
+        return view
+    rows = math.prod(shape[: axes[-1] + 1]), math.prod(shape[axes[-1] + 1 :])
+    return view._replace(
+        permutation=(), rows=rows, groups=math.prod(view.parameter), repeat=rows[1]
+    )
+
+
 @dataclass(frozen=True)  # unlike a named tuple, never equal to axes
 class Groups:
     """Statistics of each sample over groups of channels, as in group norm."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _check
-from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
+from ._arrays import Array, accumulate, in_shape, library_of, native_dtype, on_device_of_x
 from ._beside import beside, check_gradient, checked
-from ._explain import explained_as_operations
-from ._plans import gradient
-from ._views import View
+from ._explain import explained_by
+from ._family import Call, call_on
+from ._plans import dtype_of, gradient
+from ._views import View, of_elements
 from .kernels.reductions import sum_over
 
 
@@ -30,6 +32,22 @@ class TanhGradients(NamedTuple):
     dbeta: Array | None
 
 
+def _planned(
+    function: str,
+    x: Array,
+    alpha: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    axis: int | tuple[int, ...],
+) -> tuple[Call, View]:
+    """How a call runs, once its arguments are checked, and how x is seen for it."""
+    view = _checked(function, x, alpha, gamma, beta, axis)
+    view = of_elements(view, parameters=gamma is not None or beta is not None)
+    dtypes = {"alpha": dtype_of(alpha), "gamma": dtype_of(gamma), "beta": dtype_of(beta)}
+    parts = {"groups": view.groups, "repeat": view.repeat}
+    return call_on("tanh_forward", x, view.rows, **parts, **dtypes), view
+
+
 def _checked(
     function: str,
     x: Array,
@@ -43,7 +61,11 @@ def _checked(
     return view
 
 
-@explained_as_operations(_checked)
+def _explained(function: str, **arguments: Any) -> Call:
+    return _planned(function, **arguments)[0]
+
+
+@explained_by(_explained)
 @on_device_of_x
 def dynamic_tanh(
     x: Array,
@@ -98,11 +120,10 @@ def dynamic_tanh(
     >>> ln.dynamic_tanh(np.asarray([[-8.0, 0.0, 1.0]]), np.asarray(0.5)).round(4)
     array([[-0.9993,  0.    ,  0.4621]])
     """
-    view = _checked("dynamic_tanh", x, alpha, gamma, beta, axis)
-    return _tanh(x, alpha, gamma, beta, view)
+    return _tanh("dynamic_tanh", x, alpha, gamma, beta, axis)
 
 
-@explained_as_operations(_checked)
+@explained_by(_explained)
 @on_device_of_x
 def dynamic_tanh_forward(
     x: Array,
@@ -132,11 +153,21 @@ def dynamic_tanh_forward(
     >>> ln.dynamic_tanh_forward(np.asarray([0.0, 1.0]), np.asarray(0.5)).y.round(4)
     array([0.    , 0.4621])
     """
-    view = _checked("dynamic_tanh_forward", x, alpha, gamma, beta, axis)
-    return TanhForward(_tanh(x, alpha, gamma, beta, view))
+    return TanhForward(_tanh("dynamic_tanh_forward", x, alpha, gamma, beta, axis))
 
 
-def _tanh(x: Array, alpha: Array, gamma: Array | None, beta: Array | None, view: View) -> Array:
+def _tanh(
+    function: str,
+    x: Array,
+    alpha: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    axis: int | tuple[int, ...],
+) -> Array:
+    call, view = _planned(function, x, alpha, gamma, beta, axis)
+    if call.has_kernel:
+        rows = view.to_rows(x, call.choice.put_in_order)
+        return view.from_rows(call.results(rows, alpha, _flat(gamma), _flat(beta)))
     xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
     alpha, gamma, beta = (
         beside(xp, alpha, wide, ()),
@@ -152,16 +183,42 @@ def _tanh(x: Array, alpha: Array, gamma: Array | None, beta: Array | None, view:
         return xp.astype(y, native_dtype(x), copy=False)
 
 
-def _checked_backward(
-    function: str, dy: Array, x: Array, *, need: tuple[str, ...], **others: Any
-) -> tuple[tuple[str, ...], View]:
+def _flat(parameter: Array | None) -> Array | None:
+    """A parameter as kernels get it."""
+    return None if parameter is None else in_shape(parameter, (math.prod(parameter.shape),))
+
+
+def _planned_backward(
+    function: str,
+    dy: Array,
+    x: Array,
+    alpha: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    axis: int | tuple[int, ...],
+    need: tuple[str, ...],
+) -> tuple[Call, View, tuple[str, ...]]:
     need = _check.need(function, need, TanhGradients._fields)
-    view = _checked(function, x, **others)
+    view = _checked(function, x, alpha, gamma, beta, axis)
     check_gradient(function, x, dy=dy)
-    return need, view
+    needs = [
+        "dx" in need,
+        "dalpha" in need,
+        "dgamma" in need and gamma is not None,
+        "dbeta" in need,
+    ]
+    view = of_elements(view, parameters=gamma is not None or needs[-1])
+    dtypes = {"alpha": dtype_of(alpha), "gamma": dtype_of(gamma), "dy": dtype_of(dy)}
+    parts = {"groups": view.groups, "repeat": view.repeat}
+    call = call_on("tanh_backward", x, view.rows, need=tuple(needs), **parts, **dtypes)
+    return call, view, need
 
 
-@explained_as_operations(_checked_backward)
+def _explained_backward(function: str, **arguments: Any) -> Call:
+    return _planned_backward(function, **arguments)[0]
+
+
+@explained_by(_explained_backward)
 @on_device_of_x
 def dynamic_tanh_backward(
     dy: Array,
@@ -222,10 +279,11 @@ def dynamic_tanh_backward(
     >>> gradients.dx.round(4), gradients.dalpha.round(4)
     (array([[0.0007, 0.5   , 0.3932]]), np.float64(0.7757))
     """
-    function = "dynamic_tanh_backward"
-    need, view = _checked_backward(
-        function, dy, x, need=need, alpha=alpha, gamma=gamma, beta=beta, axis=axis
+    call, view, need = _planned_backward(
+        "dynamic_tanh_backward", dy, x, alpha, gamma, beta, axis, need
     )
+    if call.has_kernel:
+        return _by_kernel(call, view, dy, x, alpha, gamma, beta)
     xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
     every = tuple(range(x.ndim))
     shared = tuple(each for each in every if each not in view.parameter_axes)
@@ -248,3 +306,24 @@ def dynamic_tanh_backward(
             if "dalpha" in need:
                 dalpha = gradient(xp, sum_over(xp, g * (slope * wide), every), (), x, alpha)
     return TanhGradients(dx, dalpha, dgamma, dbeta)
+
+
+def _by_kernel(
+    call: Call,
+    view: View,
+    dy: Array,
+    x: Array,
+    alpha: Array,
+    gamma: Array | None,
+    beta: Array | None,
+) -> TanhGradients:
+    xp, order = library_of(x).xp, call.choice.put_in_order
+    dx, dalpha, dgamma, dbeta = call.results(
+        view.to_rows(dy, order), view.to_rows(x, order), alpha, _flat(gamma)
+    )
+    return TanhGradients(
+        None if dx is None else view.from_rows(dx),
+        gradient(xp, dalpha, (), x, alpha),
+        gradient(xp, dgamma, view.parameter, x, gamma),
+        gradient(xp, dbeta, view.parameter, x, gamma, beta),
+    )

@@ -219,9 +219,6 @@ def test_versions(module: str, distributions: tuple[str, ...], version: str) -> 
 STATISTIC = np.ones((2, 3), np.float32)
 CHANNEL = np.ones(3, np.float32)
 OPERATIONS: dict[str, tuple[Any, ...]] = {
-    "dynamic_tanh": (X, np.float32(0.5)),
-    "dynamic_tanh_forward": (X, np.float32(0.5)),
-    "dynamic_tanh_backward": (X, X, np.float32(0.5)),
     "local_contrast_norm": (X,),
     "local_contrast_norm_forward": (X,),
     "local_contrast_norm_backward": (X, X, X, X),
@@ -251,9 +248,31 @@ def test_what_consists_of_operations(name: str) -> None:
     if name.endswith("_backward"):
         with pytest.raises(ValueError, match="need"):
             ln.explain(function, *arguments, need=("dz",), **options)
-    elif "tanh" not in name:
+    else:
         with pytest.raises(ValueError, match="epsilon"):
             ln.explain(function, *arguments, epsilon=-1.0, **options)
+
+
+def test_dynamic_tanh_runs_on_a_kernel_where_a_backend_has_one() -> None:
+    """Its shape is that of rows as they lie, whichever axis the parameters have."""
+    alpha, gamma = np.asarray(0.5, np.float32), np.ones(3, np.float32)
+    functions: dict[Callable[..., Any], tuple[str, tuple[Any, ...]]] = {
+        ln.dynamic_tanh: ("tanh_forward", (X, alpha)),
+        ln.dynamic_tanh_forward: ("tanh_forward", (X, alpha)),
+        ln.dynamic_tanh_backward: ("tanh_backward", (X, X, alpha)),
+    }
+    for function, (primitive, arguments) in functions.items():
+        explanation = ln.explain(function, *arguments, gamma, axis=1)
+        assert explanation[1:6] == ("numpy", primitive, (6, 4), "float32", "numpy")
+        assert explanation.reason == "compiled by Numba for float32"
+        with ln.use_backend("generic"):
+            explanation = ln.explain(function, *arguments, gamma, axis=1)
+        assert explanation[1:6] == ("numpy", "-", (2, 3, 4), "float32", "generic")
+        assert explanation.reason == "operations of numpy: asked for by use_backend('generic')"
+        with pytest.raises(TypeError, match=f"^{function.__name__}: alpha"):
+            ln.explain(function, *arguments[:-1], np.int32(1))
+    with pytest.raises(ValueError, match="need"):
+        ln.explain(ln.dynamic_tanh_backward, X, X, alpha, need=("dz",))
 
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])

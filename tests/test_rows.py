@@ -527,6 +527,20 @@ def test_a_place_for_y_of_a_known_kind_must_not_overlap_inputs_either(library: s
     assert xp.all(ln.layer_norm(x, gamma, gamma, out=x) == expected)
 
 
+def test_a_place_for_y_that_owns_its_memory_may_hold_parameters() -> None:
+    """Arrays that own their memory share it with views alone, and these are still looked at."""
+    x, out, apart = values(3, 4), np.empty((3, 4), np.float32), np.ones((3, 4), np.float32)
+    expected = ln.layer_norm(x, apart[0], apart[0])
+    for _ in range(2):
+        assert ln.layer_norm(x, apart[0], apart[0], out=out) is out
+        np.testing.assert_array_equal(out, expected)
+        for name, parameters in (("gamma", (out[0], apart[0])), ("beta", (apart[0], out[0]))):
+            with pytest.raises(ValueError, match=f"out overlaps {name} in memory"):
+                ln.layer_norm(x, *parameters, out=out)
+    ones = apart[0].copy()
+    np.testing.assert_array_equal(ln.layer_norm(x, ones, ones, out=x), expected)
+
+
 def test_a_place_for_y_of_a_known_kind_must_be_writable() -> None:
     x = np.ones((3, 4), np.float32)
     out = np.empty_like(x)

@@ -9,6 +9,8 @@ import faults_jax
 import faults_kernels
 import faults_numpy_calls
 import faults_numpy_channels
+import faults_numpy_hyperbolic
+import faults_numpy_instances
 import faults_numpy_powers
 import faults_numpy_rows
 import faults_numpy_strided
@@ -25,8 +27,10 @@ FAULTS: tuple[Fault, ...] = (
     *faults_numpy_rows.FAULTS,
     *faults_numpy_channels.FAULTS,
     *faults_numpy_calls.FAULTS,
+    *faults_numpy_instances.FAULTS,
     *faults_numpy_strided.FAULTS,
     *faults_numpy_powers.FAULTS,
+    *faults_numpy_hyperbolic.FAULTS,
     *faults_torch.FAULTS,
     *faults_jax.FAULTS,
 )

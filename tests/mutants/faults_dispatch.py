@@ -146,6 +146,13 @@ OF_ROWS = (
         unit("test_rows.py", "known_kind"),
     ),
     Fault(
+        "a place that owns its memory is apart from whatever inputs",
+        PLANS,
+        "if self._inputs_own and library.owns_memory(out):",
+        "if library.owns_memory(out):",
+        unit("test_rows.py", "owns"),
+    ),
+    Fault(
         "overlap is told by where arrays begin",
         "ln_array_api/_arrays.py",
         "return bool(first < second + b.nbytes and second < first + a.nbytes)",

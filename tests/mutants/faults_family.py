@@ -5,6 +5,7 @@ from __future__ import annotations
 from fault import Fault, suite, unit
 
 WINDOWS, POWERS = "ln_array_api/kernels/windows.py", "ln_array_api/kernels/powers.py"
+INSTANCES = "ln_array_api/kernels/instances.py"
 SWITCHABLE, MOMENTS = "ln_array_api/kernels/switchable.py", "ln_array_api/kernels/moments.py"
 
 OF_WINDOWS = (
@@ -70,16 +71,16 @@ OF_SWITCHABLE = (
     Fault(
         "the variance of a layer lacks that of its means",
         SWITCHABLE,
-        "        layer = layer + self.average(self.from_layer * self.from_layer,"
-        " (self.channels,))\n",
+        "        layer = layer + average(self.xp, self.from_layer * self.from_layer,"
+        " self.channels)\n",
         "",
         suite("test_cases and switchable"),
     ),
     Fault(
         "means of instances are trusted as they are rounded",
-        SWITCHABLE,
-        "d = (mean - mean[first]) + missed",
-        "d = mean - mean[first]",
+        INSTANCES,
+        "distance = (mean - first) + missed",
+        "distance = mean - first",
         suite("test_values and switchable"),
     ),
     Fault(
@@ -99,9 +100,40 @@ OF_SWITCHABLE = (
     Fault(
         "the variance of the batch has no gradient by its means",
         SWITCHABLE,
-        " + of_var[2] * batch * self.from_batch\n",
+        " + of_var[2] * dvars[2] * self.from_batch\n",
         "\n",
         suite("test_cases and switchable"),
+    ),
+)
+
+OF_INSTANCES = (
+    Fault(
+        "elements are normalised by the rounded mean of their instance",
+        INSTANCES,
+        "return ((x - mean) - missed) * rstd",
+        "return (x - mean) * rstd",
+        suite("test_values and batch_instance"),
+    ),
+    Fault(
+        "the variance of the batch lacks that of the means of instances",
+        INSTANCES,
+        "average(xp, inverse * inverse + distance * distance, axis)",
+        "average(xp, inverse * inverse, axis)",
+        suite("test_cases and batch_instance"),
+    ),
+    Fault(
+        "the variances of instances are squared out of range",
+        INSTANCES,
+        "largest = constant(xp.maximum(*magnitudes))",
+        "largest = constant(0 * xp.maximum(*magnitudes))",
+        suite("test_magnitudes and batch_instance", "test_values and batch_instance"),
+    ),
+    Fault(
+        "the mean of means is that of the first",
+        INSTANCES,
+        "return first + (beyond + rest), distance - rest",
+        "return first, distance - rest",
+        suite("test_cases and batch_instance"),
     ),
 )
 
@@ -188,4 +220,4 @@ OF_MOMENTS = (
     ),
 )
 
-FAULTS = (*OF_WINDOWS, *OF_SWITCHABLE, *OF_POWERS, *OF_MOMENTS)
+FAULTS = (*OF_WINDOWS, *OF_SWITCHABLE, *OF_INSTANCES, *OF_POWERS, *OF_MOMENTS)

@@ -91,12 +91,11 @@ def first_lanes(builder: Any, count: Any, lanes: int) -> Any:
 
 @intrinsic
 def ones(typing: Any, array: Any) -> Any:
-    """A vector of ones, in the dtype of an array."""
-    kind = Vector(array.dtype)
+    """A vector of ones, in the dtype that elements of an array are computed in."""
+    kind = Vector(types.float64 if array.dtype == types.float64 else types.float32)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        one = NUMBER[array.dtype](1.0)
-        return spread(builder, one, kind.lanes)
+        return spread(builder, NUMBER[kind.scalar](1.0), kind.lanes)
 
     return kind(array), generate
 

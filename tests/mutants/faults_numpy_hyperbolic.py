@@ -1,0 +1,91 @@
+"""Faults in the NumPy backend's kernels for dynamic tanh."""
+
+from __future__ import annotations
+
+from fault import NUMPY, Fault, suite, unit
+
+TANGENT, KERNELS = f"{NUMPY}/tangent.py", f"{NUMPY}/hyperbolic.py"
+CALLS = f"{NUMPY}/hyperbolic_calls.py"
+TESTS = "backends/numpy/test_hyperbolic.py"
+LAYOUTS = unit(TESTS, "each_layout")
+
+FAULTS = (
+    Fault(
+        "exp(-2|u|) loses what ln(2) rounded off",
+        TANGENT,
+        "fma(n, lost, fma(n, minus_ln2, a * every(-2.0, a)))",
+        "fma(n, minus_ln2, a * every(-2.0, a))",
+        unit(TESTS, "magnitudes"),
+    ),
+    Fault(
+        "slopes are 0 before they are subnormal",
+        TANGENT,
+        "at_most(magnitude(u), vanishing)",
+        "at_most(magnitude(u), vanishing * every(0.75, u))",
+        unit(TESTS, "slopes"),
+    ),
+    Fault(
+        "the power of two of a subnormal slope is one factor",
+        TANGENT,
+        "half = fma(shifted - unit, every(0.5, u), unit)",
+        "half = shifted",
+        unit(TESTS, "slopes"),
+    ),
+    Fault(
+        "tanh is positive",
+        TANGENT,
+        "return with_sign_of(e / divisor, u), slope",
+        "return e / divisor, slope",
+        suite("tanh", backend="numpy"),
+    ),
+    Fault(
+        "what lies behind the last element is a part of sums",
+        KERNELS,
+        "of_gamma, of_alpha = keep_first(of_gamma, count), keep_first(of_alpha, count)",
+        "of_gamma, of_alpha = of_gamma, of_alpha",
+        unit(TESTS, "behind"),
+    ),
+    Fault(
+        "a part of a task adds up all sums as soon as it is done",
+        KERNELS,
+        "        if increment(words, FINISHED) == num_parts - 1:\n"
+        "            finish_columns(*given[5:16])",
+        "        if increment(words, FINISHED) == 0:\n            finish_columns(*given[5:16])",
+        unit(TESTS, "threads"),
+    ),
+    Fault(
+        "columns that share a parameter are taken for different ones",
+        KERNELS,
+        "fold(sums, length, repeat, into)",
+        "fold(sums, length, 1, into)",
+        LAYOUTS,
+    ),
+    Fault(
+        "the last row of a block is left out",
+        KERNELS,
+        "min(end, (block + 1) * rows)",
+        "min(end, (block + 1) * rows - 1)",
+        LAYOUTS,
+    ),
+    Fault(
+        "what sums of float64 lose is not cleared",
+        KERNELS,
+        "        clear(dbeta_lost, q, min(segment, padded - left))\n",
+        "",
+        unit(TESTS, "nothing_is_left", "threads"),
+    ),
+    Fault(
+        "the parameters of rows follow each other once",
+        CALLS,
+        "return Cut(repeat, size // repeat, parameters)",
+        "return Cut(repeat, size // repeat, size // repeat)",
+        LAYOUTS,
+    ),
+    Fault(
+        "axes that lie apart are taken for one after the other",
+        "ln_array_api/_views.py",
+        "    if axes[-1] - axes[0] >= len(axes):\n        return view\n",
+        "",
+        LAYOUTS,
+    ),
+)
