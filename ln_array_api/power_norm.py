@@ -1,8 +1,9 @@
 """Power normalisation: a signed power of each element, then unit length.
 
-A row of powers is a row of RMS norm, which divides by the root of a mean square where this divides
-by that of a sum: hence the root of the number of elements below. Powers above the first may be
-beyond the dtype where results are not, so these have a kernel of their own.
+Where no backend has a kernel for it, a row of powers is a row of RMS norm, which divides by the
+root of a mean square where this divides by that of a sum: hence the root of the number of elements
+below. Powers above the first may be beyond the dtype where results are not, so these have generic
+operations of their own.
 """
 
 from __future__ import annotations
@@ -13,10 +14,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _check, _rows
-from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
+from ._arrays import (
+    Array,
+    accumulate,
+    dtype_name,
+    in_shape,
+    library_of,
+    native_dtype,
+    on_device_of_x,
+)
 from ._beside import beside, check_gradient, check_saved, checked
 from ._explain import explained_by
-from ._family import operations_on
+from ._family import Call, call_on
+from ._plans import statistic
 from ._views import View
 from .kernels.powers import powers_backward, powers_forward, signed_power
 
@@ -52,6 +62,10 @@ def _forward(
 ) -> tuple[Array, Array]:
     view, alpha, root = _checked(function, x, alpha, axis)
     epsilon = _check.epsilon(function, epsilon, x.dtype)
+    call = call_on("powers_forward", x, view.rows, exponent=alpha, epsilon=epsilon)
+    if call.has_kernel:
+        y, norm = call.results(view.to_rows(x, call.choice.put_in_order))
+        return view.from_rows(y), library_of(x).reshape(norm, view.statistic)
     if alpha > 1:
         return powers_forward(x, axes=view.axes, alpha=alpha, epsilon=epsilon)
     z = signed_power(x, alpha)
@@ -68,8 +82,9 @@ def _explained(
 ) -> Any:
     view, alpha, root = _checked(function, x, alpha, axis)
     epsilon = _check.epsilon(function, epsilon, x.dtype)
-    if alpha > 1:
-        return operations_on(x, "no backend has a kernel for powers above the first")
+    call = call_on("powers_forward", x, view.rows, exponent=alpha, epsilon=epsilon)
+    if call.has_kernel or alpha > 1:
+        return call
     z = accumulate(library_of(x).xp, x)  # of the dtype and layout that powers of x have
     epsilon /= root**2
     return _rows.forward_plan(function, z, None, None, view.axes, epsilon, None, center=False)
@@ -184,10 +199,15 @@ def _checked_backward(
     return need, view, alpha, root
 
 
+def _backward_call(dy: Array, x: Array, view: View, alpha: float) -> Call:
+    return call_on("powers_backward", x, view.rows, exponent=alpha, dy=dtype_name(dy.dtype))
+
+
 def _backward_explained(function: str, dy: Array, x: Array, norm: Array, **options: Any) -> Any:
     _, view, alpha, _ = _checked_backward(function, dy, x, norm, **options)
-    if alpha > 1:
-        return operations_on(x, "no backend has a kernel for powers above the first")
+    call = _backward_call(dy, x, view, alpha)
+    if call.has_kernel or alpha > 1:
+        return call
     xp = library_of(x).xp
     z = accumulate(xp, x)
     dy, rstd = beside(xp, dy, z, tuple(x.shape)), beside(xp, norm, z, view.statistic)
@@ -252,6 +272,11 @@ def power_norm_backward(
     need, view, alpha, root = _checked_backward(function, dy, x, norm, alpha, axis, need)
     if not need:
         return PowerNormGradients(None)
+    call = _backward_call(dy, x, view, alpha)
+    if call.has_kernel:
+        rows = (view.to_rows(each, call.choice.put_in_order) for each in (dy, x))
+        norm = in_shape(statistic(library_of(x).xp, norm, call.spec.dtype), (view.rows[0], 1))
+        return PowerNormGradients(view.from_rows(call.results(*rows, norm)))
     if alpha > 1:
         return PowerNormGradients(powers_backward(dy, x, norm, axes=view.axes, alpha=alpha))
     xp, z = library_of(x).xp, signed_power(x, alpha)

@@ -276,15 +276,26 @@ def test_dynamic_tanh_runs_on_a_kernel_where_a_backend_has_one() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
-def test_powers_run_on_a_kernel_for_rows_unless_they_grow(alpha: float) -> None:
+def test_powers_run_on_a_kernel_of_their_own_or_for_rows_unless_they_grow(alpha: float) -> None:
     y, norm = ln.power_norm_forward(X, alpha=alpha)
-    calls = [
-        ln.explain(ln.power_norm, X, alpha=alpha),
-        ln.explain(ln.power_norm_forward, X, alpha=alpha),
-        ln.explain(ln.power_norm_backward, X, y, norm, alpha=alpha),
-    ]
+
+    def calls(x: Any, y: Any, norm: Any) -> list[ln.Explanation]:
+        return [
+            ln.explain(ln.power_norm, x, alpha=alpha),
+            ln.explain(ln.power_norm_forward, x, alpha=alpha),
+            ln.explain(ln.power_norm_backward, x, y, norm, alpha=alpha),
+        ]
+
+    for primitive, each in zip(("forward", "forward", "backward"), calls(X, y, norm), strict=True):
+        own = ("numpy", f"powers_{primitive}", (6, 4), "float32", "numpy")
+        assert each[1:] == (*own, "compiled by Numba for float32")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    of_torch = calls(*map(torch.from_numpy, (X, y, norm)))
+    with ln.use_backend("generic"):
+        of_generic = calls(X, y, norm)
     primitives = ["-"] * 3 if alpha > 1 else ["rows_forward", "rows_forward", "rows_backward"]
-    assert [each.primitive for each in calls] == primitives
+    for some in (of_torch, of_generic):
+        assert [each.primitive for each in some] == primitives
     with pytest.raises(ValueError, match="alpha"):
         ln.explain(ln.power_norm, X, alpha=0)
     with pytest.raises(ValueError, match="norm"):

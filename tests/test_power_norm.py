@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from fractions import Fraction
 from typing import Any
 
@@ -12,6 +14,13 @@ import ln_array_api as ln
 
 RNG = np.random.default_rng(0)
 X, DY = RNG.standard_normal((2, 4, 7))
+
+
+@pytest.fixture(params=["any", "generic"], autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever backend is there, and none."""
+    with ln.use_backend("generic") if request.param == "generic" else nullcontext():
+        yield
 
 
 def importable(module: str) -> Any:

@@ -11,6 +11,7 @@ import faults_numpy_calls
 import faults_numpy_channels
 import faults_numpy_hyperbolic
 import faults_numpy_instances
+import faults_numpy_powers
 import faults_numpy_rows
 import faults_numpy_strided
 import faults_operations
@@ -28,6 +29,7 @@ FAULTS: tuple[Fault, ...] = (
     *faults_numpy_calls.FAULTS,
     *faults_numpy_instances.FAULTS,
     *faults_numpy_strided.FAULTS,
+    *faults_numpy_powers.FAULTS,
     *faults_numpy_hyperbolic.FAULTS,
     *faults_torch.FAULTS,
     *faults_jax.FAULTS,

@@ -237,6 +237,16 @@ def magnitude(typing: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def square_root(typing: Any, vector: Any) -> Any:
+    """The square root of each lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return call(builder, f"llvm.sqrt.{suffix(args[0].type)}", args[0].type, *args)
+
+    return vector(vector), generate
+
+
+@intrinsic
 def with_sign_of(typing: Any, vector: Any, other: Any) -> Any:
     """The absolute value of each lane with the sign of another vector's, that of 0 included."""
 
@@ -255,6 +265,28 @@ def at_most(typing: Any, vector: Any, bound: Any) -> Any:
         return builder.select(above, args[1], args[0])
 
     return vector(vector, bound), generate
+
+
+@intrinsic
+def at_least(typing: Any, vector: Any, bound: Any) -> Any:
+    """The larger of each pair of lanes; NaN where the first is NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        below = builder.fcmp_ordered(">", args[1], args[0])
+        return builder.select(below, args[1], args[0])
+
+    return vector(vector, bound), generate
+
+
+@intrinsic
+def where_not_zero(typing: Any, condition: Any, vector: Any) -> Any:
+    """Each lane where that of another vector is not 0, and 0 where it is."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_unordered("!=", args[0], zero), args[1], zero)
+
+    return vector(condition, vector), generate
 
 
 def lanes_of(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:

@@ -1,0 +1,110 @@
+"""From a spec to compiled kernels for power norm, by its exponent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from ln_array_api.backend import FamilySpec, RowsSpec
+
+from . import calls, powers, roots
+from .call_context import CallContext, boolean
+from .calls import ACCUMULATION, ITEMSIZE, may_stream
+
+#: The exponent up to which errors of logarithms, which it multiplies, leave powers 10 digits.
+LARGEST_EXPONENT = 256.0
+
+
+def forward(spec: FamilySpec) -> Callable[..., Any] | None:
+    """Gives y and the norms (M, 1) of x (M, N)."""
+    if spec.exponent == 1:
+        return _first_forward(spec)
+    context, m = _context(spec), spec.shape[0]
+    places = context.x, context.x, context.acc(m)
+    epsilon, streams = (types.float64, spec.epsilon), boolean(context.non_temporal)
+    if spec.exponent == 0.5:
+        run = context.bind(roots.forward_task, m, *places, epsilon, streams)
+    elif _has_logarithms(spec):
+        exponent = types.float64, spec.exponent
+        run = context.bind(powers.forward_task, m, *places, exponent, epsilon, streams)
+    else:
+        return None
+
+    def call(x: Any) -> Any:
+        y, norm = context.empty(x.dtype), context.new(m)
+        run(x, y, norm)
+        return y, norm.reshape(m, 1)
+
+    return call
+
+
+def backward(spec: FamilySpec) -> Callable[..., Any] | None:
+    """Gives dx of dy and x (M, N) and the norms (M, 1)."""
+    if spec.exponent == 1:
+        return _first_backward(spec)
+    context, m = _context(spec), spec.shape[0]
+    places = context.dy, context.x, context.acc(m), context.x
+    streams = boolean(context.non_temporal)
+    if spec.exponent == 0.5:
+        run = context.bind(roots.backward_task, m, *places, streams)
+    elif _has_logarithms(spec):
+        exponent = types.float64, spec.exponent
+        run = context.bind(powers.backward_task, m, *places, exponent, streams)
+    else:
+        return None
+
+    def call(dy: Any, x: Any, norm: Any) -> Any:
+        dx = context.empty(x.dtype)
+        run(dy, x, norm, dx)
+        return dx
+
+    return call
+
+
+def _context(spec: FamilySpec) -> CallContext:
+    m, n = spec.shape
+    return CallContext(spec, (m, n), 0, non_temporal=may_stream(m, m * n * ITEMSIZE[spec.dtype]))
+
+
+def _has_logarithms(spec: FamilySpec) -> bool:
+    """Whether logarithms of float64 have digits enough for the exponent and the dtype."""
+    return spec.dtype != "float64" and spec.exponent <= LARGEST_EXPONENT
+
+
+def _rows(spec: FamilySpec, **details: Any) -> tuple[RowsSpec, Any, float]:
+    """Rows of RMS norm, which are those of the Euclidean norm times the root of their length.
+
+    It is taken care of by gamma, one number for all elements.
+    """
+    (m, n), dtype = spec.shape, ACCUMULATION.get(spec.dtype, "float32")
+    x = spec.library, spec.device, (m, n), spec.dtype
+    rows = RowsSpec(*x, gamma=dtype, beta=None, center=False, repeat=n, **details)
+    root = math.sqrt(n)
+    return rows, np.full(1, 1 / root, dtype), root
+
+
+def _first_forward(spec: FamilySpec) -> Callable[..., Any]:
+    rows, gamma, root = _rows(spec, epsilon=spec.epsilon / spec.shape[1])
+    run = calls.prepare("rows_forward", rows)
+
+    def call(x: Any) -> Any:
+        y, _, rstd = run(x, gamma, None)
+        with np.errstate(all="ignore"):
+            return y, root / rstd
+
+    return call
+
+
+def _first_backward(spec: FamilySpec) -> Callable[..., Any]:
+    rows, gamma, root = _rows(spec, dy=spec.dy, need=(True, False, False))
+    run = calls.prepare("rows_backward", rows)
+
+    def call(dy: Any, x: Any, norm: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return run(dy, x, None, root / norm, gamma)[0]
+
+    return call

@@ -1,0 +1,243 @@
+"""Power norm of any exponent, for float32 and 16-bit dtypes, by logarithms in float64.
+
+With w = log2(abs(x)), and the logarithm L of the norm, y is sign(x) * 2**(exponent * w - L). It is
+at most 1, whatever powers are: these and the norm need not be in the range of a dtype, but their
+logarithms are. What float64 does not hold of sums of squares is kept out of these by a shift: they
+are sums of 2**(2 * exponent * w - shift).
+"""
+
+from __future__ import annotations
+
+import math
+
+from numba import njit
+
+from .access import (
+    elements_to_alignment,
+    fence,
+    load,
+    load_first,
+    memory,
+    store,
+    store_first,
+    stream,
+)
+from .compile import INLINE, OPTIONS
+from .doubles import doubles, from_doubles, in_doubles
+from .elementary import exp2, log2
+from .simd import (
+    fma,
+    keep_first,
+    lanes,
+    largest,
+    limits,
+    magnitude,
+    number,
+    ones,
+    peak,
+    splat,
+    total,
+    where_not_zero,
+    with_sign_of,
+)
+from .tasks import arguments
+
+#: The exponent up to which squares of powers of all numbers of float32 are in the range of float64.
+IN_RANGE = 3.0
+
+
+@njit(**INLINE)
+def powers(x, exponent, minus_shift):
+    """2**(exponent * log2(abs(x)) - shift) of a vector of float64, and 0 of 0."""
+    return where_not_zero(x, exp2(fma(log2(magnitude(x)), exponent, minus_shift)))
+
+
+@njit(**INLINE)
+def sum_of_powers(x, o, n, one, exponent, minus_shift):
+    """The sum of `powers` of n elements from o on."""
+    low_sum, high_sum = doubles(one), doubles(one)
+    exponents, shifts = splat(exponent), splat(minus_shift)
+    width = lanes(one)
+    j = 0
+    while j < n:
+        # Elements beyond the last are 0, and so are powers of these.
+        low, high = in_doubles(load_first(x, o + j, min(width, n - j), one))
+        low_sum = low_sum + powers(low, exponents, shifts)
+        high_sum = high_sum + powers(high, exponents, shifts)
+        j += width
+    return total(low_sum + high_sum)
+
+
+@njit(**INLINE)
+def largest_magnitude(x, o, n, one):
+    """That of n elements from o on, or 1 if all are 0; NaN is passed over."""
+    top = one - one
+    width = lanes(one)
+    j = 0
+    while j < n:
+        top = largest(top, magnitude(load_first(x, o + j, min(width, n - j), one)))
+        j += width
+    size = number(peak(top), doubles(one))
+    return size if size > 0 else 1.0
+
+
+@njit(**INLINE)
+def log_of_norm(x, o, n, one, exponent, epsilon):
+    """The logarithm of the norm of a row, and the norm."""
+    shift = 0.0
+    if exponent > IN_RANGE:
+        shift = 2 * exponent * math.log2(largest_magnitude(x, o, n, one))
+    squares = sum_of_powers(x, o, n, one, 2 * exponent, -shift)
+    if shift == 0:
+        squares += epsilon
+        return 0.5 * math.log2(squares), math.sqrt(squares)
+    of_squares, of_epsilon = math.log2(squares) + shift, math.log2(epsilon)
+    if of_squares < of_epsilon:
+        of_squares, of_epsilon = of_epsilon, of_squares
+    log = 0.5 * (of_squares + math.log2(1 + 2.0 ** (of_epsilon - of_squares)))
+    return log, 2.0**log
+
+
+@njit(**INLINE)
+def normalised(x, row):
+    """Y of a vector of elements. The sign of 0 is + below the first power, as roots have it."""
+    exponent, minus_log, spoiled, zero = row
+    low, high = in_doubles(x)
+    low, high = powers(low, exponent, minus_log), powers(high, exponent, minus_log)
+    return with_sign_of(from_doubles(low + spoiled, high + spoiled, x), x + zero)
+
+
+@njit(**INLINE)
+def write(x, y, o, n, one, row, streams):
+    """Y for n elements from o on."""
+    width = lanes(one)
+    j = 0
+    if streams:
+        j = min(elements_to_alignment(y, o, one), n)
+        if j:
+            store_first(y, o, normalised(load_first(x, o, j, one), row), j)
+        while j + width <= n:
+            stream(y, o + j, normalised(load(x, o + j, one), row))
+            j += width
+    else:
+        while j + width <= n:
+            store(y, o + j, normalised(load(x, o + j, one), row))
+            j += width
+    if j < n:
+        store_first(y, o + j, normalised(load_first(x, o + j, n - j, one), row), n - j)
+
+
+@njit(**OPTIONS)
+def forward(x, y, norm, exponent, epsilon, streams, start, stop):
+    """Rows start to stop."""
+    n = x.shape[1]
+    x_, y_ = memory(x), memory(y)
+    one = ones(norm)
+    zero = splat(number(0.0 if exponent < 1 else -0.0, one))
+    for row in range(start, stop):
+        log, of_row = log_of_norm(x_, row * n, n, one, exponent, epsilon)
+        norm[row] = number(of_row, one)
+        # Zeros of a row that has no norm are NaN too.
+        this = splat(exponent), splat(-log), splat(log - log), zero
+        write(x_, y_, row * n, n, one, this, streams)
+    if streams:
+        fence()
+
+
+@njit(**INLINE)
+def sum_of_products(dy, x, o, n, one, exponent, minus_log):
+    """The sum of dy * y over n elements from o on."""
+    low_sum, high_sum = doubles(one), doubles(one)
+    width = lanes(one)
+    j = 0
+    while j < n:
+        count = min(width, n - j)
+        low, high = in_doubles(load_first(x, o + j, count, one))
+        low_dy, high_dy = in_doubles(keep_first(load_first(dy, o + j, count, one), count))
+        low_y = with_sign_of(powers(low, exponent, minus_log), low)
+        high_y = with_sign_of(powers(high, exponent, minus_log), high)
+        low_sum, high_sum = fma(low_dy, low_y, low_sum), fma(high_dy, high_y, high_sum)
+        j += width
+    return total(low_sum + high_sum)
+
+
+@njit(**INLINE)
+def gradient(dy, x, exponent, minus_log, minus_projection):
+    """Dx of a vector of float64. The derivative of a power is exponent * abs(y) / abs(x)."""
+    v = powers(x, exponent, minus_log)
+    slope = exponent * v / magnitude(x)
+    return where_not_zero(x, fma(with_sign_of(v, x), minus_projection, dy) * slope)
+
+
+@njit(**INLINE)
+def gradients(dy, x, row):
+    """Dx of a vector of elements."""
+    low, high = in_doubles(x)
+    low_dy, high_dy = in_doubles(dy)
+    low = gradient(low_dy, low, row[0], row[1], row[2])
+    high = gradient(high_dy, high, row[0], row[1], row[2])
+    return from_doubles(low, high, x)
+
+
+@njit(**INLINE)
+def differentiate(dy, x, dx, o, n, one, row, streams):
+    """Dx for n elements from o on."""
+    width = lanes(one)
+    j = 0
+    if streams:
+        j = min(elements_to_alignment(dx, o, one), n)
+        if j:
+            values = gradients(load_first(dy, o, j, one), load_first(x, o, j, one), row)
+            store_first(dx, o, values, j)
+        while j + width <= n:
+            stream(dx, o + j, gradients(load(dy, o + j, one), load(x, o + j, one), row))
+            j += width
+    else:
+        while j + width <= n:
+            store(dx, o + j, gradients(load(dy, o + j, one), load(x, o + j, one), row))
+            j += width
+    if j < n:
+        values = gradients(load_first(dy, o + j, n - j, one), load_first(x, o + j, n - j, one), row)
+        store_first(dx, o + j, values, n - j)
+
+
+@njit(**OPTIONS)
+def backward(dy, x, norm, dx, exponent, streams, start, stop):
+    """Rows start to stop.
+
+    A norm that is out of range is that of powers without epsilon: a larger one would be in range,
+    unless powers are so large that epsilon does not matter.
+    """
+    n = x.shape[1]
+    dy_, x_, dx_ = memory(dy), memory(x), memory(dx)
+    one = ones(norm)
+    smallest, _, _ = limits(one)
+    for row in range(start, stop):
+        given = number(norm[row], doubles(one))
+        log = math.log2(given)
+        if given < smallest or given == math.inf:
+            log, _ = log_of_norm(x_, row * n, n, one, exponent, 0.0)
+        exponents, minus_log = splat(exponent), splat(-log)
+        projection = sum_of_products(dy_, x_, row * n, n, one, exponents, minus_log)
+        this = exponents, minus_log, splat(-projection)
+        differentiate(dy_, x_, dx_, row * n, n, one, this, streams)
+    if streams:
+        fence()
+
+
+def forward_task(kinds):
+    """`forward` as a task."""
+
+    def task(words, part, num_parts):
+        forward(*arguments(words, kinds, part, num_parts))
+
+    return task
+
+
+def backward_task(kinds):
+    """`backward` as a task."""
+
+    def task(words, part, num_parts):
+        backward(*arguments(words, kinds, part, num_parts))
+
+    return task

@@ -1,0 +1,118 @@
+"""Faults in the NumPy backend's kernels for power norm."""
+
+from __future__ import annotations
+
+from fault import NUMPY, Fault, unit
+
+ROOTS, POWERS = f"{NUMPY}/roots.py", f"{NUMPY}/powers.py"
+ELEMENTARY, CALLS = f"{NUMPY}/elementary.py", f"{NUMPY}/power_calls.py"
+TESTS = "backends/numpy/test_powers.py"
+
+FAULTS = (
+    Fault(
+        "sums of roots beyond float64 are not scaled",
+        ROOTS,
+        "total(load(sums, k * some, zero)) + epsilon == math.inf:",
+        "total(load(sums, k * some, zero)) + epsilon < 0:",
+        unit(TESTS, "beyond_float64"),
+    ),
+    Fault(
+        "what a sum of magnitudes loses is forgotten",
+        ROOTS,
+        "sum_, rest = put_aside(sum_, rest, scaled(magnitude(load(x, o + j, one)), scale))",
+        "sum_ = put_aside(sum_, rest, scaled(magnitude(load(x, o + j, one)), scale))[0]",
+        unit(TESTS, "test_right", "outlier"),
+    ),
+    Fault(
+        "the root of -0 is -0",
+        ROOTS,
+        "x + zeros(x))",
+        "x)",
+        unit(TESTS, "test_zeros"),
+    ),
+    Fault(
+        "zeros of a tiny epsilon are infinity times 0",
+        ROOTS,
+        "inverse = at_most(inverse, splat(largest)) + (inverse - inverse)",
+        "inverse = inverse + (inverse - inverse)",
+        unit(TESTS, "test_zeros"),
+    ),
+    Fault(
+        "inverses of the norm and of a root are always multiplied first",
+        ROOTS,
+        "first = far if is_small else one",
+        "first = far",
+        unit(TESTS, "small_beside_large", "every_magnitude"),
+    ),
+    Fault(
+        "the inverse of a norm and a gradient are always multiplied first",
+        ROOTS,
+        "first = far if is_small else one",
+        "first = one",
+        unit(TESTS, "small_beside_large"),
+    ),
+    Fault(
+        "gradients of the elements behind the last whole vector count twice",
+        ROOTS,
+        "product = keep_first(load_first(dy, o + j, n - j, inverse) * y, n - j)\n",
+        "product = keep_first(load_first(dy, o + j, n - j, inverse) * y, n - j)\n"
+        "        product = product + product\n",
+        unit(TESTS, "test_right"),
+    ),
+    Fault(
+        "a row's norm depends on what lies beside it",
+        ROOTS,
+        "in_lanes = sum_of_magnitudes(x_, (begin + k) * n, n, one, None, ahead)",
+        "in_lanes = sum_of_magnitudes(x_, begin * n, n, one, None, ahead)",
+        unit(TESTS, "company"),
+    ),
+    Fault(
+        "high powers are not shifted",
+        POWERS,
+        "    if exponent > IN_RANGE:",
+        "    if exponent < 0:",
+        unit(TESTS, "every_magnitude", "test_right"),
+    ),
+    Fault(
+        "a norm out of range is believed",
+        POWERS,
+        "if given < smallest or given == math.inf:",
+        "if given < 0:",
+        unit(TESTS, "out_of_range"),
+    ),
+    Fault(
+        "zeros of a row without a norm are 0",
+        POWERS,
+        "splat(log - log), zero",
+        "splat(0.0), zero",
+        unit(TESTS, "test_zeros"),
+    ),
+    Fault(
+        "a coefficient of the logarithm is off in the eighth digit",
+        ELEMENTARY,
+        "    -0.7213475204230224,",
+        "    -0.72134755,",
+        unit(TESTS, "logarithms"),
+    ),
+    Fault(
+        "powers of 2 are half as large",
+        ELEMENTARY,
+        "_ROUNDER = 1.5 * 2.0**52",
+        "_ROUNDER = 1.5 * 2.0**52 - 1",
+        unit(TESTS, "logarithms"),
+    ),
+    Fault(
+        "logarithms have digits enough for float64",
+        CALLS,
+        'spec.dtype != "float64" and spec.exponent',
+        "spec.exponent",
+        unit("test_power_norm.py", "derivative_above"),
+    ),
+    Fault(
+        "the first power has the epsilon of a mean",
+        CALLS,
+        "epsilon=spec.epsilon / spec.shape[1]",
+        "epsilon=spec.epsilon",
+        unit(TESTS, "test_zeros"),
+    ),
+)
