@@ -19,9 +19,9 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 def _both(forward: Any, backward: Any, x: Any, *parameters: Any, **options: Any) -> Any:
     def run() -> None:
-        result = forward(x, *parameters, **options)
-        saved = [getattr(result, name) for name in ("mean", "rstd") if hasattr(result, name)]
-        backward(x, x, *saved, *parameters[:1], **options)
+        _, *saved = forward(x, *parameters, **options)
+        saved = [each for each in saved if each is not None]  # no running statistics
+        backward(x, x, *saved, *parameters, **options)
 
     return run
 
@@ -33,6 +33,10 @@ def calls(dtype: np.dtype[Any]) -> dict[str, Callable[[], Any]]:
     rms = ln.rms_norm_forward, ln.rms_norm_backward
     group = ln.group_norm_forward, ln.group_norm_backward
     batch = ln.batch_norm_forward, ln.batch_norm_backward
+    mixed = ln.batch_instance_norm_forward, ln.batch_instance_norm_backward
+    tanh, alpha = (ln.dynamic_tanh_forward, ln.dynamic_tanh_backward), np.ones((), dtype)
+    power = ln.power_norm_forward, ln.power_norm_backward
+    contrast = ln.local_contrast_norm_forward, ln.local_contrast_norm_backward
     statistics = np.ones(16, np.float64 if dtype == np.float64 else np.float32)
     return {
         "layer norm": _both(*layer, rows, gamma, gamma),
@@ -44,6 +48,11 @@ def calls(dtype: np.dtype[Any]) -> dict[str, Callable[[], Any]]:
         "batch norm of rows": _both(*batch, rows, gamma, gamma),
         "batch norm of images": _both(*batch, np.ones((2, 16, 4096), dtype), gamma, gamma),
         "batch norm in use": lambda: ln.batch_norm(image, statistics, statistics, gamma, gamma),
+        "batch-instance and switchable norm": _both(*mixed, image, gamma, gamma, gamma),
+        "dynamic tanh of rows": _both(*tanh, rows, alpha, gamma, gamma),
+        "dynamic tanh of images": _both(*tanh, image, alpha, gamma, gamma, axis=1),
+        "power norm": _both(*power, rows),
+        "local contrast norm": _both(*contrast, image),
     }
 
 

@@ -19,15 +19,15 @@ PRIMITIVES = {
     "instance_norm": "rows",
     "weight_norm": "rows",
     "weight_standardization": "rows",
-    "power_norm": "rows",
+    "power_norm": "powers",
     "batch_norm": "channels",
-    "batch_instance_norm": "operations",
-    "switchable_norm": "operations",
-    "local_contrast_norm": "operations",
-    "dynamic_tanh": "operations",
+    "batch_instance_norm": "instances",
+    "switchable_norm": "instances",
+    "local_contrast_norm": "windows",
+    "dynamic_tanh": "tanh",
 }
-#: What `power_norm` is made of instead where its alpha is more than 1.
-POWERS_ABOVE_1 = "operations"
+#: What they are made of where no backend has kernels for the family; else of operations.
+WITHOUT_KERNELS = {"power_norm": "rows"}
 
 _ALL = "float16, bfloat16, float32, float64"
 _OF_ML_DTYPES = "float16, bfloat16 (ml_dtypes), float32, float64"
@@ -42,7 +42,9 @@ class Place(NamedTuple):
     rows: str
     """The backend that runs functions made of rows."""
     channels: str
-    """The same of channels. What is made of operations is generic everywhere."""
+    """The same of channels."""
+    family: str
+    """The same of the others, or "generic" where these are operations of the arrays' library."""
     kernels: str
     """What the README says of them."""
     dtypes: str
@@ -52,50 +54,54 @@ class Place(NamedTuple):
 
 PLACES = (
     Place(
-        *("NumPy", "numpy", "numpy", "numpy"),
+        *("NumPy", "numpy", "numpy", "numpy", "numpy"),
         "kernels compiled by Numba, where it is installed, else generic ones",
         *(_OF_ML_DTYPES, "yes"),
     ),
     Place(
-        *("torch, on a CPU", "torch", "torch", "torch"),
+        *("torch, on a CPU", "torch", "torch", "torch", "generic"),
         "NumPy's compiled kernels, on the tensors' memory and torch's threads "
         "([how](docs/torch.md))",
         *(_ALL, "yes"),
     ),
     Place(
-        *("torch, on CUDA", "torch", "torch", "torch"),
+        *("torch, on CUDA", "torch", "torch", "torch", "generic"),
         "CuPy's CUDA kernels, on the tensors' memory and torch's stream, where CuPy is installed "
         "([how](docs/cupy.md#cuda-tensors-of-torch))",
         *(_ALL, "yes"),
     ),
     Place(
-        *("torch, elsewhere", "torch", "generic", "generic"),
+        *("torch, elsewhere", "torch", "generic", "generic", "generic"),
         "generic kernels",
         *(_ALL, "as far as torch's own sums are"),
     ),
     Place(
-        *("JAX, on one CPU", "jax", "jax", "jax"),
+        *("JAX, on one CPU", "jax", "jax", "jax", "generic"),
         "NumPy's compiled kernels, called by XLA on its memory and threads, where Numba is "
         "installed ([how](docs/jax.md)); batch norm as below",
         *(_ALL, "yes"),
     ),
     Place(
-        *("JAX, elsewhere", "jax", "jax", "jax"),
+        *("JAX, elsewhere", "jax", "jax", "jax", "generic"),
         "generic kernels, compiled as one program",
         *(_ALL, "no: XLA orders sums by the whole shape"),
     ),
     Place(
-        *("Dask", "dask", "generic", "generic"),
+        *("Dask", "dask", "generic", "generic", "generic"),
         "the kernels of the chunks' own library, a task for each chunk, where chunks hold whole "
         "rows; else generic kernels, chunk by chunk",
         *(_ALL, "yes"),
     ),
     Place(
-        *("array-api-strict", "array_api_strict", "generic", "generic"),
+        *("array-api-strict", "array_api_strict", "generic", "generic", "generic"),
         "generic kernels",
         *("float32, float64", "yes"),
     ),
-    Place(*("CuPy", "cupy", "cupy", "cupy"), "CUDA kernels", *(_OF_ML_DTYPES, "yes")),
+    Place(
+        *("CuPy", "cupy", "cupy", "cupy", "generic"),
+        "CUDA kernels",
+        *(_OF_ML_DTYPES, "yes"),
+    ),
 )
 
 
@@ -125,10 +131,18 @@ FRAMEWORKS = (
 )
 
 
+def primitive_of(function: str, place: Place) -> str:
+    """What a public function is made of, on arrays in a place."""
+    name = re.sub("_(forward|backward)$", "", function)
+    if PRIMITIVES[name] in ("rows", "channels") or place.family != "generic":
+        return PRIMITIVES[name]
+    return WITHOUT_KERNELS.get(name, "operations")
+
+
 def backend_of(function: str, place: Place) -> str:
     """The backend that runs a public function on arrays in a place."""
-    primitive = PRIMITIVES[re.sub("_(forward|backward)$", "", function)]
-    return "generic" if primitive == "operations" else str(getattr(place, primitive))
+    primitive = primitive_of(function, place)
+    return {"rows": place.rows, "channels": place.channels}.get(primitive, place.family)
 
 
 def places_table() -> str:

@@ -218,61 +218,55 @@ def test_versions(module: str, distributions: tuple[str, ...], version: str) -> 
 
 STATISTIC = np.ones((2, 3), np.float32)
 CHANNEL = np.ones(3, np.float32)
-OPERATIONS: dict[str, tuple[Any, ...]] = {
-    "local_contrast_norm": (X,),
-    "local_contrast_norm_forward": (X,),
-    "local_contrast_norm_backward": (X, X, X, X),
-    "batch_instance_norm": (X, CHANNEL),
-    "batch_instance_norm_forward": (X, CHANNEL),
-    "batch_instance_norm_backward": (X, X, CHANNEL, CHANNEL, STATISTIC, STATISTIC, CHANNEL),
-    "switchable_norm": (X, CHANNEL, CHANNEL),
-    "switchable_norm_forward": (X, CHANNEL, CHANNEL),
-    "switchable_norm_backward": (X, X, STATISTIC, STATISTIC, CHANNEL, CHANNEL),
+STEEPNESS = np.float32(0.5)
+INSTANCES = (X, CHANNEL, CHANNEL, STATISTIC, STATISTIC, CHANNEL)
+#: Of each operation that is neither rows nor channels: what its functions are called with, and
+#: the primitives of forward and backward that a backend may have, with the shapes that x has there.
+FAMILY: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any], str, str, Any]] = {
+    "dynamic_tanh": (
+        *((X, STEEPNESS, CHANNEL), (X, X, STEEPNESS, CHANNEL), {"axis": 1}),
+        *("tanh_forward", "tanh_backward", (6, 4)),
+    ),
+    "local_contrast_norm": (
+        *((X,), (X, X, X, X), {"size": 3}),
+        *("windows_forward", "windows_backward", (2, 3, 4)),
+    ),
+    "batch_instance_norm": (
+        *((X, CHANNEL), (X, *INSTANCES), {}),
+        *("instances_statistics", "instances_sums", (6, 4)),
+    ),
+    "switchable_norm": (
+        *((X, CHANNEL, CHANNEL), (X, X, STATISTIC, STATISTIC, CHANNEL, CHANNEL), {}),
+        *("instances_statistics", "instances_sums", (6, 4)),
+    ),
 }
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_what_consists_of_operations(name: str) -> None:
-    """It is said so, and what the call would refuse is refused."""
-    function, arguments = getattr(ln, name), OPERATIONS[name]
+@pytest.mark.parametrize("suffix", ["", "_forward", "_backward"])
+@pytest.mark.parametrize("operation", FAMILY)
+def test_what_runs_the_family(operation: str, suffix: str) -> None:
+    """Kernels where a backend has them, else operations; what the call would refuse is refused."""
+    forward, backward, options, *primitives, shape = FAMILY[operation]
+    is_backward = suffix == "_backward"
+    name, arguments = f"{operation}{suffix}", backward if is_backward else forward
+    function = getattr(ln, name)
     arguments = tuple(np.asarray(each) for each in arguments)
-    options = {"size": 3} if name.startswith("local_contrast") else {}
-    function(*arguments, **options)
     explanation = ln.explain(function, *arguments, **options)
-    assert explanation[:4] == (name, "numpy", "-", (2, 3, 4))
-    assert explanation.backend == "generic"
-    assert explanation.reason == "operations of numpy: no backend has a kernel for it"
+    assert explanation[:5] == (name, "numpy", primitives[is_backward], shape, "float32")
+    assert explanation[5:] == ("numpy", "compiled by Numba for float32")
+    with ln.use_backend("generic"):
+        explanation = ln.explain(function, *arguments, **options)
+    assert explanation[:6] == (name, "numpy", "-", (2, 3, 4), "float32", "generic")
+    assert explanation.reason == "operations of numpy: asked for by use_backend('generic')"
     wrong = tuple(each.astype(np.int32) for each in arguments)
     with pytest.raises(TypeError, match=f"^{name}: "):
         ln.explain(function, *wrong, **options)
-    if name.endswith("_backward"):
+    if is_backward:
         with pytest.raises(ValueError, match="need"):
             ln.explain(function, *arguments, need=("dz",), **options)
-    else:
+    elif operation != "dynamic_tanh":
         with pytest.raises(ValueError, match="epsilon"):
             ln.explain(function, *arguments, epsilon=-1.0, **options)
-
-
-def test_dynamic_tanh_runs_on_a_kernel_where_a_backend_has_one() -> None:
-    """Its shape is that of rows as they lie, whichever axis the parameters have."""
-    alpha, gamma = np.asarray(0.5, np.float32), np.ones(3, np.float32)
-    functions: dict[Callable[..., Any], tuple[str, tuple[Any, ...]]] = {
-        ln.dynamic_tanh: ("tanh_forward", (X, alpha)),
-        ln.dynamic_tanh_forward: ("tanh_forward", (X, alpha)),
-        ln.dynamic_tanh_backward: ("tanh_backward", (X, X, alpha)),
-    }
-    for function, (primitive, arguments) in functions.items():
-        explanation = ln.explain(function, *arguments, gamma, axis=1)
-        assert explanation[1:6] == ("numpy", primitive, (6, 4), "float32", "numpy")
-        assert explanation.reason == "compiled by Numba for float32"
-        with ln.use_backend("generic"):
-            explanation = ln.explain(function, *arguments, gamma, axis=1)
-        assert explanation[1:6] == ("numpy", "-", (2, 3, 4), "float32", "generic")
-        assert explanation.reason == "operations of numpy: asked for by use_backend('generic')"
-        with pytest.raises(TypeError, match=f"^{function.__name__}: alpha"):
-            ln.explain(function, *arguments[:-1], np.int32(1))
-    with pytest.raises(ValueError, match="need"):
-        ln.explain(ln.dynamic_tanh_backward, X, X, alpha, need=("dz",))
 
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import ln_array_api as ln
 from ln_array_api import __main__ as command
 from ln_array_api import backend
+from ln_array_api._specs import FAMILY
 
 
 def test_backends_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,14 +41,20 @@ def test_calls_reach_the_backend_with_all_primitives(monkeypatch: pytest.MonkeyP
         asked.add(primitive)
         return real(primitive, spec, layout)  # type: ignore[arg-type]
 
+    def choose_family(primitive: Any, spec: backend.FamilySpec) -> object:
+        asked.add(primitive)
+        return "asked for"
+
     real = backend.choose
     for module in ("ln_array_api._rows", "ln_array_api._channels"):
         monkeypatch.setattr(f"{module}.choose", choose)
+    monkeypatch.setattr("ln_array_api._family.choose_family", choose_family)
     backend.plans.clear()
     with ln.use_backend("generic"):
         for call in command.calls(np.dtype(np.float32)).values():
             call()
-    assert asked == set(backend.GENERIC)
+    backend.plans.clear()
+    assert asked == {*backend.GENERIC, *FAMILY}
 
 
 def test_what_is_compiled_is_told(

@@ -26,7 +26,7 @@ from test_stages import calls as stage_calls
 
 import ln_array_api as ln
 from ln_array_api import backend, caffe2
-from ln_array_api._support import PRIMITIVES
+from ln_array_api._support import PLACES, backend_of
 
 LIBRARY = CuPy()
 Device = cupy.cuda.Device
@@ -310,8 +310,8 @@ def test_explain(member: Member) -> None:
         given = family_calls.arrays(LIBRARY, inputs(member, member.first, "normal", "float32"))
     before = cupy_on_cpu.allocations_on(0)
     explanation = ln.explain(member.forward, *given.values(), **member.first.options)
-    operations = PRIMITIVES[member.name.removesuffix("_forward")] == "operations"
-    assert explanation.backend == ("generic" if operations else "cupy")
+    (place,) = (each for each in PLACES if each.library == "cupy")
+    assert explanation.backend == backend_of(member.name, place)
     assert cupy_on_cpu.allocations_on(0) == before
 
 
