@@ -6,9 +6,10 @@ axes.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
-from ._arrays import Array, device_of, dtype_name, has_symbols, library_of
+from ._arrays import Array, device_of, dtype_name, has_symbols, library_of, signatures
 from .backend import (
     Choice,
     FamilyPrimitive,
@@ -50,6 +51,22 @@ def call_on(primitive: FamilyPrimitive, x: Array, shape: tuple[int, ...], **deta
 
     The other fields of `FamilySpec` are `details`. A call is planned once for each kind.
     """
+    key: Hashable
+    try:
+        signature = signatures[type(x)](x)
+        key = primitive, signature, shape, *details.items(), wanted_backend()
+        call = plans.get(key)
+    except (KeyError, RuntimeError, TypeError):  # a type not seen before, or lengths are symbols
+        key = call = None
+    if call is None:
+        call = _planned(primitive, x, shape, details)
+        cache_plan(key, call, x)
+    return call
+
+
+def _planned(
+    primitive: FamilyPrimitive, x: Array, shape: tuple[int, ...], details: dict[str, Any]
+) -> Call:
     library = library_of(x)
     if library.lazy:
         return operations_on(x, "chunked arrays compute nothing until asked")
@@ -58,16 +75,10 @@ def call_on(primitive: FamilyPrimitive, x: Array, shape: tuple[int, ...], **deta
     if 0 in shape:
         return operations_on(x, "x is empty")
     spec = FamilySpec(library.name, str(device_of(x)), shape, dtype_name(x.dtype), **details)
-    key = primitive, spec, wanted_backend()
-    call = plans.get(key)
-    if call is None:
-        choice = choose_family(primitive, spec)
-        if isinstance(choice, str):
-            call = operations_on(x, choice)
-        else:
-            call = Call(primitive, spec, choice)
-        cache_plan(key, call, x)
-    return call
+    choice = choose_family(primitive, spec)
+    if isinstance(choice, str):
+        return operations_on(x, choice)
+    return Call(primitive, spec, choice)
 
 
 def operations_on(x: Array, reason: str) -> Call:

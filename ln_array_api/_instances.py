@@ -26,6 +26,7 @@ class Instances:
 
     def __init__(self, x: Array, view: View, dy: Array | None = None) -> None:
         self._x, self._dy, self._view, self._xp = x, dy, view, library_of(x).xp
+        self._statistic = view.broadcast_statistic
         # X and dy as they have been converted, by the function that did it.
         self._converted: dict[Any, Array] = {}
 
@@ -83,9 +84,9 @@ class Instances:
         return self._xp.astype(reshaped(values, self._view.shape), dtype, copy=False)
 
     def _as_column(self, values: Array) -> Array:
-        whole = self._xp.broadcast_to(values, self._view.broadcast_statistic)
-        return self._xp.reshape(whole, (self._view.rows[0], 1))
+        if values.shape != self._statistic:
+            values = self._xp.broadcast_to(values, self._statistic)
+        return self._xp.reshape(values, (self._view.rows[0], 1))
 
     def _with_rank(self, columns: tuple[Array, ...]) -> tuple[Array, ...]:
-        shape = self._view.broadcast_statistic
-        return tuple(self._xp.reshape(each, shape) for each in columns)
+        return tuple(self._xp.reshape(each, self._statistic) for each in columns)
