@@ -108,6 +108,22 @@ def load(typing: Any, elements: Any, index: Any, like: Any) -> Any:
 
 
 @intrinsic
+def load_field(typing: Any, elements: Any, field: Any, more: Any, index: Any, like: Any) -> Any:
+    """The elements from field + more + index on. Where field or more is None, it is just None."""
+    if isinstance(field, types.NoneType) or isinstance(more, types.NoneType):
+        signature = types.none(elements, field, more, types.intp, like)
+        return signature, lambda context, builder, signature, args: context.get_dummy_value()
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        index = builder.add(builder.add(args[1], args[2]), args[3])
+        kind = ir.VectorType(_STORED[elements.dtype], like.lanes)
+        address = builder.bitcast(_address(builder, args[0], index), kind.as_pointer())
+        return builder.load(address, align=elements.dtype.bitwidth // 8)
+
+    return like(elements, types.intp, types.intp, types.intp, like), generate
+
+
+@intrinsic
 def load_first(typing: Any, elements: Any, index: Any, count: Any, like: Any) -> Any:
     """As `load`, but of the first `count` elements alone; the rest is 0, and is not read."""
     if isinstance(elements, Vector):

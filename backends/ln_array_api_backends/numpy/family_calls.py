@@ -7,8 +7,12 @@ from typing import Any
 
 from ln_array_api.backend import FamilyPrimitive, FamilySpec
 
+from . import window_calls
+
 #: By primitive: what gives a kernel for a call, or None where it does not take such a call.
-PREPARED: dict[FamilyPrimitive, Callable[[FamilySpec], Callable[..., Any] | None]] = {}
+PREPARED: dict[FamilyPrimitive, Callable[[FamilySpec], Callable[..., Any] | None]] = {
+    "windows_forward": window_calls.prepare_forward,
+}
 
 
 def prepare(primitive: FamilyPrimitive, spec: FamilySpec) -> tuple[Callable[..., Any], str] | None:

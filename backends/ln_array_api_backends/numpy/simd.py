@@ -56,6 +56,7 @@ for _operation, _instruction in (
     (operator.add, "fadd"),
     (operator.sub, "fsub"),
     (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
 ):
     _arithmetic(_operation, _instruction)
 
@@ -234,6 +235,26 @@ def magnitude(typing: Any, vector: Any) -> Any:
         return call(builder, f"llvm.fabs.{suffix(args[0].type)}", args[0].type, *args)
 
     return vector(vector), generate
+
+
+@intrinsic
+def square_root(typing: Any, vector: Any) -> Any:
+    """The square root of each lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return call(builder, f"llvm.sqrt.{suffix(args[0].type)}", args[0].type, *args)
+
+    return vector(vector), generate
+
+
+@intrinsic
+def where_at_least(typing: Any, a: Any, b: Any, chosen: Any, other: Any) -> Any:
+    """The lanes of `chosen` where a is at least b, and those of `other` where not, or one is NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">=", *args[:2]), *args[2:])
+
+    return chosen(a, b, chosen, other), generate
 
 
 def lanes_of(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:
