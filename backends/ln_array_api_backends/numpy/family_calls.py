@@ -12,6 +12,7 @@ from . import window_calls
 #: By primitive: what gives a kernel for a call, or None where it does not take such a call.
 PREPARED: dict[FamilyPrimitive, Callable[[FamilySpec], Callable[..., Any] | None]] = {
     "windows_forward": window_calls.prepare_forward,
+    "windows_backward": window_calls.prepare_backward,
 }
 
 

@@ -249,7 +249,7 @@ def square_root(typing: Any, vector: Any) -> Any:
 
 @intrinsic
 def where_at_least(typing: Any, a: Any, b: Any, chosen: Any, other: Any) -> Any:
-    """The lanes of `chosen` where a is at least b, and those of `other` where not, or one is NaN."""
+    """The lanes of `chosen` where a is at least b, those of `other` where not, or NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">=", *args[:2]), *args[2:])
