@@ -11,10 +11,10 @@ from numba import njit
 
 from .access import element, load, memory, store
 from .columns import put_some, some
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE
 from .simd import fma, lanes, magnitude, minus, number, ones, splat, where_at_least, zeros
 from .tasks import arguments
-from .window_runs import BLOCK, first_bit, merge_windows
+from .window_runs import BLOCK, first_step, merge_windows
 from .windows import gather, pitch_of, power_of_two, scale, tile_of, workspace
 
 #: Fields of a tile: x; offsets of runs along rows and of windows; total, moment and weight of each
@@ -47,7 +47,7 @@ def sums_of_both(first, second):
     return anchor, weight, total_a + total_b, moment
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def merge_sums(fields, runs, singles, target, o, rows, places, pitch, apart, plus, one):
     """Sums of runs twice as long, of those of runs that lie so far apart; `plus` one place.
 
@@ -67,7 +67,7 @@ def merge_sums(fields, runs, singles, target, o, rows, places, pitch, apart, plu
             store(fields, target[3] + q, both[3])
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def merge_all_sums(space, singles, first, second, rows, columns, reach, pitch, one):
     """Sums over the windows of a tile, from the fields of single places. Gives where they are.
 
@@ -76,7 +76,7 @@ def merge_all_sums(space, singles, first, second, rows, columns, reach, pitch, o
     fields, runs, length = memory(space), singles, 2 * reach[1] + 1
     block, high = max(1, BLOCK * lanes(one) // 2 // pitch), rows + 2 * reach[0]
     for i in range(0, high, block):
-        n, bit, runs = 1, first_bit(reach[1]), singles
+        (n, bit), runs = first_step(reach[1]), singles
         while bit:
             plus = length & bit != 0
             ends = columns + length - 2 * n - plus
@@ -88,11 +88,11 @@ def merge_all_sums(space, singles, first, second, rows, columns, reach, pitch, o
     along, length = runs, 2 * reach[0] + 1
     target = first if reach[1] == 0 else second
     for j in range(0, columns, lanes(one)):
-        n, bit, runs = 1, first_bit(reach[0]), along
+        (n, bit), runs = first_step(reach[0]), along
         while bit:
             plus = length & bit != 0
             ends = rows + length - 2 * n - plus
-            merge_sums(fields, runs, along, target, j, ends, 1, pitch, n * pitch, plus, one)
+            merge_sums(fields, runs, along, target, j, ends, lanes(one), pitch, n * pitch, plus, one)
             n, bit, runs = 2 * n + plus, bit // 2, target
     return runs
 
@@ -112,7 +112,7 @@ def lift_of(factor):
     return LIFT if factor < 1 else 1.0
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def terms(
     space, x, offset, centre, singles, dy, rstd, p, width, across, t, down, u,
     shape, inside, before, pitch, factor, one,
@@ -153,7 +153,7 @@ def terms(
         put_zeros(fields, singles, q + inside[1], columns - before[1] - inside[1], one)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def write(space, x, sums, dy, rstd, dx, o, rows, columns, pitch, width, factor, one):
     """Dx of a tile, from element o on."""
     fields = memory(space)
@@ -168,7 +168,7 @@ def write(space, x, sums, dy, rstd, dx, o, rows, columns, pitch, width, factor, 
             put_some(dx, p, (own + others) * unlift, columns - j, False)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def backward(
     dy, x, rstd, dx, across, strips, down, bands,
     reach_down, reach_across, rows, columns, start, stop,

@@ -1,20 +1,21 @@
-"""Moments of windows, merged from those of runs: first along the rows of a tile, then down its columns.
+"""Moments of windows, merged from those of runs: along the rows of a tile, then down its columns.
 
 Runs are doubled until they are as long as a window, as in `ln_array_api.kernels.windows`, which
 tells why moments are merged, and not sums subtracted. What an element gets depends on its window
 alone, and not on the tile that it is in.
 
-Fields lie in one workspace, each from some number on, and row by row at one pitch. A mean is kept as
-an offset: how far it is beyond the first element of its run, the anchor. Places beyond the border
-repeat what is at the border, so that an anchor is in the plane, and weigh nothing.
+Fields lie in one workspace, each from some number on, and row by row at one pitch. A mean is kept
+as an offset: how far it is beyond the first element of its run, the anchor. Places beyond the
+border repeat what is at the border, so that an anchor is in the plane, and weigh nothing.
 """
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit
 
 from .access import element, load, load_field, memory, store
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE
 from .simd import fma, lanes, zeros
 
 #: Vectors of a field that are merged along rows before the next ones: their fields stay in the
@@ -25,12 +26,16 @@ TABLES = 4
 
 
 @njit(**INLINE)
-def first_bit(reach):
-    """The highest bit but one of the length of a window, or 0. The highest is a single place."""
+def first_step(reach):
+    """The length of the shortest runs, which is 1, and the bit of a window's that is next to it.
+
+    Bits of a length from the highest on tell whether runs, once doubled, get one place more. The
+    integer is typed, since what takes a literal would be compiled for that first.
+    """
     bit = 1
     while 2 * bit <= 2 * reach + 1:
         bit *= 2
-    return bit // 2
+    return np.int64(1), bit // 2
 
 
 @njit(**INLINE)
@@ -73,12 +78,12 @@ def weight_at(tables, t, place, down, one):
     return element(tables, t + place, one)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def merge(
     fields, tables, x, runs, singles, target, variance,
-    rows, places, pitch, n, step, plus, t, pad, down, one,
+    rows, places, pitch, apart, plus, t, pad, down, one,
 ):  # fmt: skip
-    """Runs twice as long, of runs of n places, which lie `step` elements apart; `plus` one place.
+    """Runs twice as long, of runs that lie so far apart; `plus` one place.
 
     `runs`, `singles` and `target` are where offsets are: of runs, which may be the target, of
     single places and of the result. None are all 0. Variances are so many elements behind them.
@@ -86,7 +91,7 @@ def merge(
     for i in range(rows):
         for j in range(0, places, lanes(one)):
             q, place = i * pitch + j, j if down is None else i
-            b = q + n * step
+            b = q + apart
             anchor, offset = load(fields, x + q, one), load_field(fields, runs, 0, q, one)
             square = load_field(fields, runs, variance, q, one)
             part = weight_at(tables, t, place, down, one)
@@ -99,7 +104,7 @@ def merge(
                 square, beyond, part, weight, load_field(fields, runs, variance, b, one), one
             )
             if plus:
-                b += n * step
+                b += apart
                 part = weight_at(tables, t + 2 * pad, place, down, one)
                 weight = weight_at(tables, t + 3 * pad, place, down, one)
                 beyond = offset_of(
@@ -137,7 +142,7 @@ def repeat(fields, o, to, count, variance, one):
             store(fields, to + variance + j, load(fields, o + variance + j, one))
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def merge_windows(
     space, across, strip, down, band, x, offset, second, variance,
     before, count, rows, columns, reach, pitch, one,
@@ -153,7 +158,7 @@ def merge_windows(
     block = max(1, BLOCK * lanes(one) // pitch)
     for first in range(before, before + count, block):
         some_rows, o = min(block, before + count - first), first * pitch
-        n, bit, t = 1, first_bit(reach[1]), strip * across.shape[1] * pad
+        (n, bit), t = first_step(reach[1]), strip * across.shape[1] * pad
         if bit == 0:
             clear(fields, offset + o, some_rows * pitch, variance, one)
         while bit:
@@ -162,12 +167,12 @@ def merge_windows(
             if n == 1:
                 merge(
                     fields, across_, x + o, None, None, offset + o, variance,
-                    some_rows, ends, pitch, n, 1, plus, t, pad, None, one,
+                    some_rows, ends, pitch, n, plus, t, pad, None, one,
                 )  # fmt: skip
             else:
                 merge(
                     fields, across_, x + o, offset + o, None, offset + o, variance,
-                    some_rows, ends, pitch, n, 1, plus, t, pad, None, one,
+                    some_rows, ends, pitch, n, plus, t, pad, None, one,
                 )  # fmt: skip
             n, t, bit = 2 * n + plus, t + TABLES * pad, bit // 2
     last = before + count - 1
@@ -177,12 +182,12 @@ def merge_windows(
             repeat(fields, offset + edge * pitch, offset + i * pitch, columns, variance, one)
     pad, length, runs = down.shape[2], 2 * reach[0] + 1, offset
     for j in range(0, columns, lanes(one)):  # all rows of a vector, which stay in the first cache
-        n, bit, t, runs = 1, first_bit(reach[0]), band * down.shape[1] * pad, offset
+        (n, bit), t, runs = first_step(reach[0]), band * down.shape[1] * pad, offset
         while bit:
             plus = length & bit != 0
             merge(
                 fields, down_, x + j, runs + j, offset + j, second + j, variance,
-                rows + length - 2 * n - plus, 1, pitch, n, pitch, plus, t, pad, True, one,
+                rows + length - 2 * n - plus, lanes(one), pitch, n * pitch, plus, t, pad, True, one,
             )  # fmt: skip
             n, t, bit, runs = 2 * n + plus, t + TABLES * pad, bit // 2, second
     return runs

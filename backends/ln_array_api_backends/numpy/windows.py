@@ -13,7 +13,7 @@ from numba import njit
 
 from .access import element, elements_to_alignment, load, memory, store
 from .columns import put_some, some
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE
 from .simd import (
     lanes,
     largest,
@@ -37,7 +37,7 @@ FIELDS = 5
 PAGE, AHEAD = 64, 13
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def gather(x, plane, height, width, top, rows, left, columns, space, to, pitch, one):
     """Put a part of a plane, which may reach beyond its borders, into a field.
 
@@ -85,7 +85,7 @@ def power_of_two(most, epsilon, one):
     return 1.0
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def scale(space, o, count, factor, one):
     """Multiply so many numbers of a field, and those that follow in the last vector."""
     field, factors = memory(space), splat(number(factor, one))
@@ -124,7 +124,7 @@ def workspace(rows, pitch, count, like):
     return space, elements_to_alignment(memory(space), 0, one), apart
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def write(
     space, x, offset, variance, y, mean, rstd, o,
     rows, columns, reach, pitch, width, factor, epsilon, one,
@@ -154,7 +154,7 @@ def write(
                 put_some(rstd, p, root, columns - j, False)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def forward(
     x, y, mean, rstd, across, strips, down, bands, epsilon,
     reach_down, reach_across, rows, columns, start, stop,
