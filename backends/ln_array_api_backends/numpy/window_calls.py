@@ -11,7 +11,7 @@ from numba import types
 from ln_array_api.backend import FamilySpec
 
 from . import window_gradients, windows
-from .call_context import ABSENT, Argument, CallContext, integer
+from .call_context import ABSENT, CallContext, integer
 from .calls import array_of
 from .simd import BYTES
 from .window_runs import TABLES
@@ -38,7 +38,7 @@ class Axis(NamedTuple):
 
 
 def axes_of(
-    shape: tuple[int, int, int], size: int, itemsize: int, fields: int, deep: int
+    shape: tuple[int, ...], size: int, itemsize: int, fields: int, deep: int
 ) -> tuple[Axis, Axis]:
     """Down and across planes, for tiles of so many fields; `deep` as in `tables_of`."""
     down, across = (min(size // 2, length - 1) for length in shape[1:])
@@ -66,7 +66,8 @@ def tables_of(axis: Axis, deep: int, dtype: np.dtype) -> tuple[np.ndarray, np.nd
     """
     length, reach, share = axis
     known: dict[tuple[int, int, int], int] = {}
-    tables, numbers = [], []
+    tables: list[list[np.ndarray]] = []
+    numbers = []
     pad = share + 2 * (deep + 1) * reach + BYTES  # and a vector beyond the last place
     for first in range(0, length, share):
         begin = max(first - deep * reach, 0) - reach
@@ -82,7 +83,8 @@ def tables_of(axis: Axis, deep: int, dtype: np.dtype) -> tuple[np.ndarray, np.nd
 def _tables(begin: np.ndarray, length: int, reach: int) -> list[np.ndarray]:
     def count(after: int, n: int) -> np.ndarray:
         """How many of n places are in the array, which lie so far after where a run begins."""
-        return np.clip(begin + after + n, 0, length) - np.clip(begin + after, 0, length)
+        first, last = (np.clip(begin + each, 0, length) for each in (after, after + n))
+        return np.asarray(last - first)
 
     rows, n = [], 1
     for bit in f"{2 * reach + 1:b}"[1:]:
@@ -97,10 +99,10 @@ def _tables(begin: np.ndarray, length: int, reach: int) -> list[np.ndarray]:
 class _Tiles:
     """How planes are cut for a kernel, and the arguments that tell it so."""
 
-    def __init__(self, context: CallContext, shape: tuple[int, int, int], fields: int, deep: int):
-        """For a kernel with so many fields."""
-        dtype = context.acc_dtype
-        down, across = axes_of(shape, context.spec.size, dtype.itemsize, fields, deep)
+    def __init__(self, context: CallContext, size: int, fields: int, deep: int):
+        """For windows of a size, and a kernel with so many fields."""
+        dtype, shape = context.acc_dtype, context.shape
+        down, across = axes_of(shape, size, dtype.itemsize, fields, deep)
         self.num_tiles = shape[0] * down.tiles * across.tiles
         self.tables = *tables_of(across, deep, dtype), *tables_of(down, deep, dtype)
         """Across and down, each with the numbers of the tiles' own."""
@@ -108,7 +110,7 @@ class _Tiles:
         self.lengths = [integer(n) for n in (down.reach, across.reach, down.share, across.share)]
 
 
-def _shape_of(spec: FamilySpec) -> tuple[int, int, int]:
+def _shape_of(spec: FamilySpec) -> tuple[int, ...]:
     """That of x at the kernels, where single columns are rows."""
     planes, height, width = spec.shape
     return (planes, width, height) if width == 1 else (planes, height, width)
@@ -118,8 +120,8 @@ def prepare_forward(spec: FamilySpec) -> Callable[..., Any]:
     """What runs `windows_forward`, given x."""
     shape = _shape_of(spec)
     context = CallContext(spec, shape, 0, non_temporal=False)
-    tiles = _Tiles(context, shape, windows.FIELDS, 0)
-    statistic: Argument = array_of(context.acc_dtype.name, *shape)
+    tiles = _Tiles(context, spec.size, windows.FIELDS, 0)
+    statistic = array_of(context.acc_dtype.name, *shape)
     has_statistics = spec.need != (True, False, False)
     run = context.bind(
         windows.forward_task,
@@ -144,7 +146,7 @@ def prepare_backward(spec: FamilySpec) -> Callable[..., Any]:
     """What runs `windows_backward`, given dy, x and rstd."""
     shape = _shape_of(spec)
     context = CallContext(spec, shape, 0, non_temporal=False)
-    tiles = _Tiles(context, shape, window_gradients.FIELDS, 1)
+    tiles = _Tiles(context, spec.size, window_gradients.FIELDS, 1)
     run = context.bind(
         window_gradients.backward_task,
         tiles.num_tiles,

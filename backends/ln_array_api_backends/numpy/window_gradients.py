@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from numba import njit
 
-from .access import element, load, memory, store
+from .access import element, load, memory, store, unrelated
 from .columns import put_some, some
-from .compile import CALLED, INLINE
+from .compile import CALLED, INLINE, ONCE
 from .simd import fma, lanes, magnitude, minus, number, ones, splat, where_at_least, zeros
 from .tasks import arguments
 from .window_runs import BLOCK, first_step, merge_windows
@@ -55,7 +55,7 @@ def merge_sums(fields, runs, singles, target, o, rows, places, pitch, apart, plu
     """
     for i in range(rows):
         for j in range(0, places, lanes(one)):
-            q = o + i * pitch + j
+            q = unrelated(o + i * pitch + j)
             both = sums_of_both(
                 sums_at(fields, runs, q, one), sums_at(fields, runs, q + apart, one)
             )
@@ -67,7 +67,7 @@ def merge_sums(fields, runs, singles, target, o, rows, places, pitch, apart, plu
             store(fields, target[3] + q, both[3])
 
 
-@njit(**CALLED)
+@njit(**ONCE)
 def merge_all_sums(space, singles, first, second, rows, columns, reach, pitch, one):
     """Sums over the windows of a tile, from the fields of single places. Gives where they are.
 
@@ -92,7 +92,9 @@ def merge_all_sums(space, singles, first, second, rows, columns, reach, pitch, o
         while bit:
             plus = length & bit != 0
             ends = rows + length - 2 * n - plus
-            merge_sums(fields, runs, along, target, j, ends, lanes(one), pitch, n * pitch, plus, one)
+            merge_sums(
+                fields, runs, along, target, j, ends, lanes(one), pitch, n * pitch, plus, one
+            )
             n, bit, runs = 2 * n + plus, bit // 2, target
     return runs
 
@@ -112,7 +114,7 @@ def lift_of(factor):
     return LIFT if factor < 1 else 1.0
 
 
-@njit(**CALLED)
+@njit(**ONCE)
 def terms(
     space, x, offset, centre, singles, dy, rstd, p, width, across, t, down, u,
     shape, inside, before, pitch, factor, one,
@@ -153,7 +155,7 @@ def terms(
         put_zeros(fields, singles, q + inside[1], columns - before[1] - inside[1], one)
 
 
-@njit(**CALLED)
+@njit(**ONCE)
 def write(space, x, sums, dy, rstd, dx, o, rows, columns, pitch, width, factor, one):
     """Dx of a tile, from element o on."""
     fields = memory(space)

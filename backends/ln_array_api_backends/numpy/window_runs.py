@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .access import element, load, load_field, memory, store
-from .compile import CALLED, INLINE
+from .access import element, load, load_field, memory, store, unrelated
+from .compile import CALLED, INLINE, ONCE
 from .simd import fma, lanes, zeros
 
 #: Vectors of a field that are merged along rows before the next ones: their fields stay in the
@@ -90,7 +90,7 @@ def merge(
     """
     for i in range(rows):
         for j in range(0, places, lanes(one)):
-            q, place = i * pitch + j, j if down is None else i
+            q, place = unrelated(i * pitch + j), j if down is None else i
             b = q + apart
             anchor, offset = load(fields, x + q, one), load_field(fields, runs, 0, q, one)
             square = load_field(fields, runs, variance, q, one)
@@ -142,7 +142,7 @@ def repeat(fields, o, to, count, variance, one):
             store(fields, to + variance + j, load(fields, o + variance + j, one))
 
 
-@njit(**CALLED)
+@njit(**ONCE)
 def merge_windows(
     space, across, strip, down, band, x, offset, second, variance,
     before, count, rows, columns, reach, pitch, one,

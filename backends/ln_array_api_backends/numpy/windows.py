@@ -13,7 +13,7 @@ from numba import njit
 
 from .access import element, elements_to_alignment, load, memory, store
 from .columns import put_some, some
-from .compile import CALLED, INLINE
+from .compile import CALLED, INLINE, ONCE
 from .simd import (
     lanes,
     largest,
@@ -37,7 +37,7 @@ FIELDS = 5
 PAGE, AHEAD = 64, 13
 
 
-@njit(**CALLED)
+@njit(**ONCE)
 def gather(x, plane, height, width, top, rows, left, columns, space, to, pitch, one):
     """Put a part of a plane, which may reach beyond its borders, into a field.
 
@@ -85,7 +85,7 @@ def power_of_two(most, epsilon, one):
     return 1.0
 
 
-@njit(**CALLED)
+@njit(**ONCE)
 def scale(space, o, count, factor, one):
     """Multiply so many numbers of a field, and those that follow in the last vector."""
     field, factors = memory(space), splat(number(factor, one))
