@@ -23,7 +23,7 @@ PRIMITIVES = {
     "batch_norm": "channels",
     "batch_instance_norm": "operations",
     "switchable_norm": "operations",
-    "local_contrast_norm": "operations",
+    "local_contrast_norm": "windows",
     "dynamic_tanh": "operations",
 }
 #: What `power_norm` is made of instead where its alpha is more than 1.
@@ -42,12 +42,14 @@ class Place(NamedTuple):
     rows: str
     """The backend that runs functions made of rows."""
     channels: str
-    """The same of channels. What is made of operations is generic everywhere."""
+    """The same of channels. Of others there are `families`; operations are generic everywhere."""
     kernels: str
     """What the README says of them."""
     dtypes: str
     invariant: str
     """Whether the bits of a row depend on the number of rows."""
+    families: tuple[str, ...] = ()
+    """Of functions that are neither, what those are made of that the backend of rows runs too."""
 
 
 PLACES = (
@@ -55,6 +57,7 @@ PLACES = (
         *("NumPy", "numpy", "numpy", "numpy"),
         "kernels compiled by Numba, where it is installed, else generic ones",
         *(_OF_ML_DTYPES, "yes"),
+        families=("windows",),
     ),
     Place(
         *("torch, on a CPU", "torch", "torch", "torch"),
@@ -128,7 +131,9 @@ FRAMEWORKS = (
 def backend_of(function: str, place: Place) -> str:
     """The backend that runs a public function on arrays in a place."""
     primitive = PRIMITIVES[re.sub("_(forward|backward)$", "", function)]
-    return "generic" if primitive == "operations" else str(getattr(place, primitive))
+    if primitive in ("rows", "channels"):
+        return str(getattr(place, primitive))
+    return place.rows if primitive in place.families else "generic"
 
 
 def places_table() -> str:

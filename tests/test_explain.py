@@ -222,9 +222,6 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
     "dynamic_tanh": (X, np.float32(0.5)),
     "dynamic_tanh_forward": (X, np.float32(0.5)),
     "dynamic_tanh_backward": (X, X, np.float32(0.5)),
-    "local_contrast_norm": (X,),
-    "local_contrast_norm_forward": (X,),
-    "local_contrast_norm_backward": (X, X, X, X),
     "batch_instance_norm": (X, CHANNEL),
     "batch_instance_norm_forward": (X, CHANNEL),
     "batch_instance_norm_backward": (X, X, CHANNEL, CHANNEL, STATISTIC, STATISTIC, CHANNEL),
@@ -239,21 +236,20 @@ def test_what_consists_of_operations(name: str) -> None:
     """It is said so, and what the call would refuse is refused."""
     function, arguments = getattr(ln, name), OPERATIONS[name]
     arguments = tuple(np.asarray(each) for each in arguments)
-    options = {"size": 3} if name.startswith("local_contrast") else {}
-    function(*arguments, **options)
-    explanation = ln.explain(function, *arguments, **options)
+    function(*arguments)
+    explanation = ln.explain(function, *arguments)
     assert explanation[:4] == (name, "numpy", "-", (2, 3, 4))
     assert explanation.backend == "generic"
     assert explanation.reason == "operations of numpy: no backend has a kernel for it"
     wrong = tuple(each.astype(np.int32) for each in arguments)
     with pytest.raises(TypeError, match=f"^{name}: "):
-        ln.explain(function, *wrong, **options)
+        ln.explain(function, *wrong)
     if name.endswith("_backward"):
         with pytest.raises(ValueError, match="need"):
-            ln.explain(function, *arguments, need=("dz",), **options)
+            ln.explain(function, *arguments, need=("dz",))
     elif "tanh" not in name:
         with pytest.raises(ValueError, match="epsilon"):
-            ln.explain(function, *arguments, epsilon=-1.0, **options)
+            ln.explain(function, *arguments, epsilon=-1.0)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])

@@ -11,6 +11,7 @@ import faults_numpy_calls
 import faults_numpy_channels
 import faults_numpy_rows
 import faults_numpy_strided
+import faults_numpy_windows
 import faults_operations
 import faults_torch
 from fault import Fault
@@ -25,6 +26,7 @@ FAULTS: tuple[Fault, ...] = (
     *faults_numpy_channels.FAULTS,
     *faults_numpy_calls.FAULTS,
     *faults_numpy_strided.FAULTS,
+    *faults_numpy_windows.FAULTS,
     *faults_torch.FAULTS,
     *faults_jax.FAULTS,
 )

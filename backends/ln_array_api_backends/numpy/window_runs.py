@@ -16,7 +16,7 @@ from numba import njit
 
 from .access import element, load, load_field, memory, store, unrelated
 from .compile import CALLED, INLINE, ONCE
-from .simd import fma, lanes, zeros
+from .simd import fma, lanes
 
 #: Vectors of a field that are merged along rows before the next ones: their fields stay in the
 #: first cache, and what is loaded was not stored just before.
@@ -125,12 +125,13 @@ def merge(
 
 
 @njit(**INLINE)
-def clear(fields, o, count, variance, one):
-    """Put 0 to offsets, and to variances where these are kept."""
+def single_places(fields, x, offset, count, variance, one):
+    """Offsets and variances of runs of one place: 0, but NaN where x is not finite."""
     for j in range(0, count, lanes(one)):
-        store(fields, o + j, zeros(one))
+        values = load(fields, x + j, one)
+        store(fields, offset + j, values - values)
         if variance is not None:
-            store(fields, o + variance + j, zeros(one))
+            store(fields, offset + variance + j, values - values)
 
 
 @njit(**INLINE)
@@ -160,7 +161,7 @@ def merge_windows(
         some_rows, o = min(block, before + count - first), first * pitch
         (n, bit), t = first_step(reach[1]), strip * across.shape[1] * pad
         if bit == 0:
-            clear(fields, offset + o, some_rows * pitch, variance, one)
+            single_places(fields, x + o, offset + o, some_rows * pitch, variance, one)
         while bit:
             plus = length & bit != 0
             ends = columns + length - 2 * n - plus
