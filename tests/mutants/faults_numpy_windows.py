@@ -67,13 +67,6 @@ FAULTS = (
         unit(TEST, "constant"),
     ),
     Fault(
-        "the workspace is free while it is in use",
-        WINDOWS,
-        "    space = np.empty(count * apart + lanes(one), like.dtype)",
-        "    space = np.empty(apart + lanes(one), like.dtype)",
-        CUT,
-    ),
-    Fault(
         "the anchor of a run is the one that weighs less",
         GRADIENTS,
         "anchor = where_at_least(weight_a, weight_b, a, b)",

@@ -68,7 +68,7 @@ def power_of_two(most, epsilon, one):
     """What brings the squares of numbers up to `most`, or epsilon, into the range of the dtype.
 
     The sum of 2³¹ squares does not overflow, nor does the square of a difference of one ulp
-    underflow. It is 1 for most.
+    underflow. It is 1 for most, and changes no bit of what is in range.
     """
     smallest, _, _ = limits(one)
     root = math.sqrt(epsilon)
@@ -111,13 +111,19 @@ def tile_of(unit, shape, rows, columns):
 
 @njit(**INLINE)
 def pitch_of(places, one):
-    """From row to row of a field: whole vectors, and one more for what is beyond the last place."""
+    """From row to row of a field: whole vectors, and one more for what is beyond the last place.
+
+    They are an odd number, so that a column of vectors is spread over all sets of the cache.
+    """
     return (-(-places // lanes(one)) + 1 | 1) * lanes(one)
 
 
 @njit(**INLINE)
 def workspace(rows, pitch, count, like):
-    """Memory for so many fields, where the first begins, and how far it is to the next."""
+    """Memory for so many fields, where the first begins, and how far it is to the next.
+
+    The array has to go to all that works in it, since it is free after its last use.
+    """
     one = ones(like)
     apart = (-(-rows * pitch // (PAGE * lanes(one))) * PAGE + AHEAD) * lanes(one)
     space = np.empty(count * apart + lanes(one), like.dtype)
