@@ -36,14 +36,15 @@ class Call(NamedTuple):
 
     def results(self, *arrays: Array | None) -> Any:
         """Those of the kernel, for arrays of such shapes and of any layout."""
-        library = library_of(arrays[0])
-        put_in_order = self.choice.put_in_order or library.put_in_order
         return self.choice.kernel(
-            *(
-                each if each is None or library.in_order(each) else put_in_order(each)
-                for each in arrays
-            )
+            *(None if each is None else self.in_order(each) for each in arrays)
         )
+
+    def in_order(self, x: Array) -> Array:
+        """An array in C order for the kernel: itself or a copy."""
+        library = library_of(x)
+        put_in_order = self.choice.put_in_order or library.put_in_order
+        return x if library.in_order(x) else put_in_order(x)
 
 
 def call_on(primitive: FamilyPrimitive, x: Array, shape: tuple[int, ...], **details: Any) -> Call:

@@ -110,7 +110,8 @@ class FamilySpec(NamedTuple):
     `exponent`; ``powers_backward(dy, x, norm)`` gives dx.
 
     ``windows_forward(x)`` of x (P, H, W) gives y, mean and rstd of its shape, of windows of `size`
-    along H and W; ``windows_backward(dy, x, rstd)`` gives dx.
+    along H and W, of which `need` tells which are wanted: all, or y alone, beside which the others
+    are None; ``windows_backward(dy, x, rstd)`` gives dx.
 
     ``instances_statistics(x)`` of x (M, N) gives, of each row, mean, what rounding took from it,
     var and rstd, all (M, 1). With x̂ = (x - mean - missed) * rstd of given mean, missed and rstd,
@@ -134,7 +135,7 @@ class FamilySpec(NamedTuple):
     groups: int = 1
     repeat: int = 1
     need: tuple[bool, ...] = ()
-    """Of a backward call: which of its results are wanted."""
+    """Which of the results are wanted, where that may be some."""
     epsilon: float = 0.0
     exponent: float = 1.0
     size: int = 1

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import _check
-from ._arrays import Array, on_device_of_x
+from ._arrays import Array, dtype_name, library_of, on_device_of_x
 from ._beside import check_gradient, check_saved
-from ._explain import explained_as_operations
+from ._explain import explained_by
+from ._family import Call, call_on, operations_on
+from ._specs import FamilyPrimitive
 from .kernels.windows import windows_backward, windows_forward
 from .layer_norm import EPSILON
+
+#: Of the results of a forward call, those that are wanted.
+_Y_ALONE = True, False, False
 
 
 class LocalContrastForward(NamedTuple):
@@ -42,14 +49,65 @@ def _checked(
     return axes, size
 
 
-def _checked_forward(
-    function: str, x: Array, size: int, spatial_axes: int | tuple[int, ...], epsilon: float
-) -> dict[str, Any]:
+class _Plan(NamedTuple):
+    """A checked call."""
+
+    call: Call
+    axes: tuple[int, ...]
+    size: int
+    epsilon: float = 0.0
+
+    def kernel_results(self, *arrays: Array) -> tuple[Array | None, ...]:
+        """What a kernel makes of arrays of one shape, whose spatial axes may be anywhere."""
+        xp, ndim = library_of(arrays[0]).xp, arrays[0].ndim
+        order = (*(axis for axis in range(ndim) if axis not in self.axes), *self.axes)
+        back = tuple(order.index(axis) for axis in range(ndim))
+        moved = [self.call.in_order(xp.permute_dims(each, order)) for each in arrays]
+        results = self.call.results(*(xp.reshape(each, self.call.spec.shape) for each in moved))
+        return tuple(
+            None if each is None else xp.permute_dims(xp.reshape(each, moved[0].shape), back)
+            for each in results
+        )
+
+
+def _planned(primitive: FamilyPrimitive, x: Array, axes: tuple[int, ...], **details: Any) -> Call:
+    """The call for x with its spatial axes as (P, H, W), where H is 1 if there is but one."""
+    if len(axes) > 2:
+        return operations_on(x, "windows extend along more than two axes")
+    planes = math.prod(n for axis, n in enumerate(x.shape) if axis not in axes)
+    spatial = [x.shape[axis] for axis in axes]
+    return call_on(primitive, x, (planes, *[1] * (2 - len(axes)), *spatial), **details)
+
+
+def _call_of(planner: Callable[..., _Plan], **details: Any) -> Callable[..., Call]:
+    """For `explain`, the call of a plan."""
+    return lambda function, **arguments: planner(function, **arguments, **details).call
+
+
+def _plan_forward(
+    function: str,
+    x: Array,
+    size: int,
+    spatial_axes: int | tuple[int, ...],
+    epsilon: float,
+    need: tuple[bool, bool, bool] = (True, True, True),
+) -> _Plan:
+    """The plan of a forward call; `need` tells which results are wanted."""
     axes, size = _checked(function, x, size, spatial_axes)
-    return {"axes": axes, "size": size, "epsilon": _check.epsilon(function, epsilon, x.dtype)}
+    epsilon = _check.epsilon(function, epsilon, x.dtype)
+    call = _planned("windows_forward", x, axes, size=size, epsilon=epsilon, need=need)
+    return _Plan(call, axes, size, epsilon)
 
 
-@explained_as_operations(_checked_forward)
+def _forward(plan: _Plan, x: Array) -> Any:
+    """Y, mean and rstd, as far as they are wanted."""
+    call, axes, size, epsilon = plan
+    if call.has_kernel:
+        return plan.kernel_results(x)
+    return windows_forward(x, axes=axes, size=size, epsilon=epsilon)
+
+
+@explained_by(_call_of(_plan_forward, need=_Y_ALONE))
 @on_device_of_x
 def local_contrast_norm(
     x: Array,
@@ -110,11 +168,11 @@ def local_contrast_norm(
     >>> ln.local_contrast_norm(x, size=3, spatial_axes=0).round(3)
     array([-1.   ,  0.   , -0.697,  0.697,  1.   ])
     """
-    options = _checked_forward("local_contrast_norm", x, size, spatial_axes, epsilon)
-    return windows_forward(x, **options)[0]
+    plan = _plan_forward("local_contrast_norm", x, size, spatial_axes, epsilon, _Y_ALONE)
+    return _forward(plan, x)[0]
 
 
-@explained_as_operations(_checked_forward)
+@explained_by(_call_of(_plan_forward))
 @on_device_of_x
 def local_contrast_norm_forward(
     x: Array,
@@ -147,11 +205,11 @@ def local_contrast_norm_forward(
     >>> ln.local_contrast_norm_forward(x, size=3, spatial_axes=0).mean
     array([  1.5,   2. ,  36. ,  70. , 103.5])
     """
-    options = _checked_forward("local_contrast_norm_forward", x, size, spatial_axes, epsilon)
-    return LocalContrastForward(*windows_forward(x, **options))
+    plan = _plan_forward("local_contrast_norm_forward", x, size, spatial_axes, epsilon)
+    return LocalContrastForward(*_forward(plan, x))
 
 
-def _checked_backward(
+def _plan_backward(
     function: str,
     dy: Array,
     x: Array,
@@ -160,15 +218,17 @@ def _checked_backward(
     size: int,
     spatial_axes: int | tuple[int, ...],
     need: tuple[str, ...],
-) -> tuple[tuple[str, ...], dict[str, Any]]:
-    need = _check.need(function, need, LocalContrastGradients._fields)
+) -> _Plan:
+    """The plan of a backward call."""
+    _check.need(function, need, LocalContrastGradients._fields)
     axes, size = _checked(function, x, size, spatial_axes)
     check_gradient(function, x, dy=dy)
     check_saved(function, x, tuple(x.shape), mean=mean, rstd=rstd)
-    return need, {"axes": axes, "size": size}
+    call = _planned("windows_backward", x, axes, size=size, dy=dtype_name(dy.dtype))
+    return _Plan(call, axes, size)
 
 
-@explained_as_operations(_checked_backward)
+@explained_by(_call_of(_plan_backward))
 @on_device_of_x
 def local_contrast_norm_backward(
     dy: Array,
@@ -224,5 +284,9 @@ def local_contrast_norm_backward(
     array([-0.2204,  0.2755, -0.0551])
     """
     function = "local_contrast_norm_backward"
-    need, options = _checked_backward(function, dy, x, mean, rstd, size, spatial_axes, need)
-    return LocalContrastGradients(windows_backward(dy, x, rstd, **options) if need else None)
+    plan = _plan_backward(function, dy, x, mean, rstd, size, spatial_axes, need)
+    if not need:
+        return LocalContrastGradients(None)
+    if plan.call.has_kernel:
+        return LocalContrastGradients(*plan.kernel_results(dy, x, rstd))
+    return LocalContrastGradients(windows_backward(dy, x, rstd, axes=plan.axes, size=plan.size))

@@ -14,6 +14,7 @@ import faults_numpy_instances
 import faults_numpy_powers
 import faults_numpy_rows
 import faults_numpy_strided
+import faults_numpy_windows
 import faults_operations
 import faults_torch
 from fault import Fault
@@ -31,6 +32,7 @@ FAULTS: tuple[Fault, ...] = (
     *faults_numpy_strided.FAULTS,
     *faults_numpy_powers.FAULTS,
     *faults_numpy_hyperbolic.FAULTS,
+    *faults_numpy_windows.FAULTS,
     *faults_torch.FAULTS,
     *faults_jax.FAULTS,
 )

@@ -108,6 +108,36 @@ def load(typing: Any, elements: Any, index: Any, like: Any) -> Any:
 
 
 @intrinsic
+def unrelated(typing: Any, index: Any) -> Any:
+    """An index, of which the compiler is not to know how it follows from others.
+
+    Where many fields are read and written at one index, it takes seconds to find out how to step
+    through all of them, to no avail.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", args, side_effect=False)
+
+    return types.intp(types.intp), generate
+
+
+@intrinsic
+def load_field(typing: Any, elements: Any, field: Any, more: Any, index: Any, like: Any) -> Any:
+    """The elements from field + more + index on. Where field or more is None, it is just None."""
+    if isinstance(field, types.NoneType) or isinstance(more, types.NoneType):
+        signature = types.none(elements, field, more, types.intp, like)
+        return signature, lambda context, builder, signature, args: context.get_dummy_value()
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.VectorType(_STORED[elements.dtype], like.lanes)
+        place = _address(builder, args[0], builder.add(args[1], args[2]))
+        address = builder.bitcast(_address(builder, place, args[3]), kind.as_pointer())
+        return builder.load(address, align=elements.dtype.bitwidth // 8)
+
+    return like(elements, types.intp, types.intp, types.intp, like), generate
+
+
+@intrinsic
 def load_first(typing: Any, elements: Any, index: Any, count: Any, like: Any) -> Any:
     """As `load`, but of the first `count` elements alone; the rest is 0, and is not read."""
     if isinstance(elements, Vector):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ln_array_api.backend import FamilyPrimitive, FamilySpec
 
-from . import hyperbolic_calls, instance_calls, power_calls
+from . import hyperbolic_calls, instance_calls, power_calls, window_calls
 
 #: By primitive: what gives a kernel for a call, or None where it does not take such a call.
 PREPARED: dict[FamilyPrimitive, Callable[[FamilySpec], Callable[..., Any] | None]] = {
@@ -15,6 +15,8 @@ PREPARED: dict[FamilyPrimitive, Callable[[FamilySpec], Callable[..., Any] | None
     "tanh_backward": hyperbolic_calls.backward,
     "powers_forward": power_calls.forward,
     "powers_backward": power_calls.backward,
+    "windows_forward": window_calls.forward,
+    "windows_backward": window_calls.backward,
     "instances_statistics": instance_calls.statistics,
     "instances_affine": instance_calls.affine,
     "instances_sums": instance_calls.sums,

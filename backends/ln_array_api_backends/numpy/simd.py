@@ -289,6 +289,16 @@ def where_not_zero(typing: Any, condition: Any, vector: Any) -> Any:
     return vector(condition, vector), generate
 
 
+@intrinsic
+def where_at_least(typing: Any, a: Any, b: Any, chosen: Any, other: Any) -> Any:
+    """The lanes of `chosen` where a is at least b, those of `other` where not, or NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">=", *args[:2]), *args[2:])
+
+    return chosen(a, b, chosen, other), generate
+
+
 def lanes_of(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:
     """Lanes of two vectors, by their numbers: those of the second follow those of the first."""
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(numbers)), numbers))

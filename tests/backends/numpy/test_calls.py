@@ -14,10 +14,19 @@ import pytest
 pytest.importorskip("numba", reason="Numba is not installed")
 
 import numba
-from ln_array_api_backends.numpy import array_tasks, backend, calls, memory_pool, tasks, threads
+from ln_array_api_backends.numpy import (
+    array_tasks,
+    backend,
+    calls,
+    family_calls,
+    memory_pool,
+    tasks,
+    threads,
+)
 
 import ln_array_api as ln
 from ln_array_api import backend as registry
+from ln_array_api._specs import FAMILY
 from ln_array_api.backend import RowsSpec
 from ln_array_api.kernels import rows
 
@@ -429,7 +438,9 @@ def test_the_thread_number_is_numbas(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_backends_shows_the_backend() -> None:
     (info,) = [each for each in ln.backends() if each.backend == "numpy"]
     assert info.library == "numpy"
-    assert info.accelerates == tuple(registry.GENERIC)
+    families = tuple(each for each in FAMILY if each in family_calls.PREPARED)
+    assert {"windows_forward", "windows_backward"} <= set(families)
+    assert info.accelerates == (*registry.GENERIC, *families)
     assert info.note == ""
 
 

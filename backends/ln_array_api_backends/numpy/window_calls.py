@@ -1,0 +1,162 @@
+"""From a spec to compiled kernels for windows: tiles of planes, tables, threads and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+
+from ln_array_api.backend import FamilySpec
+
+from . import window_gradients, windows
+from .call_context import ABSENT, CallContext, integer
+from .calls import array_of
+from .simd import BYTES
+from .window_runs import TABLES
+
+#: Bytes of the fields of a tile, which are to stay in the second cache.
+WORKSPACE = 256 << 10
+#: Places of a tile along a row at least, where there are so many.
+COLUMNS = 256
+
+
+class Axis(NamedTuple):
+    """How an axis is cut into tiles, which depends on its length and on the windows alone."""
+
+    length: int
+    reach: int
+    """How far windows go to either side of their centre."""
+    share: int
+    """The places of a tile, but for the last."""
+
+    @property
+    def tiles(self) -> int:
+        """How many there are."""
+        return -(-self.length // self.share)
+
+
+def axes_of(
+    shape: tuple[int, ...], size: int, itemsize: int, fields: int, deep: int
+) -> tuple[Axis, Axis]:
+    """Down and across planes, for tiles of so many fields; `deep` as in `tables_of`."""
+    down, across = (min(size // 2, length - 1) for length in shape[1:])
+    around_rows, around_columns = (2 * (deep + 1) * reach for reach in (down, across))
+    room = WORKSPACE // (fields * itemsize)
+    most = max(COLUMNS, room // (shape[1] + around_rows) - around_columns, 2 * around_columns)
+    columns = even_share(shape[2], most, BYTES // itemsize)
+    most = max(1, room // (columns + around_columns) - around_rows, 2 * around_rows)
+    return Axis(shape[1], down, even_share(shape[1], most, 1)), Axis(shape[2], across, columns)
+
+
+def even_share(length: int, most: int, unit: int) -> int:
+    """Of a length in as few equal parts of at most about so many as there can be, in units."""
+    parts = -(-length // most)
+    return min(length, -(-length // (parts * unit)) * unit)
+
+
+def tables_of(axis: Axis, deep: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """How runs are merged, and which of these tables is for each tile of an axis.
+
+    For each step of doubling, by the place where a run begins: the part of the second run in both,
+    and that times the part of the first, and the same for a single place that follows both. At last
+    how many elements a window has. Places beyond the border count nothing. Windows are those around
+    all places of a tile, or `deep` more times as far as they reach, if they are in the array.
+    """
+    length, reach, share = axis
+    known: dict[tuple[int, int, int], int] = {}
+    tables: list[list[np.ndarray]] = []
+    numbers = []
+    pad = share + 2 * (deep + 1) * reach + BYTES  # and a vector beyond the last place
+    for first in range(0, length, share):
+        begin = max(first - deep * reach, 0) - reach
+        end = min(first + share + deep * reach, length) + reach
+        kind = max(-begin, 0), max(end - length, 0), end - begin
+        if kind not in known:
+            known[kind] = len(tables)
+            tables.append(_tables(np.arange(begin, begin + pad), length, reach))
+        numbers.append(known[kind])
+    return np.array(tables, dtype), np.array(numbers)
+
+
+def _tables(begin: np.ndarray, length: int, reach: int) -> list[np.ndarray]:
+    def count(after: int, n: int) -> np.ndarray:
+        """How many of n places are in the array, which lie so far after where a run begins."""
+        first, last = (np.clip(begin + each, 0, length) for each in (after, after + n))
+        return np.asarray(last - first)
+
+    rows, n = [], 1
+    for bit in f"{2 * reach + 1:b}"[1:]:
+        for before, more in ((n, n), (2 * n, 1)):
+            part = count(before, more) / np.maximum(count(0, before + more), 1)
+            rows += [part, part * (1 - part)]
+        n = 2 * n + int(bit)
+    assert len(rows) == TABLES * (len(f"{2 * reach + 1:b}") - 1)
+    return [*rows, count(0, 2 * reach + 1)]
+
+
+class _Tiles:
+    """How planes are cut for a kernel, and the arguments that tell it so."""
+
+    def __init__(self, context: CallContext, size: int, fields: int, deep: int):
+        """For windows of a size, and a kernel with so many fields."""
+        dtype, shape = context.acc_dtype, context.shape
+        down, across = axes_of(shape, size, dtype.itemsize, fields, deep)
+        self.num_tiles = shape[0] * down.tiles * across.tiles
+        self.tables = *tables_of(across, deep, dtype), *tables_of(down, deep, dtype)
+        """Across and down, each with the numbers of the tiles' own."""
+        self.kinds = [array_of(each.dtype.name, *each.shape) for each in self.tables]
+        self.lengths = [integer(n) for n in (down.reach, across.reach, down.share, across.share)]
+
+
+def _shape_of(spec: FamilySpec) -> tuple[int, ...]:
+    """That of x at the kernels, where single columns are rows."""
+    planes, height, width = spec.shape
+    return (planes, width, height) if width == 1 else (planes, height, width)
+
+
+def forward(spec: FamilySpec) -> Callable[..., Any]:
+    """What runs `windows_forward`, given x."""
+    shape = _shape_of(spec)
+    context = CallContext(spec, shape, 0, non_temporal=False)
+    tiles = _Tiles(context, spec.size, windows.FIELDS, 0)
+    statistic = array_of(context.acc_dtype.name, *shape)
+    has_statistics = spec.need != (True, False, False)
+    run = context.bind(
+        windows.forward_task,
+        tiles.num_tiles,
+        *(context.x, context.x, *[statistic if has_statistics else ABSENT] * 2),
+        *(*tiles.kinds, (types.float64, spec.epsilon), *tiles.lengths),
+    )
+
+    def call(x: Any) -> Any:
+        y = context.empty(x.dtype)
+        if not has_statistics:
+            run(x, y, None, None, *tiles.tables)
+            return y.reshape(x.shape), None, None
+        mean, rstd = context.empty(context.acc_dtype), context.empty(context.acc_dtype)
+        run(x, y, mean, rstd, *tiles.tables)
+        return y.reshape(x.shape), mean.reshape(x.shape), rstd.reshape(x.shape)
+
+    return call
+
+
+def backward(spec: FamilySpec) -> Callable[..., Any]:
+    """What runs `windows_backward`, given dy, x and rstd."""
+    shape = _shape_of(spec)
+    context = CallContext(spec, shape, 0, non_temporal=False)
+    tiles = _Tiles(context, spec.size, window_gradients.FIELDS, 1)
+    run = context.bind(
+        window_gradients.backward_task,
+        tiles.num_tiles,
+        *(context.dy, context.x, array_of(context.acc_dtype.name, *shape), context.x),
+        *(*tiles.kinds, *tiles.lengths),
+    )
+
+    def call(dy: Any, x: Any, rstd: Any) -> Any:
+        dx = context.empty(x.dtype)
+        run(dy, x, rstd, dx, *tiles.tables)
+        return (dx.reshape(x.shape),)
+
+    return call

@@ -1,0 +1,194 @@
+"""Moments of windows, merged from those of runs: along the rows of a tile, then down its columns.
+
+Runs are doubled until they are as long as a window, as in `ln_array_api.kernels.windows`, which
+tells why moments are merged, and not sums subtracted. What an element gets depends on its window
+alone, and not on the tile that it is in.
+
+Fields lie in one workspace, each from some number on, and row by row at one pitch. A mean is kept
+as an offset: how far it is beyond the first element of its run, the anchor. Places beyond the
+border repeat what is at the border, so that an anchor is in the plane, and weigh nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from .access import element, load, load_field, memory, store, unrelated
+from .compile import CALLED, INLINE, ONCE
+from .simd import fma, lanes
+
+#: Vectors of a field that are merged along rows before the next ones: their fields stay in the
+#: first cache, and what is loaded was not stored just before.
+BLOCK = 48
+#: Tables of each step of doubling: the weights of a merger, and those of one with a single place.
+TABLES = 4
+
+
+@njit(**INLINE)
+def first_step(reach):
+    """The length of the shortest runs, which is 1, and the bit of a window's that is next to it.
+
+    Bits of a length from the highest on tell whether runs, once doubled, get one place more. The
+    integer is typed, since what takes a literal would be compiled for that first.
+    """
+    bit = 1
+    while 2 * bit <= 2 * reach + 1:
+        bit *= 2
+    return np.int64(1), bit // 2
+
+
+@njit(**INLINE)
+def offset_of(anchor, offset, beside, beside_offset):
+    """How far the mean of one run is beyond that of another. An offset that is None is 0."""
+    step = beside - anchor
+    if offset is None:
+        if beside_offset is None:
+            return step
+        return step + beside_offset
+    if beside_offset is None:
+        return step - offset
+    return step + (beside_offset - offset)
+
+
+@njit(**INLINE)
+def mean_of_both(offset, step, part):
+    """The offset of two runs together."""
+    if offset is None:
+        return part * step
+    return fma(part, step, offset)
+
+
+@njit(**INLINE)
+def variance_of_both(variance, step, part, weight, beside, one):
+    """The variance of two runs together. One that is None is 0."""
+    between = weight * step
+    if beside is None:
+        if variance is None:
+            return between * step
+        return fma(between, step, (one - part) * variance)
+    return fma(between, step, fma(part, beside, (one - part) * variance))
+
+
+@njit(**INLINE)
+def weight_at(tables, t, place, down, one):
+    """The number of a place in a table: in every lane down columns, else of as many places."""
+    if down is None:
+        return load(tables, t + place, one)
+    return element(tables, t + place, one)
+
+
+@njit(**CALLED)
+def merge(
+    fields, tables, x, runs, singles, target, variance,
+    rows, places, pitch, apart, plus, t, pad, down, one,
+):  # fmt: skip
+    """Runs twice as long, of runs that lie so far apart; `plus` one place.
+
+    `runs`, `singles` and `target` are where offsets are: of runs, which may be the target, of
+    single places and of the result. None are all 0. Variances are so many elements behind them.
+    """
+    for i in range(rows):
+        for j in range(0, places, lanes(one)):
+            q, place = unrelated(i * pitch + j), j if down is None else i
+            b = q + apart
+            anchor, offset = load(fields, x + q, one), load_field(fields, runs, 0, q, one)
+            square = load_field(fields, runs, variance, q, one)
+            part = weight_at(tables, t, place, down, one)
+            weight = weight_at(tables, t + pad, place, down, one)
+            beyond = offset_of(
+                anchor, offset, load(fields, x + b, one), load_field(fields, runs, 0, b, one)
+            )
+            both = mean_of_both(offset, beyond, part)
+            of_both = variance_of_both(
+                square, beyond, part, weight, load_field(fields, runs, variance, b, one), one
+            )
+            if plus:
+                b += apart
+                part = weight_at(tables, t + 2 * pad, place, down, one)
+                weight = weight_at(tables, t + 3 * pad, place, down, one)
+                beyond = offset_of(
+                    anchor, both, load(fields, x + b, one), load_field(fields, singles, 0, b, one)
+                )
+                both = mean_of_both(both, beyond, part)
+                of_both = variance_of_both(
+                    of_both,
+                    beyond,
+                    part,
+                    weight,
+                    load_field(fields, singles, variance, b, one),
+                    one,
+                )
+            store(fields, target + q, both)
+            if variance is not None:
+                store(fields, target + variance + q, of_both)
+
+
+@njit(**INLINE)
+def single_places(fields, x, offset, count, variance, one):
+    """Offsets and variances of runs of one place: 0, but NaN where x is not finite."""
+    for j in range(0, count, lanes(one)):
+        values = load(fields, x + j, one)
+        store(fields, offset + j, values - values)
+        if variance is not None:
+            store(fields, offset + variance + j, values - values)
+
+
+@njit(**INLINE)
+def repeat(fields, o, to, count, variance, one):
+    """Copy a row of offsets, and of variances where these are kept."""
+    for j in range(0, count, lanes(one)):
+        store(fields, to + j, load(fields, o + j, one))
+        if variance is not None:
+            store(fields, to + variance + j, load(fields, o + variance + j, one))
+
+
+@njit(**ONCE)
+def merge_windows(
+    space, across, strip, down, band, x, offset, second, variance,
+    before, count, rows, columns, reach, pitch, one,
+):  # fmt: skip
+    """Offsets of all windows of a tile, and variances. Gives where they are: at one of two places.
+
+    The field x has rows and columns for as many windows and what they reach to, `count` rows of
+    them in the plane, after `before` that are not. `across` and `down` are tables, of which those
+    numbered `strip` and `band` are for this tile. `reach` is that down and across.
+    """
+    fields, across_, down_ = memory(space), memory(across), memory(down)
+    pad, length = across.shape[2], 2 * reach[1] + 1
+    block = max(1, BLOCK * lanes(one) // pitch)
+    for first in range(before, before + count, block):
+        some_rows, o = min(block, before + count - first), first * pitch
+        (n, bit), t = first_step(reach[1]), strip * across.shape[1] * pad
+        if bit == 0:
+            single_places(fields, x + o, offset + o, some_rows * pitch, variance, one)
+        while bit:
+            plus = length & bit != 0
+            ends = columns + length - 2 * n - plus
+            if n == 1:
+                merge(
+                    fields, across_, x + o, None, None, offset + o, variance,
+                    some_rows, ends, pitch, n, plus, t, pad, None, one,
+                )  # fmt: skip
+            else:
+                merge(
+                    fields, across_, x + o, offset + o, None, offset + o, variance,
+                    some_rows, ends, pitch, n, plus, t, pad, None, one,
+                )  # fmt: skip
+            n, t, bit = 2 * n + plus, t + TABLES * pad, bit // 2
+    last = before + count - 1
+    for i in range(rows + 2 * reach[0]):
+        if i < before or i > last:
+            edge = min(max(i, before), last)
+            repeat(fields, offset + edge * pitch, offset + i * pitch, columns, variance, one)
+    pad, length, runs = down.shape[2], 2 * reach[0] + 1, offset
+    for j in range(0, columns, lanes(one)):  # all rows of a vector, which stay in the first cache
+        (n, bit), t, runs = first_step(reach[0]), band * down.shape[1] * pad, offset
+        while bit:
+            plus = length & bit != 0
+            merge(
+                fields, down_, x + j, runs + j, offset + j, second + j, variance,
+                rows + length - 2 * n - plus, lanes(one), pitch, n * pitch, plus, t, pad, True, one,
+            )  # fmt: skip
+            n, t, bit, runs = 2 * n + plus, t + TABLES * pad, bit // 2, second
+    return runs

@@ -1,0 +1,97 @@
+"""Faults in the NumPy backend's kernels for windows."""
+
+from __future__ import annotations
+
+from fault import NUMPY, Fault, unit
+
+RUNS, WINDOWS = f"{NUMPY}/window_runs.py", f"{NUMPY}/windows.py"
+GRADIENTS, CALLS = f"{NUMPY}/window_gradients.py", f"{NUMPY}/window_calls.py"
+TEST = "backends/numpy/test_windows.py"
+ALL, CUT = unit(TEST, "all_results"), unit(TEST, "tiles")
+
+FAULTS = (
+    Fault(
+        "merged runs lack the variance between them",
+        RUNS,
+        "return fma(between, step, fma(part, beside, (one - part) * variance))",
+        "return fma(part, beside, (one - part) * variance)",
+        ALL,
+    ),
+    Fault(
+        "rows beyond the last keep what another tile has left there",
+        RUNS,
+        "if i < before or i > last:",
+        "if i < before:",
+        ALL,
+    ),
+    Fault(
+        "runs at the border count the places beyond it",
+        CALLS,
+        "first, last = (np.clip(begin + each, 0, length) for each in (after, after + n))",
+        "first, last = begin + after, begin + after + n",
+        ALL,
+    ),
+    Fault(
+        "all tiles of a row have the tables of the first",
+        CALLS,
+        "numbers.append(known[kind])",
+        "numbers.append(0)",
+        CUT,
+    ),
+    Fault(
+        "a tile reads as many columns as it has",
+        WINDOWS,
+        "left, wide = column - reach_across, num_columns + 2 * reach_across",
+        "left, wide = column - reach_across, num_columns + reach_across",
+        ALL,
+    ),
+    Fault(
+        "an infinity sets the scale of a tile",
+        WINDOWS,
+        "magnitude(values) + (values - values))",
+        "magnitude(values))",
+        unit(TEST, "outside"),
+    ),
+    Fault(
+        "windows of very small elements are not scaled",
+        WINDOWS,
+        "if max(most, root) < 2.0**-16:",
+        "if max(most, root) < 0:",
+        unit(TEST, "magnitude"),
+    ),
+    Fault(
+        "rstd of constant windows is that of what they were scaled to",
+        WINDOWS,
+        "where_at_least(zeros(one), square, alone, root * scale)",
+        "root * scale",
+        unit(TEST, "constant"),
+    ),
+    Fault(
+        "the anchor of a run is the one that weighs less",
+        GRADIENTS,
+        "anchor = where_at_least(weight_a, weight_b, a, b)",
+        "anchor = where_at_least(weight_b, weight_a, a, b)",
+        unit(TEST, "edge"),
+    ),
+    Fault(
+        "gradients of very large elements are not lifted",
+        GRADIENTS,
+        "LIFT = 2.0**44",
+        "LIFT = 1.0",
+        unit("test_local_contrast_norm.py", "gradients"),
+    ),
+    Fault(
+        "windows beyond the last column keep what another tile has left there",
+        GRADIENTS,
+        "put_zeros(fields, singles, q + inside[1], columns - before[1] - inside[1], one)",
+        "put_zeros(fields, singles, q + inside[1], 0, one)",
+        ALL,
+    ),
+    Fault(
+        "sums down columns take the runs of rows for single places",
+        GRADIENTS,
+        "target = first if reach[1] == 0 else second",
+        "target = first",
+        ALL,
+    ),
+)
