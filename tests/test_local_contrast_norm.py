@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,13 @@ import pytest
 import ln_array_api as ln
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(params=["generic", "whatever there is"], autouse=True)
+def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test runs on the generic kernel too, and on a compiled one where there is one."""
+    with ln.use_backend("generic") if request.param == "generic" else nullcontext():
+        yield
 
 
 def importable(module: str) -> Any:
