@@ -246,11 +246,22 @@ def prefetch(typing: Any, elements: Any, index: Any) -> Any:
 
     Into the second cache: the first has its hands full with the rows that are being swept.
     """
+    return _prefetch(elements, to_write=False)
 
+
+@intrinsic
+def prefetch_to_write(typing: Any, elements: Any, index: Any) -> Any:
+    """As `prefetch`, of a line that will be stored to. None has no lines."""
+    if isinstance(elements, types.NoneType):
+        return types.void(elements, types.intp), lambda context, *others: context.get_dummy_value()
+    return _prefetch(elements, to_write=True)
+
+
+def _prefetch(elements: Any, *, to_write: bool) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address = builder.bitcast(builder.gep(args[0], [args[1]]), I8.as_pointer())
-        read, second_cache, data = I32(0), I32(2), I32(1)
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, second_cache, data)
+        writes, second_cache, data = I32(int(to_write)), I32(2), I32(1)
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), address, writes, second_cache, data)
         return context.get_dummy_value()
 
     return types.void(elements, types.intp), generate
