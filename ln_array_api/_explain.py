@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ._arrays import F, on_device_of
-from ._family import Call, operations_on
 from ._specs import FAMILY
 from .backend import GENERIC, accelerates, entries
 
@@ -23,16 +22,6 @@ def explained_by(planner: Callable[..., Any]) -> Callable[[F], F]:
         return function
 
     return mark
-
-
-def explained_as_operations(check: Callable[..., Any]) -> Callable[[F], F]:
-    """Mark a public function as operations, whose arguments ``check(name, **arguments)`` checks."""
-
-    def planner(function: str, **arguments: Any) -> Call:
-        check(function, **arguments)
-        return operations_on(arguments["x"], "no backend has a kernel for it")
-
-    return explained_by(planner)
 
 
 class Explanation(NamedTuple):
