@@ -12,13 +12,7 @@ from ._arrays import ACCUMULATION, Array, dtype_name, library_of, native_dtype
 from ._family import Call, call_on
 from ._plans import dtype_of, reshaped
 from ._views import View
-from .backend import FamilyPrimitive
 from .kernels import instances
-
-
-def planned(primitive: FamilyPrimitive, x: Array, view: View, **details: Any) -> Call:
-    """How a call of a primitive on instances of x runs, of which the view is that of `Groups`."""
-    return call_on(primitive, x, view.rows, **details)
 
 
 class Instances:
@@ -32,7 +26,7 @@ class Instances:
 
     def statistics(self, epsilon: float) -> tuple[Array, ...]:
         """Mean, what rounding took from it, var and rstd."""
-        call = planned("instances_statistics", self._x, self._view, epsilon=epsilon)
+        call = call_on("instances_statistics", self._x, self._view.rows, epsilon=epsilon)
         if call.has_kernel:
             return self._with_rank(call.results(self._as_rows(self._x, call)))
         x, axes = self._widened(self._x), self._view.axes
@@ -40,7 +34,7 @@ class Instances:
 
     def affine(self, *of_instances: Array) -> Array:
         """X̂ * scale + shift, given mean, missed, rstd, scale and shift."""
-        call = planned("instances_affine", self._x, self._view)
+        call = call_on("instances_affine", self._x, self._view.rows)
         if call.has_kernel:
             columns = map(self._as_column, of_instances)
             return self._view.from_rows(call.results(self._as_rows(self._x, call), *columns))
@@ -48,7 +42,7 @@ class Instances:
 
     def sums(self, mean: Array, rstd: Array) -> tuple[Array, ...]:
         """What the rounded mean has missed, and the sums of dy and of dy * x̂."""
-        call = planned("instances_sums", self._x, self._view, dy=dtype_of(self._dy))
+        call = call_on("instances_sums", self._x, self._view.rows, dy=dtype_of(self._dy))
         if call.has_kernel:
             dy, x = self._as_rows(self._dy, call), self._as_rows(self._x, call)
             return self._with_rank(call.results(dy, x, *map(self._as_column, (mean, rstd))))
@@ -57,7 +51,7 @@ class Instances:
 
     def gradient(self, *of_instances: Array) -> Array:
         """Dx, given mean, missed, rstd, weight, scale and shift."""
-        call = planned("instances_gradient", self._x, self._view, dy=dtype_of(self._dy))
+        call = call_on("instances_gradient", self._x, self._view.rows, dy=dtype_of(self._dy))
         if call.has_kernel:
             dy, x = self._as_rows(self._dy, call), self._as_rows(self._x, call)
             return self._view.from_rows(call.results(dy, x, *map(self._as_column, of_instances)))

@@ -11,8 +11,8 @@ from . import _check
 from ._arrays import Array, dtype_name, has_symbols, library_of, on_device_of_x
 from ._beside import beside, check_gradient, check_saved, checked
 from ._explain import explained_by
-from ._family import Call
-from ._instances import Instances, planned
+from ._family import Call, call_on
+from ._instances import Instances
 from ._plans import dtype_of, gradient, reshaped, statistic
 from ._views import Groups, View
 from .kernels.instances import common_mean, common_rstd
@@ -61,7 +61,7 @@ def _checked_forward(
 
 def _forward_call(function: str, x: Array, **others: Any) -> Call:
     view, epsilon = _checked_forward(function, x, **others)
-    return planned("instances_statistics", x, view, epsilon=epsilon)
+    return call_on("instances_statistics", x, view.rows, epsilon=epsilon)
 
 
 def _forward(
@@ -239,7 +239,7 @@ def _checked_backward(
 
 def _backward_call(function: str, dy: Array, x: Array, **others: Any) -> Call:
     _, view = _checked_backward(function, dy, x, **others)
-    return planned("instances_sums", x, view, dy=dtype_of(dy))
+    return call_on("instances_sums", x, view.rows, dy=dtype_of(dy))
 
 
 @explained_by(_backward_call)
@@ -331,6 +331,8 @@ def batch_instance_norm_backward(
         beta=beta,
         channel_axis=channel_axis,
     )
+    if not need:
+        return BatchInstanceGradients(*[None] * 4)
     xp, shape, dtype = library_of(x).xp, view.broadcast_parameter, dtype_name(x.dtype)
     mean, rstd = (
         reshaped(statistic(xp, each, dtype), view.broadcast_statistic)

@@ -66,7 +66,7 @@ class _Plan(NamedTuple):
         results = self.call.results(*(xp.reshape(each, self.call.spec.shape) for each in moved))
         return tuple(
             None if each is None else xp.permute_dims(xp.reshape(each, moved[0].shape), back)
-            for each in results
+            for each in (results if isinstance(results, tuple) else (results,))
         )
 
 

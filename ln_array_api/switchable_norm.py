@@ -11,8 +11,8 @@ from . import _check
 from ._arrays import Array, dtype_name, library_of, on_device_of_x
 from ._beside import beside, check_gradient, check_saved, checked
 from ._explain import explained_by
-from ._family import Call
-from ._instances import Instances, planned
+from ._family import Call, call_on
+from ._instances import Instances
 from ._plans import dtype_of, gradient, reshaped, statistic
 from ._views import Groups, View
 from .kernels.reductions import sum_over
@@ -85,7 +85,7 @@ def _forward(
 
 def _forward_call(function: str, x: Array, **others: Any) -> Call:
     view, epsilon = _checked(function, x, **others)
-    return planned("instances_statistics", x, view, epsilon=epsilon)
+    return call_on("instances_statistics", x, view.rows, epsilon=epsilon)
 
 
 @explained_by(_forward_call)
@@ -225,7 +225,7 @@ def _checked_backward(
 
 def _backward_call(function: str, dy: Array, x: Array, **others: Any) -> Call:
     _, view, _ = _checked_backward(function, dy, x, **others)
-    return planned("instances_sums", x, view, dy=dtype_of(dy))
+    return call_on("instances_sums", x, view.rows, dy=dtype_of(dy))
 
 
 @explained_by(_backward_call)
@@ -316,6 +316,8 @@ def switchable_norm_backward(
         channel_axis=channel_axis,
         epsilon=epsilon,
     )
+    if not need:
+        return SwitchableGradients(*[None] * 5)
     xp, shape, channels = library_of(x).xp, view.broadcast_parameter, view.parameter_axes[0]
     mean, var = (
         reshaped(statistic(xp, each, dtype_name(x.dtype)), view.broadcast_statistic)

@@ -251,9 +251,7 @@ def prefetch(typing: Any, elements: Any, index: Any) -> Any:
 
 @intrinsic
 def prefetch_to_write(typing: Any, elements: Any, index: Any) -> Any:
-    """As `prefetch`, of a line that will be stored to. None has no lines."""
-    if isinstance(elements, types.NoneType):
-        return types.void(elements, types.intp), lambda context, *others: context.get_dummy_value()
+    """As `prefetch`, of a line that will be stored to."""
     return _prefetch(elements, to_write=True)
 
 

@@ -191,7 +191,7 @@ def normalise(x, y, o, n, scale, offset, rstd, minus_missed, gamma, beta, p, str
     if streams:
         count = min(elements_to_alignment(y, o, scale), n)
         if count:
-            claim_ends(y, o, n)
+            prefetch_shared_line(y, o, n)
             values = x_hat(load_first(x, o, count, scale), scale, offset, rstd, minus_missed)
             values = scaled_and_shifted(values, gamma, beta, p, count)
             store_first(y, o, values, count)
@@ -243,14 +243,14 @@ def start_row(x, n, other):
     y, o, scale, offset, rstd, minus_missed, gamma, beta, p = other
     count = min(elements_to_alignment(y, o, scale), n)
     if count:
-        claim_ends(y, o, n)
+        prefetch_shared_line(y, o, n)
         values = x_hat(load_first(x, o, count, scale), scale, offset, rstd, minus_missed)
         store_first(y, o, scaled_and_shifted(values, gamma, beta, p, count), count)
     return count
 
 
 @njit(**INLINE)
-def claim_ends(y, o, n):
+def prefetch_shared_line(y, o, n):
     """Have the line fetched that the next row of n elements, after that at o, shares with another.
 
     It is stored to in parts, which go through the cache: until it is there, all stores that follow

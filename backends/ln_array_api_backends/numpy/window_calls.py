@@ -157,6 +157,6 @@ def backward(spec: FamilySpec) -> Callable[..., Any]:
     def call(dy: Any, x: Any, rstd: Any) -> Any:
         dx = context.empty(x.dtype)
         run(dy, x, rstd, dx, *tiles.tables)
-        return (dx.reshape(x.shape),)
+        return dx.reshape(x.shape)
 
     return call
