@@ -321,9 +321,9 @@ OF_BACKWARD = (
     ),
     Fault(
         "a segment overwrites dgamma of another sample",
-        BACKWARD,
-        "dgamma[q + p + segment] += a",
-        "dgamma[q + p + segment] = a",
+        SUMS,
+        "sums[q] += value",
+        "sums[q] = value",
         rows("test_cases and group_norm and float32"),
     ),
     Fault(

@@ -24,9 +24,19 @@ from .access import (
     stream,
 )
 from .atomics import increment
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE, ONCE
 from .forward import LONG
-from .gradient_sums import add, add_both, add_four, add_run, add_up, clear, put_first, room_for
+from .gradient_sums import (
+    add,
+    add_both,
+    add_four,
+    add_run,
+    add_to,
+    add_up,
+    clear,
+    put_first,
+    room_for,
+)
 from .simd import (
     beside,
     fma,
@@ -284,7 +294,7 @@ def constants(mean, rstd, row, missed, mean_g, projection, place, one):
     )
 
 
-@njit(**OPTIONS)
+@njit(**ONCE)
 def backward(
     dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, start, stop, q
 ):  # fmt: skip
@@ -369,14 +379,12 @@ def backward(
                         dy_, x_, o + segment * repeat, repeat, this, g, 0, dx_, None, None, 0,
                         False, 0,
                     )  # fmt: skip
-                    if dgamma is not None:
-                        dgamma[q + p + segment] += a
-                    if dbeta is not None:
-                        dbeta[q + p + segment] += b
+                    add_to(dgamma, q + p + segment, a)
+                    add_to(dbeta, q + p + segment, b)
             k += 1
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def some_blocks(
     dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, first, last
 ):
@@ -387,17 +395,16 @@ def some_blocks(
     run_dgamma, run_dbeta = room_for(dgamma, room), room_for(dbeta, room)
     for block in range(first, last):
         begin, end, q = block * rows, min(m, (block + 1) * rows), block * parameters
-        backward(
-            dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, begin,
-            min(begin + run, end), q,
-        )  # fmt: skip
-        for start in range(begin + run, end, run):
+        for start in range(begin, end, run):
+            is_first = start == begin
             backward(
-                dy, x, mean, rstd, gamma, dx, run_dgamma, run_dbeta, groups, repeat, streams, start,
-                min(start + run, end), 0,
+                dy, x, mean, rstd, gamma, dx, dgamma if is_first else run_dgamma,
+                dbeta if is_first else run_dbeta, groups, repeat, streams, start,
+                min(start + run, end), q if is_first else 0,
             )  # fmt: skip
-            add_run(dgamma, q, run_dgamma, rstd)
-            add_run(dbeta, q, run_dbeta, rstd)
+            if not is_first:
+                add_run(dgamma, q, run_dgamma, rstd)
+                add_run(dbeta, q, run_dbeta, rstd)
     if streams:
         fence()  # which waits for memory: not after each block
 

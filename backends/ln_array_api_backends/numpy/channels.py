@@ -10,7 +10,7 @@ from numba import njit
 
 from .access import element, fence, memory
 from .backward import differentiate, sums
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE
 from .doubles import doubles, put_aside, put_together
 from .moments import judged, mean_of, root_of, sums_of_pieces
 from .simd import number, ones, peak, range_scale, splat, total
@@ -38,7 +38,7 @@ def keep(mean, var, rstd, channel, factor, rough, missed, variance, root):
     rstd[channel] = root * factor
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def forward(x, gamma, beta, y, mean, var, rstd, epsilon, streams, start, stop):
     """Channels start to stop. One whose squares leave the range of the dtype is scaled first."""
     samples, channels, n = x.shape
@@ -65,7 +65,7 @@ def forward(x, gamma, beta, y, mean, var, rstd, epsilon, streams, start, stop):
         fence()
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def inference(x, mean, var, gamma, beta, y, epsilon, streams, start, stop):
     """Pieces start to stop, in the order of memory."""
     channels, n = x.shape[1:]
@@ -82,7 +82,7 @@ def inference(x, mean, var, gamma, beta, y, epsilon, streams, start, stop):
         fence()
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, start, stop):
     """Channels start to stop."""
     samples, channels, n = x.shape

@@ -29,7 +29,7 @@ from .access import (
 from .atomics import increment
 from .channels import keep
 from .column_sums import add_to, clear, gather, lost_of, sum_of
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE
 from .gradient_sums import add_up, put_first
 from .moments import judged, root_of
 from .simd import fma, lanes, number, ones, peak, range_scale, splat
@@ -68,7 +68,7 @@ def put_some(elements, i, values, count, streams):
         put(elements, i, values, streams)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def guess(x, table, n, first, count):
     """The first table: a guess at each channel's mean, from its first column.
 
@@ -97,7 +97,7 @@ def bounds(task, parts, padded, width):
     return block, vectors * part // parts * width, vectors * (part + 1) // parts * width
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def forward_sums(x, table, sums, lost, first, count, rows, parts, start, stop):
     """Sums of d and d², where d is x without the guess, in tasks start to stop."""
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
@@ -119,7 +119,7 @@ def forward_sums(x, table, sums, lost, first, count, rows, parts, start, stop):
                 add_to(sums_, lost_, q + padded + j, square)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def settle_forward(
     x, gamma, beta, mean, var, rstd, table, sums, lost, epsilon, n, per, first, count
 ):
@@ -163,7 +163,7 @@ def fill(table, padded, column, numbers):
         table[k * padded + column] = numbers[k]
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def settle_inference(mean, var, gamma, beta, table, epsilon, n):
     """The tables of `settle_forward` for statistics that are given, of channels of n columns."""
     padded = table.size // FORWARD_TABLES
@@ -182,7 +182,7 @@ def streamable(y, columns, streams, one):
     return streams and columns % lanes(one) == 0 and elements_to_alignment(y, 0, one) == 0
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def write(x, y, table, streams, start, stop):
     """Y for rows start to stop."""
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
@@ -202,7 +202,7 @@ def write(x, y, table, streams, start, stop):
         fence()
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def know(x, mean, rstd, table, n, first, count):
     """The first two tables of a pass that takes gradients: mean and rstd of each column."""
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
@@ -212,7 +212,7 @@ def know(x, mean, rstd, table, n, first, count):
         table[column], table[padded + column] = mean[channel], rstd[channel]
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def backward_sums(dy, x, table, sums, lost, first, count, rows, parts, start, stop):
     """Sums of d, dy and dy * d * rstd, in tasks start to stop; d as in `backward.sums`."""
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
@@ -239,7 +239,7 @@ def backward_sums(dy, x, table, sums, lost, first, count, rows, parts, start, st
                 add_to(sums_, lost_, q + 2 * padded + j, of_product)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, count):
     """The gradients of parameters, and the tables.
 
@@ -276,7 +276,7 @@ def settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, c
             fill(table, padded, column, (*known, -missed, -projection, -mean_g, g))
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def differentiate(dy, x, dx, table, streams, start, stop):
     """Dx for rows start to stop."""
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
@@ -299,7 +299,7 @@ def differentiate(dy, x, dx, table, streams, start, stop):
         fence()
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def forward_of_samples(
     x, gamma, beta, y, mean, rstd, epsilon, n, per, count, padded, streams, start, stop
 ):
@@ -317,7 +317,7 @@ def forward_of_samples(
         write(x, y, table, streams, first, first + count)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def backward_of_samples(
     dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, per, count, padded, streams, start, stop
 ):

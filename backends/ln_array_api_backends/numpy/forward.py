@@ -5,7 +5,7 @@ from __future__ import annotations
 from numba import njit
 
 from .access import element, fence, load, memory, scratch, store, store_first
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE, ONCE
 from .doubles import doubles, in_doubles
 from .moments import judged, judged_together, mean_of, totals_in_doubles
 from .simd import beside, lanes, minus, number, ones, peak, splat, total, totals_of
@@ -34,7 +34,7 @@ AT_ONCE_BYTES = 24 << 10
 LANES, LANES_SQUARED, SUMS = 16, 256, 128
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, start, stop):
     """Rows start to stop. A row whose squares leave the range of the dtype is scaled first."""
     n, size = x.shape[1], x.itemsize
@@ -64,7 +64,7 @@ def settled(x, mean, rstd, row, n, one, epsilon, rough, deviation, square):
     return splat(factor), (splat(-rough), splat(root), minus_missed)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def one_by_one(x, gamma, beta, y, mean, rstd, n, epsilon, groups, ahead, start, stop):
     """Rows whose results leave the cache: one is written while the next is read."""
     one = ones(rstd)
@@ -85,7 +85,7 @@ def one_by_one(x, gamma, beta, y, mean, rstd, n, epsilon, groups, ahead, start, 
     fence()
 
 
-@njit(**OPTIONS)
+@njit(**ONCE)
 def several_at_once(
     x, gamma, beta, y, mean, rstd, n, epsilon, groups, repeat, streams, ahead, at_once, start, stop
 ):
@@ -137,7 +137,7 @@ def several_at_once(
         fence()
 
 
-@njit(**INLINE)
+@njit(**ONCE)
 def rough_means(x, o, n, one, count, roughs, sums):
     """The `rough_mean` of each of `count` rows from o on; sums is memory for those in lanes."""
     for k in range(count):
@@ -148,7 +148,7 @@ def rough_means(x, o, n, one, count, roughs, sums):
     store(roughs, 0, load(roughs, 0, one) + totals_of(sums, 0, one) * part)
 
 
-@njit(**INLINE)
+@njit(**ONCE)
 def sums_of_short_rows(x, o, n, one, count, roughs, samples):
     """Sums of d and of d² of each of `count` rows from o on, in two vectors of float64 each.
 
@@ -162,7 +162,7 @@ def sums_of_short_rows(x, o, n, one, count, roughs, samples):
     return in_doubles(totals_of(samples, 0, one)), in_doubles(totals_of(squares, 0, one))
 
 
-@njit(**INLINE)
+@njit(**ONCE)
 def normalise_several(
     x, gamma, beta, y, mean, n, groups, repeat, streams, begin, count, one, roughs, roots, rests
 ):  # fmt: skip
@@ -204,7 +204,7 @@ def normalise_row(x, gamma, beta, y, n, groups, repeat, streams, row, scale, kno
             normalise(x, y, i, repeat, scale, offset, rstd, minus_missed, g, b, 0, streams)
 
 
-@njit(**OPTIONS)
+@njit(**ONCE)
 def each_alone(
     x, gamma, beta, y, mean, rstd, n, epsilon, groups, repeat, streams, begin, count, one,
     roughs, deviations, squares,

@@ -12,7 +12,7 @@ from numba import njit, types
 from numba.extending import overload
 
 from .access import load, load_first, memory, store, store_first
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE
 from .doubles import doubles, put_aside, rounded
 from .simd import fma, lanes, ones
 
@@ -63,6 +63,13 @@ def _room_for(sums, n):
 
 
 @njit(**INLINE)
+def add_to(sums, q, value):
+    """Add a number to the sum at place q."""
+    if sums is not None:
+        sums[q] += value
+
+
+@njit(**INLINE)
 def clear(sums, q, n):
     """Set n sums from q on to 0."""
     if sums is not None:
@@ -84,7 +91,7 @@ def add_run(sums, q, run, single):
             store_first(sums_, q + j, both, n - j)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def add_up(partial, blocks):
     """The sums of the blocks into those of the first, in order, and rounded once at the end."""
     if partial is not None:

@@ -25,7 +25,7 @@ from .access import (
 from .atomics import increment
 from .backward import times
 from .column_sums import add_to, gather
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE
 from .doubles import doubles, put_aside, put_together
 from .gradient_sums import clear
 from .simd import keep_first, lanes, ones, total
@@ -66,7 +66,7 @@ def bounds(i, size, length, segment):
     return row, left, o, min(segment, length - left, size - o)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def forward(x, alpha, gamma, beta, y, length, segment, parameters, streams, start, stop):
     """Segments start to stop. `parameters` is None if there is one for each column."""
     x_, y_, gamma_, beta_ = memory(x), memory(y), memory(gamma), memory(beta)
@@ -115,7 +115,7 @@ def streams_to(dx, o, streams, like):
     return streams and elements_to_alignment(dx, o, like) == 0
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def backward(
     dy, x, alpha, gamma, dx, dalpha, dgamma, dbeta, length, segment, parameters, streams,
     start, stop,
@@ -156,7 +156,7 @@ def add_first(sums, lost, i, values):
         add_to(sums, lost, i, values)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def backward_of_columns(
     dy, x, alpha, gamma, dx, dalpha, dgamma, dgamma_lost, dbeta, dbeta_lost, length, padded,
     segment, rows, streams, start, stop,
@@ -230,7 +230,7 @@ def fold_columns(sums, lost, padded, length, repeat, into):
         fold(sums, length, repeat, into)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def finish(dalpha, dgamma, dbeta, into_dalpha, into_dgamma, into_dbeta, length, segment):
     """Add up what `backward` has summed."""
     segments = -(-length // segment)
@@ -239,7 +239,7 @@ def finish(dalpha, dgamma, dbeta, into_dalpha, into_dgamma, into_dbeta, length, 
     fold_segments(dbeta, segments, into_dbeta)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def finish_columns(
     dalpha, dgamma, dgamma_lost, dbeta, dbeta_lost, into_dalpha, into_dgamma, into_dbeta,
     repeat, length, padded,

@@ -10,7 +10,7 @@ from numba import njit
 
 from .access import element, fence, memory
 from .backward import differentiate, sums
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE
 from .doubles import doubles, put_aside, put_together
 from .moments import judged, sums_of_pieces
 from .simd import number, ones, peak, range_scale, splat, total
@@ -18,7 +18,7 @@ from .sweeps import AHEAD, normalise, plus, rough_mean
 from .tasks import arguments
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def statistics(x, mean, missed, var, rstd, epsilon, is_large, start, stop):
     """Rows start to stop. One whose squares leave the range of the dtype is scaled first."""
     n, x_, one, centered = x.shape[1], memory(x), ones(rstd), memory(mean)
@@ -37,7 +37,7 @@ def statistics(x, mean, missed, var, rstd, epsilon, is_large, start, stop):
         rstd[row, 0] = root * factor
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def affine(x, mean, missed, rstd, scale, shift, y, streams, start, stop):
     """Rows start to stop of x̂ * scale + shift."""
     n, x_, y_, one = x.shape[1], memory(x), memory(y), ones(rstd)
@@ -62,7 +62,7 @@ def total_in_double(values, one):
     return total(put_together(sum_, rest, one))
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def sums_of_rows(dy, x, mean, rstd, missed, of_dy, of_product, is_large, start, stop):
     """What the rounded means of rows have missed, sums of dy, and of dy * x̂."""
     n, dy_, x_, one = x.shape[1], memory(dy), memory(x), ones(rstd)
@@ -78,7 +78,7 @@ def sums_of_rows(dy, x, mean, rstd, missed, of_dy, of_product, is_large, start, 
         of_product[row, 0] = total_in_double(c, one) - rest * peak(root * unscale) * of_row
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def gradient(dy, x, mean, missed, rstd, weight, scale, shift, dx, streams, start, stop):
     """Rows start to stop of rstd * (dy * weight + x̂ * scale + shift)."""
     n, dy_, x_, dx_, one = x.shape[1], memory(dy), memory(x), memory(dx), ones(rstd)

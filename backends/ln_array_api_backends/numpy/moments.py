@@ -11,7 +11,7 @@ import math
 from numba import njit
 
 from .access import load_first, store
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE
 from .doubles import doubles, from_doubles, inverse_root
 from .simd import (
     all_at_most,
@@ -53,14 +53,14 @@ def sums_of_pieces(x, where, scale, offset, ahead):
     return with_lost(deviation, lost_deviation), with_lost(square, lost_square)
 
 
-@njit(**INLINE)
+@njit(**CALLED)
 def remainder(x, where, share, scale, rough, centered):
     """The moments of x times scale about a rough mean."""
     deviation, square = sums_of_pieces(x, where, scale, splat(-rough), 0)
     return moments(deviation, square, share, centered)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def power_of_two(x, where, one, epsilon):
     """What brings a row, or the root of epsilon, close to 1, as far as the dtype holds it."""
     smallest, _, _ = limits(one)
@@ -89,7 +89,7 @@ def root_of(variance, epsilon, one):
     return number(1.0 / math.sqrt(above), one)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def rescaled(x, where, share, one, centered, epsilon):
     """Factor; and of x times factor: rough mean, what that missed, variance, rstd."""
     factor = power_of_two(x, where, one, epsilon)

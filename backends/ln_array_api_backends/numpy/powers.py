@@ -22,7 +22,7 @@ from .access import (
     store_first,
     stream,
 )
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE
 from .doubles import doubles, from_doubles, in_doubles
 from .elementary import exp2, log2
 from .simd import (
@@ -127,7 +127,7 @@ def write(x, y, o, n, one, row, streams):
         store_first(y, o + j, normalised(load_first(x, o + j, n - j, one), row), n - j)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def forward(x, y, norm, exponent, epsilon, streams, start, stop):
     """Rows start to stop."""
     n = x.shape[1]
@@ -201,7 +201,7 @@ def differentiate(dy, x, dx, o, n, one, row, streams):
         store_first(dx, o + j, values, n - j)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def backward(dy, x, norm, dx, exponent, streams, start, stop):
     """Rows start to stop.
 

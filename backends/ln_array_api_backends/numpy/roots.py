@@ -24,7 +24,7 @@ from .access import (
     store_first,
     stream,
 )
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE
 from .doubles import doubles, from_doubles, put_aside, put_together
 from .forward import AT_ONCE_BYTES, LANES, PREFETCHED
 from .simd import (
@@ -124,7 +124,7 @@ def rows_at_once(n, size, some):
     return max(1, min(some, AT_ONCE_BYTES // (n * size)))
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def forward(x, y, norm, epsilon, streams, start, stop):
     """Rows start to stop."""
     n, size = x.shape[1], x.itemsize
@@ -238,7 +238,7 @@ def differentiate(dy, x, dx, o, n, row, streams):
         store_first(dx, o + j, values, n - j)
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def backward(dy, x, norm, dx, streams, start, stop):
     """Rows start to stop."""
     n, size = x.shape[1], x.itemsize

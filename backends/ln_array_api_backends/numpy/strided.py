@@ -26,7 +26,7 @@ from .atomics import increment
 from .backward import deviation, exact_x_hat, times
 from .column_sums import add_to, clear, gather, lost_of
 from .columns import put, put_some, some, streamable
-from .compile import INLINE, OPTIONS
+from .compile import CALLED, INLINE
 from .doubles import doubles, from_doubles
 from .gradient_sums import clear as clear_from
 from .moments import judged, judged_together, mean_of
@@ -225,7 +225,7 @@ def write_tile(x, y, o, n, inner, count, mean, gamma, beta, table, width, stream
             j += lane
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def forward(x, gamma, beta, y, mean, rstd, epsilon, width, streams, start, stop):
     """Tiles start to stop."""
     _, n, inner = x.shape
@@ -412,7 +412,7 @@ def add_of_tile(sums, lost, q, of_tile, single):
             add_to(sums_, lost_, q + k, load(of_tile_, k, one))
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def backward(
     dy, x, mean, rstd, gamma, dx, dgamma, dbeta, dgamma_lost, dbeta_lost, width, tiles, streams,
     start, stop,
@@ -452,7 +452,7 @@ def backward(
         fence()
 
 
-@njit(**OPTIONS)
+@njit(**CALLED)
 def add_blocks(sums, lost, blocks, into):
     """The sums of all blocks of a parameter, with what they have lost, where they belong."""
     if sums is not None:

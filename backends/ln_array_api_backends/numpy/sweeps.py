@@ -18,7 +18,7 @@ from .access import (
     store_first,
     stream,
 )
-from .compile import INLINE
+from .compile import INLINE, ONCE
 from .doubles import doubles, put_aside, put_together
 from .simd import fma, keep_first, lanes, number, peak, total, zeros
 
@@ -211,7 +211,7 @@ def normalise(x, y, o, n, scale, offset, rstd, minus_missed, gamma, beta, p, str
         store_first(y, o + j, values, n - j)
 
 
-@njit(**INLINE)
+@njit(**ONCE)
 def normalise_both(x, y, o, n, scale, first, second, gamma, beta):
     """As `normalise`, for two rows one after the other that have the same parameters.
 
@@ -237,7 +237,7 @@ def normalise_both(x, y, o, n, scale, first, second, gamma, beta):
         store_first(y, o + n + j, b, rest)
 
 
-@njit(**INLINE)
+@njit(**ONCE)
 def start_row(x, n, other):
     """Write a row up to where its memory is aligned. Gives how many elements these are."""
     y, o, scale, offset, rstd, minus_missed, gamma, beta, p = other
@@ -259,7 +259,7 @@ def prefetch_shared_line(y, o, n):
     prefetch_to_write(y, o + 2 * n)
 
 
-@njit(**INLINE)
+@njit(**ONCE)
 def write_four(x, i, n, other):
     """Write four vectors of a row from its element i on, if it is that long. Gives the next i."""
     y, o, scale, offset, rstd, minus_missed, gamma, beta, p = other
