@@ -26,9 +26,30 @@ OF_FORWARD = (
     Fault(
         "the last row is not written where results leave the cache",
         FORWARD,
-        "            finish_row(x, 0, n, this)\n",
-        "            pass\n",
+        "            count = finish_row(x, start_row(x, n, this), n, this)\n",
+        "            count = 0\n",
         rows("test_large and test_rows and 13 and not ragged"),
+    ),
+    Fault(
+        "what is left of the last row is not written where results leave the cache",
+        FORWARD,
+        "store_first(y, o + n - count, load(line, 0, one), count)",
+        "store_first(y, o + n - count, load(line, 0, one), 0)",
+        unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
+    ),
+    Fault(
+        "a row that begins within a vector overwrites what the row before has left",
+        SWEEPS,
+        "store_first(line, rest, values, count)",
+        "store_first(line, 0, values, count)",
+        unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
+    ),
+    Fault(
+        "the first row of a part takes what another row has left",
+        SWEEPS,
+        "        if is_first:\n",
+        "        if False:\n",
+        unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
         "rows after the last whole block are left out",
@@ -124,8 +145,8 @@ OF_SWEEPS = (
     Fault(
         "a row is not written up to where its memory is aligned",
         SWEEPS,
-        "        store_first(y, o, scaled_and_shifted(values, gamma, beta, p, count), count)\n",
-        "",
+        "            store_first(y, o, values, count)\n        else",
+        "            pass\n        else",
         unit("backends/numpy/test_forward.py", "stores_nor_on_alignment"),
     ),
     Fault(

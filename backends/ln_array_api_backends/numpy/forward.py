@@ -17,6 +17,7 @@ from .sweeps import (
     rough_mean,
     sample,
     sampled,
+    start_row,
     sums,
     sums_in_lanes,
     sums_of_few,
@@ -41,7 +42,7 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, sta
     x_, y_ = memory(x), memory(y)
     gamma_, beta_ = memory(gamma), memory(beta)
     ahead = AHEAD // size if streams or n * size >= PREFETCHED else 0
-    if streams and repeat is None and n * size <= LONG:
+    if streams and repeat is None and 4 * lanes(ones(rstd)) < n <= LONG // size:
         one_by_one(x_, gamma_, beta_, y_, mean, rstd, n, epsilon, groups, ahead, start, stop)
     else:
         several_at_once(
@@ -68,20 +69,22 @@ def settled(x, mean, rstd, row, n, one, epsilon, rough, deviation, square):
 def one_by_one(x, gamma, beta, y, mean, rstd, n, epsilon, groups, ahead, start, stop):
     """Rows whose results leave the cache: one is written while the next is read."""
     one = ones(rstd)
-    o = start * n
+    line, o = scratch(one, LANES), start * n
     rough = total(one - one) if mean is None else rough_mean(x, o, n, one)
-    deviation, square = sums(x, o, n, one, splat(-rough), 0, None)
+    deviation, square = sums(x, o, n, one, splat(-rough), 0)
     for row in range(start, stop):
         o, p = row * n, (row % groups) * n
         scale, (offset, root, rest) = settled(
             x, mean, rstd, row, n, one, epsilon, rough, deviation, square
         )
-        this = y, o, scale, offset, root, rest, gamma, beta, p
+        this = y, o, scale, offset, root, rest, gamma, beta, p, line, row == start
         if row + 1 < stop:
             rough = total(one - one) if mean is None else rough_mean(x, o + n, n, one)
-            deviation, square = sums(x, o + n, n, one, splat(-rough), ahead, this)
+            in_lanes = sums_in_lanes(x, o + n, n, one, splat(-rough), ahead, this)
+            deviation, square = total(in_lanes[0]), total(in_lanes[1])
         else:
-            finish_row(x, 0, n, this)
+            count = finish_row(x, start_row(x, n, this), n, this)
+            store_first(y, o + n - count, load(line, 0, one), count)
     fence()
 
 

@@ -44,10 +44,10 @@ def moments(deviation, square, share, centered):
 def sums_of_pieces(x, where, scale, offset, ahead):
     """Sums of d and of d², where d is x * scale + offset."""
     o, n, pieces, apart = where
-    deviation, square = sums(x, o, n, scale, offset, ahead, None)
+    deviation, square = sums(x, o, n, scale, offset, ahead)
     lost_deviation, lost_square = 0.0, 0.0
     for piece in range(1, pieces):
-        one_more, square_more = sums(x, o + piece * apart, n, scale, offset, ahead, None)
+        one_more, square_more = sums(x, o + piece * apart, n, scale, offset, ahead)
         deviation, lost_deviation = plus(deviation, lost_deviation, one_more)
         square, lost_square = plus(square, lost_square, square_more)
     return with_lost(deviation, lost_deviation), with_lost(square, lost_square)

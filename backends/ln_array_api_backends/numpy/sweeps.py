@@ -51,14 +51,12 @@ def with_lost(sum_, lost):
 
 
 @njit(**INLINE)
-def sums(x, o, n, scale, offset, ahead, other):
+def sums(x, o, n, scale, offset, ahead):
     """As `sums_in_lanes`, added up; of few elements in the dtype of these."""
     if n <= 4 * lanes(scale):
         few, few_squares = sums_of_few(x, o, n, scale, offset)
-        if other is not None:
-            finish_row(x, 0, n, other)
         return float(total(few)), float(total(few_squares))
-    first_order, second_order = sums_in_lanes(x, o, n, scale, offset, ahead, other)
+    first_order, second_order = sums_in_lanes(x, o, n, scale, offset, ahead, None)
     return total(first_order), total(second_order)
 
 
@@ -237,15 +235,23 @@ def normalise_both(x, y, o, n, scale, first, second, gamma, beta):
         store_first(y, o + n + j, b, rest)
 
 
-@njit(**ONCE)
+@njit(**INLINE)
 def start_row(x, n, other):
-    """Write a row up to where its memory is aligned. Gives how many elements these are."""
-    y, o, scale, offset, rstd, minus_missed, gamma, beta, p = other
-    count = min(elements_to_alignment(y, o, scale), n)
+    """Write a row up to where its memory is aligned. Gives how many elements these are.
+
+    They fill a vector with the rest of the row before, which is in `line`.
+    """
+    y, o, scale, offset, rstd, minus_missed, gamma, beta, p, line, is_first = other
+    count = elements_to_alignment(y, o, scale)
     if count:
-        prefetch_shared_line(y, o, n)
         values = x_hat(load_first(x, o, count, scale), scale, offset, rstd, minus_missed)
-        store_first(y, o, scaled_and_shifted(values, gamma, beta, p, count), count)
+        values = scaled_and_shifted(values, gamma, beta, p, count)
+        if is_first:
+            store_first(y, o, values, count)
+        else:
+            rest = lanes(scale) - count
+            store_first(line, rest, values, count)
+            stream(y, o - rest, load(line, 0, scale))
     return count
 
 
@@ -262,7 +268,7 @@ def prefetch_shared_line(y, o, n):
 @njit(**ONCE)
 def write_four(x, i, n, other):
     """Write four vectors of a row from its element i on, if it is that long. Gives the next i."""
-    y, o, scale, offset, rstd, minus_missed, gamma, beta, p = other
+    y, o, scale, offset, rstd, minus_missed, gamma, beta, p, _, _ = other
     width = lanes(scale)
     if i + 4 * width <= n:
         for k in range(4):
@@ -275,6 +281,17 @@ def write_four(x, i, n, other):
 
 @njit(**INLINE)
 def finish_row(x, i, n, other):
-    """Write a row from its element i on."""
-    y, o, scale, offset, rstd, minus_missed, gamma, beta, p = other
-    normalise(x, y, o + i, n - i, scale, offset, rstd, minus_missed, gamma, beta, p + i, True)
+    """Write whole vectors of a row from its element i on. Gives how many more go to `line`.
+
+    Memory that is stored to in part goes through the cache, and what is stored past it waits.
+    """
+    y, o, scale, offset, rstd, minus_missed, gamma, beta, p, line, _ = other
+    width = lanes(scale)
+    while i + width <= n:
+        values = x_hat(load(x, o + i, scale), scale, offset, rstd, minus_missed)
+        stream(y, o + i, scaled_and_shifted(values, gamma, beta, p + i, None))
+        i += width
+    if i < n:
+        values = x_hat(load_first(x, o + i, n - i, scale), scale, offset, rstd, minus_missed)
+        store_first(line, 0, scaled_and_shifted(values, gamma, beta, p + i, n - i), n - i)
+    return n - i
