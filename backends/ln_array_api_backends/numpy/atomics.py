@@ -1,7 +1,8 @@
-"""Atomic operations on words of memory that several threads share, and waiting for such a word."""
+"""Atomic operations on words of memory that threads share, locks, and processors of threads."""
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import sys
 import time
@@ -22,9 +23,21 @@ SECOND = 1_000_000_000
 _WORD_BYTES = 8
 _MACHINE = platform.machine().lower()
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
-_IS_POSIX = sys.platform != "win32"
+_IS_POSIX, _IS_LINUX = sys.platform != "win32", sys.platform.startswith("linux")
 _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
 _MONOTONIC = getattr(time, "CLOCK_MONOTONIC", 0)
+_sched_getcpu = types.ExternalFunction("sched_getcpu", types.int32())
+_of_thread = types.int32(types.int32, types.intp, types.intp)
+_sched_getaffinity = types.ExternalFunction("sched_getaffinity", _of_thread)
+_sched_setaffinity = types.ExternalFunction("sched_setaffinity", _of_thread)
+#: Bytes, and bits of a word, of a set of processors.
+_SET_BYTES, _WORD_BITS = 128, 64
+#: Python's locks, which need no interpreter. Any thread may release one.
+_new_lock = ctypes.PYFUNCTYPE(ctypes.c_void_p)(("PyThread_allocate_lock", ctypes.pythonapi))
+_acquire_lock = types.ExternalFunction(
+    "PyThread_acquire_lock", types.int32(types.intp, types.int32)
+)
+_release_lock = types.ExternalFunction("PyThread_release_lock", types.void(types.intp))
 
 
 @intrinsic
@@ -141,3 +154,47 @@ def nanoseconds() -> Any:
     parts = stack_words(2)
     _clock_gettime(_MONOTONIC, address_of(parts))
     return parts[0] * SECOND + parts[1]
+
+
+def new_lock() -> int:
+    """The address of a lock that is free, and stays until the process ends."""
+    lock: int | None = _new_lock()
+    if lock is None:
+        raise MemoryError("there is no memory for a lock")
+    return lock
+
+
+@njit
+def acquire_lock(lock: int) -> None:
+    """Block this thread until a lock is free, and take it."""
+    _acquire_lock(lock, 1)
+
+
+@njit
+def release_lock(lock: int) -> None:
+    """Free a lock, and have a thread run that waits for it."""
+    _release_lock(lock)
+
+
+@njit
+def processor() -> int:
+    """The processor that this thread runs on, or -1 where the system does not tell."""
+    return _sched_getcpu() if _IS_LINUX else -1
+
+
+@njit
+def allow_processor(thread: int, processor: int, is_allowed: int) -> Any:
+    """Allow a thread a processor, or all others alone; gives whether that changed anything.
+
+    The thread is one by its number in Linux, and 0 is this one.
+    """
+    if not _IS_LINUX or not 0 <= processor < _SET_BYTES * 8:
+        return False
+    allowed = stack_words(16)
+    if _sched_getaffinity(thread, _SET_BYTES, address_of(allowed)) != 0:
+        return False
+    word, bit = processor // _WORD_BITS, 1 << processor % _WORD_BITS
+    if (allowed[word] & bit != 0) == (is_allowed != 0):
+        return False
+    allowed[word] ^= bit
+    return _sched_setaffinity(thread, _SET_BYTES, address_of(allowed)) == 0

@@ -7,6 +7,10 @@ parts that a thread has claimed and not finished. So it never waits for a thread
 started, however busy the processors are. A thread can still lose its processor while it works on a
 part. A caller that had to wait long for one keeps its tasks to itself for a while.
 
+A thread that finds no work for a while sleeps until a caller wakes it. Neither needs the
+interpreter for that, which the caller has most of the time. The thread must not wake up on the
+processor of the caller, where one of the two would wait for the other.
+
 The pool has room for one task: a caller that finds it taken works alone. Results do not depend on
 who works on which part.
 """
@@ -17,13 +21,18 @@ from typing import Any
 
 from numba import njit
 
+from .access import fence
 from .atomics import (
+    acquire_lock,
+    allow_processor,
     compare_and_swap,
     give_way,
     increment,
     load_acquire,
     nanoseconds,
     pause,
+    processor,
+    release_lock,
     store_release,
     words_at,
 )
@@ -33,6 +42,9 @@ from .tasks import call_task
 #: Indices of the words of a pool. Words that different threads write are in different cache lines.
 _TASK, _NUM_PARTS, _NUM_HELPERS, NUMBER, _FINISHED, OWNED, STOPPED, CLAIMS = range(0, 64, 8)
 CACHE_LINE_BYTES = 64
+#: Indices beside the claims of a region, of its helper: whether it is asleep, the lock that it
+#: waits for, its number in the system, and one more than the processor that it was kept from.
+ASLEEP, LOCK, THREAD, AVOIDED = 1, 2, 3, 4
 #: The claims of a region are one word: the number of the task, and 16 bits each for the next part
 #: and the end. So whoever claims the next part by a swap knows that it is this task's.
 _BITS, _MASK = 16, (1 << 16) - 1
@@ -76,13 +88,10 @@ def _run_regions(pool: Any, first: int) -> int:
 
 
 @njit(**OPTIONS)
-def help_callers(address: int, helper: int, seen: int) -> Any:
-    """Work on parts of all tasks after one, until there have been none for a while.
-
-    Gives the number of the last task.
-    """
-    pool, idle = words_at(address), 0
-    while idle < _SPIN_COUNT and load_acquire(pool, STOPPED) == 0:
+def help_callers(address: int, helper: int) -> None:
+    """Work on parts of all tasks until the pool is stopped; sleep while there are none."""
+    pool, seen, idle = words_at(address), 0, 0
+    while load_acquire(pool, STOPPED) == 0:
         number = load_acquire(pool, NUMBER)
         if number != seen:
             seen = number
@@ -90,8 +99,43 @@ def help_callers(address: int, helper: int, seen: int) -> Any:
                 _run_regions(pool, helper + 1)
                 idle = 0
         idle += 1
-        pause()
-    return seen
+        if idle < _SPIN_COUNT:
+            pause()
+        else:
+            sleep(address, helper, seen)
+            idle = 0
+
+
+@njit(**OPTIONS)
+def sleep(address: int, helper: int, seen: int) -> None:
+    """Sleep until a caller has work, unless there is a task after one, or the pool is stopped."""
+    pool, region = words_at(address), CLAIMS + 8 * (helper + 1)
+    store_release(pool, region + ASLEEP, 1)
+    fence()
+    # A caller that came before this was known cannot have woken this thread.
+    is_missed = load_acquire(pool, NUMBER) != seen or load_acquire(pool, STOPPED) != 0
+    if not is_missed or not compare_and_swap(pool, region + ASLEEP, 1, 0):
+        acquire_lock(load_acquire(pool, region + LOCK))
+        avoided = load_acquire(pool, region + AVOIDED)
+        if avoided != 0:
+            allow_processor(0, avoided - 1, 1)
+            store_release(pool, region + AVOIDED, 0)
+
+
+@njit(**OPTIONS)
+def wake(address: int, num_helpers: int) -> None:
+    """Wake so many helpers, as far as they sleep."""
+    pool = words_at(address)
+    fence()  # who falls asleep from now on sees what was stored before
+    here = processor()
+    for helper in range(num_helpers):
+        region = CLAIMS + 8 * (helper + 1)
+        is_asleep = load_acquire(pool, region + ASLEEP) != 0
+        if is_asleep and compare_and_swap(pool, region + ASLEEP, 1, 0):
+            thread = load_acquire(pool, region + THREAD)
+            if thread != 0 and allow_processor(thread, here, 0):
+                store_release(pool, region + AVOIDED, here + 1)
+            release_lock(load_acquire(pool, region + LOCK))
 
 
 @njit(**OPTIONS)
@@ -117,6 +161,7 @@ def share(address: int, words: int, max_parts: int, num_helpers: int) -> Any:
         claims = (number << _BITS | first) << _BITS | (first + length)
         store_release(pool, CLAIMS + 8 * region, claims)
     store_release(pool, NUMBER, number)
+    wake(address, num_helpers)
     start = nanoseconds()
     count = _run_regions(pool, 0)
     end, spins = nanoseconds(), 0

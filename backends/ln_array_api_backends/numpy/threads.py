@@ -20,7 +20,18 @@ from numba.np.ufunc import parallel
 
 from ln_array_api import _forks
 
-from .claims import CACHE_LINE_BYTES, CLAIMS, NUMBER, STOPPED, help_callers, share
+from .atomics import acquire_lock, new_lock
+from .claims import (
+    ASLEEP,
+    CACHE_LINE_BYTES,
+    CLAIMS,
+    LOCK,
+    STOPPED,
+    THREAD,
+    help_callers,
+    share,
+    wake,
+)
 from .compile import compiled
 
 #: Threads that may share a task at most.
@@ -39,52 +50,44 @@ class _Pool:
         self._first = (self.address - self._memory.buffer_info()[0]) // 8
         self._threads: list[threading.Thread] = []
         self._num_threads = 0
-        self._asleep: dict[int, threading.Lock] = {}
         self._starting = threading.Lock()
         self._stopped = False
 
-    def wake(self, count: int) -> int:
-        """Have so many threads look for work; gives how many there are."""
+    def start(self, count: int) -> int:
+        """Have so many threads; gives how many there are."""
         if self._num_threads < count:
-            self._start(count)
-            count = min(count, self._num_threads)
-        if self._asleep:
-            for helper in range(count):
-                wake = self._asleep.pop(helper, None)
-                if wake is not None:
-                    wake.release()
-        return count
+            help_ = compiled(help_callers, *[types.int64] * 2)
+            with self._starting, suppress(RuntimeError):  # none starts while Python shuts down
+                while len(self._threads) < count and not self._stopped:
+                    self._add_thread(help_)
+        return min(count, self._num_threads)
 
-    def _start(self, count: int) -> None:
-        help_ = compiled(help_callers, *[types.int64] * 3)
-        with self._starting, suppress(RuntimeError):  # no thread starts while Python shuts down
-            while len(self._threads) < count and not self._stopped:
-                helper = len(self._threads)
-                name = f"ln_array_api-{helper}"
-                thread = threading.Thread(target=self._serve, args=(help_, helper), name=name)
-                thread.daemon = True
-                thread.start()
-                self._threads.append(thread)
-                self._num_threads += 1
+    def _add_thread(self, help_: Any) -> None:
+        helper = len(self._threads)
+        lock, region = new_lock(), self._first + CLAIMS + 8 * (helper + 1)
+        acquire_lock(lock)  # so that it blocks the thread
+        self._memory[region + LOCK] = lock
+        name = f"ln_array_api-{helper}"
+        thread = threading.Thread(target=help_, args=(self.address, helper), name=name, daemon=True)
+        thread.start()
+        self._memory[region + THREAD] = thread.native_id or 0
+        self._threads.append(thread)
+        self._num_threads += 1
 
-    def _serve(self, help_: Any, helper: int) -> None:
-        wake = threading.Lock()
-        wake.acquire()
-        seen = 0
-        while not self._stopped:
-            seen = help_(self.address, helper, seen)
-            self._asleep[helper] = wake
-            # A caller that came before this was known cannot have woken this thread.
-            is_missed = self._stopped or self._memory[self._first + NUMBER] != seen
-            if not is_missed or self._asleep.pop(helper, None) is None:
-                wake.acquire()
+    def num_asleep(self) -> int:
+        """How many threads sleep."""
+        return sum(
+            self._memory[self._first + CLAIMS + 8 * (helper + 1) + ASLEEP]
+            for helper in range(len(self._threads))
+        )
 
     def stop(self) -> None:
         """End all threads, so that none is left in the middle of a part when Python ends."""
         self._stopped = True
         self._memory[self._first + STOPPED] = 1
         with self._starting:
-            self.wake(self._num_threads)
+            if self._threads:
+                compiled(wake, *[types.int64] * 2)(self.address, len(self._threads))
             for thread in self._threads:
                 thread.join(1)
             self._num_threads = 0
@@ -103,11 +106,11 @@ def thread_count() -> int:
 
 
 def helpers(max_parts: int) -> int:
-    """Wake the threads that may help with a task of so many parts; gives how many may."""
+    """Start the threads that may help with a task of so many parts; gives how many may."""
     count = min(thread_count(), max_parts, _MAX_THREADS)
     if count <= 1 or (_alone_until and perf_counter() < _alone_until):
         return 0
-    return _pool.wake(count - 1)
+    return _pool.start(count - 1)
 
 
 def address() -> int:

@@ -17,12 +17,13 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
-from ln_array_api_backends.numpy import array_tasks, claims, tasks, threads
-from ln_array_api_backends.numpy.compile import array_type
+from ln_array_api_backends.numpy import array_tasks, atomics, claims, tasks, threads
+from ln_array_api_backends.numpy.compile import array_type, compiled
 from numba import njit, types
 
 import ln_array_api as ln
 
+AFFINITY = os.sched_getaffinity(0) if sys.platform == "linux" else set()
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
 DIGEST = """
@@ -310,42 +311,108 @@ def test_threads_fall_asleep_and_wake_again(pool: Any, monkeypatch: pytest.Monke
             threads.run_parallel(task.words.buffer_info()[0], 64)
         assert (counts == times).all()
         deadline = time.perf_counter() + 30
-        while len(pool._asleep) < 3 and time.perf_counter() < deadline:
+        while pool.num_asleep() < 3 and time.perf_counter() < deadline:
             time.sleep(0.001)
         for _ in range(50):  # and stay asleep
-            assert sorted(pool._asleep) == [0, 1, 2]
+            assert pool.num_asleep() == 3
             time.sleep(0.0005)
 
 
-def test_a_task_that_came_while_a_thread_fell_asleep_is_not_missed(pool: Any) -> None:
+def test_a_task_that_came_while_a_thread_fell_asleep_is_not_missed() -> None:
     """A caller cannot wake who is not asleep yet, and who falls asleep looks again."""
+    pool = threads._Pool()
+    region = pool._first + claims.CLAIMS + 8  # of a thread that this test plays
+    lock = pool._memory[region + claims.LOCK] = atomics.new_lock()
+    atomics.acquire_lock(lock)
+    sleep, share, wake = (
+        compiled(function, *[types.int64] * count)
+        for function, count in ((claims.sleep, 3), (claims.share, 4), (claims.wake, 2))
+    )
     _, task = counting(64)
-    threads.run_parallel(task.words.buffer_info()[0], 64)
-    entered, proceed, seen = threading.Event(), threading.Event(), []
+    for number in (1, 2):
+        share(pool.address, task.words.buffer_info()[0], 64, 1)
+        assert pool._memory[pool._first + claims.NUMBER] == number
+        before = threading.Thread(target=sleep, args=(pool.address, 0, number - 1), daemon=True)
+        before.start()
+        before.join(20)
+        assert not before.is_alive()
+        assert pool._memory[region + claims.ASLEEP] == 0
+        after = threading.Thread(target=sleep, args=(pool.address, 0, number), daemon=True)
+        after.start()
+        after.join(0.1)
+        assert after.is_alive()
+        assert pool._memory[region + claims.ASLEEP] == 1
+        wake(pool.address, 1)
+        after.join(20)
+        assert not after.is_alive()
+        assert pool._memory[region + claims.ASLEEP] == 0
 
-    def help_(address: int, helper: int, number: int) -> int:
-        seen.append(number)
-        if len(seen) == 1:
-            entered.set()
-            proceed.wait(20)
-            return 1
-        pool._stopped = True
-        return number
 
-    late = threading.Thread(target=pool._serve, args=(help_, 9), daemon=True)
-    late.start()
-    entered.wait(20)
-    threads.run_parallel(task.words.buffer_info()[0], 64)  # the second task
-    proceed.set()
-    late.join(20)
-    assert not late.is_alive()
-    assert seen == [0, 1]
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells processors of threads")
+def test_a_thread_is_kept_from_a_processor_and_gets_it_back() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        for processor in allowed:
+            some = allowed - {processor}
+            assert not atomics.allow_processor(0, processor, True)
+            assert atomics.allow_processor(0, processor, False) == bool(some)
+            assert os.sched_getaffinity(0) == (some or allowed)
+            assert atomics.allow_processor(0, processor, True) == bool(some)
+            assert os.sched_getaffinity(0) == allowed
+        os.sched_setaffinity(0, {min(allowed)})
+        assert not atomics.allow_processor(0, min(allowed), False)  # nor from the last one
+        assert os.sched_getaffinity(0) == {min(allowed)}
+        assert atomics.processor() == min(allowed)
+        for processor in (-1, 1024):
+            assert not atomics.allow_processor(0, processor, True)
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells processors of threads")
+@pytest.mark.skipif(len(AFFINITY) < 2, reason="there is one processor")
+def test_a_thread_does_not_wake_up_on_the_processor_of_its_caller() -> None:
+    """Where one of the two would wait for the other."""
+    pool = threads._Pool()
+    region = pool._first + claims.CLAIMS + 8
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait, args=(20,))
+    thread.start()
+    pool._memory[region + claims.LOCK] = atomics.new_lock()
+    pool._memory[region + claims.THREAD] = thread.native_id
+    here = min(AFFINITY)
+    os.sched_setaffinity(0, {here})
+    try:
+        for is_asleep in (0, 1):
+            pool._memory[region + claims.ASLEEP] = is_asleep
+            compiled(claims.wake, types.int64, types.int64)(pool.address, 1)
+            kept_from = {here} if is_asleep else set()
+            assert os.sched_getaffinity(thread.native_id) == AFFINITY - kept_from
+        assert pool._memory[region + claims.AVOIDED] == here + 1
+    finally:
+        os.sched_setaffinity(0, AFFINITY)
+        end.set()
+        thread.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells processors of threads")
+def test_threads_get_back_the_processors_they_were_kept_from(pool: Any) -> None:
+    counts, task = counting(64)
+    deadline = time.perf_counter() + 60
+    for _ in range(5):
+        threads._alone_until = 0.0
+        threads.run_parallel(task.words.buffer_info()[0], 64)
+        while pool.num_asleep() < 3 and time.perf_counter() < deadline:
+            time.sleep(0.01)
+    assert (counts == 5).all()
+    for each in pool._threads:
+        assert os.sched_getaffinity(each.native_id) == AFFINITY
 
 
 def test_a_caller_does_not_wait_for_threads_that_do_not_run(
     pool: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "wake", lambda count: count)
+    monkeypatch.setattr(pool, "start", lambda count: count)
     counts, task = counting(64)
     threads.run_parallel(task.words.buffer_info()[0], 64)
     assert (counts == 1).all()
