@@ -66,7 +66,7 @@ bench: .venv/installed ## time NumPy arrays next to torch, onnxruntime, JAX and 
 bench-quick: .venv/installed ## see that every benchmark runs, without believing its figures
 	$(BIN)/asv machine --yes > /dev/null
 	$(BIN)/asv run --python=same --quick --show-stderr --dry-run \
-		--bench "Overhead|Dtypes|Memory|Axes|Out|Busy|FirstCall|Family|Torch|JAX"
+		--bench "Overhead|Dtypes|Memory|Axes|Out|Busy|Pauses|FirstCall|Family|Torch|JAX"
 	$(BIN)/python benchmarks/compare.py --threads 2 --rounds 1 --shapes 8x64
 	$(BIN)/python benchmarks/bandwidth.py --rounds 1 --shapes 8x64 16x64x56x56
 	$(BIN)/pytest benchmarks --benchmark-disable -q

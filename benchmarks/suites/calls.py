@@ -1,9 +1,10 @@
-"""Ways to call layer norm on NumPy arrays: other axes, `out=`, busy processors, the first call."""
+"""Ways to call layer norm on NumPy arrays: other axes, `out=`, busy or idle threads, first calls."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import ClassVar
 
 import numpy as np
@@ -85,6 +86,26 @@ class Busy:
 
     def time_forward(self, shape: str, threads: str) -> None:
         ln.layer_norm_forward(self.x, self.gamma, self.beta)
+
+
+class Pauses:
+    """Time of twenty calls after a pause, in which all threads have fallen asleep."""
+
+    params: ClassVar = ["512x768", "4096x1024"]
+    param_names: ClassVar = ["shape"]
+    number, warmup_time = 20, 0
+
+    def setup(self, shape: str) -> None:
+        self.x, self.gamma, self.beta, self.dy = arrays(BY_NAME[shape])
+        _, self.mean, self.rstd = ln.layer_norm_forward(self.x, self.gamma, self.beta)
+        self.time_backward(shape)
+        time.sleep(0.01)
+
+    def time_forward(self, shape: str) -> None:
+        ln.layer_norm_forward(self.x, self.gamma, self.beta)
+
+    def time_backward(self, shape: str) -> None:
+        ln.layer_norm_backward(self.dy, self.x, self.mean, self.rstd, self.gamma)
 
 
 class FirstCall:
