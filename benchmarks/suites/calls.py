@@ -1,4 +1,4 @@
-"""Ways to call layer norm on NumPy arrays: other axes, `out=`, busy or idle threads, first calls."""
+"""Ways to call layer norm on NumPy arrays: other axes, `out=`, busy or idle threads, first call."""
 
 from __future__ import annotations
 
