@@ -54,7 +54,7 @@ class Library(NamedTuple):
     """As in the standard, by the shortest way that the library has."""
     in_order: Callable[[Array], bool]
     """Whether an array is aligned, in C order and in native byte order, as far as can be told."""
-    put_in_order: Callable[[Array], Array]
+    ascontiguous: Callable[[Array], Array]
     """The array itself or a copy, for which `in_order` holds; of no subclass."""
     may_overlap: Callable[[Array, Array], bool] | None
     """Whether two arrays in C order may share memory, quickly told by their addresses alone."""
@@ -110,7 +110,7 @@ def _recognise(x: Array) -> Library:
             "standard; convert it first, for example with numpy.asarray"
         ) from None
     name = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
-    signature, in_order, put_in_order = _LAYOUT.get(name, _STANDARD_LAYOUT)
+    signature, in_order, ascontiguous = _LAYOUT.get(name, _STANDARD_LAYOUT)
     if type(x) is np.ndarray:
         signature = _ndarray_signature
     reshape = _reshape_method if hasattr(x, "reshape") else xp.reshape  # not in the standard
@@ -122,7 +122,7 @@ def _recognise(x: Array) -> Library:
         signature=signature,
         reshape=_reshape_chunks if name == "dask" else reshape,
         in_order=in_order,
-        put_in_order=put_in_order,
+        ascontiguous=ascontiguous,
         may_overlap=_MAY_OVERLAP.get(name) if type(x).__name__ in _PLAIN else None,
         owns_memory=_ndarray_owns_memory if type(x) is np.ndarray else lambda x: False,
         current_device=_cupy_current_device(xp) if name == "cupy" else None,
@@ -165,12 +165,12 @@ def _numpy_signature(x: Array) -> Hashable:
     return type(x), _ndarray_signature(x)
 
 
-def _numpy_in_order(x: Array) -> bool:
+def _numpy_is_contiguous(x: Array) -> bool:
     in_c_order = x.flags.num & _C_CONTIGUOUS_AND_ALIGNED == _C_CONTIGUOUS_AND_ALIGNED
     return type(x) is np.ndarray and in_c_order and x.dtype.isnative
 
 
-def _numpy_put_in_order(x: Array) -> Array:
+def _numpy_ascontiguous(x: Array) -> Array:
     return np.require(x, x.dtype.newbyteorder("="), ("C", "A", "E"))
 
 
@@ -193,7 +193,7 @@ def _jax_signature(x: Array) -> Hashable:
 
 
 _LAYOUT: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
-    "numpy": (_numpy_signature, _numpy_in_order, _numpy_put_in_order),
+    "numpy": (_numpy_signature, _numpy_is_contiguous, _numpy_ascontiguous),
     "torch": (
         _torch_signature,
         lambda x: x.is_contiguous() and not x.is_neg(),
@@ -344,7 +344,7 @@ def constant(x: Array) -> Array:
 def strides_of(x: Array) -> tuple[int, ...] | None:
     """The bytes from an element to the next on each axis, where a signature tells them."""
     library = library_of(x)
-    if library.name == "cupy" or (library.name == "numpy" and _numpy_in_order(x)):
+    if library.name == "cupy" or (library.name == "numpy" and _numpy_is_contiguous(x)):
         return x.strides  # type: ignore[no-any-return]
     if library.name == "torch" and not has_symbols(x) and library.in_order(x):
         return tuple(step * x.itemsize for step in x.stride())
@@ -380,18 +380,18 @@ def in_shape(
     x: Array,
     shape: tuple[int, ...],
     permutation: tuple[int, ...] = (),
-    put_in_order: Callable[[Array], Array] | None = None,
+    ascontiguous: Callable[[Array], Array] | None = None,
 ) -> Array:
     """X with its axes permuted, then seen as `shape`, in C order; a copy only where it must be."""
     library = library_of(x)
     if permutation:
         x = library.xp.permute_dims(x, permutation)
     if not library.in_order(x):
-        x = library.reshape((put_in_order or library.put_in_order)(x), (-1,))
+        x = library.reshape((ascontiguous or library.ascontiguous)(x), (-1,))
     return library.reshape(x, shape)
 
 
-def put_in_order(x: Array) -> Array:
+def ascontiguous(x: Array) -> Array:
     """X in C order, where its library has an order and all lengths are known.
 
     A copy only where it must be.

@@ -71,7 +71,7 @@ class ChannelsPlan:
     def _to_kernel(self, x: Array) -> Array:
         if self.choice.keeps_axes:
             return x
-        return in_shape(x, self.spec.shape, (), self.choice.put_in_order)
+        return in_shape(x, self.spec.shape, (), self.choice.ascontiguous)
 
     def _from_kernel(self, x: Array) -> Array:
         return x if self.choice.keeps_axes else library_of(x).reshape(x, self.shape)

@@ -43,8 +43,8 @@ class Call(NamedTuple):
     def in_order(self, x: Array) -> Array:
         """An array in C order for the kernel: itself or a copy."""
         library = library_of(x)
-        put_in_order = self.choice.put_in_order or library.put_in_order
-        return x if library.in_order(x) else put_in_order(x)
+        ascontiguous = self.choice.ascontiguous or library.ascontiguous
+        return x if library.in_order(x) else ascontiguous(x)
 
 
 def call_on(primitive: FamilyPrimitive, x: Array, shape: tuple[int, ...], **details: Any) -> Call:

@@ -61,7 +61,7 @@ class Instances:
     def _as_rows(self, values: Array, call: Call) -> Array:
         key = "rows", id(values)
         if key not in self._converted:
-            self._converted[key] = self._view.to_rows(values, call.choice.put_in_order)
+            self._converted[key] = self._view.to_rows(values, call.choice.ascontiguous)
         return self._converted[key]
 
     def _widened(self, values: Array) -> Array:

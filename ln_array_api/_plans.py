@@ -127,7 +127,7 @@ class RowsPlan(Plan):
         if out is not None and not view.permutation and library.in_order(out):
             target = library.reshape(out, view.rows)
         parameters = map(self._parameter, (gamma, beta))
-        y, *statistics = kernel(view.to_rows(x, self.choice.put_in_order), *parameters, out=target)
+        y, *statistics = kernel(view.to_rows(x, self.choice.ascontiguous), *parameters, out=target)
         if out is None:
             return view.from_rows(y), *statistics
         if target is None:
@@ -163,8 +163,8 @@ class RowsPlan(Plan):
         xp = library_of(x).xp
         scale = widened(xp, gamma, beta, self.spec.dtype) if self.widens else gamma
         dx, dgamma, dbeta = self.kernel(
-            view.to_rows(dy, self.choice.put_in_order),
-            view.to_rows(x, self.choice.put_in_order),
+            view.to_rows(dy, self.choice.ascontiguous),
+            view.to_rows(x, self.choice.ascontiguous),
             None if mean is None else in_shape(statistic(xp, mean, self.spec.dtype), (m, 1)),
             in_shape(statistic(xp, rstd, self.spec.dtype), (m, 1)),
             self._parameter(scale),

@@ -68,8 +68,8 @@ class View(NamedTuple):
         m, n = self.rows
         return (self.shape, self.parameter, self.statistic) == ((m, n), (n,), (m, 1))
 
-    def to_rows(self, x: Array, put_in_order: Callable[[Array], Array] | None = None) -> Array:
-        return in_shape(x, self.rows, self.permutation, put_in_order)
+    def to_rows(self, x: Array, ascontiguous: Callable[[Array], Array] | None = None) -> Array:
+        return in_shape(x, self.rows, self.permutation, ascontiguous)
 
     def from_rows(self, x: Array) -> Array:
         library = library_of(x)

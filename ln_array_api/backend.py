@@ -57,7 +57,7 @@ class Backend(Protocol):
     called with the arrays alone, and `out`, instead of the method with all its options. What it
     gives for ``rows_forward`` may have a ``without_statistics``, with the same parameters, which
     gives y alone in a tuple, where mean and rstd cost something that y does not need. One with
-    ``put_in_order(x)`` copies arrays that do not lie in C order for its kernels itself. One with
+    ``ascontiguous(x)`` copies arrays that do not lie in C order for its kernels itself. One with
     ``prepare_strided(primitive, spec, layout)`` may run a call on arrays as they lie, with all
     their axes: it gives such a kernel and a line for `explain`, or None, as it may where the layout
     has no strides: that of arrays of NumPy and torch which are not in order, and of JAX and others.
@@ -252,7 +252,7 @@ class Choice(NamedTuple):
     """The primitive with the options of the spec, to be called with the arrays."""
     backend: str
     reason: str
-    put_in_order: Callable[[Any], Any] | None = None
+    ascontiguous: Callable[[Any], Any] | None = None
     """How the backend wants arrays to be copied that do not lie in C order, if it cares."""
     keeps_axes: bool = False
     """Whether the kernel takes arrays as they are, and not as rows."""
@@ -284,7 +284,7 @@ def choose(primitive: Primitive, spec: Spec, layout: Layout | None = None) -> Ch
             prepare, describe = (getattr(backend, each, None) for each in ("prepare", "describe"))
             prepared = prepare(primitive, spec) if prepare else _bound(kernel, primitive, spec)
             reason = describe(primitive, spec) if describe else ""
-            return Choice(prepared, entry.name, reason, getattr(backend, "put_in_order", None))
+            return Choice(prepared, entry.name, reason, getattr(backend, "ascontiguous", None))
     nobody = f"no backend is known for {spec.library}"
     return _generic(primitive, spec, "; ".join(refusals) or nobody)
 
@@ -308,7 +308,7 @@ def choose_family(primitive: FamilyPrimitive, spec: FamilySpec) -> Choice | str:
         else:
             found = backend.prepare_family(primitive, spec)  # type: ignore[attr-defined]
             if found is not None:
-                order = getattr(backend, "put_in_order", None)
+                order = getattr(backend, "ascontiguous", None)
                 return Choice(found[0], entry.name, found[1], order)
             refusals.append(f"{entry.name}: does not take such a call")
     return "; ".join(refusals) or f"no backend is known for {spec.library}"

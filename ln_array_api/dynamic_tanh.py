@@ -166,7 +166,7 @@ def _tanh(
 ) -> Array:
     call, view = _planned(function, x, alpha, gamma, beta, axis)
     if call.has_kernel:
-        rows = view.to_rows(x, call.choice.put_in_order)
+        rows = view.to_rows(x, call.choice.ascontiguous)
         return view.from_rows(call.results(rows, alpha, _flat(gamma), _flat(beta)))
     xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
     alpha, gamma, beta = (
@@ -317,7 +317,7 @@ def _by_kernel(
     gamma: Array | None,
     beta: Array | None,
 ) -> TanhGradients:
-    xp, order = library_of(x).xp, call.choice.put_in_order
+    xp, order = library_of(x).xp, call.choice.ascontiguous
     dx, dalpha, dgamma, dbeta = call.results(
         view.to_rows(dy, order), view.to_rows(x, order), alpha, _flat(gamma)
     )

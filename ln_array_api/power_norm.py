@@ -64,7 +64,7 @@ def _forward(
     epsilon = _check.epsilon(function, epsilon, x.dtype)
     call = call_on("powers_forward", x, view.rows, exponent=alpha, epsilon=epsilon)
     if call.has_kernel:
-        y, norm = call.results(view.to_rows(x, call.choice.put_in_order))
+        y, norm = call.results(view.to_rows(x, call.choice.ascontiguous))
         return view.from_rows(y), library_of(x).reshape(norm, view.statistic)
     if alpha > 1:
         return powers_forward(x, axes=view.axes, alpha=alpha, epsilon=epsilon)
@@ -274,7 +274,7 @@ def power_norm_backward(
         return PowerNormGradients(None)
     call = _backward_call(dy, x, view, alpha)
     if call.has_kernel:
-        rows = (view.to_rows(each, call.choice.put_in_order) for each in (dy, x))
+        rows = (view.to_rows(each, call.choice.ascontiguous) for each in (dy, x))
         norm = in_shape(statistic(library_of(x).xp, norm, call.spec.dtype), (view.rows[0], 1))
         return PowerNormGradients(view.from_rows(call.results(*rows, norm)))
     if alpha > 1:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, accumulate, dtype_name, library_of, native_dtype, put_in_order
+from .._arrays import Array, accumulate, dtype_name, library_of, native_dtype, ascontiguous
 from .reductions import sum_over
 from .rows import accumulate_as, in_range, normalise, standardised
 
@@ -124,7 +124,7 @@ def channels_backward(
     n = max(math.prod(x.shape[each] for each in axes), 1)
     dx = dgamma = dbeta = None
     with np.errstate(all="ignore"):
-        x, dy = put_in_order(x), accumulate_as(xp, put_in_order(dy), rstd)
+        x, dy = ascontiguous(x), accumulate_as(xp, ascontiguous(dy), rstd)
         if need_dx or need_dbeta:
             dbeta = accumulate_as(xp, sum_over(xp, dy, axes, fused=False, wide=True), dy)
         if need_dx or need_dgamma:

@@ -13,7 +13,7 @@ from .._arrays import (
     has_symbols,
     in_shape,
     library_of,
-    put_in_order,
+    ascontiguous,
 )
 
 #: Rows that are added one after the other before their sums are added. NumPy adds the rows of a
@@ -125,7 +125,7 @@ def _by_chunks(
     """Reduce each chunk of x to a dtype, then the results of the chunks along `axes`, in order."""
 
     def reduce(chunk: Array) -> Array:
-        return reduction(library_of(chunk).xp, put_in_order(chunk), axes)
+        return reduction(library_of(chunk).xp, ascontiguous(chunk), axes)
 
     def of_length_one(x: Array) -> tuple[tuple[int, ...], ...]:
         return tuple(

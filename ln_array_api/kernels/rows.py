@@ -33,7 +33,7 @@ from .._arrays import (
     dtype_name,
     library_of,
     native_dtype,
-    put_in_order,
+    ascontiguous,
 )
 from .reductions import largest_magnitude, one_of_each, sum_over
 
@@ -231,7 +231,7 @@ def normalise(
     """
     xp = library_of(x).xp
     n = math.prod(x.shape[axis] for axis in axes)
-    d = accumulate(xp, put_in_order(x))
+    d = accumulate(xp, ascontiguous(x))
     dtype = d.dtype
     if n == 0:  # y is empty, and all the same a function of x, gamma and beta to a framework
         nan = xp.sum(d, axis=axes, keepdims=True) + math.nan
@@ -326,7 +326,7 @@ def differentiate(
     shared = tuple(axis for axis in range(x.ndim) if axis not in parameter_axes)
     dx = dgamma = dbeta = None
     with np.errstate(all="ignore"):
-        x, dy = put_in_order(x), accumulate_as(xp, put_in_order(dy), rstd)
+        x, dy = ascontiguous(x), accumulate_as(xp, ascontiguous(dy), rstd)
         if need_dbeta:
             dbeta = accumulate_as(xp, sum_over(xp, dy, shared, wide=True), dy)
         if not (need_dx or need_dgamma):

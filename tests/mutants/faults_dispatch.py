@@ -86,7 +86,7 @@ OF_ROWS = (
         PLANS,
         "            and all(each is None or library_of(each).in_order(each) for each in arrays)\n",
         "",
-        unit("test_rows.py", "put_in_order"),
+        unit("test_rows.py", "ascontiguous"),
     ),
     Fault(
         "dbeta in a wider dtype than gamma loses digits",

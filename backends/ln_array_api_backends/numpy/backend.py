@@ -33,7 +33,7 @@ from . import (
 class NumPyBackend(RowsBackend, ChannelsBackend):
     """All primitives, for every dtype and option."""
 
-    put_in_order = staticmethod(layout.put_in_order)
+    ascontiguous = staticmethod(layout.ascontiguous)
     family = frozenset(family_calls.PREPARED)
 
     def can_run(self, primitive: Primitive, spec: Spec) -> bool:

@@ -41,7 +41,7 @@ def _copy(source, target):
                         there[row + j] = here[first + j * along_n]
 
 
-def put_in_order(x: np.ndarray) -> np.ndarray:
+def ascontiguous(x: np.ndarray) -> np.ndarray:
     """An aligned copy in C order and native byte order, or x itself where it is that."""
     merged = _merged(x)
     if merged is None:
