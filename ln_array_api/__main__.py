@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     entry = entries()["numpy"]
     if entry.backend() is None:
-        print(f"nothing can be compiled: {entry.unavailable()}", file=sys.stderr)
+        print(f"nothing can be compiled: {entry.unavailable_reason()}", file=sys.stderr)
         return 1
     compile_kernels(options.dtype)
     return 0

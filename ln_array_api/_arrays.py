@@ -31,7 +31,7 @@ ACCUMULATION = {
 }
 
 #: For each dtype of x, the dtypes that its parameters may have: its own or a wider one.
-AT_LEAST = {
+PARAMETER_DTYPES = {
     "float16": ("float16", "float32", "float64"),
     "bfloat16": ("bfloat16", "float32", "float64"),
     "float32": ("float32", "float64"),
@@ -52,10 +52,10 @@ class Library(NamedTuple):
     """All of an array that a plan may depend on: dtype, shape, device, layout."""
     reshape: Callable[[Array, tuple[int, ...]], Array]
     """As in the standard, by the shortest way that the library has."""
-    in_order: Callable[[Array], bool]
+    is_contiguous: Callable[[Array], bool]
     """Whether an array is aligned, in C order and in native byte order, as far as can be told."""
     ascontiguous: Callable[[Array], Array]
-    """The array itself or a copy, for which `in_order` holds; of no subclass."""
+    """The array itself or a copy, for which `is_contiguous` holds; of no subclass."""
     may_overlap: Callable[[Array, Array], bool] | None
     """Whether two arrays in C order may share memory, quickly told by their addresses alone."""
     owns_memory: Callable[[Array], bool]
@@ -110,7 +110,7 @@ def _recognise(x: Array) -> Library:
             "standard; convert it first, for example with numpy.asarray"
         ) from None
     name = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
-    signature, in_order, ascontiguous = _LAYOUT.get(name, _STANDARD_LAYOUT)
+    signature, is_contiguous, ascontiguous = _LAYOUT.get(name, _STANDARD_LAYOUT)
     if type(x) is np.ndarray:
         signature = _ndarray_signature
     reshape = _reshape_method if hasattr(x, "reshape") else xp.reshape  # not in the standard
@@ -121,7 +121,7 @@ def _recognise(x: Array) -> Library:
         lazy=name == "dask",
         signature=signature,
         reshape=_reshape_chunks if name == "dask" else reshape,
-        in_order=in_order,
+        is_contiguous=is_contiguous,
         ascontiguous=ascontiguous,
         may_overlap=_MAY_OVERLAP.get(name) if type(x).__name__ in _PLAIN else None,
         owns_memory=_ndarray_owns_memory if type(x) is np.ndarray else lambda x: False,
@@ -276,6 +276,11 @@ def dtype_name(dtype: Any) -> str:
     return str(name)
 
 
+def dtype_name_or_none(x: Array | None) -> str | None:
+    """The name of an array's dtype, None where the array is absent."""
+    return None if x is None else dtype_name(x.dtype)
+
+
 @lru_cache(64)
 def _numpy_dtype_name(dtype: np.dtype[Any]) -> str:
     """Kept, since NumPy puts a name together anew each time, in 2 µs."""
@@ -304,20 +309,20 @@ def is_movable(x: Array) -> bool:
     return device_of(x) is None or not x.committed
 
 
-def device_beside(x: Array) -> Any:
+def creation_device(x: Array) -> Any:
     """The `device` with which to create an array that goes along with x."""
     # JAX moves what is created without a device to where it is needed, and tracers have none.
     return None if array_api_compat.is_jax_array(x) else array_api_compat.device(x)
 
 
-def overlapped(x: Array, depth: dict[int, int]) -> Array:
+def dask_overlap(x: Array, depth: dict[int, int]) -> Array:
     """X of Dask, each chunk with so many elements of its neighbours along some axes."""
     from dask.array.overlap import overlap  # x is its array, so it is there
 
     return overlap(x, depth, "none")
 
 
-def accumulate(xp: Any, x: Array) -> Array:
+def to_acc_dtype(xp: Any, x: Array) -> Array:
     """X in its accumulation dtype; x itself where it has that dtype already."""
     return xp.astype(x, getattr(xp, ACCUMULATION[dtype_name(x.dtype)]), copy=False)
 
@@ -332,7 +337,7 @@ def computes_in_float64(x: Array) -> bool:
     return not array_api_compat.is_jax_array(x)
 
 
-def constant(x: Array) -> Array:
+def detach(x: Array) -> Array:
     """X as a constant to torch and JAX: they do not differentiate through it."""
     if array_api_compat.is_jax_array(x):
         from jax.lax import stop_gradient  # x is its array, so it is there
@@ -346,7 +351,7 @@ def strides_of(x: Array) -> tuple[int, ...] | None:
     library = library_of(x)
     if library.name == "cupy" or (library.name == "numpy" and _numpy_is_contiguous(x)):
         return x.strides  # type: ignore[no-any-return]
-    if library.name == "torch" and not has_symbols(x) and library.in_order(x):
+    if library.name == "torch" and not has_symbols(x) and library.is_contiguous(x):
         return tuple(step * x.itemsize for step in x.stride())
     return None
 
@@ -376,7 +381,7 @@ def memory_format_of(x: Any) -> Any:
     return channels_last if x.is_contiguous(memory_format=channels_last) else None
 
 
-def in_shape(
+def reshape_contiguous(
     x: Array,
     shape: tuple[int, ...],
     permutation: tuple[int, ...] = (),
@@ -386,7 +391,7 @@ def in_shape(
     library = library_of(x)
     if permutation:
         x = library.xp.permute_dims(x, permutation)
-    if not library.in_order(x):
+    if not library.is_contiguous(x):
         x = library.reshape((ascontiguous or library.ascontiguous)(x), (-1,))
     return library.reshape(x, shape)
 
@@ -397,9 +402,9 @@ def ascontiguous(x: Array) -> Array:
     A copy only where it must be.
     """
     library, shape = library_of(x), tuple(x.shape)
-    if library.lazy or library.in_order(x) or has_symbols(x) or any(map(is_unknown, shape)):
+    if library.lazy or library.is_contiguous(x) or has_symbols(x) or any(map(is_unknown, shape)):
         return x
-    return in_shape(x, shape)
+    return reshape_contiguous(x, shape)
 
 
 def is_writable(x: Array) -> bool:
@@ -412,7 +417,7 @@ def is_same_view(a: Array, b: Array) -> bool:
     """Whether a and b are the same elements of the same memory in the same order."""
     if a is b:
         return True
-    first, second = _memory(a), _memory(b)
+    first, second = _address_view(a), _address_view(b)
     return (
         first is not None
         and second is not None
@@ -423,13 +428,13 @@ def is_same_view(a: Array, b: Array) -> bool:
 
 def share_memory(a: Array, b: Array) -> bool:
     """Whether any element of a is an element of b, where the library lets that be known."""
-    first, second = _memory(a), _memory(b)
+    first, second = _address_view(a), _address_view(b)
     return first is not None and second is not None and np.shares_memory(first, second)
 
 
-def overlaps_itself(x: Array) -> bool:
+def has_internal_overlap(x: Array) -> bool:
     """Whether elements of x share memory with each other, as where x is broadcast."""
-    memory = _memory(x)
+    memory = _address_view(x)
     if memory is None or memory.size == 0:
         return False
     extent = memory.itemsize
@@ -444,7 +449,7 @@ def overlaps_itself(x: Array) -> bool:
     return False
 
 
-def _memory(x: Array) -> np.ndarray | None:
+def _address_view(x: Array) -> np.ndarray | None:
     """A NumPy array with the address, shape and strides of x, to be looked at but never read."""
     if isinstance(x, np.ndarray):
         return x

@@ -7,37 +7,39 @@ from typing import Any
 from . import _check
 from ._arrays import ACCUMULATION, Array, dtype_name
 from ._plans import reshaped
-from ._views import Over, View, canonical, name_of, view_of
-from .kernels.rows import accumulate_as
+from ._views import AxesSpec, RowsView, canonical, name_of, view_of
+from .kernels.rows import astype_like
 
 
-def checked(function: str, over: Over, x: Array, **parameters: Array | None) -> View:
+def check_inputs(func_name: str, over: AxesSpec, x: Array, **parameters: Array | None) -> RowsView:
     """X seen for what is normalised over, once it and its parameters, by name, are checked."""
-    _check.array(function, name_of(over), x)
-    view = view_of(function, canonical(function, over), tuple(x.shape))
+    _check.array(func_name, name_of(over), x)
+    view = view_of(func_name, canonical(func_name, over), tuple(x.shape))
     for name, values in parameters.items():
         if values is not None:
-            _check.companion(function, name, values, x, view.parameter, view.what, beside=view.name)
+            _check.operand(
+                func_name, name, values, x, view.parameter, view.shape_text, x_name=view.x_name
+            )
     return view
 
 
-def check_gradient(function: str, x: Array, name: str = "x", **dy: Array) -> None:
+def check_gradient(func_name: str, x: Array, name: str = "x", **dy: Array) -> None:
     """The gradient of a result of x's shape; `name` is how the caller knows x."""
     for given, values in dy.items():
         shape = tuple(x.shape)
-        _check.companion(function, given, values, x, shape, f"the shape of {name}", beside=name)
+        _check.operand(func_name, given, values, x, shape, f"the shape of {name}", x_name=name)
 
 
 def check_saved(
-    function: str, x: Array, shape: tuple[int, ...], name: str = "x", **statistics: Array
+    func_name: str, x: Array, shape: tuple[int, ...], name: str = "x", **statistics: Array
 ) -> None:
     """What the forward pass saved of x, by name, all of one shape."""
-    what = f"as {function.removesuffix('_backward')}_forward gives it"
+    shape_text = f"as {func_name.removesuffix('_backward')}_forward gives it"
     dtype = ACCUMULATION[dtype_name(x.dtype)]
     for given, values in statistics.items():
-        _check.companion(function, given, values, x, shape, what, dtype, beside=name)
+        _check.operand(func_name, given, values, x, shape, shape_text, dtype, x_name=name)
 
 
-def beside(xp: Any, values: Array | None, like: Array, shape: tuple[int, ...]) -> Any:
+def broadcast_like(xp: Any, values: Array | None, like: Array, shape: tuple[int, ...]) -> Any:
     """A parameter or statistic in a shape that broadcasts with x, in the dtype of `like`."""
-    return None if values is None else reshaped(accumulate_as(xp, values, like), shape)
+    return None if values is None else reshaped(astype_like(xp, values, like), shape)

@@ -16,11 +16,12 @@ from ._arrays import (
     Array,
     device_of,
     dtype_name,
-    in_shape,
+    dtype_name_or_none,
     library_of,
+    reshape_contiguous,
     signatures,
 )
-from ._plans import GRADIENTS, dtype_of, gradient, must_widen, statistic, widened
+from ._plans import GRADIENTS, cast_statistic, finish_gradient, must_widen, widened
 from .backend import (
     GENERIC,
     ChannelsSpec,
@@ -29,7 +30,7 @@ from .backend import (
     cache_plan,
     choose,
     plans,
-    wanted_backend,
+    requested_backend,
 )
 
 
@@ -47,12 +48,12 @@ class ChannelsPlan:
         axis: int,
         x: Array,
         *others: Array | None,
-        accumulated: tuple[Array | None, ...] = (),
+        acc_arrays: tuple[Array | None, ...] = (),
         widens: bool = False,
     ) -> None:
         """Plan for calls with such arrays.
 
-        `accumulated` are those whose like the kernel takes or gives in the accumulation dtype.
+        `acc_arrays` are those whose like the kernel takes or gives in the accumulation dtype.
         `widens` is whether gamma is widened, as over rows.
         """
         self.primitive, self.spec, self.widens = primitive, spec, widens
@@ -60,18 +61,19 @@ class ChannelsPlan:
         self.choice = _choice(primitive, spec, axis, x)
         self.kernel: Callable[..., Any] = self.choice.kernel
         # Whether arrays go to the kernel, and its results to the caller, as they are.
-        self.direct = (
+        self.passthrough = (
             not self.choice.keeps_axes
             and self.shape == spec.shape
-            and all(each is None or library_of(each).in_order(each) for each in (x, *others))
-            and {dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
+            and all(each is None or library_of(each).is_contiguous(each) for each in (x, *others))
+            and {dtype_name_or_none(each) for each in acc_arrays}
+            <= {None, ACCUMULATION[spec.dtype]}
             and not widens
         )
 
     def _to_kernel(self, x: Array) -> Array:
         if self.choice.keeps_axes:
             return x
-        return in_shape(x, self.spec.shape, (), self.choice.ascontiguous)
+        return reshape_contiguous(x, self.spec.shape, (), self.choice.ascontiguous)
 
     def _from_kernel(self, x: Array) -> Array:
         return x if self.choice.keeps_axes else library_of(x).reshape(x, self.shape)
@@ -79,16 +81,16 @@ class ChannelsPlan:
     def _parameter(self, values: Array | None) -> Array | None:
         if values is None or self.choice.keeps_axes:
             return values
-        return in_shape(values, (self.spec.shape[1],))
+        return reshape_contiguous(values, (self.spec.shape[1],))
 
     def _statistic(self, values: Array) -> Array | None:
-        return self._parameter(statistic(library_of(values).xp, values, self.spec.dtype))
+        return self._parameter(cast_statistic(library_of(values).xp, values, self.spec.dtype))
 
     def forward(
         self, x: Array, gamma: Array | None, beta: Array | None
     ) -> tuple[Array, Array, Array, Array]:
         """Y, mean, var and rstd."""
-        if self.direct:
+        if self.passthrough:
             return self.kernel(x, gamma, beta)  # type: ignore[no-any-return]
         y, mean, var, rstd = self.kernel(
             self._to_kernel(x), self._parameter(gamma), self._parameter(beta)
@@ -98,7 +100,7 @@ class ChannelsPlan:
     def inference(
         self, x: Array, mean: Array, var: Array, gamma: Array | None, beta: Array | None
     ) -> Array:
-        if self.direct:
+        if self.passthrough:
             return self.kernel(x, mean, var, gamma, beta)
         y = self.kernel(
             self._to_kernel(x),
@@ -118,7 +120,7 @@ class ChannelsPlan:
         gamma: Array | None,
         beta: Array | None = None,
     ) -> tuple[Array | None, Array | None, Array | None]:
-        if self.direct:
+        if self.passthrough:
             return self.kernel(dy, x, mean, rstd, gamma)  # type: ignore[no-any-return]
         xp, channels = library_of(x).xp, (self.spec.shape[1],)
         scale = widened(xp, gamma, beta, self.spec.dtype) if self.widens else gamma
@@ -131,8 +133,8 @@ class ChannelsPlan:
         )
         return (
             None if dx is None else self._from_kernel(dx),
-            gradient(xp, dgamma, channels, x, gamma),
-            gradient(xp, dbeta, channels, x, gamma, beta),
+            finish_gradient(xp, dgamma, channels, x, gamma),
+            finish_gradient(xp, dbeta, channels, x, gamma, beta),
         )
 
 
@@ -150,7 +152,7 @@ def _choice(primitive: Primitive, spec: ChannelsSpec, axis: int, x: Array) -> Ch
 
 
 def forward_plan(
-    function: str,
+    func_name: str,
     x: Array,
     gamma: Array | None,
     beta: Array | None,
@@ -163,27 +165,27 @@ def forward_plan(
     """The plan of a forward call, made if there is none; a wrong call raises here."""
     arrays = (x, gamma, beta, running_mean, running_var)
     if type(channel_axis) is not int:  # 1.0 would find the plan for 1
-        channel_axis = _check.integer(function, "channel_axis", channel_axis)
-    key, plan = _known("channels_forward", arrays, channel_axis, epsilon, momentum)
+        channel_axis = _check.integer(func_name, "channel_axis", channel_axis)
+    key, plan = _lookup_plan("channels_forward", arrays, channel_axis, epsilon, momentum)
     if plan is None:
-        axis, spec = _checked(function, x, channel_axis, gamma=gamma, beta=beta)
-        _check.known_lengths(function, tuple(x.shape), range(x.ndim))
+        axis, spec = _checked(func_name, x, channel_axis, gamma=gamma, beta=beta)
+        _check.known_lengths(func_name, tuple(x.shape), range(x.ndim))
         for name, values in (("running_mean", running_mean), ("running_var", running_var)):
-            _beside(name, function, values, x, axis)
+            _check_optional_param(name, func_name, values, x, axis)
         if spec.shape[0] * spec.shape[2] < 2:
             raise ValueError(
-                f"{function}: x has shape {tuple(x.shape)}, which leaves a channel of axis {axis} "
+                f"{func_name}: x has shape {tuple(x.shape)}, which leaves a channel of axis {axis} "
                 "with no more than one value; training needs more, to have a variance"
             )
-        _check.fraction(function, "momentum", momentum)
-        spec = spec._replace(epsilon=_check.epsilon(function, epsilon, x.dtype))
+        _check.fraction(func_name, "momentum", momentum)
+        spec = spec._replace(epsilon=_check.epsilon(func_name, epsilon, x.dtype))
         plan = ChannelsPlan("channels_forward", spec, axis, x, gamma, beta)
         cache_plan(key, plan, x)
     return plan
 
 
 def inference_plan(
-    function: str,
+    func_name: str,
     x: Array,
     mean: Array,
     var: Array,
@@ -195,20 +197,20 @@ def inference_plan(
     """The plan of a call with given statistics, made if there is none; a wrong call raises here."""
     arrays = (x, mean, var, gamma, beta)
     if type(channel_axis) is not int:  # 1.0 would find the plan for 1
-        channel_axis = _check.integer(function, "channel_axis", channel_axis)
-    key, plan = _known("channels_inference", arrays, channel_axis, epsilon)
+        channel_axis = _check.integer(func_name, "channel_axis", channel_axis)
+    key, plan = _lookup_plan("channels_inference", arrays, channel_axis, epsilon)
     if plan is None:
-        axis, spec = _checked(function, x, channel_axis, gamma=gamma, beta=beta)
+        axis, spec = _checked(func_name, x, channel_axis, gamma=gamma, beta=beta)
         for name, values in (("mean", mean), ("var", var)):
-            _required(name, function, values, x, axis)
-        spec = spec._replace(epsilon=_check.epsilon(function, epsilon, x.dtype))
-        plan = ChannelsPlan("channels_inference", spec, axis, *arrays, accumulated=(mean, var))
+            _check_param(name, func_name, values, x, axis)
+        spec = spec._replace(epsilon=_check.epsilon(func_name, epsilon, x.dtype))
+        plan = ChannelsPlan("channels_inference", spec, axis, *arrays, acc_arrays=(mean, var))
         cache_plan(key, plan, x)
     return plan
 
 
 def backward_plan(
-    function: str,
+    func_name: str,
     dy: Array,
     x: Array,
     mean: Array,
@@ -221,71 +223,78 @@ def backward_plan(
     """The plan of a backward call, made if there is none; a wrong call raises here."""
     arrays = (x, dy, mean, rstd, gamma)
     if type(need) is not tuple:
-        need = _check.need(function, need, GRADIENTS)
+        need = _check.need(func_name, need, GRADIENTS)
     if type(channel_axis) is not int:  # 1.0 would find the plan for 1
-        channel_axis = _check.integer(function, "channel_axis", channel_axis)
-    key, plan = _known("channels_backward", (*arrays, beta), channel_axis, need)
+        channel_axis = _check.integer(func_name, "channel_axis", channel_axis)
+    key, plan = _lookup_plan("channels_backward", (*arrays, beta), channel_axis, need)
     if plan is None:
-        _check.need(function, need, GRADIENTS)
-        axis, spec = _checked(function, x, channel_axis, gamma=gamma)
-        _check.known_lengths(function, tuple(x.shape), range(x.ndim))
-        _check.companion(function, "dy", dy, x, tuple(x.shape), "the shape of x")
-        what = f"as {function.removesuffix('_backward')}_forward gives it"
+        _check.need(func_name, need, GRADIENTS)
+        axis, spec = _checked(func_name, x, channel_axis, gamma=gamma)
+        _check.known_lengths(func_name, tuple(x.shape), range(x.ndim))
+        _check.operand(func_name, "dy", dy, x, tuple(x.shape), "the shape of x")
+        shape_text = f"as {func_name.removesuffix('_backward')}_forward gives it"
         for name, values in (("mean", mean), ("rstd", rstd)):
             dtype, shape = ACCUMULATION[spec.dtype], spec.shape[1:2]
-            _check.companion(function, name, values, x, shape, what, dtype)
-        _beside("beta", function, beta, x, axis)
+            _check.operand(func_name, name, values, x, shape, shape_text, dtype)
+        _check_optional_param("beta", func_name, beta, x, axis)
         widens = "dbeta" in need and must_widen(spec.dtype, gamma, beta)
         spec = spec._replace(
-            dy=dtype_of(dy),
+            dy=dtype_name_or_none(dy),
             gamma=ACCUMULATION[spec.dtype] if widens else spec.gamma,
             need=("dx" in need, "dgamma" in need and gamma is not None, "dbeta" in need),
         )
-        accumulated = (mean, rstd, x if gamma is None else gamma, beta)
+        acc_arrays = (mean, rstd, x if gamma is None else gamma, beta)
         plan = ChannelsPlan(
-            "channels_backward", spec, axis, *arrays, accumulated=accumulated, widens=widens
+            "channels_backward", spec, axis, *arrays, acc_arrays=acc_arrays, widens=widens
         )
         cache_plan(key, plan, x)
     return plan
 
 
-def _known(
+def _lookup_plan(
     primitive: Primitive, arrays: tuple[Array | None, ...], *options: Hashable
 ) -> tuple[Hashable, ChannelsPlan | None]:
     """The key of a kind of call and its plan; None for what is not known or cannot be kept."""
     find = signatures
     try:
-        key = (primitive, options, wanted_backend(), *[find[type(each)](each) for each in arrays])
+        key = (
+            primitive,
+            options,
+            requested_backend(),
+            *[find[type(each)](each) for each in arrays],
+        )
         return key, plans.get(key)
     except (KeyError, RuntimeError, TypeError):  # a type not seen before, or what the checks refuse
         return None, None
 
 
 def _checked(
-    function: str, x: Array, channel_axis: int, **parameters: Array | None
+    func_name: str, x: Array, channel_axis: int, **parameters: Array | None
 ) -> tuple[int, ChannelsSpec]:
-    library = _check.array(function, "x", x)
+    library = _check.array(func_name, "x", x)
     shape = tuple(x.shape)
-    axis = _check.channel_axis(function, channel_axis, shape)
-    _check.known_lengths(function, shape, (axis,))
+    axis = _check.channel_axis(func_name, channel_axis, shape)
+    _check.known_lengths(func_name, shape, (axis,))
     for name, values in parameters.items():
-        _beside(name, function, values, x, axis)
+        _check_optional_param(name, func_name, values, x, axis)
     spec = ChannelsSpec(
         library=library.name,
         device=str(device_of(x)),
         shape=(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])),
         dtype=dtype_name(x.dtype),
-        gamma=dtype_of(parameters.get("gamma")),
-        beta=dtype_of(parameters.get("beta")),
+        gamma=dtype_name_or_none(parameters.get("gamma")),
+        beta=dtype_name_or_none(parameters.get("beta")),
     )
     return axis, spec
 
 
-def _beside(name: str, function: str, values: Array | None, x: Array, axis: int) -> None:
+def _check_optional_param(
+    name: str, func_name: str, values: Array | None, x: Array, axis: int
+) -> None:
     if values is not None:
-        _required(name, function, values, x, axis)
+        _check_param(name, func_name, values, x, axis)
 
 
-def _required(name: str, function: str, values: Array, x: Array, axis: int) -> None:
-    what = f"the number of channels, on axis {axis}"
-    _check.companion(function, name, values, x, (x.shape[axis],), what)
+def _check_param(name: str, func_name: str, values: Array, x: Array, axis: int) -> None:
+    shape_text = f"the number of channels, on axis {axis}"
+    _check.operand(func_name, name, values, x, (x.shape[axis],), shape_text)

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from ._arrays import ACCUMULATION, Array, dtype_name, library_of
-from ._views import Over, View
+from ._views import AxesSpec, RowsView
 from .backend import use_backend
 from .kernels.reductions import sum_over
 
@@ -19,9 +19,9 @@ from .kernels.reductions import sum_over
 class ChunkCall(NamedTuple):
     """A call on each chunk, but for the arrays. It travels to where the chunk is."""
 
-    function: str
+    func_name: str
     """The public function, for messages."""
-    over: Over
+    over: AxesSpec
     center: bool
     epsilon: float
     """Of a forward call."""
@@ -44,7 +44,7 @@ class ChunkCall(NamedTuple):
         from ._rows import forward_plan  # which plans for chunked arrays by this module
 
         over, epsilon = self.over, self.epsilon
-        return forward_plan(self.function, x, gamma, beta, over, epsilon, None, self.center)
+        return forward_plan(self.func_name, x, gamma, beta, over, epsilon, None, self.center)
 
     def backward(
         self,
@@ -64,29 +64,29 @@ class ChunkCall(NamedTuple):
         beta = xp.zeros(shape, dtype=single) if "dbeta" in self.need else None
         arrays = dy, x, mean, rstd, gamma, beta
         with self._asked_for():
-            plan = backward_plan(self.function, *arrays, self.over, self.need, self.center)
+            plan = backward_plan(self.func_name, *arrays, self.over, self.need, self.center)
             return plan.backward(*arrays)
 
     def _asked_for(self) -> Any:
         return nullcontext() if self.backend is None else use_backend(self.backend)
 
 
-def hold_rows(x: Array, view: View) -> bool:
+def hold_rows(x: Array, view: RowsView) -> bool:
     """Whether each chunk of x holds whole rows, and there is something in it."""
-    return 0 not in x.shape and all(x.numblocks[axis] == 1 for axis in view.together)
+    return 0 not in x.shape and all(x.numblocks[axis] == 1 for axis in view.row_axes)
 
 
 class Chunks:
     """A `ChunkCall` on all chunks of an array that hold whole rows."""
 
-    def __init__(self, call: ChunkCall, view: View) -> None:
+    def __init__(self, call: ChunkCall, view: RowsView) -> None:
         self.call, self.view = call, view
         rank = len(view.shape)
         self._x = tuple(range(rank))
         #: Statistics of rows have the other axes of x, and that of the groups.
         self._statistic: tuple[int, ...] = self._x
-        if len(view.statistic) < rank or view.split != view.shape:
-            self._statistic = tuple(axis for axis in self._x if axis not in view.together)
+        if len(view.statistic) < rank or view.grouped_shape != view.shape:
+            self._statistic = tuple(axis for axis in self._x if axis not in view.row_axes)
             self._statistic += (rank,) * (len(view.statistic) - len(self._statistic))
         # A parameter of each row goes with its chunk; others are whole beside each chunk.
         self._is_shared = bool(set(view.parameter_axes) & set(view.axes))
@@ -135,7 +135,7 @@ class Chunks:
         if values is None:
             return None
         chunks = tuple(
-            x.chunks[axis] if axis < x.ndim and axis not in self.view.together else (length,)
+            x.chunks[axis] if axis < x.ndim and axis not in self.view.row_axes else (length,)
             for axis, length in zip(axes, values.shape, strict=True)
         )
         return values if _are_equal(values.chunks, chunks) else values.rechunk(chunks)
@@ -173,7 +173,7 @@ class Chunks:
         from dask.array import blockwise
 
         view = self.view
-        apart = tuple(axis for axis in self._x if axis not in view.together)
+        apart = tuple(axis for axis in self._x if axis not in view.row_axes)
         xp = library_of(results).xp
         rank = len(apart) + len(self._parameter)
         shares = blockwise(

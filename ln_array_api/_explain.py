@@ -168,7 +168,7 @@ def _table() -> Iterator[BackendInfo]:
                 backend = entry.backend()
                 known_to = (each for each in (*GENERIC, *FAMILY) if accelerates(backend, each))
                 yield BackendInfo(
-                    library, version, entry.name, tuple(known_to), entry.unavailable()
+                    library, version, entry.name, tuple(known_to), entry.unavailable_reason()
                 )
         note = "" if version else f"{library} is not installed"
         yield BackendInfo(library, version, "generic", (), note)

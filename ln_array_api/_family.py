@@ -17,7 +17,7 @@ from .backend import (
     cache_plan,
     choose_family,
     plans,
-    wanted_backend,
+    requested_backend,
 )
 
 
@@ -37,14 +37,14 @@ class Call(NamedTuple):
     def results(self, *arrays: Array | None) -> Any:
         """Those of the kernel, for arrays of such shapes and of any layout."""
         return self.choice.kernel(
-            *(None if each is None else self.in_order(each) for each in arrays)
+            *(None if each is None else self.ascontiguous(each) for each in arrays)
         )
 
-    def in_order(self, x: Array) -> Array:
-        """An array in C order for the kernel: itself or a copy."""
+    def ascontiguous(self, x: Array) -> Array:
+        """Return x itself if it is contiguous, else a contiguous copy, for the kernel."""
         library = library_of(x)
-        ascontiguous = self.choice.ascontiguous or library.ascontiguous
-        return x if library.in_order(x) else ascontiguous(x)
+        copy = self.choice.ascontiguous or library.ascontiguous
+        return x if library.is_contiguous(x) else copy(x)
 
 
 def call_on(primitive: FamilyPrimitive, x: Array, shape: tuple[int, ...], **details: Any) -> Call:
@@ -55,7 +55,7 @@ def call_on(primitive: FamilyPrimitive, x: Array, shape: tuple[int, ...], **deta
     key: Hashable
     try:
         signature = signatures[type(x)](x)
-        key = primitive, signature, shape, *details.items(), wanted_backend()
+        key = primitive, signature, shape, *details.items(), requested_backend()
         call = plans.get(key)
     except (KeyError, RuntimeError, TypeError):  # a type not seen before, or lengths are symbols
         key = call = None

@@ -1,31 +1,38 @@
-"""X by its instances, the channels of each sample: on a backend's kernels, or on the generic ones.
+"""Primitives on the instances of x, the channels of each sample, by any kernels.
 
-Kernels of a backend get instances as rows. Generic ones get x with all its axes. What a caller has
-of statistics is of the rank of x in either case.
+Kernels of a backend get instances as rows, generic ones get x with all its axes. In either case a
+caller passes and gets statistics of the rank of x.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ._arrays import ACCUMULATION, Array, dtype_name, library_of, native_dtype
+from ._arrays import (
+    ACCUMULATION,
+    Array,
+    dtype_name,
+    dtype_name_or_none,
+    library_of,
+    native_dtype,
+)
 from ._family import Call, call_on
-from ._plans import dtype_of, reshaped
-from ._views import View
+from ._plans import reshaped
+from ._views import RowsView
 from .kernels import instances
 
 
 class Instances:
-    """X, and dy in a backward call, with the primitives of ``kernels.instances`` on them."""
+    """The primitives of ``kernels.instances`` on x, and on dy in a backward call."""
 
-    def __init__(self, x: Array, view: View, dy: Array | None = None) -> None:
+    def __init__(self, x: Array, view: RowsView, dy: Array | None = None) -> None:
         self._x, self._dy, self._view, self._xp = x, dy, view, library_of(x).xp
         self._statistic = view.broadcast_statistic
-        # X and dy as they have been converted, by the function that did it.
+        # Conversions of x and dy that have been made, by their kind.
         self._converted: dict[Any, Array] = {}
 
     def statistics(self, epsilon: float) -> tuple[Array, ...]:
-        """Mean, what rounding took from it, var and rstd."""
+        """Return mean, its residual, var and rstd."""
         call = call_on("instances_statistics", self._x, self._view.rows, epsilon=epsilon)
         if call.has_kernel:
             return self._with_rank(call.results(self._as_rows(self._x, call)))
@@ -33,7 +40,7 @@ class Instances:
         return instances.statistics(x, axes=axes, epsilon=epsilon)
 
     def affine(self, *of_instances: Array) -> Array:
-        """X̂ * scale + shift, given mean, missed, rstd, scale and shift."""
+        """Return x̂ * scale + shift, given mean, mean_residual, rstd, scale and shift."""
         call = call_on("instances_affine", self._x, self._view.rows)
         if call.has_kernel:
             columns = map(self._as_column, of_instances)
@@ -41,8 +48,8 @@ class Instances:
         return self._like_x(instances.affine(self._widened(self._x), *of_instances))
 
     def sums(self, mean: Array, rstd: Array) -> tuple[Array, ...]:
-        """What the rounded mean has missed, and the sums of dy and of dy * x̂."""
-        call = call_on("instances_sums", self._x, self._view.rows, dy=dtype_of(self._dy))
+        """Return the residual of the rounded mean, and the sums of dy and of dy * x̂."""
+        call = call_on("instances_sums", self._x, self._view.rows, dy=dtype_name_or_none(self._dy))
         if call.has_kernel:
             dy, x = self._as_rows(self._dy, call), self._as_rows(self._x, call)
             return self._with_rank(call.results(dy, x, *map(self._as_column, (mean, rstd))))
@@ -50,8 +57,10 @@ class Instances:
         return instances.sums(dy, x, mean, rstd, axes=self._view.axes)
 
     def gradient(self, *of_instances: Array) -> Array:
-        """Dx, given mean, missed, rstd, weight, scale and shift."""
-        call = call_on("instances_gradient", self._x, self._view.rows, dy=dtype_of(self._dy))
+        """Return dx, given mean, mean_residual, rstd, weight, scale and shift."""
+        call = call_on(
+            "instances_gradient", self._x, self._view.rows, dy=dtype_name_or_none(self._dy)
+        )
         if call.has_kernel:
             dy, x = self._as_rows(self._dy, call), self._as_rows(self._x, call)
             return self._view.from_rows(call.results(dy, x, *map(self._as_column, of_instances)))
@@ -65,12 +74,12 @@ class Instances:
         return self._converted[key]
 
     def _widened(self, values: Array) -> Array:
-        """X or dy in the accumulation dtype: once, since frameworks add up gradients in x's own."""
-        key = "wide", id(values)
+        """Cast x or dy to the accumulation dtype, once: frameworks add up gradients in x's own."""
+        key = "acc", id(values)
         if key not in self._converted:
             dtype = getattr(self._xp, ACCUMULATION[dtype_name(self._x.dtype)])
-            wide = self._xp.astype(values, dtype, copy=False)
-            self._converted[key] = reshaped(wide, self._view.split)
+            values_acc = self._xp.astype(values, dtype, copy=False)
+            self._converted[key] = reshaped(values_acc, self._view.grouped_shape)
         return self._converted[key]
 
     def _like_x(self, values: Array) -> Array:

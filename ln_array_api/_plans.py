@@ -9,14 +9,14 @@ from typing import Any, TypeAlias
 from ._arrays import (
     ACCUMULATION,
     Array,
-    dtype_name,
-    in_shape,
+    dtype_name_or_none,
     library_of,
     native_dtype,
+    reshape_contiguous,
     signatures,
 )
 from ._chunks import ChunkCall, Chunks, hold_rows
-from ._views import View
+from ._views import RowsView
 from .backend import Choice, Primitive, RowsSpec
 from .kernels import rows
 
@@ -30,7 +30,7 @@ class Plan:
         self,
         primitive: Primitive,
         spec: RowsSpec,
-        view: View,
+        view: RowsView,
         choice: Choice,
         *,
         widens: bool = False,
@@ -54,15 +54,15 @@ class RowsPlan(Plan):
         self,
         primitive: Primitive,
         spec: RowsSpec,
-        view: View,
+        view: RowsView,
         choice: Choice,
         *arrays: Array | None,
-        accumulated: tuple[Array | None, ...] = (),
+        acc_arrays: tuple[Array | None, ...] = (),
         widens: bool = False,
     ) -> None:
         """Plan for calls with such arrays.
 
-        `accumulated` are those whose like the kernel takes or gives in the accumulation dtype.
+        `acc_arrays` are those whose like the kernel takes or gives in the accumulation dtype.
         """
         super().__init__(primitive, spec, view, choice, widens=widens)
         self.kernel: Callable[..., tuple[Any, Any, Any]] = self.choice.kernel
@@ -70,10 +70,11 @@ class RowsPlan(Plan):
             self.kernel, "without_statistics", self.kernel
         )
         # Whether arrays go to the kernel, and its results to the caller, as they are.
-        self.direct = (
+        self.passthrough = (
             view.is_rows
-            and all(each is None or library_of(each).in_order(each) for each in arrays)
-            and {dtype_of(each) for each in accumulated} <= {None, ACCUMULATION[spec.dtype]}
+            and all(each is None or library_of(each).is_contiguous(each) for each in arrays)
+            and {dtype_name_or_none(each) for each in acc_arrays}
+            <= {None, ACCUMULATION[spec.dtype]}
             and not widens
         )
         # Signatures of places for y that are right; and those of them which own their memory, as
@@ -100,7 +101,7 @@ class RowsPlan(Plan):
 
     def remember(self, out: Array) -> None:
         library = library_of(out)
-        if self.direct and library.may_overlap is not None and library.in_order(out):
+        if self.passthrough and library.may_overlap is not None and library.is_contiguous(out):
             self._outs.add(library.signature(out))
             if self._inputs_own and library.owns_memory(out):
                 self._owning_outs.add(library.signature(out))
@@ -109,7 +110,7 @@ class RowsPlan(Plan):
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, ...]:
         """Y as the caller wants it, and what else the kernel gives."""
-        if self.direct and (out is None or library_of(out).in_order(out)):
+        if self.passthrough and (out is None or library_of(out).is_contiguous(out)):
             results: tuple[Array, ...] = self.kernel_of_y(x, gamma, beta, out=out)
             return results if out is None else (out, *results[1:])
         return self._run(self.kernel_of_y, x, gamma, beta, out)
@@ -124,7 +125,7 @@ class RowsPlan(Plan):
     ) -> tuple[Array, ...]:
         view, library = self.view, library_of(x)
         target = None
-        if out is not None and not view.permutation and library.in_order(out):
+        if out is not None and not view.permutation and library.is_contiguous(out):
             target = library.reshape(out, view.rows)
         parameters = map(self._parameter, (gamma, beta))
         y, *statistics = kernel(view.to_rows(x, self.choice.ascontiguous), *parameters, out=target)
@@ -135,13 +136,13 @@ class RowsPlan(Plan):
         return out, *statistics
 
     def _parameter(self, values: Array | None) -> Array | None:
-        return None if values is None else in_shape(values, (self.spec.parameters,))
+        return None if values is None else reshape_contiguous(values, (self.spec.parameters,))
 
     def forward(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, Array | None, Array]:
         """Y, mean and rstd, the latter of x's rank."""
-        if self.direct and (out is None or library_of(out).in_order(out)):
+        if self.passthrough and (out is None or library_of(out).is_contiguous(out)):
             y, mean, rstd = self.kernel(x, gamma, beta, out=out)
             return y if out is None else out, mean, rstd
         y, mean, rstd = self._run(self.kernel, x, gamma, beta, out)
@@ -157,7 +158,7 @@ class RowsPlan(Plan):
         gamma: Array | None,
         beta: Array | None = None,
     ) -> tuple[Array | None, Array | None, Array | None]:
-        if self.direct:
+        if self.passthrough:
             return self.kernel(dy, x, mean, rstd, gamma)
         view, m = self.view, self.spec.shape[0]
         xp = library_of(x).xp
@@ -165,14 +166,16 @@ class RowsPlan(Plan):
         dx, dgamma, dbeta = self.kernel(
             view.to_rows(dy, self.choice.ascontiguous),
             view.to_rows(x, self.choice.ascontiguous),
-            None if mean is None else in_shape(statistic(xp, mean, self.spec.dtype), (m, 1)),
-            in_shape(statistic(xp, rstd, self.spec.dtype), (m, 1)),
+            None
+            if mean is None
+            else reshape_contiguous(cast_statistic(xp, mean, self.spec.dtype), (m, 1)),
+            reshape_contiguous(cast_statistic(xp, rstd, self.spec.dtype), (m, 1)),
             self._parameter(scale),
         )
         return (
             None if dx is None else view.from_rows(dx),
-            gradient(xp, dgamma, view.parameter, x, gamma),
-            gradient(xp, dbeta, view.parameter, x, gamma, beta),
+            finish_gradient(xp, dgamma, view.parameter, x, gamma),
+            finish_gradient(xp, dbeta, view.parameter, x, gamma, beta),
         )
 
 
@@ -185,7 +188,7 @@ class AxesPlan(Plan):
     def _saved(self, values: Array | None) -> Array | None:
         if values is None:
             return None
-        values = statistic(library_of(values).xp, values, self.spec.dtype)
+        values = cast_statistic(library_of(values).xp, values, self.spec.dtype)
         return reshaped(values, self.view.broadcast_statistic)
 
     def run(
@@ -198,7 +201,7 @@ class AxesPlan(Plan):
     ) -> tuple[Array, Array | None, Array]:
         view = self.view
         y, mean, rstd = self.choice.kernel(
-            reshaped(x, view.split), self._parameter(gamma), self._parameter(beta), out=out
+            reshaped(x, view.grouped_shape), self._parameter(gamma), self._parameter(beta), out=out
         )
         y, rstd = reshaped(y, view.shape), reshaped(rstd, view.statistic)
         return y, reshaped(mean, view.statistic), rstd
@@ -215,16 +218,16 @@ class AxesPlan(Plan):
         view, xp = self.view, library_of(x).xp
         scale = widened(xp, gamma, beta, self.spec.dtype) if self.widens else gamma
         dx, dgamma, dbeta = self.choice.kernel(
-            reshaped(dy, view.split),
-            reshaped(x, view.split),
+            reshaped(dy, view.grouped_shape),
+            reshaped(x, view.grouped_shape),
             self._saved(mean),
             self._saved(rstd),
             self._parameter(scale),
         )
         return (
             reshaped(dx, view.shape),
-            gradient(xp, dgamma, view.parameter, x, gamma),
-            gradient(xp, dbeta, view.parameter, x, gamma, beta),
+            finish_gradient(xp, dgamma, view.parameter, x, gamma),
+            finish_gradient(xp, dbeta, view.parameter, x, gamma, beta),
         )
 
 
@@ -239,12 +242,14 @@ def whole(plan: AxesPlan) -> AxesPlan:
 class ChunksPlan(AxesPlan):
     """X is chunked: a task for each chunk where chunks hold whole rows, else by its axes."""
 
-    def __init__(self, primitive: Primitive, spec: RowsSpec, view: View, call: ChunkCall) -> None:
+    def __init__(
+        self, primitive: Primitive, spec: RowsSpec, view: RowsView, call: ChunkCall
+    ) -> None:
         reason = (
             "chunked arrays compute nothing until asked; chunks that hold whole rows go to the "
             "kernel of their own library"
         )
-        super().__init__(primitive, spec, view, by_axes(primitive, spec, view, reason))
+        super().__init__(primitive, spec, view, generic_choice(primitive, spec, view, reason))
         self._chunks = Chunks(call, view)
 
     def run(
@@ -273,13 +278,13 @@ class ChunksPlan(AxesPlan):
         if not hold_rows(x, self.view):
             return super().backward(dy, x, mean, rstd, gamma, beta)
         view, xp = self.view, library_of(x).xp
-        rstd = statistic(xp, rstd, self.spec.dtype)
-        mean = None if mean is None else statistic(xp, mean, self.spec.dtype)
+        rstd = cast_statistic(xp, rstd, self.spec.dtype)
+        mean = None if mean is None else cast_statistic(xp, mean, self.spec.dtype)
         dx, dgamma, dbeta = self._chunks.backward(dy, x, mean, rstd, gamma)
         return (
             dx,
-            gradient(xp, dgamma, view.parameter, x, gamma),
-            gradient(xp, dbeta, view.parameter, x, gamma, beta),
+            finish_gradient(xp, dgamma, view.parameter, x, gamma),
+            finish_gradient(xp, dbeta, view.parameter, x, gamma, beta),
         )
 
 
@@ -294,12 +299,12 @@ def reshaped(x: Array | None, shape: tuple[int, ...]) -> Array | None:
     return library_of(x).reshape(x, shape)
 
 
-def statistic(xp: Any, values: Array, dtype: str) -> Array:
+def cast_statistic(xp: Any, values: Array, dtype: str) -> Array:
     """A statistic of x in the accumulation dtype; `dtype` is that of x."""
     return xp.astype(values, getattr(xp, ACCUMULATION[dtype]), copy=False)
 
 
-def gradient(
+def finish_gradient(
     xp: Any, values: Array | None, shape: tuple[int, ...], x: Array, *parameters: Array | None
 ) -> Array | None:
     """A gradient in a parameter's shape, and in the dtype of the last of these that is present."""
@@ -311,8 +316,8 @@ def gradient(
 
 def must_widen(dtype: str, gamma: Array | None, beta: Array | None) -> bool:
     """Whether dbeta, for x of a dtype, would lose digits in the dtype that a kernel gives it in."""
-    given = dtype_of(gamma) or dtype
-    return beta is not None and dtype_of(beta) != given != ACCUMULATION[dtype]
+    given = dtype_name_or_none(gamma) or dtype
+    return beta is not None and dtype_name_or_none(beta) != given != ACCUMULATION[dtype]
 
 
 def widened(xp: Any, gamma: Array | None, beta: Array | None, dtype: str) -> Array:
@@ -321,21 +326,20 @@ def widened(xp: Any, gamma: Array | None, beta: Array | None, dtype: str) -> Arr
     Kernels may give both gradients in gamma's dtype, which beta's may be wider than.
     """
     if gamma is None:
-        return xp.ones_like(statistic(xp, beta, dtype))
-    return statistic(xp, gamma, dtype)
+        return xp.ones_like(cast_statistic(xp, beta, dtype))
+    return cast_statistic(xp, gamma, dtype)
 
 
-def dtype_of(x: Array | None) -> str | None:
-    """The name of an array's dtype, None where it is absent."""
-    return None if x is None else dtype_name(x.dtype)
-
-
-def by_axes(primitive: Primitive, spec: RowsSpec, view: View, reason: str) -> Choice:
+def generic_choice(primitive: Primitive, spec: RowsSpec, view: RowsView, reason: str) -> Choice:
     """The generic kernel, on arrays that keep their axes, with their chunks, shards and names."""
     kernel: Callable[..., Any]
     if primitive == "rows_forward":
         kernel = partial(rows.forward_over, axes=view.axes, epsilon=spec.epsilon)
     else:
-        shared = view.parameter_axes
-        kernel = partial(rows.differentiate, axes=view.axes, parameter_axes=shared, need=spec.need)
+        kernel = partial(
+            rows.normalise_backward,
+            axes=view.axes,
+            parameter_axes=view.parameter_axes,
+            need=spec.need,
+        )
     return Choice(partial(kernel, center=spec.center), "generic", reason, keeps_axes=True)

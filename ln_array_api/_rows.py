@@ -14,6 +14,7 @@ from ._arrays import (
     Array,
     device_of,
     dtype_name,
+    dtype_name_or_none,
     library_of,
     signatures,
     strides_of,
@@ -25,12 +26,11 @@ from ._plans import (
     ChunksPlan,
     RowsPlan,
     SomePlan,
-    by_axes,
-    dtype_of,
+    generic_choice,
     must_widen,
     whole,
 )
-from ._views import Over, View, canonical, name_of, view_of
+from ._views import AxesSpec, RowsView, canonical, name_of, view_of
 from .backend import (
     Layout,
     Primitive,
@@ -38,51 +38,49 @@ from .backend import (
     cache_plan,
     choose,
     plans,
-    wanted_backend,
+    requested_backend,
 )
 
 
 def _plan(
     primitive: Primitive,
     spec: RowsSpec,
-    view: View,
+    view: RowsView,
     call: ChunkCall,
     x: Array,
     *others: Array | None,
-    accumulated: tuple[Array | None, ...] = (),
+    acc_arrays: tuple[Array | None, ...] = (),
     widens: bool = False,
 ) -> SomePlan:
     """The plan for calls with such arrays, of which dy is the next after x where there is one."""
     if library_of(x).lazy:
         return ChunksPlan(primitive, spec, view, call)
     if 0 in (spec.groups, spec.repeat):
-        return AxesPlan(primitive, spec, view, by_axes(primitive, spec, view, "x is empty"))
-    dy = view.split_strides(strides_of(others[0])) if primitive == "rows_backward" else None
-    strides = view.split_strides(strides_of(x)) or ()
-    layout = Layout(view.split, view.axes, view.parameter_axes, strides, dy)
+        return AxesPlan(primitive, spec, view, generic_choice(primitive, spec, view, "x is empty"))
+    dy = view.grouped_strides(strides_of(others[0])) if primitive == "rows_backward" else None
+    strides = view.grouped_strides(strides_of(x)) or ()
+    layout = Layout(view.grouped_shape, view.axes, view.parameter_axes, strides, dy)
     choice = choose(primitive, spec, layout)
     if choice.backend == "generic":
-        choice = by_axes(primitive, spec, view, choice.reason)
+        choice = generic_choice(primitive, spec, view, choice.reason)
     if choice.keeps_axes:
         return whole(AxesPlan(primitive, spec, view, choice, widens=widens))
-    return RowsPlan(
-        primitive, spec, view, choice, x, *others, accumulated=accumulated, widens=widens
-    )
+    return RowsPlan(primitive, spec, view, choice, x, *others, acc_arrays=acc_arrays, widens=widens)
 
 
 def forward_plan(
-    function: str,
+    func_name: str,
     x: Array,
     gamma: Array | None,
     beta: Array | None,
-    axis: Over,
+    axis: AxesSpec,
     epsilon: float,
     out: Array | None,
     center: bool,
 ) -> SomePlan:
     """The plan of a forward call, made if there is none; a wrong call raises here."""
     if type(axis) is not int:
-        axis = canonical(function, axis)
+        axis = canonical(func_name, axis)
     key: Hashable
     find = signatures
     try:
@@ -93,7 +91,7 @@ def forward_plan(
             axis,
             epsilon,
             center,
-            wanted_backend(),
+            requested_backend(),
         )
         plan = plans.get(key)
     except (
@@ -103,37 +101,37 @@ def forward_plan(
     ):  # a type not seen before, or what the checks below refuse
         key = plan = None
     if plan is None:
-        view, spec = _checked(function, x, gamma, axis, center)
-        epsilon = _check.epsilon(function, epsilon, x.dtype)
+        view, spec = _checked(func_name, x, gamma, axis, center)
+        epsilon = _check.epsilon(func_name, epsilon, x.dtype)
         if beta is not None:
-            _parameter("beta", function, beta, x, view)
-        spec = spec._replace(beta=dtype_of(beta), epsilon=epsilon)
-        call = ChunkCall(function, axis, center, epsilon, (), wanted_backend())
+            _parameter("beta", func_name, beta, x, view)
+        spec = spec._replace(beta=dtype_name_or_none(beta), epsilon=epsilon)
+        call = ChunkCall(func_name, axis, center, epsilon, (), requested_backend())
         plan = _plan("rows_forward", spec, view, call, x, gamma, beta)
         cache_plan(key, plan, x)
     if out is not None and not plan.takes(out, x, gamma, beta):
-        _check.out(function, out, x, {"gamma": gamma, "beta": beta})
+        _check.out(func_name, out, x, {"gamma": gamma, "beta": beta})
         plan.remember(out)
     return plan
 
 
 def backward_plan(
-    function: str,
+    func_name: str,
     dy: Array,
     x: Array,
     mean: Array | None,
     rstd: Array,
     gamma: Array | None,
     beta: Array | None,
-    axis: Over,
+    axis: AxesSpec,
     need: tuple[str, ...],
     center: bool,
 ) -> SomePlan:
     """The plan of a backward call, made if there is none; a wrong call raises here."""
     if type(axis) is not int:
-        axis = canonical(function, axis)
+        axis = canonical(func_name, axis)
     if type(need) is not tuple:
-        need = _check.need(function, need, GRADIENTS[: 2 + center])
+        need = _check.need(func_name, need, GRADIENTS[: 2 + center])
     key: Hashable
     find = signatures
     try:
@@ -147,28 +145,28 @@ def backward_plan(
             axis,
             need,
             center,
-            wanted_backend(),
+            requested_backend(),
         )
         plan = plans.get(key)
     except (KeyError, RuntimeError, TypeError):
         key = plan = None
     if plan is None:
-        _check.need(function, need, GRADIENTS[: 2 + center])
-        view, spec = _checked(function, x, gamma, axis, center)
-        what = f"the shape of {view.name}"
-        _check.companion(function, "dy", dy, x, view.shape, what, beside=view.name)
+        _check.need(func_name, need, GRADIENTS[: 2 + center])
+        view, spec = _checked(func_name, x, gamma, axis, center)
+        shape_text = f"the shape of {view.x_name}"
+        _check.operand(func_name, "dy", dy, x, view.shape, shape_text, x_name=view.x_name)
         statistics = {"mean": mean, "rstd": rstd} if center else {"rstd": rstd}
         for name, values in statistics.items():
-            what = f"as {function.removesuffix('_backward')}_forward gives it"
+            shape_text = f"as {func_name.removesuffix('_backward')}_forward gives it"
             dtype = ACCUMULATION[spec.dtype]
-            _check.companion(
-                function, name, values, x, view.statistic, what, dtype, beside=view.name
+            _check.operand(
+                func_name, name, values, x, view.statistic, shape_text, dtype, x_name=view.x_name
             )
         if beta is not None:
-            _parameter("beta", function, beta, x, view)
+            _parameter("beta", func_name, beta, x, view)
         widens = "dbeta" in need and must_widen(spec.dtype, gamma, beta)
         spec = spec._replace(
-            dy=dtype_of(dy),
+            dy=dtype_name_or_none(dy),
             gamma=ACCUMULATION[spec.dtype] if widens else spec.gamma,
             need=("dx" in need, "dgamma" in need and gamma is not None, "dbeta" in need),
         )
@@ -176,9 +174,9 @@ def backward_plan(
             "rows_backward",
             spec,
             view,
-            ChunkCall(function, axis, center, 0.0, need, wanted_backend()),
+            ChunkCall(func_name, axis, center, 0.0, need, requested_backend()),
             *(x, dy, mean, rstd, gamma),
-            accumulated=(mean, rstd, x if gamma is None else gamma, beta),
+            acc_arrays=(mean, rstd, x if gamma is None else gamma, beta),
             widens=widens,
         )
         cache_plan(key, plan, x)
@@ -186,18 +184,18 @@ def backward_plan(
 
 
 def _checked(
-    function: str, x: Array, gamma: Array | None, over: Over, center: bool
-) -> tuple[View, RowsSpec]:
-    library = _check.array(function, name_of(over), x)
-    view = view_of(function, over, tuple(x.shape))
+    func_name: str, x: Array, gamma: Array | None, over: AxesSpec, center: bool
+) -> tuple[RowsView, RowsSpec]:
+    library = _check.array(func_name, name_of(over), x)
+    view = view_of(func_name, over, tuple(x.shape))
     if gamma is not None:
-        _parameter("gamma", function, gamma, x, view)
+        _parameter("gamma", func_name, gamma, x, view)
     spec = RowsSpec(
         library=library.name,
         device=str(device_of(x)),
         shape=view.rows,
         dtype=dtype_name(x.dtype),
-        gamma=dtype_of(gamma),
+        gamma=dtype_name_or_none(gamma),
         beta=None,
         center=center,
         groups=view.groups,
@@ -206,5 +204,5 @@ def _checked(
     return view, spec
 
 
-def _parameter(name: str, function: str, values: Array, x: Array, view: View) -> None:
-    _check.companion(function, name, values, x, view.parameter, view.what)
+def _parameter(name: str, func_name: str, values: Array, x: Array, view: RowsView) -> None:
+    _check.operand(func_name, name, values, x, view.parameter, view.shape_text)

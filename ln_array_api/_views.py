@@ -1,7 +1,7 @@
-"""What an operation normalises over, and x seen as rows for that.
+"""What an operation normalises over, and the view of x as rows that follows from it.
 
-`Groups` and `Slices` stand beside the axes of layer norm: whatever a caller may name. Each gives,
-for a shape of x, a `View`: all that a plan has to know of it.
+A caller names axes, as in layer norm, `ChannelGroups` or a `KeptAxis`. Each of these gives a
+`RowsView` for a shape of x, which holds all that a plan needs to know of it.
 """
 
 from __future__ import annotations
@@ -12,64 +12,66 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 from . import _check
-from ._arrays import Array, in_shape, library_of
+from ._arrays import Array, library_of, reshape_contiguous
 
 
-class View(NamedTuple):
-    """X seen as rows, and the shapes that its statistics and parameters have beside it."""
+class RowsView(NamedTuple):
+    """X seen as rows, with the shapes of its statistics and parameters."""
 
     shape: tuple[int, ...]
     permutation: tuple[int, ...]
-    """Which brings the elements of a row together; empty where they are."""
+    """The permutation of axes that makes rows contiguous; empty where none is needed."""
     rows: tuple[int, int]
     parameter: tuple[int, ...]
     """The shape of gamma and beta."""
     statistic: tuple[int, ...]
     """The shape of mean and rstd."""
-    split: tuple[int, ...]
-    """The shape of x where `axes` are axes of their own."""
+    grouped_shape: tuple[int, ...]
+    """The shape of x, where groups of channels have an axis of their own."""
     axes: tuple[int, ...]
-    """Of `split`, the normalised ones, ascending."""
+    """The normalised axes of `grouped_shape`, ascending."""
     parameter_axes: tuple[int, ...]
-    """Of `split`, those which gamma and beta have."""
-    what: str
-    """The shape of the parameters, in words."""
+    """The axes of `grouped_shape` that gamma and beta have."""
+    shape_text: str
+    """The shape of the parameters in words, for messages."""
     groups: int = 1
     repeat: int = 1
-    name: str = "x"
-    """How the caller knows x."""
+    x_name: str = "x"
+    """The caller's name of x, for messages."""
 
     @property
     def broadcast_parameter(self) -> tuple[int, ...]:
-        """The shape of gamma and beta beside `split`."""
-        return tuple(n if axis in self.parameter_axes else 1 for axis, n in enumerate(self.split))
+        """The shape in which gamma and beta broadcast with `grouped_shape`."""
+        return tuple(
+            n if axis in self.parameter_axes else 1 for axis, n in enumerate(self.grouped_shape)
+        )
 
     @property
     def broadcast_statistic(self) -> tuple[int, ...]:
-        """The shape of mean and rstd beside `split`."""
-        return tuple(1 if axis in self.axes else n for axis, n in enumerate(self.split))
+        """The shape in which mean and rstd broadcast with `grouped_shape`."""
+        return tuple(1 if axis in self.axes else n for axis, n in enumerate(self.grouped_shape))
 
     @property
-    def together(self) -> tuple[int, ...]:
-        """The axes of x along which the elements of a row lie."""
-        return self.axes if self.split == self.shape else tuple(range(1, len(self.shape)))
+    def row_axes(self) -> tuple[int, ...]:
+        """The axes of x over which a row extends."""
+        return self.axes if self.grouped_shape == self.shape else tuple(range(1, len(self.shape)))
 
-    def split_strides(self, strides: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        """The strides of an array of x's shape, where `axes` are axes of their own."""
-        if strides is None or len(strides) == len(self.split):
+    def grouped_strides(self, strides: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Return the strides of an array of x's shape, seen in `grouped_shape`."""
+        if strides is None or len(strides) == len(self.grouped_shape):
             return strides
         group = self.parameter_axes[0]
-        each = self.split[group + 1]
+        each = self.grouped_shape[group + 1]
         return (*strides[:group], strides[group] * each, *strides[group:])
 
     @property
     def is_rows(self) -> bool:
-        """Whether x itself is rows, and what goes with it is as it is beside rows."""
+        """Whether x has shape (M, N), its parameters (N,) and its statistics (M, 1)."""
         m, n = self.rows
         return (self.shape, self.parameter, self.statistic) == ((m, n), (n,), (m, 1))
 
     def to_rows(self, x: Array, ascontiguous: Callable[[Array], Array] | None = None) -> Array:
-        return in_shape(x, self.rows, self.permutation, ascontiguous)
+        return reshape_contiguous(x, self.rows, self.permutation, ascontiguous)
 
     def from_rows(self, x: Array) -> Array:
         library = library_of(x)
@@ -80,27 +82,27 @@ class View(NamedTuple):
         return library.xp.permute_dims(x, tuple(inverse))
 
 
-def over_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> View:
+def over_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> RowsView:
     """Statistics over `axes`, ascending, as in layer norm."""
     kept = tuple(axis for axis in range(len(shape)) if axis not in axes)
     parameter = tuple(shape[axis] for axis in axes)
-    return View(
+    return RowsView(
         shape,
         permutation=kept + axes if axes[0] != len(kept) else (),
         rows=(math.prod(shape[axis] for axis in kept), math.prod(parameter)),
         parameter=parameter,
         statistic=tuple(1 if axis in axes else n for axis, n in enumerate(shape)),
-        split=shape,
+        grouped_shape=shape,
         axes=axes,
         parameter_axes=axes,
-        what=f"the shape of the normalised axes {axes}",
+        shape_text=f"the shape of the normalised axes {axes}",
     )
 
 
-def of_elements(view: View, *, parameters: bool) -> View:
-    """The same x, as rows that need not lie together, since nothing is computed of a row.
+def of_elements(view: RowsView, *, parameters: bool) -> RowsView:
+    """Return a view of the same x for elementwise kernels, which need no contiguous rows.
 
-    So elements stay where they are, as far as those of `parameters` lie beside rows.
+    The permutation is dropped wherever the index rule of rows can still find the `parameters`.
     """
     shape, axes = view.shape, view.parameter_axes
     if not view.permutation:
@@ -116,100 +118,100 @@ def of_elements(view: View, *, parameters: bool) -> View:
 
 
 @dataclass(frozen=True)  # unlike a named tuple, never equal to axes
-class Groups:
+class ChannelGroups:
     """Statistics of each sample over groups of channels, as in group norm."""
 
     count: int | None
     """How many groups; None for as many as channels."""
     channel_axis: int
 
-    def canonical(self, function: str) -> Groups:
+    def canonical(self, func_name: str) -> ChannelGroups:
         count = self.count
         if count is not None:
-            count = _check.integer(function, "num_groups", count)
-        return Groups(count, _check.integer(function, "channel_axis", self.channel_axis))
+            count = _check.integer(func_name, "num_groups", count)
+        return ChannelGroups(count, _check.integer(func_name, "channel_axis", self.channel_axis))
 
-    def view(self, function: str, shape: tuple[int, ...]) -> View:
-        axis = _check.channel_axis(function, self.channel_axis, shape)
-        _check.known_lengths(function, shape, range(len(shape)))
+    def view(self, func_name: str, shape: tuple[int, ...]) -> RowsView:
+        axis = _check.channel_axis(func_name, self.channel_axis, shape)
+        _check.known_lengths(func_name, shape, range(len(shape)))
         channels = shape[axis]
         count = channels if self.count is None else self.count
         if self.count is not None and (count < 1 or channels % count):
             raise ValueError(
-                f"{function}: num_groups={count} does not divide the {channels} channels of axis "
+                f"{func_name}: num_groups={count} does not divide the {channels} channels of axis "
                 f"{axis} into groups of one size"
             )
         each = channels // count if count else 1
         spatial = tuple(other for other in range(1, len(shape)) if other != axis)
         repeat = math.prod(shape[other] for other in spatial)
-        split = (*shape[:axis], count, each, *shape[axis + 1 :])
-        return View(
+        grouped_shape = (*shape[:axis], count, each, *shape[axis + 1 :])
+        return RowsView(
             shape,
             permutation=(0, axis, *spatial) if axis != 1 else (),
             rows=(shape[0] * count, each * repeat),
             parameter=(channels,),
             statistic=(shape[0], count),
-            split=split,
-            axes=tuple(other for other in range(1, len(split)) if other != axis),
+            grouped_shape=grouped_shape,
+            axes=tuple(other for other in range(1, len(grouped_shape)) if other != axis),
             parameter_axes=(axis, axis + 1),
-            what=f"the number of channels, on axis {axis}",
+            shape_text=f"the number of channels, on axis {axis}",
             groups=count,
             repeat=repeat,
         )
 
 
 @dataclass(frozen=True)
-class Slices:
+class KeptAxis:
     """Statistics over all axes but one, as in weight standardization."""
 
     axis: int
-    name: str = "w"
-    """How the caller knows x."""
+    x_name: str = "w"
+    """The caller's name of x, for messages."""
     scaled: bool = False
     """Whether each slice has a parameter, as in weight norm."""
 
-    def canonical(self, function: str) -> Slices:
-        return replace(self, axis=_check.integer(function, "axis", self.axis))
+    def canonical(self, func_name: str) -> KeptAxis:
+        return replace(self, axis=_check.integer(func_name, "axis", self.axis))
 
-    def view(self, function: str, shape: tuple[int, ...]) -> View:
-        (kept,) = _check.axes(function, self.axis, shape, name=self.name)
-        _check.known_lengths(function, shape, range(len(shape)))
+    def view(self, func_name: str, shape: tuple[int, ...]) -> RowsView:
+        (kept,) = _check.axes(func_name, self.axis, shape, name=self.x_name)
+        _check.known_lengths(func_name, shape, range(len(shape)))
         axes = tuple(axis for axis in range(len(shape)) if axis != kept)
         if not axes:
             raise ValueError(
-                f"{function}: {self.name} has one axis, so a slice of it is a single element"
+                f"{func_name}: {self.x_name} has one axis, so a slice of it is a single element"
             )
         view = over_axes(shape, axes)
-        view = view._replace(statistic=(shape[kept],), name=self.name)
+        view = view._replace(statistic=(shape[kept],), x_name=self.x_name)
         if not self.scaled:
             return view
         return view._replace(
             parameter=(shape[kept],),
             parameter_axes=(kept,),
-            what=f"the length of axis {kept}",
+            shape_text=f"the length of axis {kept}",
             groups=shape[kept],
             repeat=view.rows[1],
         )
 
 
-#: What is normalised over: an axis or some, or one of the above.
-Over: TypeAlias = int | tuple[int, ...] | Groups | Slices
+#: What is normalised over: an axis, a tuple of axes, or one of the above.
+AxesSpec: TypeAlias = int | tuple[int, ...] | ChannelGroups | KeptAxis
 
 
-def name_of(over: Over) -> str:
-    """How the caller knows x."""
-    return over.name if isinstance(over, Slices) else "x"
+def name_of(over: AxesSpec) -> str:
+    """Return the caller's name of x, for messages."""
+    return over.x_name if isinstance(over, KeptAxis) else "x"
 
 
-def canonical(function: str, over: Over) -> Over:
-    """The same, of plain ints, from what may hold lists or NumPy's integers."""
-    if isinstance(over, Groups | Slices):
-        return over.canonical(function)
-    return _check.canonical_axis(function, over)
+def canonical(func_name: str, over: AxesSpec) -> AxesSpec:
+    """Return the same with plain ints, where it may hold lists or NumPy's integers."""
+    if isinstance(over, ChannelGroups | KeptAxis):
+        return over.canonical(func_name)
+    return _check.canonical_axis(func_name, over)
 
 
-def view_of(function: str, over: Over, shape: tuple[int, ...]) -> View:
-    """X of a shape seen as rows; what does not go together raises."""
-    if isinstance(over, Groups | Slices):
-        return over.view(function, shape)
-    return over_axes(shape, _check.axes(function, over, shape))
+def view_of(func_name: str, over: AxesSpec, shape: tuple[int, ...]) -> RowsView:
+    """Return the view of an x of this shape as rows; raise if they do not fit each other."""
+    if isinstance(over, ChannelGroups | KeptAxis):
+        return over.view(func_name, shape)
+    return over_axes(shape, _check.axes(func_name, over, shape))

@@ -19,7 +19,14 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from . import _forks
-from ._arrays import Array, bound_to_device, device_of, dtype_name, library_of
+from ._arrays import (
+    Array,
+    bound_to_device,
+    device_of,
+    dtype_name,
+    dtype_name_or_none,
+    library_of,
+)
 from ._specs import ChannelsSpec as ChannelsSpec
 from ._specs import FamilyPrimitive as FamilyPrimitive
 from ._specs import FamilySpec as FamilySpec
@@ -85,7 +92,9 @@ class RowsBackend(ABC):
     def rows_forward(
         self, x: Array, gamma: Array | None, beta: Array | None, *, out: Any = None, **options: Any
     ) -> Any:
-        spec = RowsSpec(*_of(x), _dtype_of(gamma), _dtype_of(beta), **options)
+        spec = RowsSpec(
+            *_spec_fields(x), dtype_name_or_none(gamma), dtype_name_or_none(beta), **options
+        )
         return self.prepare("rows_forward", spec)(x, gamma, beta, out=out)
 
     def rows_backward(
@@ -97,7 +106,9 @@ class RowsBackend(ABC):
         gamma: Array | None,
         **options: Any,
     ) -> Any:
-        spec = RowsSpec(*_of(x), _dtype_of(gamma), None, dy=_dtype_of(dy), **options)
+        spec = RowsSpec(
+            *_spec_fields(x), dtype_name_or_none(gamma), None, dy=dtype_name_or_none(dy), **options
+        )
         return self.prepare("rows_backward", spec)(dy, x, mean, rstd, gamma)
 
 
@@ -111,7 +122,9 @@ class ChannelsBackend(ABC):
     def channels_forward(
         self, x: Array, gamma: Array | None, beta: Array | None, **options: Any
     ) -> Any:
-        spec = ChannelsSpec(*_of(x), _dtype_of(gamma), _dtype_of(beta), **options)
+        spec = ChannelsSpec(
+            *_spec_fields(x), dtype_name_or_none(gamma), dtype_name_or_none(beta), **options
+        )
         return self.prepare("channels_forward", spec)(x, gamma, beta)
 
     def channels_inference(
@@ -123,23 +136,23 @@ class ChannelsBackend(ABC):
         beta: Array | None,
         **options: Any,
     ) -> Any:
-        spec = ChannelsSpec(*_of(x), _dtype_of(gamma), _dtype_of(beta), **options)
+        spec = ChannelsSpec(
+            *_spec_fields(x), dtype_name_or_none(gamma), dtype_name_or_none(beta), **options
+        )
         return self.prepare("channels_inference", spec)(x, mean, var, gamma, beta)
 
     def channels_backward(
         self, dy: Array, x: Array, mean: Array, rstd: Array, gamma: Array | None, **options: Any
     ) -> Any:
-        spec = ChannelsSpec(*_of(x), _dtype_of(gamma), None, dy=_dtype_of(dy), **options)
+        spec = ChannelsSpec(
+            *_spec_fields(x), dtype_name_or_none(gamma), None, dy=dtype_name_or_none(dy), **options
+        )
         return self.prepare("channels_backward", spec)(dy, x, mean, rstd, gamma)
 
 
-def _of(x: Array) -> tuple[str, str, Any, str]:
+def _spec_fields(x: Array) -> tuple[str, str, Any, str]:
     """Library, device, shape and dtype of x."""
     return library_of(x).name, str(device_of(x)), x.shape, dtype_name(x.dtype)
-
-
-def _dtype_of(x: Array | None) -> str | None:
-    return None if x is None else dtype_name(x.dtype)
 
 
 class Entry:
@@ -161,7 +174,7 @@ class Entry:
         self._backend: Backend | None = None
         self._failure = ""
 
-    def missing(self) -> str:
+    def missing_requirements(self) -> str:
         """What has to be installed before this backend can be loaded, with the command."""
         absent = [each for each in self._requires if importlib.util.find_spec(each) is None]
         if not absent:
@@ -169,14 +182,14 @@ class Entry:
         extras = " or ".join(f"'ln-array-api[{each}]'" for each in self.extra.split(" or "))
         return f"needs {', '.join(absent)}: pip install {extras}"
 
-    def unavailable(self) -> str:
+    def unavailable_reason(self) -> str:
         """Why this backend cannot be had, or nothing."""
-        return self.missing() or self._failure
+        return self.missing_requirements() or self._failure
 
     def backend(self) -> Backend | None:
         """The backend, or None where it cannot be had. One that breaks is reported once."""
         with _forks.importing:
-            if self._backend is None and not self.unavailable():
+            if self._backend is None and not self.unavailable_reason():
                 try:
                     self._backend = self._load()
                 except BackendError as error:  # what it needs is not here
@@ -262,7 +275,7 @@ class Choice(NamedTuple):
 
 def choose(primitive: Primitive, spec: Spec, layout: Layout | None = None) -> Choice:
     """The kernel for a call: that of the first backend that takes it, else the generic one."""
-    wanted = _wanted.get()
+    wanted = _requested.get()
     if wanted == "generic":
         return _generic(primitive, spec, "asked for by use_backend('generic')")
     refusals = []
@@ -270,7 +283,7 @@ def choose(primitive: Primitive, spec: Spec, layout: Layout | None = None) -> Ch
         backend = entry.backend()
         kernel = getattr(backend, primitive, None)
         if backend is None:
-            refusals.append(f"{entry.name}: {entry.unavailable()}")
+            refusals.append(f"{entry.name}: {entry.unavailable_reason()}")
         elif kernel is None:
             refusals.append(f"{entry.name}: does not accelerate {primitive}")
         elif not backend.can_run(primitive, spec):
@@ -296,13 +309,13 @@ def accelerates(backend: Backend | None, primitive: str) -> bool:
 
 def choose_family(primitive: FamilyPrimitive, spec: FamilySpec) -> Choice | str:
     """A backend's kernel for a call of the family, or why there is none."""
-    if _wanted.get() == "generic":
+    if _requested.get() == "generic":
         return "asked for by use_backend('generic')"
     refusals = []
     for entry in _candidates(spec.library):
         backend = entry.backend()
         if backend is None:
-            refusals.append(f"{entry.name}: {entry.unavailable()}")
+            refusals.append(f"{entry.name}: {entry.unavailable_reason()}")
         elif not accelerates(backend, primitive):
             refusals.append(f"{entry.name}: does not accelerate {primitive}")
         else:
@@ -316,7 +329,7 @@ def choose_family(primitive: FamilyPrimitive, spec: FamilySpec) -> Choice | str:
 
 def accelerated_stage(library: str, name: str) -> Callable[..., Any] | None:
     """What a backend has in place of a stage of ``ln_array_api.caffe2``, or None."""
-    if _wanted.get() != "generic":
+    if _requested.get() != "generic":
         for entry in _candidates(library):
             backend = entry.backend() if entry.may_have_stages else None
             stages = getattr(backend, "caffe2_stages", None)
@@ -327,7 +340,8 @@ def accelerated_stage(library: str, name: str) -> Callable[..., Any] | None:
 
 def _candidates(library: str) -> list[Entry]:
     """The backends for arrays of a library; only the one asked for, if that is among them."""
-    known, wanted = [each for each in entries().values() if each.library == library], _wanted.get()
+    known = [each for each in entries().values() if each.library == library]
+    wanted = _requested.get()
     return [entry for entry in known if entry.name == wanted] or known
 
 
@@ -339,7 +353,7 @@ def _bound(kernel: Callable[..., Any], primitive: Primitive, spec: Spec) -> Call
     return partial(kernel, **spec.options(primitive))
 
 
-_wanted: ContextVar[str | None] = ContextVar("ln_array_api_backend", default=None)
+_requested: ContextVar[str | None] = ContextVar("ln_array_api_backend", default=None)
 
 
 @contextmanager
@@ -373,16 +387,16 @@ def use_backend(name: str) -> Iterator[None]:
             known = ", ".join(["generic", *entries()])
             raise BackendError(f"there is no backend {name!r}; known are: {known}")
         if entry.backend() is None:
-            raise BackendError(f"backend {name!r} cannot be had: {entry.unavailable()}")
-    token = _wanted.set(name)
+            raise BackendError(f"backend {name!r} cannot be had: {entry.unavailable_reason()}")
+    token = _requested.set(name)
     try:
         yield
     finally:
-        _wanted.reset(token)
+        _requested.reset(token)
 
 
 #: The backend asked for in this thread or task, or None: a part of each plan's key.
-wanted_backend = _wanted.get
+requested_backend = _requested.get
 
 _PLANS_AT_MOST = 4096
 plans: dict[Hashable, Any] = {}

@@ -8,16 +8,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _check
-from ._arrays import Array, dtype_name, has_symbols, library_of, on_device_of_x
-from ._beside import beside, check_gradient, check_saved, checked
+from ._arrays import (
+    Array,
+    dtype_name,
+    dtype_name_or_none,
+    has_symbols,
+    library_of,
+    on_device_of_x,
+)
+from ._beside import broadcast_like, check_gradient, check_inputs, check_saved
 from ._explain import explained_by
 from ._family import Call, call_on
 from ._instances import Instances
-from ._plans import dtype_of, gradient, reshaped, statistic
-from ._views import Groups, View
+from ._plans import cast_statistic, finish_gradient, reshaped
+from ._views import ChannelGroups, RowsView
 from .kernels.instances import common_mean, common_rstd
 from .kernels.reductions import sum_over
-from .kernels.rows import accumulate_as
+from .kernels.rows import astype_like
 from .layer_norm import EPSILON
 
 
@@ -41,31 +48,31 @@ class BatchInstanceGradients(NamedTuple):
 
 
 def _checked(
-    function: str,
+    func_name: str,
     x: Array,
     rho: Array,
     gamma: Array | None,
     beta: Array | None,
     channel_axis: int,
-) -> View:
-    view = checked(function, Groups(None, channel_axis), x, gamma=gamma, beta=beta)
-    _check.companion(function, "rho", rho, x, view.parameter, view.what)
+) -> RowsView:
+    view = check_inputs(func_name, ChannelGroups(None, channel_axis), x, gamma=gamma, beta=beta)
+    _check.operand(func_name, "rho", rho, x, view.parameter, view.shape_text)
     return view
 
 
 def _checked_forward(
-    function: str, x: Array, *, epsilon: float, **others: Any
-) -> tuple[View, float]:
-    return _checked(function, x, **others), _check.epsilon(function, epsilon, x.dtype)
+    func_name: str, x: Array, *, epsilon: float, **others: Any
+) -> tuple[RowsView, float]:
+    return _checked(func_name, x, **others), _check.epsilon(func_name, epsilon, x.dtype)
 
 
-def _forward_call(function: str, x: Array, **others: Any) -> Call:
-    view, epsilon = _checked_forward(function, x, **others)
+def _forward_call(func_name: str, x: Array, **others: Any) -> Call:
+    view, epsilon = _checked_forward(func_name, x, **others)
     return call_on("instances_statistics", x, view.rows, epsilon=epsilon)
 
 
 def _forward(
-    function: str,
+    func_name: str,
     x: Array,
     rho: Array,
     gamma: Array | None,
@@ -74,19 +81,19 @@ def _forward(
     epsilon: float,
 ) -> BatchInstanceForward:
     given = {"rho": rho, "gamma": gamma, "beta": beta, "channel_axis": channel_axis}
-    view, epsilon = _checked_forward(function, x, epsilon=epsilon, **given)
+    view, epsilon = _checked_forward(func_name, x, epsilon=epsilon, **given)
     xp, instances = library_of(x).xp, Instances(x, view)
-    mean, missed, _, rstd = instances.statistics(epsilon)
+    mean, mean_residual, _, rstd = instances.statistics(epsilon)
     shape = view.broadcast_parameter
-    rho, gamma, beta = (beside(xp, each, mean, shape) for each in (rho, gamma, beta))
+    rho, gamma, beta = (broadcast_like(xp, each, mean, shape) for each in (rho, gamma, beta))
     with np.errstate(all="ignore"):
-        batch_mean, from_batch = common_mean(xp, mean, missed, 0)
+        batch_mean, from_batch = common_mean(xp, mean, mean_residual, 0)
         batch_rstd = common_rstd(xp, rstd, from_batch, 0)
         # The x̂ of the batch is that of the instance times a ratio, plus a shift.
         ratio, shift = batch_rstd / rstd, from_batch * batch_rstd
         of_batch, of_instance = _scales(rho, gamma)
         shift = of_batch * shift if beta is None else of_batch * shift + beta
-        y = instances.affine(mean, missed, rstd, of_batch * ratio + of_instance, shift)
+        y = instances.affine(mean, mean_residual, rstd, of_batch * ratio + of_instance, shift)
         of_channels, of_instances = (batch_mean, batch_rstd), (mean, rstd)
         if 0 in x.shape:
             of_channels, of_instances = (
@@ -216,7 +223,7 @@ def batch_instance_norm_forward(
 
 
 def _checked_backward(
-    function: str,
+    func_name: str,
     dy: Array,
     x: Array,
     *,
@@ -226,20 +233,20 @@ def _checked_backward(
     instance_rstd: Array,
     need: tuple[str, ...],
     **others: Any,
-) -> tuple[tuple[str, ...], View]:
-    need = _check.need(function, need, BatchInstanceGradients._fields)
-    view = _checked(function, x, **others)
-    check_gradient(function, x, dy=dy)
-    check_saved(function, x, view.parameter, batch_mean=batch_mean, batch_rstd=batch_rstd)
+) -> tuple[tuple[str, ...], RowsView]:
+    need = _check.need(func_name, need, BatchInstanceGradients._fields)
+    view = _checked(func_name, x, **others)
+    check_gradient(func_name, x, dy=dy)
+    check_saved(func_name, x, view.parameter, batch_mean=batch_mean, batch_rstd=batch_rstd)
     check_saved(
-        function, x, view.statistic, instance_mean=instance_mean, instance_rstd=instance_rstd
+        func_name, x, view.statistic, instance_mean=instance_mean, instance_rstd=instance_rstd
     )
     return need, view
 
 
-def _backward_call(function: str, dy: Array, x: Array, **others: Any) -> Call:
-    _, view = _checked_backward(function, dy, x, **others)
-    return call_on("instances_sums", x, view.rows, dy=dtype_of(dy))
+def _backward_call(func_name: str, dy: Array, x: Array, **others: Any) -> Call:
+    _, view = _checked_backward(func_name, dy, x, **others)
+    return call_on("instances_sums", x, view.rows, dy=dtype_name_or_none(dy))
 
 
 @explained_by(_backward_call)
@@ -316,9 +323,9 @@ def batch_instance_norm_backward(
     >>> gradients.drho.round(4), gradients.dbeta
     (array([-0.2568]), array([1.]))
     """
-    function = "batch_instance_norm_backward"
+    func_name = "batch_instance_norm_backward"
     need, view = _checked_backward(
-        function,
+        func_name,
         dy,
         x,
         batch_mean=batch_mean,
@@ -335,29 +342,29 @@ def batch_instance_norm_backward(
         return BatchInstanceGradients(*[None] * 4)
     xp, shape, dtype = library_of(x).xp, view.broadcast_parameter, dtype_name(x.dtype)
     mean, rstd = (
-        reshaped(statistic(xp, each, dtype), view.broadcast_statistic)
+        reshaped(cast_statistic(xp, each, dtype), view.broadcast_statistic)
         for each in (instance_mean, instance_rstd)
     )
-    common = beside(xp, batch_rstd, mean, shape)
+    common = broadcast_like(xp, batch_rstd, mean, shape)
     if 0 in x.shape:  # the NaN that stands for no statistics must not reach the gradients
         mean, rstd, common = xp.zeros_like(mean), xp.ones_like(rstd), xp.ones_like(common)
-    mixture, scale = beside(xp, rho, mean, shape), beside(xp, gamma, mean, shape)
+    mixture, scale = broadcast_like(xp, rho, mean, shape), broadcast_like(xp, gamma, mean, shape)
     of_batch, of_instance = _scales(mixture, scale)
     instances, n = Instances(x, view, dy), max(view.rows[1], 1)
     if not has_symbols(x) and n == 1:  # no element differs from the mean of its instance
         of_instance = 0 * of_instance
-    missed, sum_dy, by_instance = instances.sums(mean, rstd)
+    mean_residual, sum_dy, by_instance = instances.sums(mean, rstd)
     dx = drho = dgamma = None
     with np.errstate(all="ignore"):
         # The x̂ of the batch is that of the instance times a ratio, plus a shift.
-        ratio, shift = common / rstd, common_mean(xp, mean, missed, 0)[1] * common
+        ratio, shift = common / rstd, common_mean(xp, mean, mean_residual, 0)[1] * common
         by_batch = _total(xp, by_instance * ratio + sum_dy * shift)
         dbeta = _total(xp, sum_dy)
         if "dx" in need:
             in_batch = of_batch * ratio
             count = max(x.shape[0], 1) * n
             dx = instances.gradient(
-                *(mean, missed, rstd, in_batch + of_instance),
+                *(mean, mean_residual, rstd, in_batch + of_instance),
                 -(in_batch * ratio * (by_batch / count) + of_instance * (by_instance / n)),
                 -(in_batch * ((dbeta + shift * by_batch) / count) + of_instance * (sum_dy / n)),
             )
@@ -369,12 +376,12 @@ def batch_instance_norm_backward(
             dgamma = mixture * by_batch + (1 - mixture) * by_instance
     return BatchInstanceGradients(
         dx,
-        gradient(xp, drho, view.parameter, x, rho),
-        gradient(xp, dgamma, view.parameter, x, gamma),
-        gradient(xp, dbeta if "dbeta" in need else None, view.parameter, x, gamma, beta),
+        finish_gradient(xp, drho, view.parameter, x, rho),
+        finish_gradient(xp, dgamma, view.parameter, x, gamma),
+        finish_gradient(xp, dbeta if "dbeta" in need else None, view.parameter, x, gamma, beta),
     )
 
 
 def _total(xp: Any, values: Array) -> Array:
     """The sum over the batch of what each instance has."""
-    return accumulate_as(xp, sum_over(xp, values, (0,), fused=False, wide=True), values)
+    return astype_like(xp, sum_over(xp, values, (0,), fused=False, wide=True), values)

@@ -7,11 +7,19 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _channels
-from ._arrays import Array, accumulate, constant, in_shape, library_of, native_dtype, on_device_of_x
+from ._arrays import (
+    Array,
+    detach,
+    library_of,
+    native_dtype,
+    on_device_of_x,
+    reshape_contiguous,
+    to_acc_dtype,
+)
 from ._channels_last import keeps_channels_last
 from ._explain import explained_by
 from ._plans import GRADIENTS
-from .layer_norm import EPSILON, Gradients, new_tuple
+from .layer_norm import EPSILON, Gradients, make_namedtuple
 
 MOMENTUM = 0.1
 
@@ -178,18 +186,18 @@ def batch_norm_forward(
     if running_var is not None:
         n = plan.spec.shape[0] * plan.spec.shape[2]
         running_var = _running(running_var, var, momentum, n / (n - 1))
-    return new_tuple(BatchForward, (y, mean, rstd, running_mean, running_var))
+    return make_namedtuple(BatchForward, (y, mean, rstd, running_mean, running_var))
 
 
 @on_device_of_x
 def _running(running: Array, batch: Array, momentum: float, correction: float = 1.0) -> Array:
     """Running statistics after a batch, computed in their own dtype or the wider accumulation."""
     xp = library_of(running).xp
-    running = constant(in_shape(running, tuple(running.shape)))
+    running = detach(reshape_contiguous(running, tuple(running.shape)))
     with np.errstate(all="ignore"):
-        wide = accumulate(xp, running)
-        batch = xp.astype(constant(batch), wide.dtype, copy=False) * correction
-        moved = (1 - momentum) * wide + momentum * batch
+        running_acc = to_acc_dtype(xp, running)
+        batch = xp.astype(detach(batch), running_acc.dtype, copy=False) * correction
+        moved = (1 - momentum) * running_acc + momentum * batch
         return xp.astype(moved, native_dtype(running), copy=False)
 
 
@@ -262,4 +270,4 @@ def batch_norm_backward(
     plan = _channels.backward_plan(
         "batch_norm_backward", dy, x, mean, rstd, gamma, beta, channel_axis, need
     )
-    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))
+    return make_namedtuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))

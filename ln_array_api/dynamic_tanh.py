@@ -8,12 +8,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _check
-from ._arrays import Array, accumulate, in_shape, library_of, native_dtype, on_device_of_x
-from ._beside import beside, check_gradient, checked
+from ._arrays import (
+    Array,
+    dtype_name_or_none,
+    library_of,
+    native_dtype,
+    on_device_of_x,
+    reshape_contiguous,
+    to_acc_dtype,
+)
+from ._beside import broadcast_like, check_gradient, check_inputs
 from ._explain import explained_by
 from ._family import Call, call_on
-from ._plans import dtype_of, gradient
-from ._views import View, of_elements
+from ._plans import finish_gradient
+from ._views import RowsView, of_elements
 from .kernels.reductions import sum_over
 
 
@@ -33,36 +41,40 @@ class TanhGradients(NamedTuple):
 
 
 def _planned(
-    function: str,
+    func_name: str,
     x: Array,
     alpha: Array,
     gamma: Array | None,
     beta: Array | None,
     axis: int | tuple[int, ...],
-) -> tuple[Call, View]:
+) -> tuple[Call, RowsView]:
     """How a call runs, once its arguments are checked, and how x is seen for it."""
-    view = _checked(function, x, alpha, gamma, beta, axis)
+    view = _checked(func_name, x, alpha, gamma, beta, axis)
     view = of_elements(view, parameters=gamma is not None or beta is not None)
-    dtypes = {"alpha": dtype_of(alpha), "gamma": dtype_of(gamma), "beta": dtype_of(beta)}
+    dtypes = {
+        "alpha": dtype_name_or_none(alpha),
+        "gamma": dtype_name_or_none(gamma),
+        "beta": dtype_name_or_none(beta),
+    }
     parts = {"groups": view.groups, "repeat": view.repeat}
     return call_on("tanh_forward", x, view.rows, **parts, **dtypes), view
 
 
 def _checked(
-    function: str,
+    func_name: str,
     x: Array,
     alpha: Array,
     gamma: Array | None,
     beta: Array | None,
     axis: int | tuple[int, ...],
-) -> View:
-    view = checked(function, axis, x, gamma=gamma, beta=beta)
-    _check.companion(function, "alpha", alpha, x, (), "that of a single number")
+) -> RowsView:
+    view = check_inputs(func_name, axis, x, gamma=gamma, beta=beta)
+    _check.operand(func_name, "alpha", alpha, x, (), "that of a single number")
     return view
 
 
-def _explained(function: str, **arguments: Any) -> Call:
-    return _planned(function, **arguments)[0]
+def _explained(func_name: str, **arguments: Any) -> Call:
+    return _planned(func_name, **arguments)[0]
 
 
 @explained_by(_explained)
@@ -157,25 +169,25 @@ def dynamic_tanh_forward(
 
 
 def _tanh(
-    function: str,
+    func_name: str,
     x: Array,
     alpha: Array,
     gamma: Array | None,
     beta: Array | None,
     axis: int | tuple[int, ...],
 ) -> Array:
-    call, view = _planned(function, x, alpha, gamma, beta, axis)
+    call, view = _planned(func_name, x, alpha, gamma, beta, axis)
     if call.has_kernel:
         rows = view.to_rows(x, call.choice.ascontiguous)
         return view.from_rows(call.results(rows, alpha, _flat(gamma), _flat(beta)))
-    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    xp, x_acc = library_of(x).xp, to_acc_dtype(library_of(x).xp, x)
     alpha, gamma, beta = (
-        beside(xp, alpha, wide, ()),
-        beside(xp, gamma, wide, view.broadcast_parameter),
-        beside(xp, beta, wide, view.broadcast_parameter),
+        broadcast_like(xp, alpha, x_acc, ()),
+        broadcast_like(xp, gamma, x_acc, view.broadcast_parameter),
+        broadcast_like(xp, beta, x_acc, view.broadcast_parameter),
     )
     with np.errstate(all="ignore"):
-        y = xp.tanh(wide * alpha)
+        y = xp.tanh(x_acc * alpha)
         if gamma is not None:
             y = y * gamma
         if beta is not None:
@@ -185,11 +197,13 @@ def _tanh(
 
 def _flat(parameter: Array | None) -> Array | None:
     """A parameter as kernels get it."""
-    return None if parameter is None else in_shape(parameter, (math.prod(parameter.shape),))
+    return (
+        None if parameter is None else reshape_contiguous(parameter, (math.prod(parameter.shape),))
+    )
 
 
 def _planned_backward(
-    function: str,
+    func_name: str,
     dy: Array,
     x: Array,
     alpha: Array,
@@ -197,10 +211,10 @@ def _planned_backward(
     beta: Array | None,
     axis: int | tuple[int, ...],
     need: tuple[str, ...],
-) -> tuple[Call, View, tuple[str, ...]]:
-    need = _check.need(function, need, TanhGradients._fields)
-    view = _checked(function, x, alpha, gamma, beta, axis)
-    check_gradient(function, x, dy=dy)
+) -> tuple[Call, RowsView, tuple[str, ...]]:
+    need = _check.need(func_name, need, TanhGradients._fields)
+    view = _checked(func_name, x, alpha, gamma, beta, axis)
+    check_gradient(func_name, x, dy=dy)
     needs = [
         "dx" in need,
         "dalpha" in need,
@@ -208,14 +222,18 @@ def _planned_backward(
         "dbeta" in need,
     ]
     view = of_elements(view, parameters=gamma is not None or needs[-1])
-    dtypes = {"alpha": dtype_of(alpha), "gamma": dtype_of(gamma), "dy": dtype_of(dy)}
+    dtypes = {
+        "alpha": dtype_name_or_none(alpha),
+        "gamma": dtype_name_or_none(gamma),
+        "dy": dtype_name_or_none(dy),
+    }
     parts = {"groups": view.groups, "repeat": view.repeat}
     call = call_on("tanh_backward", x, view.rows, need=tuple(needs), **parts, **dtypes)
     return call, view, need
 
 
-def _explained_backward(function: str, **arguments: Any) -> Call:
-    return _planned_backward(function, **arguments)[0]
+def _explained_backward(func_name: str, **arguments: Any) -> Call:
+    return _planned_backward(func_name, **arguments)[0]
 
 
 @explained_by(_explained_backward)
@@ -284,19 +302,21 @@ def dynamic_tanh_backward(
     )
     if call.has_kernel:
         return _by_kernel(call, view, dy, x, alpha, gamma, beta)
-    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    xp, x_acc = library_of(x).xp, to_acc_dtype(library_of(x).xp, x)
     every = tuple(range(x.ndim))
-    shared = tuple(each for each in every if each not in view.parameter_axes)
-    steepness = beside(xp, alpha, wide, ())
-    scale = beside(xp, gamma, wide, view.broadcast_parameter)
+    reduced_axes = tuple(each for each in every if each not in view.parameter_axes)
+    steepness = broadcast_like(xp, alpha, x_acc, ())
+    scale = broadcast_like(xp, gamma, x_acc, view.broadcast_parameter)
     dx = dalpha = dgamma = dbeta = None
     with np.errstate(all="ignore"):
-        dy, inner = xp.astype(dy, wide.dtype, copy=False), wide * steepness
+        dy, inner = xp.astype(dy, x_acc.dtype, copy=False), x_acc * steepness
         if "dbeta" in need:
-            dbeta = gradient(xp, sum_over(xp, dy, shared), view.parameter, x, gamma, beta)
+            dbeta = finish_gradient(
+                xp, sum_over(xp, dy, reduced_axes), view.parameter, x, gamma, beta
+            )
         if "dgamma" in need and gamma is not None:
-            total = sum_over(xp, dy * xp.tanh(inner), shared)
-            dgamma = gradient(xp, total, view.parameter, x, gamma)
+            total = sum_over(xp, dy * xp.tanh(inner), reduced_axes)
+            dgamma = finish_gradient(xp, total, view.parameter, x, gamma)
         if "dx" in need or "dalpha" in need:
             g = dy if scale is None else dy * scale
             small = xp.exp(-2 * xp.abs(inner))
@@ -304,13 +324,13 @@ def dynamic_tanh_backward(
             if "dx" in need:
                 dx = xp.astype(g * (slope * steepness), native_dtype(x), copy=False)
             if "dalpha" in need:
-                dalpha = gradient(xp, sum_over(xp, g * (slope * wide), every), (), x, alpha)
+                dalpha = finish_gradient(xp, sum_over(xp, g * (slope * x_acc), every), (), x, alpha)
     return TanhGradients(dx, dalpha, dgamma, dbeta)
 
 
 def _by_kernel(
     call: Call,
-    view: View,
+    view: RowsView,
     dy: Array,
     x: Array,
     alpha: Array,
@@ -323,7 +343,7 @@ def _by_kernel(
     )
     return TanhGradients(
         None if dx is None else view.from_rows(dx),
-        gradient(xp, dalpha, (), x, alpha),
-        gradient(xp, dgamma, view.parameter, x, gamma),
-        gradient(xp, dbeta, view.parameter, x, gamma, beta),
+        finish_gradient(xp, dalpha, (), x, alpha),
+        finish_gradient(xp, dgamma, view.parameter, x, gamma),
+        finish_gradient(xp, dbeta, view.parameter, x, gamma, beta),
     )

@@ -7,12 +7,12 @@ from ._arrays import Array
 from ._channels_last import keeps_channels_last
 from ._explain import explained_by
 from ._plans import GRADIENTS, SomePlan
-from ._views import Groups
-from .layer_norm import EPSILON, Forward, Gradients, new_tuple
+from ._views import ChannelGroups
+from .layer_norm import EPSILON, Forward, Gradients, make_namedtuple
 
 
 def _forward_plan(
-    function: str,
+    func_name: str,
     x: Array,
     gamma: Array | None,
     beta: Array | None,
@@ -20,12 +20,12 @@ def _forward_plan(
     channel_axis: int,
     epsilon: float,
 ) -> SomePlan:
-    over = Groups(num_groups, channel_axis)
-    return _rows.forward_plan(function, x, gamma, beta, over, epsilon, None, center=True)
+    over = ChannelGroups(num_groups, channel_axis)
+    return _rows.forward_plan(func_name, x, gamma, beta, over, epsilon, None, center=True)
 
 
 def _backward_plan(
-    function: str,
+    func_name: str,
     dy: Array,
     x: Array,
     mean: Array,
@@ -36,8 +36,8 @@ def _backward_plan(
     channel_axis: int,
     need: tuple[str, ...],
 ) -> SomePlan:
-    over = Groups(num_groups, channel_axis)
-    return _rows.backward_plan(function, dy, x, mean, rstd, gamma, beta, over, need, center=True)
+    over = ChannelGroups(num_groups, channel_axis)
+    return _rows.backward_plan(func_name, dy, x, mean, rstd, gamma, beta, over, need, center=True)
 
 
 @explained_by(_forward_plan)
@@ -143,7 +143,7 @@ def group_norm_forward(
     (array([[ 2., 20.]]), array([[1. , 0.1]]))
     """
     plan = _forward_plan("group_norm_forward", x, gamma, beta, num_groups, channel_axis, epsilon)
-    return new_tuple(Forward, plan.forward(x, gamma, beta, None))
+    return make_namedtuple(Forward, plan.forward(x, gamma, beta, None))
 
 
 @explained_by(_backward_plan)
@@ -215,4 +215,4 @@ def group_norm_backward(
     plan = _backward_plan(
         "group_norm_backward", dy, x, mean, rstd, gamma, beta, num_groups, channel_axis, need
     )
-    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))
+    return make_namedtuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))

@@ -7,24 +7,24 @@ from ._arrays import Array
 from ._channels_last import keeps_channels_last
 from ._explain import explained_by
 from ._plans import GRADIENTS, SomePlan
-from ._views import Groups
-from .layer_norm import EPSILON, Forward, Gradients, new_tuple
+from ._views import ChannelGroups
+from .layer_norm import EPSILON, Forward, Gradients, make_namedtuple
 
 
 def _forward_plan(
-    function: str,
+    func_name: str,
     x: Array,
     gamma: Array | None,
     beta: Array | None,
     channel_axis: int,
     epsilon: float,
 ) -> SomePlan:
-    over = Groups(None, channel_axis)
-    return _rows.forward_plan(function, x, gamma, beta, over, epsilon, None, center=True)
+    over = ChannelGroups(None, channel_axis)
+    return _rows.forward_plan(func_name, x, gamma, beta, over, epsilon, None, center=True)
 
 
 def _backward_plan(
-    function: str,
+    func_name: str,
     dy: Array,
     x: Array,
     mean: Array,
@@ -34,8 +34,8 @@ def _backward_plan(
     channel_axis: int,
     need: tuple[str, ...],
 ) -> SomePlan:
-    over = Groups(None, channel_axis)
-    return _rows.backward_plan(function, dy, x, mean, rstd, gamma, beta, over, need, center=True)
+    over = ChannelGroups(None, channel_axis)
+    return _rows.backward_plan(func_name, dy, x, mean, rstd, gamma, beta, over, need, center=True)
 
 
 @explained_by(_forward_plan)
@@ -135,7 +135,7 @@ def instance_norm_forward(
     (array([[ 2., 20.]]), array([[1. , 0.1]]))
     """
     plan = _forward_plan("instance_norm_forward", x, gamma, beta, channel_axis, epsilon)
-    return new_tuple(Forward, plan.forward(x, gamma, beta, None))
+    return make_namedtuple(Forward, plan.forward(x, gamma, beta, None))
 
 
 @explained_by(_backward_plan)
@@ -207,4 +207,4 @@ def instance_norm_backward(
     plan = _backward_plan(
         "instance_norm_backward", dy, x, mean, rstd, gamma, beta, channel_axis, need
     )
-    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))
+    return make_namedtuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))

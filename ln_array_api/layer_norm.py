@@ -11,7 +11,7 @@ from ._explain import explained_by
 
 EPSILON = 1e-5
 
-new_tuple = tuple.__new__  # a named tuple's own way of being made costs twice as much
+make_namedtuple = tuple.__new__  # a named tuple's own way of being made costs twice as much
 
 
 class Forward(NamedTuple):
@@ -159,7 +159,7 @@ def layer_norm_forward(
            [0.5]]))
     """
     plan = _rows.forward_plan("layer_norm_forward", x, gamma, beta, axis, epsilon, out, center=True)
-    return new_tuple(Forward, plan.forward(x, gamma, beta, out))
+    return make_namedtuple(Forward, plan.forward(x, gamma, beta, out))
 
 
 @_backward_explained
@@ -231,4 +231,4 @@ def layer_norm_backward(
     plan = _rows.backward_plan(
         "layer_norm_backward", dy, x, mean, rstd, gamma, beta, axis, need, center=True
     )
-    return new_tuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))
+    return make_namedtuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))

@@ -34,17 +34,17 @@ class LocalContrastGradients(NamedTuple):
 
 
 def _checked(
-    function: str, x: Array, size: int, spatial_axes: int | tuple[int, ...]
+    func_name: str, x: Array, size: int, spatial_axes: int | tuple[int, ...]
 ) -> tuple[tuple[int, ...], int]:
     """The axes, not negative, and the size."""
-    _check.array(function, "x", x)
-    axis = _check.canonical_axis(function, spatial_axes, "spatial_axes")
-    axes = _check.axes(function, axis, tuple(x.shape), argument="spatial_axes")
-    _check.known_lengths(function, tuple(x.shape), range(x.ndim))
-    size = _check.integer(function, "size", size)
+    _check.array(func_name, "x", x)
+    axis = _check.canonical_axis(func_name, spatial_axes, "spatial_axes")
+    axes = _check.axes(func_name, axis, tuple(x.shape), argument="spatial_axes")
+    _check.known_lengths(func_name, tuple(x.shape), range(x.ndim))
+    size = _check.integer(func_name, "size", size)
     if size < 1 or size % 2 == 0:
         raise ValueError(
-            f"{function}: size must be odd and at least 1, not {size}, since a window has a centre"
+            f"{func_name}: size must be odd and at least 1, not {size}, since a window has a centre"
         )
     return axes, size
 
@@ -62,7 +62,7 @@ class _Plan(NamedTuple):
         xp, ndim = library_of(arrays[0]).xp, arrays[0].ndim
         order = (*(axis for axis in range(ndim) if axis not in self.axes), *self.axes)
         back = tuple(order.index(axis) for axis in range(ndim))
-        moved = [self.call.in_order(xp.permute_dims(each, order)) for each in arrays]
+        moved = [self.call.ascontiguous(xp.permute_dims(each, order)) for each in arrays]
         results = self.call.results(*(xp.reshape(each, self.call.spec.shape) for each in moved))
         return tuple(
             None if each is None else xp.permute_dims(xp.reshape(each, moved[0].shape), back)
@@ -81,11 +81,11 @@ def _planned(primitive: FamilyPrimitive, x: Array, axes: tuple[int, ...], **deta
 
 def _call_of(planner: Callable[..., _Plan], **details: Any) -> Callable[..., Call]:
     """For `explain`, the call of a plan."""
-    return lambda function, **arguments: planner(function, **arguments, **details).call
+    return lambda func_name, **arguments: planner(func_name, **arguments, **details).call
 
 
 def _plan_forward(
-    function: str,
+    func_name: str,
     x: Array,
     size: int,
     spatial_axes: int | tuple[int, ...],
@@ -93,8 +93,8 @@ def _plan_forward(
     need: tuple[bool, bool, bool] = (True, True, True),
 ) -> _Plan:
     """The plan of a forward call; `need` tells which results are wanted."""
-    axes, size = _checked(function, x, size, spatial_axes)
-    epsilon = _check.epsilon(function, epsilon, x.dtype)
+    axes, size = _checked(func_name, x, size, spatial_axes)
+    epsilon = _check.epsilon(func_name, epsilon, x.dtype)
     call = _planned("windows_forward", x, axes, size=size, epsilon=epsilon, need=need)
     return _Plan(call, axes, size, epsilon)
 
@@ -210,7 +210,7 @@ def local_contrast_norm_forward(
 
 
 def _plan_backward(
-    function: str,
+    func_name: str,
     dy: Array,
     x: Array,
     mean: Array,
@@ -220,10 +220,10 @@ def _plan_backward(
     need: tuple[str, ...],
 ) -> _Plan:
     """The plan of a backward call."""
-    _check.need(function, need, LocalContrastGradients._fields)
-    axes, size = _checked(function, x, size, spatial_axes)
-    check_gradient(function, x, dy=dy)
-    check_saved(function, x, tuple(x.shape), mean=mean, rstd=rstd)
+    _check.need(func_name, need, LocalContrastGradients._fields)
+    axes, size = _checked(func_name, x, size, spatial_axes)
+    check_gradient(func_name, x, dy=dy)
+    check_saved(func_name, x, tuple(x.shape), mean=mean, rstd=rstd)
     call = _planned("windows_backward", x, axes, size=size, dy=dtype_name(dy.dtype))
     return _Plan(call, axes, size)
 
@@ -283,8 +283,8 @@ def local_contrast_norm_backward(
     >>> ln.local_contrast_norm_backward(dy, x, mean, rstd, size=3, spatial_axes=0).dx.round(4)
     array([-0.2204,  0.2755, -0.0551])
     """
-    function = "local_contrast_norm_backward"
-    plan = _plan_backward(function, dy, x, mean, rstd, size, spatial_axes, need)
+    func_name = "local_contrast_norm_backward"
+    plan = _plan_backward(func_name, dy, x, mean, rstd, size, spatial_axes, need)
     if not need:
         return LocalContrastGradients(None)
     if plan.call.has_kernel:

@@ -142,8 +142,10 @@ class Moments:
         (3, 3.0, 8.0)
         """
         for name, values in (("other.mean", other.mean), ("other.m2", other.m2)):
-            shape, what = tuple(self.mean.shape), "as here"
-            _check.companion("Moments.merge", name, values, self.mean, shape, what, beside="mean")
+            shape, shape_text = tuple(self.mean.shape), "as here"
+            _check.operand(
+                "Moments.merge", name, values, self.mean, shape, shape_text, x_name="mean"
+            )
         if self.count < other.count:  # from the larger, a mean has the shorter way
             return other.merge(self)
         if other.count == 0:

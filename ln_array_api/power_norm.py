@@ -16,18 +16,18 @@ import numpy as np
 from . import _check, _rows
 from ._arrays import (
     Array,
-    accumulate,
     dtype_name,
-    in_shape,
     library_of,
     native_dtype,
     on_device_of_x,
+    reshape_contiguous,
+    to_acc_dtype,
 )
-from ._beside import beside, check_gradient, check_saved, checked
+from ._beside import broadcast_like, check_gradient, check_inputs, check_saved
 from ._explain import explained_by
 from ._family import Call, call_on
-from ._plans import statistic
-from ._views import View
+from ._plans import cast_statistic
+from ._views import RowsView
 from .kernels.powers import powers_backward, powers_forward, signed_power
 
 EPSILON = 1e-12
@@ -49,19 +49,19 @@ class PowerNormGradients(NamedTuple):
 
 
 def _checked(
-    function: str, x: Array, alpha: float, axis: int | tuple[int, ...]
-) -> tuple[View, float, float]:
+    func_name: str, x: Array, alpha: float, axis: int | tuple[int, ...]
+) -> tuple[RowsView, float, float]:
     """How x is seen, alpha, and the root of the number of elements that a norm is taken of."""
-    view = checked(function, axis, x)
-    alpha = min(_check.positive(function, "alpha", alpha), _LARGEST_ALPHA)
+    view = check_inputs(func_name, axis, x)
+    alpha = min(_check.positive(func_name, "alpha", alpha), _LARGEST_ALPHA)
     return view, alpha, math.sqrt(max(view.rows[1], 1))
 
 
 def _forward(
-    function: str, x: Array, alpha: float, axis: int | tuple[int, ...], epsilon: float
+    func_name: str, x: Array, alpha: float, axis: int | tuple[int, ...], epsilon: float
 ) -> tuple[Array, Array]:
-    view, alpha, root = _checked(function, x, alpha, axis)
-    epsilon = _check.epsilon(function, epsilon, x.dtype)
+    view, alpha, sqrt_n = _checked(func_name, x, alpha, axis)
+    epsilon = _check.epsilon(func_name, epsilon, x.dtype)
     call = call_on("powers_forward", x, view.rows, exponent=alpha, epsilon=epsilon)
     if call.has_kernel:
         y, norm = call.results(view.to_rows(x, call.choice.ascontiguous))
@@ -70,24 +70,24 @@ def _forward(
         return powers_forward(x, axes=view.axes, alpha=alpha, epsilon=epsilon)
     z = signed_power(x, alpha)
     plan = _rows.forward_plan(
-        function, z, None, None, view.axes, epsilon / root**2, None, center=False
+        func_name, z, None, None, view.axes, epsilon / sqrt_n**2, None, center=False
     )
     y, _, rstd = plan.forward(z, None, None, None)
     with np.errstate(all="ignore"):
-        return library_of(x).xp.astype(y / root, native_dtype(x), copy=False), root / rstd
+        return library_of(x).xp.astype(y / sqrt_n, native_dtype(x), copy=False), sqrt_n / rstd
 
 
 def _explained(
-    function: str, x: Array, alpha: float, axis: int | tuple[int, ...], epsilon: float
+    func_name: str, x: Array, alpha: float, axis: int | tuple[int, ...], epsilon: float
 ) -> Any:
-    view, alpha, root = _checked(function, x, alpha, axis)
-    epsilon = _check.epsilon(function, epsilon, x.dtype)
+    view, alpha, sqrt_n = _checked(func_name, x, alpha, axis)
+    epsilon = _check.epsilon(func_name, epsilon, x.dtype)
     call = call_on("powers_forward", x, view.rows, exponent=alpha, epsilon=epsilon)
     if call.has_kernel or alpha > 1:
         return call
-    z = accumulate(library_of(x).xp, x)  # of the dtype and layout that powers of x have
-    epsilon /= root**2
-    return _rows.forward_plan(function, z, None, None, view.axes, epsilon, None, center=False)
+    z = to_acc_dtype(library_of(x).xp, x)  # of the dtype and layout that powers of x have
+    epsilon /= sqrt_n**2
+    return _rows.forward_plan(func_name, z, None, None, view.axes, epsilon, None, center=False)
 
 
 @explained_by(_explained)
@@ -184,35 +184,38 @@ def power_norm_forward(
 
 
 def _checked_backward(
-    function: str,
+    func_name: str,
     dy: Array,
     x: Array,
     norm: Array,
     alpha: float,
     axis: int | tuple[int, ...],
     need: tuple[str, ...],
-) -> tuple[tuple[str, ...], View, float, float]:
-    need = _check.need(function, need, PowerNormGradients._fields)
-    view, alpha, root = _checked(function, x, alpha, axis)
-    check_gradient(function, x, dy=dy)
-    check_saved(function, x, view.statistic, norm=norm)
-    return need, view, alpha, root
+) -> tuple[tuple[str, ...], RowsView, float, float]:
+    need = _check.need(func_name, need, PowerNormGradients._fields)
+    view, alpha, sqrt_n = _checked(func_name, x, alpha, axis)
+    check_gradient(func_name, x, dy=dy)
+    check_saved(func_name, x, view.statistic, norm=norm)
+    return need, view, alpha, sqrt_n
 
 
-def _backward_call(dy: Array, x: Array, view: View, alpha: float) -> Call:
+def _backward_call(dy: Array, x: Array, view: RowsView, alpha: float) -> Call:
     return call_on("powers_backward", x, view.rows, exponent=alpha, dy=dtype_name(dy.dtype))
 
 
-def _backward_explained(function: str, dy: Array, x: Array, norm: Array, **options: Any) -> Any:
-    _, view, alpha, _ = _checked_backward(function, dy, x, norm, **options)
+def _backward_explained(func_name: str, dy: Array, x: Array, norm: Array, **options: Any) -> Any:
+    _, view, alpha, _ = _checked_backward(func_name, dy, x, norm, **options)
     call = _backward_call(dy, x, view, alpha)
     if call.has_kernel or alpha > 1:
         return call
     xp = library_of(x).xp
-    z = accumulate(xp, x)
-    dy, rstd = beside(xp, dy, z, tuple(x.shape)), beside(xp, norm, z, view.statistic)
+    z = to_acc_dtype(xp, x)
+    dy, rstd = (
+        broadcast_like(xp, dy, z, tuple(x.shape)),
+        broadcast_like(xp, norm, z, view.statistic),
+    )
     return _rows.backward_plan(
-        function, dy, z, None, rstd, None, None, view.axes, ("dx",), center=False
+        func_name, dy, z, None, rstd, None, None, view.axes, ("dx",), center=False
     )
 
 
@@ -268,26 +271,28 @@ def power_norm_backward(
     >>> ln.power_norm_backward(np.asarray([[1.0, 0.0, 0.0]]), x, norm).dx.round(4)
     array([[0.0213, 0.012 , 0.    ]])
     """
-    function = "power_norm_backward"
-    need, view, alpha, root = _checked_backward(function, dy, x, norm, alpha, axis, need)
+    func_name = "power_norm_backward"
+    need, view, alpha, sqrt_n = _checked_backward(func_name, dy, x, norm, alpha, axis, need)
     if not need:
         return PowerNormGradients(None)
     call = _backward_call(dy, x, view, alpha)
     if call.has_kernel:
         rows = (view.to_rows(each, call.choice.ascontiguous) for each in (dy, x))
-        norm = in_shape(statistic(library_of(x).xp, norm, call.spec.dtype), (view.rows[0], 1))
+        norm = reshape_contiguous(
+            cast_statistic(library_of(x).xp, norm, call.spec.dtype), (view.rows[0], 1)
+        )
         return PowerNormGradients(view.from_rows(call.results(*rows, norm)))
     if alpha > 1:
         return PowerNormGradients(powers_backward(dy, x, norm, axes=view.axes, alpha=alpha))
     xp, z = library_of(x).xp, signed_power(x, alpha)
     with np.errstate(all="ignore"):
-        dy = beside(xp, dy, z, tuple(x.shape)) / root
-        rstd = root / beside(xp, norm, z, view.statistic)
+        dy = broadcast_like(xp, dy, z, tuple(x.shape)) / sqrt_n
+        rstd = sqrt_n / broadcast_like(xp, norm, z, view.statistic)
         plan = _rows.backward_plan(
-            function, dy, z, None, rstd, None, None, view.axes, ("dx",), center=False
+            func_name, dy, z, None, rstd, None, None, view.axes, ("dx",), center=False
         )
         dx = plan.backward(dy, z, None, rstd, None)[0]
         if alpha != 1:
-            wide = accumulate(xp, x)
-            dx = dx * (alpha * (z / xp.where(wide == 0, 1.0, wide)))
+            x_acc = to_acc_dtype(xp, x)
+            dx = dx * (alpha * (z / xp.where(x_acc == 0, 1.0, x_acc)))
         return PowerNormGradients(xp.astype(dx, native_dtype(x), copy=False))

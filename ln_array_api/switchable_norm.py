@@ -8,13 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _check
-from ._arrays import Array, dtype_name, library_of, on_device_of_x
-from ._beside import beside, check_gradient, check_saved, checked
+from ._arrays import (
+    Array,
+    dtype_name,
+    dtype_name_or_none,
+    library_of,
+    on_device_of_x,
+)
+from ._beside import broadcast_like, check_gradient, check_inputs, check_saved
 from ._explain import explained_by
 from ._family import Call, call_on
 from ._instances import Instances
-from ._plans import dtype_of, gradient, reshaped, statistic
-from ._views import Groups, View
+from ._plans import cast_statistic, finish_gradient, reshaped
+from ._views import ChannelGroups, RowsView
 from .kernels.reductions import sum_over
 from .kernels.switchable import Mix, rstd_of, softmax, softmax_gradient
 from .layer_norm import EPSILON
@@ -39,7 +45,7 @@ class SwitchableGradients(NamedTuple):
 
 
 def _checked(
-    function: str,
+    func_name: str,
     x: Array,
     mean_weights: Array,
     var_weights: Array,
@@ -47,15 +53,15 @@ def _checked(
     beta: Array | None,
     channel_axis: int,
     epsilon: float,
-) -> tuple[View, float]:
-    view = checked(function, Groups(None, channel_axis), x, gamma=gamma, beta=beta)
+) -> tuple[RowsView, float]:
+    view = check_inputs(func_name, ChannelGroups(None, channel_axis), x, gamma=gamma, beta=beta)
     for name, values in (("mean_weights", mean_weights), ("var_weights", var_weights)):
-        _check.companion(function, name, values, x, (3,), "for instance, layer and batch")
-    return view, _check.epsilon(function, epsilon, x.dtype)
+        _check.operand(func_name, name, values, x, (3,), "for instance, layer and batch")
+    return view, _check.epsilon(func_name, epsilon, x.dtype)
 
 
 def _forward(
-    function: str,
+    func_name: str,
     x: Array,
     mean_weights: Array,
     var_weights: Array,
@@ -65,26 +71,26 @@ def _forward(
     epsilon: float,
 ) -> SwitchableForward:
     view, epsilon = _checked(
-        function, x, mean_weights, var_weights, gamma, beta, channel_axis, epsilon
+        func_name, x, mean_weights, var_weights, gamma, beta, channel_axis, epsilon
     )
     xp, instances = library_of(x).xp, Instances(x, view)
-    mean, missed, var, _ = instances.statistics(epsilon)
+    mean, mean_residual, var, _ = instances.statistics(epsilon)
     shape, channels = view.broadcast_parameter, view.parameter_axes[0]
     with np.errstate(all="ignore"):
-        mix = Mix(xp, mean, missed, channels)
+        mix = Mix(xp, mean, mean_residual, channels)
         rstd = rstd_of(xp, softmax(xp, var_weights, mean), mix.variances(var), epsilon)
-        scale = xp.ones_like(mean) if gamma is None else beside(xp, gamma, mean, shape)
+        scale = xp.ones_like(mean) if gamma is None else broadcast_like(xp, gamma, mean, shape)
         shift = mix.distance(softmax(xp, mean_weights, mean)) * rstd * scale
         if beta is not None:
-            shift = shift + beside(xp, beta, mean, shape)
-        y = instances.affine(mean, missed, rstd, scale, shift)
+            shift = shift + broadcast_like(xp, beta, mean, shape)
+        y = instances.affine(mean, mean_residual, rstd, scale, shift)
         if 0 in x.shape:
             mean = var = mean + math.nan
     return SwitchableForward(y, *(xp.reshape(each, view.statistic) for each in (mean, var)))
 
 
-def _forward_call(function: str, x: Array, **others: Any) -> Call:
-    view, epsilon = _checked(function, x, **others)
+def _forward_call(func_name: str, x: Array, **others: Any) -> Call:
+    view, epsilon = _checked(func_name, x, **others)
     return call_on("instances_statistics", x, view.rows, epsilon=epsilon)
 
 
@@ -207,7 +213,7 @@ def switchable_norm_forward(
 
 
 def _checked_backward(
-    function: str,
+    func_name: str,
     dy: Array,
     x: Array,
     *,
@@ -215,17 +221,17 @@ def _checked_backward(
     var: Array,
     need: tuple[str, ...],
     **others: Any,
-) -> tuple[tuple[str, ...], View, float]:
-    need = _check.need(function, need, SwitchableGradients._fields)
-    view, epsilon = _checked(function, x, **others)
-    check_gradient(function, x, dy=dy)
-    check_saved(function, x, view.statistic, mean=mean, var=var)
+) -> tuple[tuple[str, ...], RowsView, float]:
+    need = _check.need(func_name, need, SwitchableGradients._fields)
+    view, epsilon = _checked(func_name, x, **others)
+    check_gradient(func_name, x, dy=dy)
+    check_saved(func_name, x, view.statistic, mean=mean, var=var)
     return need, view, epsilon
 
 
-def _backward_call(function: str, dy: Array, x: Array, **others: Any) -> Call:
-    _, view, _ = _checked_backward(function, dy, x, **others)
-    return call_on("instances_sums", x, view.rows, dy=dtype_of(dy))
+def _backward_call(func_name: str, dy: Array, x: Array, **others: Any) -> Call:
+    _, view, _ = _checked_backward(func_name, dy, x, **others)
+    return call_on("instances_sums", x, view.rows, dy=dtype_name_or_none(dy))
 
 
 @explained_by(_backward_call)
@@ -301,9 +307,9 @@ def switchable_norm_backward(
     >>> gradients.dmean_weights.round(4)
     array([ 0.1469,  0.1469, -0.2938])
     """
-    function = "switchable_norm_backward"
+    func_name = "switchable_norm_backward"
     need, view, epsilon = _checked_backward(
-        function,
+        func_name,
         dy,
         x,
         mean=mean,
@@ -320,22 +326,24 @@ def switchable_norm_backward(
         return SwitchableGradients(*[None] * 5)
     xp, shape, channels = library_of(x).xp, view.broadcast_parameter, view.parameter_axes[0]
     mean, var = (
-        reshaped(statistic(xp, each, dtype_name(x.dtype)), view.broadcast_statistic)
+        reshaped(cast_statistic(xp, each, dtype_name(x.dtype)), view.broadcast_statistic)
         for each in (mean, var)
     )
     if 0 in x.shape:  # the NaN that stands for no statistics must not reach the weights
         mean, var = xp.zeros_like(mean), xp.ones_like(var)
-    others = tuple(axis for axis in range(len(view.split)) if axis not in view.parameter_axes)
+    reduced_axes = tuple(
+        axis for axis in range(len(view.grouped_shape)) if axis not in view.parameter_axes
+    )
     instances, n = Instances(x, view, dy), max(view.rows[1], 1)
     dx = dmean_weights = dvar_weights = dgamma = None
     with np.errstate(all="ignore"):
         of_mean, of_var = (softmax(xp, each, mean) for each in (mean_weights, var_weights))
-        missed, sum_dy, product = instances.sums(mean, xp.ones_like(mean))
-        mix = Mix(xp, mean, missed, channels)
+        mean_residual, sum_dy, product = instances.sums(mean, xp.ones_like(mean))
+        mix = Mix(xp, mean, mean_residual, channels)
         variances = mix.variances(var)
         rstd = rstd_of(xp, of_var, variances, epsilon)
         product = (product + sum_dy * mix.distance(of_mean)) * rstd
-        scale = xp.ones_like(mean) if gamma is None else beside(xp, gamma, mean, shape)
+        scale = xp.ones_like(mean) if gamma is None else broadcast_like(xp, gamma, mean, shape)
         dmean, dvar = -rstd * (scale * sum_dy), -rstd * (rstd * (scale * product)) / 2
         # Softmax is blind to what is added to all three, so those of the instance are left out.
         if "dmean_weights" in need:
@@ -348,14 +356,16 @@ def switchable_norm_backward(
         if "dx" in need:
             dmean, dvar = mix.gradient(of_mean, of_var, dmean, dvar)
             of_deviation = 2 * dvar / n / rstd / rstd
-            dx = instances.gradient(mean, missed, rstd, scale, of_deviation, dmean / n / rstd)
+            dx = instances.gradient(
+                mean, mean_residual, rstd, scale, of_deviation, dmean / n / rstd
+            )
         if "dgamma" in need and gamma is not None:
-            dgamma = sum_over(xp, product, others)
-        dbeta = sum_over(xp, sum_dy, others) if "dbeta" in need else None
+            dgamma = sum_over(xp, product, reduced_axes)
+        dbeta = sum_over(xp, sum_dy, reduced_axes) if "dbeta" in need else None
     return SwitchableGradients(
         dx,
-        gradient(xp, dmean_weights, (3,), x, mean_weights),
-        gradient(xp, dvar_weights, (3,), x, var_weights),
-        gradient(xp, dgamma, view.parameter, x, gamma),
-        gradient(xp, dbeta, view.parameter, x, gamma, beta),
+        finish_gradient(xp, dmean_weights, (3,), x, mean_weights),
+        finish_gradient(xp, dvar_weights, (3,), x, var_weights),
+        finish_gradient(xp, dgamma, view.parameter, x, gamma),
+        finish_gradient(xp, dbeta, view.parameter, x, gamma, beta),
     )

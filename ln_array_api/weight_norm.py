@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _check, _rows
-from ._arrays import Array, accumulate, library_of, native_dtype, on_device_of_x
-from ._beside import check_gradient, check_saved, checked
+from ._arrays import Array, library_of, native_dtype, on_device_of_x, to_acc_dtype
+from ._beside import check_gradient, check_inputs, check_saved
 from ._explain import explained_by
 from ._plans import SomePlan
-from ._views import Slices
+from ._views import KeptAxis
 
 
 class WeightNormForward(NamedTuple):
@@ -33,24 +33,24 @@ class WeightNormGradients(NamedTuple):
     dg: Array | None
 
 
-def _checked(function: str, v: Array, g: Array, axis: int) -> tuple[Slices, float]:
+def _checked(func_name: str, v: Array, g: Array, axis: int) -> tuple[KeptAxis, float]:
     """What is normalised over, and the root of the number of elements in a slice."""
-    slices = Slices(axis, "v", scaled=True)
-    view = checked(function, slices, v)
-    _check.companion(function, "g", g, v, view.parameter, view.what, beside="v")
+    slices = KeptAxis(axis, "v", scaled=True)
+    view = check_inputs(func_name, slices, v)
+    _check.operand(func_name, "g", g, v, view.parameter, view.shape_text, x_name="v")
     return slices, math.sqrt(max(view.rows[1], 1))
 
 
-def _forward(function: str, v: Array, g: Array, axis: int) -> tuple[SomePlan, Array, float]:
+def _forward(func_name: str, v: Array, g: Array, axis: int) -> tuple[SomePlan, Array, float]:
     """The plan, its gamma, and the root of the number of elements in a slice."""
-    slices, root = _checked(function, v, g, axis)
-    gamma = accumulate(library_of(v).xp, g) / root
-    plan = _rows.forward_plan(function, v, gamma, None, slices, 0.0, None, center=False)
-    return plan, gamma, root
+    slices, sqrt_n = _checked(func_name, v, g, axis)
+    gamma = to_acc_dtype(library_of(v).xp, g) / sqrt_n
+    plan = _rows.forward_plan(func_name, v, gamma, None, slices, 0.0, None, center=False)
+    return plan, gamma, sqrt_n
 
 
-def _forward_plan(function: str, v: Array, g: Array, axis: int) -> SomePlan:
-    return _forward(function, v, g, axis)[0]
+def _forward_plan(func_name: str, v: Array, g: Array, axis: int) -> SomePlan:
+    return _forward(func_name, v, g, axis)[0]
 
 
 @explained_by(_forward_plan)
@@ -127,31 +127,35 @@ def weight_norm_forward(v: Array, g: Array, /, *, axis: int = 0) -> WeightNormFo
     >>> ln.weight_norm_forward(v, g).norm.round(3)
     array([5. , 0.1])
     """
-    plan, gamma, root = _forward("weight_norm_forward", v, g, axis)
+    plan, gamma, sqrt_n = _forward("weight_norm_forward", v, g, axis)
     w, _, rstd = plan.forward(v, gamma, None, None)
     with np.errstate(all="ignore"):
-        return WeightNormForward(w, root / rstd)
+        return WeightNormForward(w, sqrt_n / rstd)
 
 
 def _backward(
-    function: str, dw: Array, v: Array, norm: Array, g: Array, axis: int, need: tuple[str, ...]
+    func_name: str, dw: Array, v: Array, norm: Array, g: Array, axis: int, need: tuple[str, ...]
 ) -> tuple[SomePlan, tuple[Array, ...], float]:
     """The plan, its arrays, and the root of the number of elements in a slice."""
-    need = _check.need(function, need, WeightNormGradients._fields)
-    slices, root = _checked(function, v, g, axis)
-    check_gradient(function, v, "v", dw=dw)
-    check_saved(function, v, tuple(g.shape), "v", norm=norm)
-    gamma = accumulate(library_of(v).xp, g) / root
+    need = _check.need(func_name, need, WeightNormGradients._fields)
+    slices, sqrt_n = _checked(func_name, v, g, axis)
+    check_gradient(func_name, v, "v", dw=dw)
+    check_saved(func_name, v, tuple(g.shape), "v", norm=norm)
+    gamma = to_acc_dtype(library_of(v).xp, g) / sqrt_n
     with np.errstate(all="ignore"):
-        arrays = dw, v, None, root / norm, gamma
+        arrays = dw, v, None, sqrt_n / norm, gamma
     wanted = tuple("dx" if each == "dv" else "dgamma" for each in need)
-    return _rows.backward_plan(function, *arrays, None, slices, wanted, center=False), arrays, root
+    return (
+        _rows.backward_plan(func_name, *arrays, None, slices, wanted, center=False),
+        arrays,
+        sqrt_n,
+    )
 
 
 def _backward_plan(
-    function: str, dw: Array, v: Array, norm: Array, g: Array, axis: int, need: tuple[str, ...]
+    func_name: str, dw: Array, v: Array, norm: Array, g: Array, axis: int, need: tuple[str, ...]
 ) -> SomePlan:
-    return _backward(function, dw, v, norm, g, axis, need)[0]
+    return _backward(func_name, dw, v, norm, g, axis, need)[0]
 
 
 @explained_by(_backward_plan)
@@ -208,8 +212,8 @@ def weight_norm_backward(
     >>> dv.round(3), dg.round(3)
     (array([[ 1.28, -0.96]]), array([0.6]))
     """
-    plan, arrays, root = _backward("weight_norm_backward", dw, v, norm, g, axis, need)
+    plan, arrays, sqrt_n = _backward("weight_norm_backward", dw, v, norm, g, axis, need)
     dv, dg, _ = plan.backward(*arrays)
     if dg is not None:
-        dg = library_of(v).xp.astype(dg / root, native_dtype(g), copy=False)
+        dg = library_of(v).xp.astype(dg / sqrt_n, native_dtype(g), copy=False)
     return WeightNormGradients(dv, dg)

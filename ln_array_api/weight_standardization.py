@@ -8,8 +8,8 @@ from . import _check, _rows
 from ._arrays import Array
 from ._explain import explained_by
 from ._plans import SomePlan
-from ._views import Slices
-from .layer_norm import EPSILON, Forward, new_tuple
+from ._views import KeptAxis
+from .layer_norm import EPSILON, Forward, make_namedtuple
 
 
 class WeightGradients(NamedTuple):
@@ -18,12 +18,12 @@ class WeightGradients(NamedTuple):
     dw: Array | None
 
 
-def _forward_plan(function: str, w: Array, axis: int, epsilon: float) -> SomePlan:
-    return _rows.forward_plan(function, w, None, None, Slices(axis), epsilon, None, center=True)
+def _forward_plan(func_name: str, w: Array, axis: int, epsilon: float) -> SomePlan:
+    return _rows.forward_plan(func_name, w, None, None, KeptAxis(axis), epsilon, None, center=True)
 
 
 def _backward_plan(
-    function: str,
+    func_name: str,
     dy: Array,
     w: Array,
     mean: Array,
@@ -31,9 +31,9 @@ def _backward_plan(
     axis: int,
     need: tuple[str, ...],
 ) -> SomePlan:
-    needed = ("dx",) if _check.need(function, need, WeightGradients._fields) else ()
-    over = Slices(axis)
-    return _rows.backward_plan(function, dy, w, mean, rstd, None, None, over, needed, center=True)
+    needed = ("dx",) if _check.need(func_name, need, WeightGradients._fields) else ()
+    over = KeptAxis(axis)
+    return _rows.backward_plan(func_name, dy, w, mean, rstd, None, None, over, needed, center=True)
 
 
 @explained_by(_forward_plan)
@@ -108,7 +108,7 @@ def weight_standardization_forward(
     (array([ 2., 20.]), array([1. , 0.1]))
     """
     plan = _forward_plan("weight_standardization_forward", w, axis, epsilon)
-    return new_tuple(Forward, plan.forward(w, None, None, None))
+    return make_namedtuple(Forward, plan.forward(w, None, None, None))
 
 
 @explained_by(_backward_plan)

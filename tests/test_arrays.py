@@ -13,10 +13,9 @@ import pytest
 import ln_array_api as ln
 from ln_array_api import _arrays, backend
 from ln_array_api._arrays import (
-    accumulate,
     device_of,
     dtype_name,
-    in_shape,
+    has_internal_overlap,
     is_movable,
     is_same_view,
     is_unknown,
@@ -25,8 +24,9 @@ from ln_array_api._arrays import (
     native_dtype,
     on_device_of,
     on_device_of_x,
-    overlaps_itself,
+    reshape_contiguous,
     share_memory,
+    to_acc_dtype,
 )
 
 
@@ -160,8 +160,8 @@ def test_names_of_narrow_dtypes() -> None:
 
 
 def test_every_dtype_may_be_beside_itself_and_wider_ones() -> None:
-    assert _arrays.AT_LEAST.keys() == _arrays.ACCUMULATION.keys()
-    for dtype, allowed in _arrays.AT_LEAST.items():
+    assert _arrays.PARAMETER_DTYPES.keys() == _arrays.ACCUMULATION.keys()
+    for dtype, allowed in _arrays.PARAMETER_DTYPES.items():
         assert allowed[0] == dtype
         assert _arrays.ACCUMULATION[dtype] in allowed
 
@@ -170,7 +170,7 @@ def test_every_dtype_may_be_beside_itself_and_wider_ones() -> None:
 def test_accumulate(dtype: Any) -> None:
     x = np.ones(3, dtype)
     xp = library_of(x).xp
-    wide = accumulate(xp, x)
+    wide = to_acc_dtype(xp, x)
     assert wide.dtype == (np.float64 if dtype is np.float64 else np.float32)
     assert (wide is x) == (wide.dtype == x.dtype)
 
@@ -221,17 +221,17 @@ def test_signatures_tell_more_of_numpy_apart() -> None:
 def test_arrays_in_order_are_seen_and_others_are_copied(kind: str) -> None:
     view, values = VIEWED[kind], np.arange(24, dtype=np.float32).reshape(4, 6)
     library = library_of(view(values))
-    assert library.in_order(view(values))
-    assert share_memory(in_shape(view(values), (2, 12)), view(values))
+    assert library.is_contiguous(view(values))
+    assert share_memory(reshape_contiguous(view(values), (2, 12)), view(values))
     for strided in (values.T, values[:, ::2]):
         x = view(strided)
-        assert not library.in_order(x)
-        assert library.in_order(library.ascontiguous(x))
-        flat = in_shape(x, (strided.size,))
+        assert not library.is_contiguous(x)
+        assert library.is_contiguous(library.ascontiguous(x))
+        flat = reshape_contiguous(x, (strided.size,))
         assert not share_memory(flat, view(values))
         values_of = flat.values if kind == "cupy" else flat
         np.testing.assert_array_equal(np.asarray(values_of), strided.reshape(-1))
-    back = in_shape(view(values.T), (4, 6), (1, 0))
+    back = reshape_contiguous(view(values.T), (4, 6), (1, 0))
     assert share_memory(back, view(values))
 
 
@@ -255,7 +255,7 @@ def test_memory(kind: str) -> None:
     assert not share_memory(view(values[:3]), view(values[3:]))
     assert not share_memory(view(values[:, ::2]), view(values[:, 1::2]))
     assert not share_memory(x, view(values.copy()))
-    assert not overlaps_itself(x)
+    assert not has_internal_overlap(x)
 
 
 class OneOfSeveral(FakeCuPy):
@@ -309,14 +309,14 @@ def test_plans_run_on_the_device_that_they_are_made_for(kind: type[FakeCuPy]) ->
 @pytest.mark.parametrize("kind", ["numpy", "cupy"])
 def test_broadcast_arrays_overlap_themselves(kind: str) -> None:
     view = VIEWED[kind]
-    assert overlaps_itself(view(np.broadcast_to(np.zeros(3, np.float32), (2, 3))))
-    assert not overlaps_itself(view(np.broadcast_to(np.zeros(3, np.float32), (1, 3))))
+    assert has_internal_overlap(view(np.broadcast_to(np.zeros(3, np.float32), (2, 3))))
+    assert not has_internal_overlap(view(np.broadcast_to(np.zeros(3, np.float32), (1, 3))))
 
 
 def test_broadcast_tensors_overlap_themselves() -> None:
     x = importable("torch").zeros(3)
-    assert overlaps_itself(x.expand(2, 3))
-    assert not overlaps_itself(x.expand(1, 3))
+    assert has_internal_overlap(x.expand(2, 3))
+    assert not has_internal_overlap(x.expand(1, 3))
 
 
 def test_memory_that_cannot_be_known_is_not_shared() -> None:
@@ -324,7 +324,7 @@ def test_memory_that_cannot_be_known_is_not_shared() -> None:
     assert is_same_view(x, x)
     assert not is_same_view(x, x[:])
     assert not share_memory(x, x)
-    assert not overlaps_itself(x)
+    assert not has_internal_overlap(x)
     unknown = object()
     assert not share_memory(unknown, unknown)
 

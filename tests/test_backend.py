@@ -229,7 +229,7 @@ def test_a_built_in_backend_is_the_attribute_of_its_module(monkeypatch: pytest.M
     monkeypatch.setattr("json.backend", counting := Counting(), raising=False)
     built_in = backend._built_in("fast", "numpy", "json", requires=("json",), extra="cpu")
     assert built_in.backend() is counting
-    assert built_in.unavailable() == ""
+    assert built_in.unavailable_reason() == ""
 
 
 def test_a_backend_that_breaks_while_loading_is_reported_once(register: Register) -> None:
@@ -259,7 +259,7 @@ def test_a_broken_backend_asked_for_by_name_is_an_error(register: Register) -> N
         pytest.fail("the block was entered")
     with pytest.raises(ln.BackendError, match=match), ln.use_backend("broken"):
         pytest.fail("the block was entered")
-    assert backend.wanted_backend() is None
+    assert backend.requested_backend() is None
 
 
 def test_a_backend_without_its_hardware_says_so_and_does_not_warn(register: Register) -> None:
@@ -324,11 +324,11 @@ def test_use_backend_comes_back_after_an_exception(register: Register) -> None:
     register(entry("one", Null()))
     with pytest.raises(ZeroDivisionError), ln.use_backend("generic"):
         1 / 0  # noqa: B018
-    assert backend.wanted_backend() is None
+    assert backend.requested_backend() is None
     with ln.use_backend("one"):
         with pytest.raises(ln.BackendError), ln.use_backend("nobody"):
             pytest.fail("the block was entered")
-        assert backend.wanted_backend() == "one"
+        assert backend.requested_backend() == "one"
 
 
 def test_use_backend_is_of_its_thread(register: Register) -> None:

@@ -51,13 +51,13 @@ MESSAGES: dict[str, tuple[type[Exception], str, Any]] = {
     ),
     "gamma narrower than x": (
         TypeError,
-        "layer_norm: gamma has dtype float16, but beside x of dtype float32 it must be float32 or "
+        "layer_norm: gamma has dtype float16, but for x of dtype float32 it must be float32 or "
         "float64; cast it",
         lambda: ln.layer_norm(X, np.ones(5, np.float16)),
     ),
     "beta of the other 16 bits": (
         TypeError,
-        "layer_norm: beta has dtype bfloat16, but beside x of dtype float16 it must be float16 or "
+        "layer_norm: beta has dtype bfloat16, but for x of dtype float16 it must be float16 or "
         "float32 or float64; cast it",
         lambda: ln.layer_norm(X.astype(np.float16), None, np.ones(5, ml_dtypes.bfloat16)),
     ),
@@ -75,7 +75,7 @@ MESSAGES: dict[str, tuple[type[Exception], str, Any]] = {
     ),
     "dy narrower than x": (
         TypeError,
-        "layer_norm_backward: dy has dtype float16, but beside x of dtype float32 it must be "
+        "layer_norm_backward: dy has dtype float16, but for x of dtype float32 it must be "
         "float32 or float64; cast it",
         lambda: ln.layer_norm_backward(X.astype(np.float16), X, MEAN, RSTD),
     ),
@@ -93,7 +93,7 @@ MESSAGES: dict[str, tuple[type[Exception], str, Any]] = {
     ),
     "rstd in the dtype of 16-bit x": (
         TypeError,
-        "rms_norm_backward: rstd has dtype float16, but beside x of dtype float16 it must be "
+        "rms_norm_backward: rstd has dtype float16, but for x of dtype float16 it must be "
         "float32 or float64; cast it",
         lambda: ln.rms_norm_backward(*[X.astype(np.float16)] * 2, RSTD.astype(np.float16)),
     ),
@@ -211,8 +211,8 @@ def test_devices_are_compared_where_both_are_known(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ln.DeviceMismatchError) as error:
         _check.same_device("f", "gamma", 1, 2)
     assert str(error.value) == (
-        "f: gamma is on gpu:0, gpu:1, but x is on cpu; move one of them, since nothing is moved "
-        "behind your back"
+        "f: gamma is on gpu:0, gpu:1, but x is on cpu; move one of them; arrays are never moved "
+        "implicitly"
     )
     assert isinstance(error.value, ValueError)
 
@@ -235,7 +235,7 @@ def test_shapes_are_compared_where_lengths_are_known() -> None:
 def test_arrays_of_two_libraries() -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     x = torch.from_numpy(X.copy())
-    rest = "convert one of them, since nothing is converted behind your back"
+    rest = "convert one of them; arrays are never converted implicitly"
     with pytest.raises(TypeError) as error:
         ln.layer_norm(X, torch.ones(5))
     assert str(error.value) == (

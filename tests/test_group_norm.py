@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ln_array_api as ln
-from ln_array_api._views import Groups, Slices, view_of
+from ln_array_api._views import ChannelGroups, KeptAxis, view_of
 
 SHAPES = [((3, 6), 1), ((3, 6, 5), 1), ((3, 6, 4, 5), 1), ((3, 4, 5, 6), -1), ((3, 4, 6, 5), 2)]
 
@@ -96,7 +96,7 @@ def test_one_axis_of_weights_is_refused() -> None:
 def test_what_is_normalised_over_is_no_axes() -> None:
     """A plan for groups is not one for axes of the same numbers, nor for other groups."""
     (x,) = random(5, (4, 6, 2))
-    over = [(2, 1), Groups(2, 1), Groups(1, 2), Slices(1), Slices(2), 1, 2]
+    over = [(2, 1), ChannelGroups(2, 1), ChannelGroups(1, 2), KeptAxis(1), KeptAxis(2), 1, 2]
     assert len(set(over)) == len(over)
     by_groups = ln.group_norm(x, num_groups=2, channel_axis=1)
     by_axes = ln.layer_norm(x, axis=(2, 1))
@@ -113,8 +113,8 @@ def test_integers_of_numpy_are_integers(integer: type) -> None:
 
 def test_channels_first_are_rows_as_they_lie() -> None:
     """No axis moves, so nothing is copied; channels last have to be brought together."""
-    assert view_of("f", Groups(2, 1), (3, 6, 4, 5)).permutation == ()
-    assert view_of("f", Groups(2, -1), (3, 4, 5, 6)).permutation == (0, 3, 1, 2)
+    assert view_of("f", ChannelGroups(2, 1), (3, 6, 4, 5)).permutation == ()
+    assert view_of("f", ChannelGroups(2, -1), (3, 4, 5, 6)).permutation == (0, 3, 1, 2)
 
 
 def test_explain_names_the_kernel_of_layer_norm() -> None:

@@ -63,7 +63,6 @@ def run_device(op_def: OperatorDef, inputs: Sequence[Array]) -> str | None:
     if len(kinds) > 1:
         places = " and ".join(f"{blob} on {kind}" for kind, blob in kinds.items())
         raise DeviceMismatchError(
-            f"{op_def.label}: {places}; move them to one device, since nothing is moved behind "
-            "your back"
+            f"{op_def.label}: {places}; move them to one device; arrays are never moved implicitly"
         )
     return next(iter(kinds), wanted)

@@ -34,12 +34,12 @@ class Shapes(NamedTuple):
         (first,) = _check.axes(label, axis, shape)
         axes = _check.axes(label, tuple(range(first, len(shape))), shape)
         statistic, parameter = (*shape[:first], 1), shape[first:]
-        what = {
+        shape_text = {
             ("dY", "Y"): (shape, f"the shape of {name}"),
             ("mean", "stddev"): (statistic, f"the shape of {name} before axis {first}, and 1"),
             ("gamma", "beta"): (parameter, f"the shape of {name} from axis {first} on"),
         }
-        beside = {each: shape_of for names, shape_of in what.items() for each in names}
+        beside = {each: shape_of for names, shape_of in shape_text.items() for each in names}
         return cls(axes, shape, statistic, parameter, beside)
 
 
@@ -107,8 +107,8 @@ def _infer_sum(
 ) -> list[Shape]:
     first, *others = input_shapes
     for blob, shape in zip(op_def.inputs[1:], others, strict=True):
-        what = f"the shape of {op_def.inputs[0]}"
-        _check.same_shape(op_def.label, blob, _Shaped(shape), first, what)
+        shape_text = f"the shape of {op_def.inputs[0]}"
+        _check.same_shape(op_def.label, blob, _Shaped(shape), first, shape_text)
     return [first]
 
 

@@ -12,11 +12,11 @@ from .. import _check
 from .._arrays import (
     ACCUMULATION,
     Array,
-    accumulate,
     dtype_name,
     library_of,
     native_dtype,
     on_device_of,
+    to_acc_dtype,
 )
 from ..layer_norm import layer_norm_backward, layer_norm_forward
 from .devices import run_device
@@ -48,7 +48,7 @@ class _LayerNormOperator:
             if name != self.data:
                 is_statistic = name in ("mean", "stddev")
                 dtype = ACCUMULATION[dtype_name(x.dtype)] if is_statistic else None
-                _check.companion(label, name, array, x, *shapes.beside[name], dtype)
+                _check.operand(label, name, array, x, *shapes.beside[name], dtype)
         return arrays, shapes
 
 
@@ -264,10 +264,10 @@ class SumOp:
                     f"{label}: {blob} has dtype {dtype_name(x.dtype)}, but must have that of "
                     f"{blobs[0]}, {dtype_name(first.dtype)}; cast one of them"
                 )
-            _check.companion(label, blob, x, first, tuple(first.shape), f"the shape of {blobs[0]}")
+            _check.operand(label, blob, x, first, tuple(first.shape), f"the shape of {blobs[0]}")
         if len(inputs) == 1:
             return (first,)
         xp = library_of(first).xp
         with on_device_of(first), np.errstate(all="ignore"):  # an overflow is no news here
-            total = reduce(lambda a, b: a + b, (accumulate(xp, x) for x in inputs))
+            total = reduce(lambda a, b: a + b, (to_acc_dtype(xp, x) for x in inputs))
             return (xp.astype(total, native_dtype(first), copy=False),)

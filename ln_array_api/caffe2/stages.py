@@ -32,14 +32,14 @@ from .._arrays import (
     ACCUMULATION,
     Array,
     F,
-    accumulate,
     dtype_name,
     library_of,
     native_dtype,
     on_device_of_x,
+    to_acc_dtype,
 )
 from ..backend import accelerated_stage
-from ..kernels.rows import accumulate_as
+from ..kernels.rows import astype_like
 
 
 def _stage(function: F) -> F:
@@ -81,14 +81,14 @@ def compute_sigma_and_fused_params(
     >>> caffe2.compute_sigma_and_fused_params(np.asarray([3.0]), np.asarray([3.0]), 1.0)
     (array([2.]), array([0.5]), array([-1.5]))
     """
-    function = "compute_sigma_and_fused_params"
-    xp = _vector(function, "mean", mean)
-    _check.companion(function, "var", var, mean, tuple(mean.shape), "the shape of mean")
-    epsilon = _check.epsilon(function, epsilon, mean.dtype)
-    if run := _accelerated(function, mean):
+    func_name = "compute_sigma_and_fused_params"
+    xp = _vector(func_name, "mean", mean)
+    _check.operand(func_name, "var", var, mean, tuple(mean.shape), "the shape of mean")
+    epsilon = _check.epsilon(func_name, epsilon, mean.dtype)
+    if run := _accelerated(func_name, mean):
         return run(mean, var, epsilon)  # type: ignore[no-any-return]
-    mean = accumulate(xp, mean)
-    shifted = accumulate_as(xp, var, mean) + epsilon
+    mean = to_acc_dtype(xp, mean)
+    shifted = astype_like(xp, var, mean) + epsilon
     scale = 1 / xp.sqrt(shifted)
     return scale * shifted, scale, -scale * mean
 
@@ -126,18 +126,18 @@ def layer_norm_forward(
     >>> caffe2.layer_norm_forward(X, scale, bias, np.asarray([1.0, 10.0]))
     array([[-1., 10.]])
     """
-    function = "layer_norm_forward"
-    xp = _matrix(function, "X", X)
-    _of_rows(function, X, scale=scale, bias=bias)
-    _of_columns(function, X, gamma=gamma, beta=beta)
-    if run := _accelerated(function, X):
+    func_name = "layer_norm_forward"
+    xp = _matrix(func_name, "X", X)
+    _of_rows(func_name, X, scale=scale, bias=bias)
+    _of_columns(func_name, X, gamma=gamma, beta=beta)
+    if run := _accelerated(func_name, X):
         return run(X, scale, bias, gamma, beta)
-    x = accumulate(xp, X)
+    x = to_acc_dtype(xp, X)
     y = x * _down(xp, scale, x) + _down(xp, bias, x)
     if gamma is not None:
-        y = y * accumulate_as(xp, gamma, x)
+        y = y * astype_like(xp, gamma, x)
     if beta is not None:
-        y = y + accumulate_as(xp, beta, x)
+        y = y + astype_like(xp, beta, x)
     return xp.astype(y, native_dtype(X), copy=False)
 
 
@@ -175,17 +175,17 @@ def compute_internal_gradients(
     >>> caffe2.compute_internal_gradients(dY, X, np.asarray([1.0, 10.0]))
     (array([[3., 8.]]), array([83.]), array([21.]))
     """
-    function = "compute_internal_gradients"
-    xp = _matrix(function, "X", X)
-    _check.companion(function, "dY", dY, X, tuple(X.shape), "the shape of X")
-    _of_columns(function, X, gamma=gamma)
-    if run := _accelerated(function, X):
+    func_name = "compute_internal_gradients"
+    xp = _matrix(func_name, "X", X)
+    _check.operand(func_name, "dY", dY, X, tuple(X.shape), "the shape of X")
+    _of_columns(func_name, X, gamma=gamma)
+    if run := _accelerated(func_name, X):
         return run(dY, X, gamma)  # type: ignore[no-any-return]
-    x = accumulate(xp, X)
-    g = accumulate_as(xp, dY, x)
+    x = to_acc_dtype(xp, X)
+    g = astype_like(xp, dY, x)
     dYxX = weighted = g * x
     if gamma is not None:
-        gamma = accumulate_as(xp, gamma, x)
+        gamma = astype_like(xp, gamma, x)
         g, weighted = g * gamma, dYxX * gamma
     return dYxX, xp.sum(weighted, axis=1), xp.sum(g, axis=1)
 
@@ -225,17 +225,17 @@ def compute_fused_params(
     >>> caffe2.compute_fused_params(mean, sigma, ds, db, 2)
     (array([2.]), array([8.]), array([-25.]), array([-6.]))
     """
-    function = "compute_fused_params"
-    xp = _vector(function, "mean", mean)
+    func_name = "compute_fused_params"
+    xp = _vector(func_name, "mean", mean)
     for name, values in {"sigma": sigma, "ds": ds, "db": db}.items():
-        _check.companion(function, name, values, mean, tuple(mean.shape), "the shape of mean")
+        _check.operand(func_name, name, values, mean, tuple(mean.shape), "the shape of mean")
     if not isinstance(N, Integral) or isinstance(N, bool) or N < 0:
-        raise ValueError(f"{function}: N must be the length of a row, not {N!r}")
+        raise ValueError(f"{func_name}: N must be the length of a row, not {N!r}")
     n = max(int(N), 1)  # empty rows have nothing to scale
-    if run := _accelerated(function, mean):
+    if run := _accelerated(func_name, mean):
         return run(mean, sigma, ds, db, n)
-    mean = accumulate(xp, mean)
-    sigma, ds, db = (accumulate_as(xp, each, mean) for each in (sigma, ds, db))
+    mean = to_acc_dtype(xp, mean)
+    sigma, ds, db = (astype_like(xp, each, mean) for each in (sigma, ds, db))
     rstd = 1 / sigma
     X_scale = (db * mean - ds) * rstd * rstd * rstd / n
     return rstd, X_scale, -X_scale * mean - db * rstd / n, -rstd * mean
@@ -276,17 +276,17 @@ def layer_norm_backward(
     >>> caffe2.layer_norm_backward(dY, X, None, rstd, X_scale, bias)
     array([[ 1., 11.]])
     """
-    function = "layer_norm_backward"
-    xp = _matrix(function, "X", X)
-    _check.companion(function, "dY", dY, X, tuple(X.shape), "the shape of X")
-    _of_columns(function, X, gamma=gamma)
-    _of_rows(function, X, rstd=rstd, X_scale=X_scale, bias=bias)
-    if run := _accelerated(function, X):
+    func_name = "layer_norm_backward"
+    xp = _matrix(func_name, "X", X)
+    _check.operand(func_name, "dY", dY, X, tuple(X.shape), "the shape of X")
+    _of_columns(func_name, X, gamma=gamma)
+    _of_rows(func_name, X, rstd=rstd, X_scale=X_scale, bias=bias)
+    if run := _accelerated(func_name, X):
         return run(dY, X, gamma, rstd, X_scale, bias)
-    x = accumulate(xp, X)
-    g = accumulate_as(xp, dY, x)
+    x = to_acc_dtype(xp, X)
+    g = astype_like(xp, dY, x)
     if gamma is not None:
-        g = g * accumulate_as(xp, gamma, x)
+        g = g * astype_like(xp, gamma, x)
     dX = g * _down(xp, rstd, x) + x * _down(xp, X_scale, x) + _down(xp, bias, x)
     return xp.astype(dX, native_dtype(X), copy=False)
 
@@ -324,53 +324,53 @@ def gamma_beta_backward(dYxX: Array, dY: Array, rstd: Array, g_scale: Array) -> 
     >>> caffe2.gamma_beta_backward(dYxX, dY, np.asarray([2.0, 1.0]), np.asarray([-6.0, 0.0]))
     (array([8.]), array([3.]))
     """
-    function = "gamma_beta_backward"
-    xp = _matrix(function, "dY", dY)
-    _check.companion(function, "dYxX", dYxX, dY, tuple(dY.shape), "the shape of dY")
-    _of_rows(function, dY, rstd=rstd, g_scale=g_scale)
-    if run := _accelerated(function, dY):
+    func_name = "gamma_beta_backward"
+    xp = _matrix(func_name, "dY", dY)
+    _check.operand(func_name, "dYxX", dYxX, dY, tuple(dY.shape), "the shape of dY")
+    _of_rows(func_name, dY, rstd=rstd, g_scale=g_scale)
+    if run := _accelerated(func_name, dY):
         return run(dYxX, dY, rstd, g_scale)  # type: ignore[no-any-return]
-    g = accumulate(xp, dY)
-    dYxX = accumulate_as(xp, dYxX, g)
+    g = to_acc_dtype(xp, dY)
+    dYxX = astype_like(xp, dYxX, g)
     terms = dYxX * _down(xp, rstd, g) + g * _down(xp, g_scale, g)
     return xp.sum(terms, axis=0), xp.sum(g, axis=0)
 
 
-def _accelerated(function: str, x: Array) -> Callable[..., Any] | None:
+def _accelerated(func_name: str, x: Array) -> Callable[..., Any] | None:
     """What runs a stage instead, on checked arrays of which x is one."""
-    return None if 0 in x.shape else accelerated_stage(library_of(x).name, function)
+    return None if 0 in x.shape else accelerated_stage(library_of(x).name, func_name)
 
 
-def _matrix(function: str, name: str, x: Array) -> Any:
+def _matrix(func_name: str, name: str, x: Array) -> Any:
     """The namespace of an array of rows."""
-    xp = _check.array(function, name, x).xp
+    xp = _check.array(func_name, name, x).xp
     if x.ndim != 2:
-        raise ValueError(f"{function}: {name} has shape {tuple(x.shape)}, but must have (M, N)")
+        raise ValueError(f"{func_name}: {name} has shape {tuple(x.shape)}, but must have (M, N)")
     return xp
 
 
-def _vector(function: str, name: str, x: Array) -> Any:
+def _vector(func_name: str, name: str, x: Array) -> Any:
     """The namespace of an array with one element for each row."""
-    xp = _check.array(function, name, x).xp
+    xp = _check.array(func_name, name, x).xp
     if x.ndim != 1:
-        raise ValueError(f"{function}: {name} has shape {tuple(x.shape)}, but must have (M,)")
+        raise ValueError(f"{func_name}: {name} has shape {tuple(x.shape)}, but must have (M,)")
     return xp
 
 
-def _of_rows(function: str, X: Array, **vectors: Array) -> None:
+def _of_rows(func_name: str, X: Array, **vectors: Array) -> None:
     dtype = ACCUMULATION[dtype_name(X.dtype)]
     for name, values in vectors.items():
-        what = "one element for each row"
-        _check.companion(function, name, values, X, (X.shape[0],), what, dtype)
+        shape_text = "one element for each row"
+        _check.operand(func_name, name, values, X, (X.shape[0],), shape_text, dtype)
 
 
-def _of_columns(function: str, X: Array, **parameters: Array | None) -> None:
+def _of_columns(func_name: str, X: Array, **parameters: Array | None) -> None:
     for name, values in parameters.items():
         if values is not None:
-            what = "one element for each column"
-            _check.companion(function, name, values, X, (X.shape[1],), what)
+            shape_text = "one element for each column"
+            _check.operand(func_name, name, values, X, (X.shape[1],), shape_text)
 
 
 def _down(xp: Any, values: Array, like: Array) -> Array:
     """One value for each row, as a column beside the rows."""
-    return accumulate_as(xp, values, like)[:, None]
+    return astype_like(xp, values, like)[:, None]

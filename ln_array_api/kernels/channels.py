@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, accumulate, dtype_name, library_of, native_dtype, ascontiguous
+from .._arrays import Array, ascontiguous, dtype_name, library_of, native_dtype, to_acc_dtype
 from .reductions import sum_over
-from .rows import accumulate_as, in_range, normalise, standardised
+from .rows import astype_like, normalise, scale_epsilon, x_hat_from_stats
 
 
 def channels_forward(
@@ -46,9 +46,9 @@ def channels_forward(
     xp, c = library_of(x).xp, x.shape[axis]
     y, mean, var, rstd = normalise(
         x,
-        _beside(xp, x, axis, gamma),
-        _beside(xp, x, axis, beta),
-        axes=_others(x, axis),
+        _broadcast_channels(xp, x, axis, gamma),
+        _broadcast_channels(xp, x, axis, beta),
+        axes=_other_axes(x, axis),
         epsilon=epsilon,
         center=True,
     )
@@ -80,13 +80,13 @@ def channels_inference(
     """
     xp = library_of(x).xp
     with np.errstate(all="ignore"):
-        scale = 1 / xp.sqrt(var + in_range(epsilon, dtype_name(var.dtype)))
+        scale = 1 / xp.sqrt(var + scale_epsilon(epsilon, dtype_name(var.dtype)))
         if gamma is not None:
-            scale = scale * accumulate_as(xp, gamma, scale)
-        y = accumulate(xp, x) - _beside(xp, x, axis, mean)
-        y = y * _beside(xp, x, axis, scale)
+            scale = scale * astype_like(xp, gamma, scale)
+        y = to_acc_dtype(xp, x) - _broadcast_channels(xp, x, axis, mean)
+        y = y * _broadcast_channels(xp, x, axis, scale)
         if beta is not None:
-            y = y + _beside(xp, x, axis, accumulate_as(xp, beta, scale))
+            y = y + _broadcast_channels(xp, x, axis, astype_like(xp, beta, scale))
         return xp.astype(y, native_dtype(x), copy=False)
 
 
@@ -119,24 +119,27 @@ def channels_backward(
     dgamma, dbeta : arrays of shape (C,), in the accumulation dtype, or, from a backend that saves
         the conversion, in that of gamma, or of x where gamma is absent
     """
-    xp, axes, c = library_of(x).xp, _others(x, axis), x.shape[axis]
+    xp, axes, c = library_of(x).xp, _other_axes(x, axis), x.shape[axis]
     need_dx, need_dgamma, need_dbeta = need
     n = max(math.prod(x.shape[each] for each in axes), 1)
     dx = dgamma = dbeta = None
     with np.errstate(all="ignore"):
-        x, dy = ascontiguous(x), accumulate_as(xp, ascontiguous(dy), rstd)
+        x, dy = ascontiguous(x), astype_like(xp, ascontiguous(dy), rstd)
         if need_dx or need_dbeta:
-            dbeta = accumulate_as(xp, sum_over(xp, dy, axes, fused=False, wide=True), dy)
+            dbeta = astype_like(xp, sum_over(xp, dy, axes, fused=False, wide=True), dy)
         if need_dx or need_dgamma:
-            mean, rstd = _beside(xp, x, axis, mean), _beside(xp, x, axis, rstd)
-            x_hat = standardised(xp, x, mean, rstd, axes=axes)
+            mean, rstd = (
+                _broadcast_channels(xp, x, axis, mean),
+                _broadcast_channels(xp, x, axis, rstd),
+            )
+            x_hat = x_hat_from_stats(xp, x, mean, rstd, axes=axes)
             dgamma = sum_over(xp, dy * x_hat, axes, fused=False, wide=True)
-            dgamma = accumulate_as(xp, dgamma, dy)
+            dgamma = astype_like(xp, dgamma, dy)
         if need_dx:
             dx = (dy - dbeta / n) - x_hat * (dgamma / n)
             scale = rstd
             if gamma is not None:
-                scale = rstd * _beside(xp, x, axis, accumulate_as(xp, gamma, rstd))
+                scale = rstd * _broadcast_channels(xp, x, axis, astype_like(xp, gamma, rstd))
             dx = xp.astype(dx * scale, native_dtype(x), copy=False)
     return (
         dx,
@@ -145,11 +148,11 @@ def channels_backward(
     )
 
 
-def _others(x: Array, axis: int) -> tuple[int, ...]:
+def _other_axes(x: Array, axis: int) -> tuple[int, ...]:
     return tuple(each for each in range(x.ndim) if each != axis)
 
 
-def _beside(xp: Any, x: Array, axis: int, values: Array | None) -> Array | None:
+def _broadcast_channels(xp: Any, x: Array, axis: int, values: Array | None) -> Array | None:
     """Values of channels in a shape that broadcasts with x."""
     if values is None:
         return None

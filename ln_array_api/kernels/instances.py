@@ -4,7 +4,7 @@ Batch-instance and switchable norm normalise by a mix of the statistics of insta
 larger parts of x, and the latter follow from the former. With x̂ = (x - mean) * rstd of an instance,
 y is x̂ * scale + shift, and dx is rstd * (dy * weight + x̂ * scale + shift), of numbers that each
 instance has: all else is arithmetic on these few. The rounded means of instances are never
-trusted: `missed` is what their rounding took, as in `rows`.
+trusted: `mean_residual` is what their rounding took, as in `rows`.
 
 Arrays come, and results are, in the accumulation dtype of x; statistics, and what goes with them,
 keep the rank of x.
@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, constant, dtype_name, library_of
+from .._arrays import Array, detach, dtype_name, library_of
 from .moments import two_sum
 from .reductions import largest_magnitude, one_of_each, sum_over
-from .rows import accumulate_as, centred, mean_square, scaling, unscaled_rstd
+from .rows import astype_like, centred, mean_square, scaling, unscaled_rstd
 
 
 def statistics(
@@ -39,24 +39,26 @@ def statistics(
         scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)
         if scale is not None:
             d = d * scale
-        d, rough_mean, missed = centred(xp, d, axes)
+        d, approx_mean, mean_residual = centred(xp, d, axes)
         var = mean_square(xp, d, axes)
         rstd = 1 / xp.sqrt(var + scaled_epsilon)
         rstd = unscaled_rstd(xp, rstd, scale, var, epsilon, dtype_name(d.dtype))
-        mean, missed = two_sum(rough_mean, missed)
+        mean, mean_residual = two_sum(approx_mean, mean_residual)
         if scale is not None:
-            mean, missed, var = mean / scale, missed / scale, var / scale / scale
-        return mean, missed, accumulate_as(xp, var, d), accumulate_as(xp, rstd, d)
+            mean, mean_residual, var = mean / scale, mean_residual / scale, var / scale / scale
+        return mean, mean_residual, astype_like(xp, var, d), astype_like(xp, rstd, d)
 
 
-def _x_hat(x: Array, mean: Array, missed: Array, rstd: Array) -> Array:
-    return ((x - mean) - missed) * rstd
+def _x_hat(x: Array, mean: Array, mean_residual: Array, rstd: Array) -> Array:
+    return ((x - mean) - mean_residual) * rstd
 
 
-def affine(x: Array, mean: Array, missed: Array, rstd: Array, scale: Array, shift: Array) -> Array:
+def affine(
+    x: Array, mean: Array, mean_residual: Array, rstd: Array, scale: Array, shift: Array
+) -> Array:
     """Give x̂ * scale + shift."""
     with np.errstate(all="ignore"):
-        return _x_hat(x, mean, missed, rstd) * scale + shift
+        return _x_hat(x, mean, mean_residual, rstd) * scale + shift
 
 
 def sums(
@@ -66,16 +68,16 @@ def sums(
     xp = library_of(x).xp
     with np.errstate(all="ignore"):
         n = max(math.prod(x.shape[axis] for axis in axes), 1)
-        missed = sum_over(xp, x - mean, axes) / n
-        of_product = sum_over(xp, dy * _x_hat(x, mean, missed, rstd), axes, fused=False)
-        return missed, sum_over(xp, dy, axes, fused=False), of_product
+        mean_residual = sum_over(xp, x - mean, axes) / n
+        sum_dy_x_hat = sum_over(xp, dy * _x_hat(x, mean, mean_residual, rstd), axes, fused=False)
+        return mean_residual, sum_over(xp, dy, axes, fused=False), sum_dy_x_hat
 
 
 def gradient(
     dy: Array,
     x: Array,
     mean: Array,
-    missed: Array,
+    mean_residual: Array,
     rstd: Array,
     weight: Array,
     scale: Array,
@@ -83,7 +85,7 @@ def gradient(
 ) -> Array:
     """Give rstd * (dy * weight + x̂ * scale + shift)."""
     with np.errstate(all="ignore"):
-        return rstd * (dy * weight + (_x_hat(x, mean, missed, rstd) * scale + shift))
+        return rstd * (dy * weight + (_x_hat(x, mean, mean_residual, rstd) * scale + shift))
 
 
 def average(xp: Any, values: Array, axis: int) -> Array:
@@ -91,16 +93,16 @@ def average(xp: Any, values: Array, axis: int) -> Array:
     return sum_over(xp, values, (axis,), fused=False) / max(values.shape[axis], 1)
 
 
-def common_mean(xp: Any, mean: Array, missed: Array, axis: int) -> tuple[Array, Array]:
+def common_mean(xp: Any, mean: Array, mean_residual: Array, axis: int) -> tuple[Array, Array]:
     """The mean of means of instances over an axis, and how far they are from it; 0 of none."""
     if mean.shape[axis] == 0:
         return xp.sum(mean, axis=axis, keepdims=True), mean
     first = one_of_each(xp, mean, (axis,))
-    distance = (mean - first) + missed
-    beyond = average(xp, distance, axis)
-    distance = distance - beyond
-    rest = average(xp, distance, axis)
-    return first + (beyond + rest), distance - rest
+    distance = (mean - first) + mean_residual
+    mean_offset = average(xp, distance, axis)
+    distance = distance - mean_offset
+    residual = average(xp, distance, axis)
+    return first + (mean_offset + residual), distance - residual
 
 
 def common_rstd(xp: Any, rstd: Array, distance: Array, axis: int) -> Array:
@@ -113,7 +115,7 @@ def common_rstd(xp: Any, rstd: Array, distance: Array, axis: int) -> Array:
         return xp.sum(rstd, axis=axis, keepdims=True) + 1
     inverse = 1 / rstd
     magnitudes = (largest_magnitude(xp, each, (axis,)) for each in (inverse, distance))
-    largest = constant(xp.maximum(*magnitudes))
+    largest = detach(xp.maximum(*magnitudes))
     largest = xp.where(largest == 0, xp.ones_like(largest), largest)
     inverse, distance = inverse / largest, distance / largest
     return 1 / xp.sqrt(average(xp, inverse * inverse + distance * distance, axis)) / largest

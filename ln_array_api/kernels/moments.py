@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, accumulate, library_of
+from .._arrays import Array, library_of, to_acc_dtype
 from .reductions import sum_over
 from .rows import centred, scaling
 
@@ -18,7 +18,7 @@ def moments(x: Array, *, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
     All keep the rank, in the accumulation dtype. Of no values they are NaN, 0 and 0.
     """
     xp = library_of(x).xp
-    d = accumulate(xp, x)
+    d = to_acc_dtype(xp, x)
     if 0 in (x.shape[axis] for axis in axes):
         zero = xp.sum(d, axis=axes, keepdims=True)
         return zero + math.nan, zero, zero
@@ -26,12 +26,12 @@ def moments(x: Array, *, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
         scale, _ = scaling(xp, x.dtype, d, axes, 0.0)
         if scale is not None:
             d = d * scale
-        d, rough_mean, missed = centred(xp, d, axes)
-        mean, missed = two_sum(rough_mean, missed)
+        d, approx_mean, mean_residual = centred(xp, d, axes)
+        mean, mean_residual = two_sum(approx_mean, mean_residual)
         m2 = sum_over(xp, d * d, axes, wide=True)
         if scale is not None:
-            mean, missed, m2 = mean / scale, missed / scale, m2 / scale / scale
-    return mean, xp.astype(m2, d.dtype, copy=False), missed
+            mean, mean_residual, m2 = mean / scale, mean_residual / scale, m2 / scale / scale
+    return mean, xp.astype(m2, d.dtype, copy=False), mean_residual
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, accumulate, constant, dtype_name, library_of, native_dtype
+from .._arrays import Array, detach, dtype_name, library_of, native_dtype, to_acc_dtype
 from .reductions import largest_magnitude, sum_over
-from .rows import accumulate_as
+from .rows import astype_like
 
 #: How much of the largest magnitude in a row another is from which on its distance from that is
 #: what its power is computed from.
@@ -44,12 +44,12 @@ def power(xp: Any, magnitudes: Array, alpha: float) -> Array:
 
 def signed_power(x: Array, alpha: float) -> Array:
     """Powers of x in the accumulation dtype. Their derivative by a framework is 0 where x is 0."""
-    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    xp, x_acc = library_of(x).xp, to_acc_dtype(library_of(x).xp, x)
     if alpha == 1:
-        return wide
+        return x_acc
     # Not by `sign`, for which the host waits: array_api_compat looks for NaN in CuPy's arrays.
-    signed = xp.copysign(power(xp, xp.where(wide == 0, 1.0, xp.abs(wide)), alpha), wide)
-    return xp.where(wide == 0, 0.0, signed)
+    signed = xp.copysign(power(xp, xp.where(x_acc == 0, 1.0, xp.abs(x_acc)), alpha), x_acc)
+    return xp.where(x_acc == 0, 0.0, signed)
 
 
 def powers_forward(
@@ -73,25 +73,27 @@ def powers_forward(
     y : array of the shape and dtype of x
     norm : array in the accumulation dtype, of x's rank, with length 1 in place of `axes`
     """
-    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    xp, x_acc = library_of(x).xp, to_acc_dtype(library_of(x).xp, x)
     with np.errstate(all="ignore"):
         if 0 in (x.shape[axis] for axis in axes):
-            nan = xp.sum(wide, axis=axes, keepdims=True) + math.nan
-            return xp.astype(wide * nan, native_dtype(x), copy=False), nan
-        peak, _, v = _ratios(xp, wide, axes, alpha)
-        half, squares = power(xp, peak, alpha / 2), sum_over(xp, v * v, axes)
+            nan = xp.sum(x_acc, axis=axes, keepdims=True) + math.nan
+            return xp.astype(x_acc * nan, native_dtype(x), copy=False), nan
+        max_abs, _, v = _ratios(xp, x_acc, axes, alpha)
+        half, squares = power(xp, max_abs, alpha / 2), sum_over(xp, v * v, axes)
         if epsilon == 0:
             total = xp.sqrt(squares)
             norm = half * total * half
         else:
-            root = max(math.sqrt(epsilon), _smallest(wide))
-            whole = power(xp, peak, alpha)
-            s = xp.where(whole < _smallest(wide), half / root * half, whole / root)
+            sqrt_epsilon = max(math.sqrt(epsilon), _min_normal(x_acc))
+            max_power = power(xp, max_abs, alpha)
+            s = xp.where(
+                max_power < _min_normal(x_acc), half / sqrt_epsilon * half, max_power / sqrt_epsilon
+            )
             above = (s >= 1) & (squares > 0)
             v = xp.where(above, v, v * s)
             total = xp.sqrt(xp.where(above, squares + 1 / (s * s), squares * s * s + 1))
-            norm = xp.where(above, half * total * half, root * total)
-        return xp.astype(xp.copysign(v, wide) / total, native_dtype(x), copy=False), norm
+            norm = xp.where(above, half * total * half, sqrt_epsilon * total)
+        return xp.astype(xp.copysign(v, x_acc) / total, native_dtype(x), copy=False), norm
 
 
 def powers_backward(
@@ -108,27 +110,27 @@ def powers_backward(
     axes, alpha
         As in `powers_forward`.
     """
-    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    xp, x_acc = library_of(x).xp, to_acc_dtype(library_of(x).xp, x)
     with np.errstate(all="ignore"):
         if 0 in x.shape:
-            return xp.astype(wide, native_dtype(x))
-        dy, norm = accumulate_as(xp, dy, wide), accumulate_as(xp, norm, wide)
-        peak, ratio, v = _ratios(xp, wide, axes, alpha)
+            return xp.astype(x_acc, native_dtype(x))
+        dy, norm = astype_like(xp, dy, x_acc), astype_like(xp, norm, x_acc)
+        max_abs, ratio, v = _ratios(xp, x_acc, axes, alpha)
         slope = xp.where(ratio < LARGE_RATIO, power(xp, ratio, alpha - 1), v / ratio)
         squares = sum_over(xp, v * v, axes)
         # A norm that is out of range is that of powers without epsilon: a larger one would be in
         # range, unless powers are so large that epsilon does not matter.
-        in_range = (norm >= _smallest(wide)) & (norm < math.inf)
-        half = power(xp, peak, alpha / 2)
+        in_range = (norm >= _min_normal(x_acc)) & (norm < math.inf)
+        half = power(xp, max_abs, alpha / 2)
         v = xp.where(in_range, v * (half / norm) * half, v / xp.sqrt(squares))
-        y = xp.copysign(v, wide)
+        y = xp.copysign(v, x_acc)
         g = dy - y * sum_over(xp, dy * y, axes)
-        half = power(xp, peak, (alpha - 1) / 2)
-        per_norm = xp.where(in_range, half / norm * half, 1 / xp.sqrt(squares) / peak)
+        half = power(xp, max_abs, (alpha - 1) / 2)
+        per_norm = xp.where(in_range, half / norm * half, 1 / xp.sqrt(squares) / max_abs)
         return xp.astype(g * (alpha * slope) * per_norm, native_dtype(x), copy=False)
 
 
-def _smallest(x: Array) -> float:
+def _min_normal(x: Array) -> float:
     """The smallest normal number of the dtype of x."""
     return float(np.finfo(dtype_name(x.dtype)).smallest_normal)
 
@@ -136,12 +138,12 @@ def _smallest(x: Array) -> float:
 def _ratios(xp: Any, x: Array, axes: tuple[int, ...], alpha: float) -> tuple[Array, Array, Array]:
     """P of each row, or 1 if that is 0, and how much of it each magnitude and its power is."""
     magnitudes = xp.abs(x)
-    peak = constant(largest_magnitude(xp, x, axes))
-    peak = xp.where(peak == 0, 1.0, peak)
-    ratio = magnitudes / peak
+    max_abs = detach(largest_magnitude(xp, x, axes))
+    max_abs = xp.where(max_abs == 0, 1.0, max_abs)
+    ratio = magnitudes / max_abs
     # A power multiplies the rounding error of a ratio by alpha, which would show in the largest
     # ratios. The distance of these from 1 is rounded to less. Other ratios lose by it: XLA's log1p
     # is off by 100 eps about -0.4.
-    distance = xp.maximum((magnitudes - peak) / peak, xp.full_like(peak, LARGE_RATIO - 1))
+    distance = xp.maximum((magnitudes - max_abs) / max_abs, xp.full_like(max_abs, LARGE_RATIO - 1))
     v = xp.where(ratio < LARGE_RATIO, power(xp, ratio, alpha), xp.exp(alpha * xp.log1p(distance)))
-    return peak, ratio, v
+    return max_abs, ratio, v

@@ -9,11 +9,11 @@ from typing import Any
 
 from .._arrays import (
     Array,
+    ascontiguous,
     computes_in_float64,
     has_symbols,
-    in_shape,
     library_of,
-    ascontiguous,
+    reshape_contiguous,
 )
 
 #: Rows that are added one after the other before their sums are added. NumPy adds the rows of a
@@ -68,7 +68,7 @@ def _sum_over(xp: Any, x: Array, axes: tuple[int, ...], dtype: Any) -> Array:
         rows = math.prod(x.shape[: len(axes)])
         return xp.reshape(_sum_rows(xp, xp.reshape(x, (rows, -1)), dtype), shape)
     count = math.prod(shape)
-    rows_last = in_shape(x, (count, math.prod(x.shape) // count), kept + axes)
+    rows_last = reshape_contiguous(x, (count, math.prod(x.shape) // count), kept + axes)
     return xp.reshape(xp.sum(rows_last, axis=1, dtype=dtype), shape)
 
 

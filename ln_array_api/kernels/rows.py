@@ -11,10 +11,11 @@ y = x̂ * gamma + beta. With g = dy * gamma, the backward pass is
 
 Three things keep the error from growing with mean, length or magnitude:
 
-* The rounded mean is never trusted. Subtracting it is exact enough, so the mean of what remains
-  is what the rounding missed, and is subtracted too (Chan, Golub and LeVeque, "Algorithms for
-  computing the sample variance", 1983, equation (1.7), applied to the mean).
-* The first sweep sums what is left when one element is subtracted from all of its row, so that the
+* The rounded mean is never trusted. Subtracting it is exact enough, so the mean of the differences
+  is the rounding error of the mean, `mean_residual`, and is subtracted too (Chan, Golub and
+  LeVeque, "Algorithms for computing the sample variance", 1983, equation (1.7), applied to the
+  mean).
+* The first sweep subtracts one element of a row from all others and sums the differences, so the
   mean of a constant row is exact.
 * Rows whose squares would leave the range of the dtype are scaled by a power of two first.
 """
@@ -28,18 +29,18 @@ import numpy as np
 
 from .._arrays import (
     Array,
-    accumulate,
+    ascontiguous,
     computes_in_float64,
     dtype_name,
     library_of,
     native_dtype,
-    ascontiguous,
+    to_acc_dtype,
 )
 from .reductions import largest_magnitude, one_of_each, sum_over
 
 
-class Band(NamedTuple):
-    """Rows whose magnitude is on the far side of `threshold` are multiplied by `factor`."""
+class ScaleRule(NamedTuple):
+    """Rows whose magnitude is beyond `threshold` are multiplied by `factor`."""
 
     threshold: float
     factor: float
@@ -47,13 +48,13 @@ class Band(NamedTuple):
 
 #: A row's magnitude after scaling is such that neither the sum of 2³¹ squares overflows nor the
 #: square of a difference of one ulp underflows. From 1 outwards; the outermost that applies wins.
-_LARGE = {
-    "float32": (Band(2.0**46, 2.0**-62), Band(2.0**108, 2.0**-124)),
-    "float64": (Band(2.0**480, 2.0**-700),),
+_DOWNSCALE = {
+    "float32": (ScaleRule(2.0**46, 2.0**-62), ScaleRule(2.0**108, 2.0**-124)),
+    "float64": (ScaleRule(2.0**480, 2.0**-700),),
 }
-_SMALL = {
-    "float32": (Band(2.0**-16, 2.0**62), Band(2.0**-78, 2.0**124)),
-    "float64": (Band(2.0**-420, 2.0**700),),
+_UPSCALE = {
+    "float32": (ScaleRule(2.0**-16, 2.0**62), ScaleRule(2.0**-78, 2.0**124)),
+    "float64": (ScaleRule(2.0**-420, 2.0**700),),
 }
 #: Deviations are multiplied by this before they are summed where rstd is less.
 _RANGE_SCALE = {"float32": 2.0**-64, "float64": 2.0**-512}
@@ -148,7 +149,7 @@ def rows_backward(
     """
     xp = library_of(x).xp
     split = _Split(x.shape, groups, repeat)
-    dx, dgamma, dbeta = differentiate(
+    dx, dgamma, dbeta = normalise_backward(
         split.rows(xp, dy),
         split.rows(xp, x),
         split.statistic(xp, mean),
@@ -231,7 +232,7 @@ def normalise(
     """
     xp = library_of(x).xp
     n = math.prod(x.shape[axis] for axis in axes)
-    d = accumulate(xp, ascontiguous(x))
+    d = to_acc_dtype(xp, ascontiguous(x))
     dtype = d.dtype
     if n == 0:  # y is empty, and all the same a function of x, gamma and beta to a framework
         nan = xp.sum(d, axis=axes, keepdims=True) + math.nan
@@ -242,17 +243,17 @@ def normalise(
         if scale is not None:
             d = d * scale
         if center:
-            d, rough_mean, missed = centred(xp, d, axes)
+            d, approx_mean, mean_residual = centred(xp, d, axes)
         var = mean_square(xp, d, axes)
-        root = xp.sqrt(var + scaled_epsilon)
-        rstd = 1 / root
-        if root.dtype == dtype and computes_in_float64(x):  # a quotient is rounded once less
-            y = d / root
+        std = xp.sqrt(var + scaled_epsilon)
+        rstd = 1 / std
+        if std.dtype == dtype and computes_in_float64(x):  # a quotient is rounded once less
+            y = d / std
         else:
-            y = d * accumulate_as(xp, rstd, d)
+            y = d * astype_like(xp, rstd, d)
         del d  # which is as large as x
         y = _affine(xp, y, gamma, beta)
-        mean = rough_mean + missed if center else None
+        mean = approx_mean + mean_residual if center else None
         rstd = unscaled_rstd(xp, rstd, scale, var, epsilon, dtype_name(dtype))
         if scale is not None:
             var = var / scale / scale  # whose square may be out of range
@@ -264,50 +265,51 @@ def normalise(
 def _affine(xp: Any, y: Array, gamma: Array | None, beta: Array | None) -> Array:
     """Y, in the accumulation dtype, times gamma, plus beta, where they are given."""
     if gamma is not None:
-        y = y * accumulate_as(xp, gamma, y)
-    return y if beta is None else y + accumulate_as(xp, beta, y)
+        y = y * astype_like(xp, gamma, y)
+    return y if beta is None else y + astype_like(xp, beta, y)
 
 
 def unscaled_rstd(
     xp: Any, rstd: Array, scale: Array | None, var: Array, epsilon: float, accumulation: str
 ) -> Array:
-    """The rstd of x from rstd and var of x * scale.
+    """Return the rstd of x from rstd and var of x * scale.
 
-    If x is constant, epsilon alone makes it, and may be less than the dtype holds. Then it is the
-    largest number at most, unless epsilon is 0.
+    Where x is constant, rstd follows from epsilon only, which may underflow in the dtype. Then
+    rstd is at most the largest finite number, unless epsilon is 0.
     """
     largest = float(np.finfo(accumulation).max)
-    alone = min(1 / math.sqrt(epsilon), largest) if epsilon > 0 else math.inf
-    return xp.where(var == 0, alone, rstd if scale is None else rstd * scale)
+    constant_rstd = min(1 / math.sqrt(epsilon), largest) if epsilon > 0 else math.inf
+    return xp.where(var == 0, constant_rstd, rstd if scale is None else rstd * scale)
 
 
 def centred(xp: Any, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """X less its mean over `axes`, and the mean as it was found, and what that missed."""
+    """Return x minus its mean over `axes`, the approximate mean, and the residual of that mean."""
     n = math.prod(x.shape[axis] for axis in axes)
     one = one_of_each(xp, x, axes)
-    rough_mean = one + sum_over(xp, x - one, axes) / n
-    d = x - rough_mean
-    missed = sum_over(xp, d, axes) / n
-    d -= missed
-    return d, rough_mean, missed
+    approx_mean = one + sum_over(xp, x - one, axes) / n
+    d = x - approx_mean
+    mean_residual = sum_over(xp, d, axes) / n
+    d -= mean_residual
+    return d, approx_mean, mean_residual
 
 
 def mean_square(xp: Any, d: Array, axes: tuple[int, ...]) -> Array:
-    """The mean of the squares of d over `axes`, in float64 where the library computes in that.
+    """Return the mean of the squares of d over `axes`, in float64 where the library has it.
 
-    Squares of float64 have no wider sum, so the mean of what remains of them is added: where
-    squares are alike, as those of a row with many zeros, a plain sum rounds in one direction.
+    There is no wider dtype for squares in float64, so the mean of their deviations from the
+    computed mean is added: where squares are alike, as in a row with many zeros, a plain sum
+    rounds in one direction.
     """
     n = math.prod(d.shape[axis] for axis in axes)
     squares = d * d
     mean = sum_over(xp, squares, axes, wide=True) / n
     if dtype_name(d.dtype) != "float64":
         return mean
-    missed = sum_over(xp, squares - mean, axes) / n
-    return xp.where(xp.isfinite(missed), mean + missed, mean)
+    residual = sum_over(xp, squares - mean, axes) / n
+    return xp.where(xp.isfinite(residual), mean + residual, mean)
 
 
-def differentiate(
+def normalise_backward(
     dy: Array,
     x: Array,
     mean: Array | None,
@@ -323,19 +325,19 @@ def differentiate(
     xp = library_of(x).xp
     need_dx, need_dgamma, need_dbeta = need
     n = math.prod(x.shape[axis] for axis in axes)
-    shared = tuple(axis for axis in range(x.ndim) if axis not in parameter_axes)
+    reduced_axes = tuple(axis for axis in range(x.ndim) if axis not in parameter_axes)
     dx = dgamma = dbeta = None
     with np.errstate(all="ignore"):
-        x, dy = ascontiguous(x), accumulate_as(xp, ascontiguous(dy), rstd)
+        x, dy = ascontiguous(x), astype_like(xp, ascontiguous(dy), rstd)
         if need_dbeta:
-            dbeta = accumulate_as(xp, sum_over(xp, dy, shared, wide=True), dy)
+            dbeta = astype_like(xp, sum_over(xp, dy, reduced_axes, wide=True), dy)
         if not (need_dx or need_dgamma):
             return dx, dgamma, dbeta
-        x_hat = standardised(xp, x, mean, rstd, axes=axes)
+        x_hat = x_hat_from_stats(xp, x, mean, rstd, axes=axes)
         if need_dgamma:
-            dgamma = accumulate_as(xp, sum_over(xp, dy * x_hat, shared, wide=True), dy)
+            dgamma = astype_like(xp, sum_over(xp, dy * x_hat, reduced_axes, wide=True), dy)
         if need_dx:
-            g = dy if gamma is None else dy * accumulate_as(xp, gamma, dy)
+            g = dy if gamma is None else dy * astype_like(xp, gamma, dy)
             dx = g - x_hat * (sum_over(xp, g * x_hat, axes, fused=False) / max(n, 1))
             if center:
                 dx -= sum_over(xp, g, axes, fused=False) / max(n, 1)
@@ -343,54 +345,59 @@ def differentiate(
     return dx, dgamma, dbeta
 
 
-def standardised(
+def x_hat_from_stats(
     xp: Any, x: Array, mean: Array | None, rstd: Array, *, axes: tuple[int, ...]
 ) -> Array:
-    """X̂ by the statistics of `normalise`, making up for the rounding of the mean."""
-    d = accumulate(xp, x)
+    """Return x̂ by the statistics of `normalise`, corrected for the rounding of the mean."""
+    d = to_acc_dtype(xp, x)
     if mean is None:
         return d * rstd
     # Their sum is of exact multiples, which cannot overflow: of short rows, the rounding of the
     # products by rstd would be seen in x_hat.
-    least = _RANGE_SCALE[dtype_name(rstd.dtype)]
-    scale = xp.where(rstd < least, least, xp.ones_like(rstd))
+    min_rstd = _RANGE_SCALE[dtype_name(rstd.dtype)]
+    scale = xp.where(rstd < min_rstd, min_rstd, xp.ones_like(rstd))
     d = (d - mean) * scale
     d -= sum_over(xp, d, axes) / max(math.prod(x.shape[axis] for axis in axes), 1)
     return d * (rstd / scale)
 
 
-def accumulate_as(xp: Any, values: Array, like: Array) -> Array:
-    """Values in the dtype of `like`, an array in the accumulation dtype."""
+def astype_like(xp: Any, values: Array, like: Array) -> Array:
+    """Cast values to the dtype of `like`, an array in the accumulation dtype."""
     return xp.astype(values, like.dtype, copy=False)
 
 
 def scaling(
     xp: Any, dtype: Any, x: Array, axes: tuple[int, ...], epsilon: float
 ) -> tuple[Array | None, Array | float]:
-    """A power of two for each row, or None where none is needed, and epsilon times its square.
+    """Return a power of two for each row, or None where none is needed, and epsilon * its square.
 
     `x` is in the accumulation dtype, `dtype` is the one it came in.
     """
     accumulation = dtype_name(x.dtype)
     if dtype_name(dtype) == "float16":  # whose squares are well inside the range of float32
-        return None, in_range(epsilon, accumulation)
-    peak = largest_magnitude(xp, x, axes)
-    scale, scaled_epsilon = xp.ones_like(peak), xp.full_like(peak, in_range(epsilon, accumulation))
+        return None, scale_epsilon(epsilon, accumulation)
+    max_abs = largest_magnitude(xp, x, axes)
+    scale, scaled_epsilon = (
+        xp.ones_like(max_abs),
+        xp.full_like(max_abs, scale_epsilon(epsilon, accumulation)),
+    )
     # Where epsilon alone puts the variance in range, small rows need no scaling.
-    small = [band for band in _SMALL[accumulation] if math.sqrt(epsilon) < band.threshold]
-    for beyond, factor in (
-        *((peak >= threshold, factor) for threshold, factor in _LARGE[accumulation]),
-        *((peak < threshold, factor) for threshold, factor in small),
+    small = [rule for rule in _UPSCALE[accumulation] if math.sqrt(epsilon) < rule.threshold]
+    for applies, factor in (
+        *((max_abs >= threshold, factor) for threshold, factor in _DOWNSCALE[accumulation]),
+        *((max_abs < threshold, factor) for threshold, factor in small),
     ):
-        scale = xp.where(beyond, factor, scale)
-        scaled_epsilon = xp.where(beyond, in_range(epsilon, accumulation, factor), scaled_epsilon)
+        scale = xp.where(applies, factor, scale)
+        scaled_epsilon = xp.where(
+            applies, scale_epsilon(epsilon, accumulation, factor), scaled_epsilon
+        )
     return scale, scaled_epsilon
 
 
-def in_range(epsilon: float, accumulation: str, factor: float = 1.0) -> float:
-    """Epsilon times the square of a factor; the smallest normal number where it is less, but not 0.
+def scale_epsilon(epsilon: float, accumulation: str, factor: float = 1.0) -> float:
+    """Return epsilon * factor², but not less than the smallest normal number, unless it is 0.
 
-    An epsilon that underflows is far below the variance, unless the row is constant: then it is
-    what keeps 0 / 0 away.
+    An epsilon that underflows is far below the variance, unless the row is constant: then it
+    prevents 0 / 0.
     """
     return max(epsilon * factor * factor, _SMALLEST_NORMAL[accumulation]) if epsilon > 0 else 0.0

@@ -15,46 +15,48 @@ from typing import Any, TypeAlias
 from .._arrays import Array, dtype_name
 from .instances import average, common_mean
 from .reductions import sum_over
-from .rows import in_range
+from .rows import scale_epsilon
 
-Three: TypeAlias = tuple[Array, Array, Array]  # of instance, layer and batch
+PerSource: TypeAlias = tuple[Array, Array, Array]  # of instance, layer and batch
 
 
 class Mix:
     """How far the means of instances are from those of their layer and their batch."""
 
-    def __init__(self, xp: Any, mean: Array, missed: Array, channels: int) -> None:
+    def __init__(self, xp: Any, mean: Array, mean_residual: Array, channels: int) -> None:
         """Given means and what their rounding took; the batch is axis 0."""
         self.xp, self.channels = xp, channels
-        _, self.from_layer = common_mean(xp, mean, missed, channels)
-        _, self.from_batch = common_mean(xp, mean, missed, 0)
+        _, self.from_layer = common_mean(xp, mean, mean_residual, channels)
+        _, self.from_batch = common_mean(xp, mean, mean_residual, 0)
 
-    def variances(self, var: Array) -> Three:
+    def variances(self, var: Array) -> PerSource:
         """Of instance, layer and batch."""
         _, layer, batch = self._averages(var)
         layer = layer + average(self.xp, self.from_layer * self.from_layer, self.channels)
         batch = batch + average(self.xp, self.from_batch * self.from_batch, 0)
         return var, layer, batch
 
-    def distance(self, weights: Three) -> Array:
+    def distance(self, weights: PerSource) -> Array:
         """How far the means of instances are from the mean that is mixed with such weights."""
         _, layer, batch = weights
         return layer * self.from_layer + batch * self.from_batch
 
     def gradient(
-        self, of_mean: Three, of_var: Three, dmean: Array, dvar: Array
+        self, of_mean: PerSource, of_var: PerSource, dmean: Array, dvar: Array
     ) -> tuple[Array, Array]:
         """With respect to the statistics of instances, given those of the mixed ones."""
         dmean, dvars = _mixed(of_mean, self._averages(dmean)), self._averages(dvar)
-        spread = of_var[1] * dvars[1] * self.from_layer + of_var[2] * dvars[2] * self.from_batch
-        return dmean + 2 * spread, _mixed(of_var, dvars)
+        deviation_term = (
+            of_var[1] * dvars[1] * self.from_layer + of_var[2] * dvars[2] * self.from_batch
+        )
+        return dmean + 2 * deviation_term, _mixed(of_var, dvars)
 
-    def _averages(self, values: Array) -> Three:
+    def _averages(self, values: Array) -> PerSource:
         """Of instances: values themselves, their average over channels, and over the batch."""
         return values, average(self.xp, values, self.channels), average(self.xp, values, 0)
 
 
-def softmax(xp: Any, weights: Array, like: Array) -> Three:
+def softmax(xp: Any, weights: Array, like: Array) -> PerSource:
     """Of the weights of a mix, in the dtype of `like`."""
     weights = xp.astype(weights, like.dtype, copy=False)
     weights = xp.exp(weights - xp.max(weights))
@@ -62,18 +64,18 @@ def softmax(xp: Any, weights: Array, like: Array) -> Three:
     return weights[0], weights[1], weights[2]
 
 
-def _mixed(weights: Three, values: Three) -> Array:
+def _mixed(weights: PerSource, values: PerSource) -> Array:
     (a, b, c), (x, y, z) = weights, values
     return a * x + b * y + c * z
 
 
-def rstd_of(xp: Any, weights: Three, variances: Three, epsilon: float) -> Array:
+def rstd_of(xp: Any, weights: PerSource, variances: PerSource, epsilon: float) -> Array:
     """1 / sqrt(var + epsilon), where var is mixed."""
     variance = _mixed(weights, variances)
-    return 1 / xp.sqrt(variance + in_range(epsilon, dtype_name(variance.dtype)))
+    return 1 / xp.sqrt(variance + scale_epsilon(epsilon, dtype_name(variance.dtype)))
 
 
-def softmax_gradient(xp: Any, weights: Three, dy: Array, values: Three) -> Array:
+def softmax_gradient(xp: Any, weights: PerSource, dy: Array, values: PerSource) -> Array:
     """Of sum(dy * values mixed with weights), with respect to what the weights are softmax of."""
     every = tuple(range(dy.ndim))
     totals = [xp.reshape(sum_over(xp, dy * each, every, fused=False), ()) for each in values]

@@ -20,17 +20,17 @@ import numpy as np
 
 from .._arrays import (
     Array,
-    accumulate,
-    device_beside,
+    creation_device,
+    dask_overlap,
     dtype_name,
     library_of,
     native_dtype,
-    overlapped,
+    to_acc_dtype,
 )
-from .rows import accumulate_as, scaling, unscaled_rstd
+from .rows import astype_like, scaling, unscaled_rstd
 
 Fields: TypeAlias = tuple[Array, ...]
-Reach: TypeAlias = dict[int, int]
+Radius: TypeAlias = dict[int, int]
 """How many places a window goes to either side of its centre, for each axis."""
 
 #: Gradients of very large x are very small. They are multiplied by this power of two until they
@@ -38,7 +38,7 @@ Reach: TypeAlias = dict[int, int]
 _LIFT = 2.0**44
 
 
-def reach_of(shape: tuple[int, ...], axes: tuple[int, ...], size: int) -> Reach:
+def window_radius(shape: tuple[int, ...], axes: tuple[int, ...], size: int) -> Radius:
     """Of windows of a size, as far as there are places."""
     return {axis: min(size // 2, max(shape[axis] - 1, 0)) for axis in axes}
 
@@ -64,17 +64,17 @@ def windows_forward(
     y : array of the shape and dtype of x
     mean, rstd : arrays of x's shape, in the accumulation dtype
     """
-    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    xp, x_acc = library_of(x).xp, to_acc_dtype(library_of(x).xp, x)
     if 0 in x.shape:  # copies, so that a framework can differentiate them
-        y, statistic = (xp.astype(wide, dtype) for dtype in (native_dtype(x), wide.dtype))
+        y, statistic = (xp.astype(x_acc, dtype) for dtype in (native_dtype(x), x_acc.dtype))
         return y, statistic, statistic
     with np.errstate(all="ignore"):
-        scale, scaled_epsilon = _scaling(xp, x, wide, axes, epsilon)
-        d = wide if scale is None else wide * scale
-        deviation, mean, var = _by_chunks(_moments, (d,), reach_of(x.shape, axes, size), 3)
+        scale, scaled_epsilon = _scaling(xp, x, x_acc, axes, epsilon)
+        d = x_acc if scale is None else x_acc * scale
+        deviation, mean, var = _by_chunks(_moments, (d,), window_radius(x.shape, axes, size), 3)
         rstd = 1 / xp.sqrt(var + scaled_epsilon)
         y = xp.astype(deviation * rstd, native_dtype(x), copy=False)
-        rstd = unscaled_rstd(xp, rstd, scale, var, epsilon, dtype_name(wide.dtype))
+        rstd = unscaled_rstd(xp, rstd, scale, var, epsilon, dtype_name(x_acc.dtype))
         return y, mean if scale is None else mean / scale, rstd
 
 
@@ -98,60 +98,62 @@ def windows_backward(
     -------
     dx : array of the shape and dtype of x
     """
-    xp, wide = library_of(x).xp, accumulate(library_of(x).xp, x)
+    xp, x_acc = library_of(x).xp, to_acc_dtype(library_of(x).xp, x)
     if 0 in x.shape:
-        return xp.astype(wide, native_dtype(x))
-    reach = reach_of(x.shape, axes, size)
+        return xp.astype(x_acc, native_dtype(x))
+    radius = window_radius(x.shape, axes, size)
     with np.errstate(all="ignore"):
-        dy, rstd = accumulate_as(xp, dy, wide), accumulate_as(xp, rstd, wide)
-        scale, _ = _scaling(xp, x, wide, axes, 0.0)
+        dy, rstd = astype_like(xp, dy, x_acc), astype_like(xp, rstd, x_acc)
+        scale, _ = _scaling(xp, x, x_acc, axes, 0.0)
         # rstd / scale overflows in a constant window of large values. Its factors, steep and rest,
         # do not, and are multiplied by the deviation, which is 0 there, one after the other.
         lift, steep, rest = 1.0, rstd, 1.0
         if scale is not None:
-            wide = wide * scale
+            x_acc = x_acc * scale
             lift = xp.where(scale < 1, _LIFT, xp.ones_like(scale))
             rest = xp.where(scale < 1, 1 / (scale * _LIFT), 1.0)
             steep = rstd / (scale * rest)
-        deviation, _, _ = _by_chunks(_moments, (wide,), reach, 3)
+        deviation, _, _ = _by_chunks(_moments, (x_acc,), radius, 3)
         x_hat = deviation * steep * rest
         u = dy * (rstd * lift)
-        share = u / _counts(xp, wide, reach)
-        total = share * x_hat * rest * steep
-        (sums,) = _by_chunks(_adjoint, (wide, total, -(total * deviation + share)), reach, 1)
+        u_per_element = u / _counts(xp, x_acc, radius)
+        total = u_per_element * x_hat * rest * steep
+        (sums,) = _by_chunks(
+            _adjoint, (x_acc, total, -(total * deviation + u_per_element)), radius, 1
+        )
         return xp.astype((u + sums) / lift, native_dtype(x), copy=False)
 
 
 def _scaling(
-    xp: Any, x: Array, wide: Array, axes: tuple[int, ...], epsilon: float
+    xp: Any, x: Array, x_acc: Array, axes: tuple[int, ...], epsilon: float
 ) -> tuple[Array | None, Array | float]:
     """A power of two for all windows along `axes`, and epsilon times its square."""
-    finite = xp.where(xp.isfinite(wide), wide, 0.0)  # infinity spoils its own windows alone
+    finite = xp.where(xp.isfinite(x_acc), x_acc, 0.0)  # infinity spoils its own windows alone
     return scaling(xp, x.dtype, finite, axes, epsilon)
 
 
-def _moments(x: Array, reach: Reach) -> Fields:
+def _moments(x: Array, radius: Radius) -> Fields:
     """How far x is from the mean of its window, that mean, and the window's variance."""
     xp = library_of(x).xp
     fields: Fields = (x, xp.zeros_like(x), xp.zeros_like(x))
-    for axis, places in reach.items():
+    for axis, places in radius.items():
         fields = _merge_runs(xp, _merged_moments, fields, (True, True, True), axis, places)
-    anchor, beyond, var = fields
-    return (x - anchor) - beyond, anchor + beyond, var
+    anchor, mean_offset, var = fields
+    return (x - anchor) - mean_offset, anchor + mean_offset, var
 
 
-def _merged_moments(a: Fields, b: Fields, part: Array) -> Fields:
+def _merged_moments(a: Fields, b: Fields, weight: Array) -> Fields:
     """Of a run and the next: anchor, how far the mean is beyond it, variance.
 
-    `part` is how much of both the second is.
+    `weight` is how much of both the second is.
     """
-    anchor, beyond, var = a
-    step = (b[0] - anchor) + (b[1] - beyond)
-    inner = (1 - part) * var + part * b[2]
-    return anchor, beyond + part * step, inner + (part * (1 - part)) * step * step
+    anchor, mean_offset, var = a
+    step = (b[0] - anchor) + (b[1] - mean_offset)
+    inner = (1 - weight) * var + weight * b[2]
+    return anchor, mean_offset + weight * step, inner + (weight * (1 - weight)) * step * step
 
 
-def _adjoint(x: Array, total: Array, moment: Array, reach: Reach) -> Fields:
+def _adjoint(x: Array, total: Array, moment: Array, radius: Radius) -> Fields:
     """For each x_k the sum of moment_i + total_i * (x_i - x_k) over all i in its window.
 
     The anchor of a run is its element with the largest magnitude of total. An element k is in the
@@ -160,19 +162,24 @@ def _adjoint(x: Array, total: Array, moment: Array, reach: Reach) -> Fields:
     """
     xp = library_of(x).xp
     fields: Fields = (x, xp.abs(total), total, moment)
-    for axis, places in reach.items():
+    for axis, places in radius.items():
         fields = _merge_runs(xp, _merged_sums, fields, (True, False, False, False), axis, places)
     anchor, _, total, moment = fields
     return (moment - total * (x - anchor),)
 
 
-def _merged_sums(a: Fields, b: Fields, part: Array) -> Fields:
-    """Of a run and the next: anchor and its weight, sum of totals, of moments about the anchor."""
+def _merged_sums(a: Fields, b: Fields, weight: Array) -> Fields:
+    """Merge two adjacent runs: anchor and magnitude of its total, sums of totals and of moments.
+
+    The moments are about the anchor.
+    """
     xp = library_of(a[0]).xp
     first = a[1] >= b[1]
-    anchor, weight = (xp.where(first, of_a, of_b) for of_a, of_b in zip(a[:2], b[:2], strict=True))
+    anchor, max_total = (
+        xp.where(first, of_a, of_b) for of_a, of_b in zip(a[:2], b[:2], strict=True)
+    )
     moment = (a[3] + a[2] * (a[0] - anchor)) + (b[3] + b[2] * (b[0] - anchor))
-    return anchor, weight, a[2] + b[2], moment
+    return anchor, max_total, a[2] + b[2], moment
 
 
 def _merge_runs(
@@ -181,7 +188,7 @@ def _merge_runs(
     fields: Fields,
     by_edge: tuple[bool, ...],
     axis: int,
-    reach: int,
+    radius: int,
 ) -> Fields:
     """Fields of the run around each place on an axis, from those of single places.
 
@@ -190,28 +197,31 @@ def _merge_runs(
     """
     length = fields[0].shape[axis]
     one = tuple(
-        _extended(xp, field, axis, reach, edge) for field, edge in zip(fields, by_edge, strict=True)
+        _extended(xp, field, axis, radius, edge)
+        for field, edge in zip(fields, by_edge, strict=True)
     )
-    start = np.arange(length + 2 * reach)
+    start = np.arange(length + 2 * radius)
 
     def count(begin: Any, n: int) -> Any:
         """How many of n places from `begin` on are in the array."""
-        low, high = reach, reach + length
+        low, high = radius, radius + length
         return np.clip(begin + n, low, high) - np.clip(begin, low, high)
 
     def join(a: Fields, n: int, b: Fields, m: int) -> Fields:
         """Runs of n + m places, from runs of n and of m."""
-        runs = length + 2 * reach - n - m + 1
+        runs = length + 2 * radius - n - m + 1
         begin = start[:runs]
-        part = _along(xp, count(begin + n, m) / np.maximum(count(begin, n + m), 1), axis, one[0])
+        weight = _broadcast_axis(
+            xp, count(begin + n, m) / np.maximum(count(begin, n + m), 1), axis, one[0]
+        )
         return merged(
             tuple(_cut(field, axis, 0, runs) for field in a),
             tuple(_cut(field, axis, n, n + runs) for field in b),
-            part,
+            weight,
         )
 
     runs, n = one, 1
-    for bit in f"{2 * reach + 1:b}"[1:]:
+    for bit in f"{2 * radius + 1:b}"[1:]:
         runs, n = join(runs, n, runs, n), 2 * n
         if bit == "1":
             runs, n = join(runs, n, one, 1), n + 1
@@ -222,50 +232,52 @@ def _cut(x: Array, axis: int, start: int, stop: int) -> Array:
     return x[tuple(slice(start, stop) if each == axis else slice(None) for each in range(x.ndim))]
 
 
-def _extended(xp: Any, x: Array, axis: int, reach: int, by_edge: bool) -> Array:
+def _extended(xp: Any, x: Array, axis: int, radius: int, by_edge: bool) -> Array:
     """X with so many places more at either end of an axis."""
-    if reach == 0:
+    if radius == 0:
         return x
     n = x.shape[axis]
     ends = _cut(x, axis, 0, 1), _cut(x, axis, n - 1, n)
-    shape = tuple(reach if each == axis else m for each, m in enumerate(x.shape))
+    shape = tuple(radius if each == axis else m for each, m in enumerate(x.shape))
     if not by_edge:
         ends = xp.zeros_like(ends[0]), xp.zeros_like(ends[1])
     first, last = (xp.broadcast_to(end, shape) for end in ends)
     return xp.concat([first, x, last], axis=axis)
 
 
-def _counts(xp: Any, x: Array, reach: Reach) -> Array:
+def _counts(xp: Any, x: Array, radius: Radius) -> Array:
     """How many elements are in the window around each, in a shape that broadcasts with x."""
     counts: Any = 1
-    for axis, places in reach.items():
+    for axis, places in radius.items():
         n = x.shape[axis]
         place = np.arange(n)
         along = np.minimum(place, places) + np.minimum(n - 1 - place, places) + 1
-        counts = counts * _along(xp, along, axis, x)
+        counts = counts * _broadcast_axis(xp, along, axis, x)
     return counts
 
 
-def _along(xp: Any, values: Any, axis: int, x: Array) -> Array:
+def _broadcast_axis(xp: Any, values: Any, axis: int, x: Array) -> Array:
     """NumPy's values of the places on an axis, as an array that goes along with x."""
     shape = tuple(-1 if each == axis else 1 for each in range(x.ndim))
-    return xp.asarray(values.reshape(shape), dtype=x.dtype, device=device_beside(x))
+    return xp.asarray(values.reshape(shape), dtype=x.dtype, device=creation_device(x))
 
 
-def _by_chunks(kernel: Callable[..., Fields], arrays: Fields, reach: Reach, results: int) -> Fields:
+def _by_chunks(
+    kernel: Callable[..., Fields], arrays: Fields, radius: Radius, results: int
+) -> Fields:
     """The kernel on arrays of one shape; of chunked ones, on each chunk and what is around it."""
     if not library_of(arrays[0]).lazy:
-        return kernel(*arrays, reach)
+        return kernel(*arrays, radius)
     stacked = library_of(arrays[0]).xp.stack(arrays).rechunk({0: -1})
-    extended = overlapped(stacked, {axis + 1: places for axis, places in reach.items()})
+    extended = dask_overlap(stacked, {axis + 1: places for axis, places in radius.items()})
 
     def around(axis: int, place: int) -> tuple[int, int]:
         """How much of a chunk is its neighbours', before and after."""
-        places, last = reach.get(axis - 1, 0), extended.numblocks[axis] - 1
+        places, last = radius.get(axis - 1, 0), extended.numblocks[axis] - 1
         return places if place > 0 else 0, places if place < last else 0
 
     def run(chunk: Array, block_info: Any = None) -> Array:
-        chunk_results = kernel(*(chunk[index, ...] for index in range(len(arrays))), reach)
+        chunk_results = kernel(*(chunk[index, ...] for index in range(len(arrays))), radius)
         inner: list[Any] = [slice(None)]
         for axis, place in enumerate(block_info[0]["chunk-location"][1:], 1):
             before, after = around(axis, place)

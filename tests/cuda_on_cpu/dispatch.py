@@ -21,7 +21,7 @@ from ln_array_api_backends.cupy import backend, channels
 from ln_array_api_backends.cupy import calls as rows
 from resources import row_of
 
-from ln_array_api._check import AT_LEAST
+from ln_array_api._check import PARAMETER_DTYPES
 from ln_array_api.backend import ChannelsSpec, Primitive, RowsSpec, Spec
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -62,7 +62,7 @@ class Kernels:
 
 def calls(dtype: str) -> Iterator[tuple[Primitive, RowsSpec]]:
     """Every kind of call for x of a dtype."""
-    wider = AT_LEAST[dtype]
+    wider = PARAMETER_DTYPES[dtype]
     kinds = product(ROWS, LENGTHS, (True, False), GROUPS, REPEATS, wider)
     for m, at_least, center, groups, repeat, gamma in kinds:
         n = -(-at_least // repeat) * repeat
@@ -76,7 +76,7 @@ def calls(dtype: str) -> Iterator[tuple[Primitive, RowsSpec]]:
 
 def channel_calls(dtype: str) -> Iterator[tuple[Primitive, ChannelsSpec]]:
     """The same with channels."""
-    wider = AT_LEAST[dtype]
+    wider = PARAMETER_DTYPES[dtype]
     for b, c, s, gamma in product(BATCHES, CHANNELS, SPATIAL, wider):
         spec = ChannelsSpec("cupy", "0", (b, c, s), dtype, gamma, None, 1e-5)
         for beta in wider:

@@ -83,7 +83,7 @@ OF_CHECK = (
     Fault(
         "out may overlap itself",
         CHECK,
-        "if overlaps_itself(given):",
+        "if has_internal_overlap(value):",
         "if False:",
         suite("test_errors"),
     ),
@@ -97,15 +97,15 @@ OF_CHECK = (
     Fault(
         "out may be read-only",
         CHECK,
-        "if not is_writable(given):",
+        "if not is_writable(value):",
         "if False:",
         suite("test_errors"),
     ),
     Fault(
         "out may have another dtype",
         CHECK,
-        "if dtype_name(given.dtype) != dtype_name(x.dtype):",
-        "if given.dtype.itemsize < x.dtype.itemsize:",
+        "if dtype_name(value.dtype) != dtype_name(x.dtype):",
+        "if value.dtype.itemsize < x.dtype.itemsize:",
         suite("test_errors"),
     ),
     Fault(
@@ -118,8 +118,8 @@ OF_CHECK = (
     Fault(
         "statistics of 16 bits are accepted",
         CHECK,
-        "allowed = AT_LEAST[dtype or dtype_name(x.dtype)]",
-        "allowed = AT_LEAST[dtype_name(x.dtype)]",
+        "allowed = PARAMETER_DTYPES[dtype or dtype_name(x.dtype)]",
+        "allowed = PARAMETER_DTYPES[dtype_name(x.dtype)]",
         unit("test_check.py"),
     ),
     Fault(
@@ -163,7 +163,7 @@ OF_BACKEND = (
     Fault(
         "a backend that was asked for stays",
         BACKEND,
-        "        _wanted.reset(token)\n",
+        "        _requested.reset(token)\n",
         "        pass\n",
         unit("test_backend.py"),
     ),
@@ -177,8 +177,8 @@ OF_BACKEND = (
     Fault(
         "backends for other libraries are asked",
         BACKEND,
-        "known, wanted = [each for each in entries().values() if each.library == library], ",
-        "known, wanted = list(entries().values()), ",
+        "known = [each for each in entries().values() if each.library == library]",
+        "known = list(entries().values())",
         unit("test_backend.py"),
     ),
     Fault(

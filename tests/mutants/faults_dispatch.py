@@ -12,8 +12,8 @@ OF_ROWS = (
     Fault(
         "out beside other axes is written as rows",
         PLANS,
-        "if out is not None and not view.permutation and library.in_order(out):",
-        "if out is not None and library.in_order(out):",
+        "if out is not None and not view.permutation and library.is_contiguous(out):",
+        "if out is not None and library.is_contiguous(out):",
         unit("test_rows.py"),
     ),
     Fault(
@@ -26,14 +26,14 @@ OF_ROWS = (
     Fault(
         "a forward plan is for every backend",
         ROWS,
-        "            epsilon,\n            center,\n            wanted_backend(),\n",
+        "            epsilon,\n            center,\n            requested_backend(),\n",
         "            epsilon,\n            center,\n",
         unit("test_backend.py"),
     ),
     Fault(
         "a backward plan is for every backend",
         ROWS,
-        "            need,\n            center,\n            wanted_backend(),\n",
+        "            need,\n            center,\n            requested_backend(),\n",
         "            need,\n            center,\n",
         unit("test_rows.py", "asked_for"),
     ),
@@ -76,22 +76,23 @@ OF_ROWS = (
     Fault(
         "plain rows with a wide rstd go to a kernel as they are",
         PLANS,
-        "            and {dtype_of(each) for each in accumulated}"
-        " <= {None, ACCUMULATION[spec.dtype]}\n",
+        "            and {dtype_name_or_none(each) for each in acc_arrays}\n"
+        "            <= {None, ACCUMULATION[spec.dtype]}\n",
         "",
         unit("test_rows.py"),
     ),
     Fault(
         "plain rows that lie otherwise go to a kernel as they are",
         PLANS,
-        "            and all(each is None or library_of(each).in_order(each) for each in arrays)\n",
+        "            and all(each is None or library_of(each).is_contiguous(each) for"
+        " each in arrays)\n",
         "",
         unit("test_rows.py", "ascontiguous"),
     ),
     Fault(
         "dbeta in a wider dtype than gamma loses digits",
         PLANS,
-        "return beta is not None and dtype_of(beta) != given != ACCUMULATION[dtype]",
+        "return beta is not None and dtype_name_or_none(beta) != given != ACCUMULATION[dtype]",
         "return False",
         unit("test_rows.py", "wider_beta"),
     ),
@@ -126,7 +127,8 @@ OF_ROWS = (
     Fault(
         "a wrong beta is accepted",
         ROWS,
-        '        if beta is not None:\n            _parameter("beta", function, beta, x, view)\n'
+        "        if beta is not None:\n"
+        '            _parameter("beta", func_name, beta, x, view)\n'
         "        spec = ",
         "        spec = ",
         unit("test_check.py"),
@@ -165,30 +167,38 @@ OF_CHANNELS = (
     Fault(
         "a plan over channels is for every backend",
         CHANNELS,
-        "key = (primitive, options, wanted_backend(), *[",
+        "key = (\n"
+        "            primitive,\n"
+        "            options,\n"
+        "            requested_backend(),\n"
+        "            *[",
         "key = (primitive, options, *[",
         unit("test_channels.py"),
     ),
     Fault(
         "a plan over channels is for every epsilon and axis",
         CHANNELS,
-        "key = (primitive, options, wanted_backend(), *[",
-        "key = (primitive, wanted_backend(), *[",
+        "key = (\n"
+        "            primitive,\n"
+        "            options,\n"
+        "            requested_backend(),\n"
+        "            *[",
+        "key = (primitive, requested_backend(), *[",
         suite("test_family_accuracy and batch_norm"),
     ),
     Fault(
         "channels that lie otherwise go to a kernel as they are",
         CHANNELS,
-        "            and all(each is None or library_of(each).in_order(each)"
-        " for each in (x, *others))\n",
+        "            and all(each is None or library_of(each).is_contiguous(each) for"
+        " each in (x, *others))\n",
         "",
         unit("test_channels.py"),
     ),
     Fault(
         "wide statistics of channels go to a kernel as they are",
         CHANNELS,
-        "            and {dtype_of(each) for each in accumulated}"
-        " <= {None, ACCUMULATION[spec.dtype]}\n",
+        "            and {dtype_name_or_none(each) for each in acc_arrays}\n"
+        "            <= {None, ACCUMULATION[spec.dtype]}\n",
         "",
         unit("test_channels.py"),
     ),
@@ -202,7 +212,7 @@ OF_CHANNELS = (
     Fault(
         "mean and rstd over channels are not checked",
         CHANNELS,
-        "            _check.companion(function, name, values, x, shape, what, dtype)\n",
+        "            _check.operand(func_name, name, values, x, shape, shape_text, dtype)\n",
         "            pass\n",
         suite("test_wrong_saved_inputs and batch_norm"),
     ),
@@ -216,7 +226,7 @@ OF_CHANNELS = (
     Fault(
         "the momentum is not checked",
         CHANNELS,
-        '        _check.fraction(function, "momentum", momentum)\n',
+        '        _check.fraction(func_name, "momentum", momentum)\n',
         "",
         suite("test_wrong_options and batch_norm"),
     ),
@@ -261,8 +271,8 @@ OF_VIEWS = (
     Fault(
         "statistics of slices keep the rank",
         VIEWS,
-        "view = view._replace(statistic=(shape[kept],), name=self.name)",
-        "view = view._replace(name=self.name)",
+        "view = view._replace(statistic=(shape[kept],), x_name=self.x_name)",
+        "view = view._replace(x_name=self.x_name)",
         suite("test_cases and weight_standardization"),
     ),
 )

@@ -19,24 +19,24 @@ def _infinity(name: str, old: str, x: str = "x", test: str = "") -> Fault:
 
 
 OF_INFINITIES = (
-    _infinity("group_norm", "new_tuple(Forward, plan.forward(x, gamma, beta, None))"),
-    _infinity("instance_norm", "new_tuple(Forward, plan.forward(x, gamma, beta, None))"),
+    _infinity("group_norm", "make_namedtuple(Forward, plan.forward(x, gamma, beta, None))"),
+    _infinity("instance_norm", "make_namedtuple(Forward, plan.forward(x, gamma, beta, None))"),
     _infinity("batch_norm", "plan.forward(x, gamma, beta)", test="batch_norm_forward"),
     _infinity("weight_standardization", "plan.forward(w, None, None, None)", "w"),
     _infinity("weight_norm", "plan.forward(v, gamma, None, None)", "v"),
     Fault(
         "instances take an infinity for 0",
         "ln_array_api/_instances.py",
-        "            self._converted[key] = reshaped(wide, self._view.split)\n",
-        "            wide = self._xp.where(self._xp.isinf(wide), 0.0, wide)\n"
-        "            self._converted[key] = reshaped(wide, self._view.split)\n",
+        "            self._converted[key] = reshaped(values_acc, self._view.grouped_shape)\n",
+        "            values_acc = self._xp.where(self._xp.isinf(values_acc), 0.0, values_acc)\n"
+        "            self._converted[key] = reshaped(values_acc, self._view.grouped_shape)\n",
         suite("test_family_accuracy and batch_instance"),
     ),
     Fault(
         "dynamic_tanh takes an infinity for 0",
         "ln_array_api/dynamic_tanh.py",
-        "y = xp.tanh(wide * alpha)",
-        "y = xp.tanh(xp.where(xp.isinf(wide), 0.0, wide) * alpha)",
+        "y = xp.tanh(x_acc * alpha)",
+        "y = xp.tanh(xp.where(xp.isinf(x_acc), 0.0, x_acc) * alpha)",
         unit("test_dynamic_tanh.py"),
     ),
 )
@@ -69,29 +69,29 @@ OF_GROUPS = (
     Fault(
         "group_norm_backward has channels on axis 1",
         "ln_array_api/group_norm.py",
-        "over = Groups(num_groups, channel_axis)\n    return _rows.backward_plan(",
-        "over = Groups(num_groups, 1)\n    return _rows.backward_plan(",
+        "over = ChannelGroups(num_groups, channel_axis)\n    return _rows.backward_plan(",
+        "over = ChannelGroups(num_groups, 1)\n    return _rows.backward_plan(",
         suite("test_cases and group_norm"),
     ),
     Fault(
         "instance_norm is group norm of one group",
         "ln_array_api/instance_norm.py",
-        "over = Groups(None, channel_axis)\n    return _rows.forward_plan(",
-        "over = Groups(1, channel_axis)\n    return _rows.forward_plan(",
+        "over = ChannelGroups(None, channel_axis)\n    return _rows.forward_plan(",
+        "over = ChannelGroups(1, channel_axis)\n    return _rows.forward_plan(",
         suite("test_cases and instance_norm"),
     ),
     Fault(
         "weight_standardization_backward keeps the first axis",
         "ln_array_api/weight_standardization.py",
-        "    over = Slices(axis)\n",
-        "    over = Slices(0)\n",
+        "    over = KeptAxis(axis)\n",
+        "    over = KeptAxis(0)\n",
         suite("test_cases and weight_standardization"),
     ),
     Fault(
         "weight_standardization has a mean square for a variance",
         "ln_array_api/weight_standardization.py",
-        "Slices(axis), epsilon, None, center=True)",
-        "Slices(axis), epsilon, None, center=False)",
+        "KeptAxis(axis), epsilon, None, center=True)",
+        "KeptAxis(axis), epsilon, None, center=False)",
         suite("test_cases and weight_standardization"),
     ),
 )
@@ -107,8 +107,8 @@ OF_BATCH_NORM = (
     Fault(
         "the momentum is that of what was",
         "ln_array_api/batch_norm.py",
-        "(1 - momentum) * wide + momentum * batch",
-        "momentum * wide + (1 - momentum) * batch",
+        "(1 - momentum) * running_acc + momentum * batch",
+        "momentum * running_acc + (1 - momentum) * batch",
         suite("test_cases and batch_norm"),
     ),
     Fault(
@@ -121,8 +121,8 @@ OF_BATCH_NORM = (
     Fault(
         "running statistics keep the graph of a batch",
         "ln_array_api/batch_norm.py",
-        "xp.astype(constant(batch), wide.dtype, copy=False)",
-        "xp.astype(batch, wide.dtype, copy=False)",
+        "xp.astype(detach(batch), running_acc.dtype, copy=False)",
+        "xp.astype(batch, running_acc.dtype, copy=False)",
         unit("test_batch_norm.py", "torch"),
     ),
 )
@@ -159,14 +159,14 @@ OF_NORMS = (
     Fault(
         "epsilon of power_norm is added to the mean square",
         "ln_array_api/power_norm.py",
-        "epsilon / root**2",
+        "epsilon / sqrt_n**2",
         "epsilon",
         suite("test_cases and power_norm"),
     ),
     Fault(
         "dg of weight_norm is that of RMS norm",
         "ln_array_api/weight_norm.py",
-        "xp.astype(dg / root, native_dtype(g), copy=False)",
+        "xp.astype(dg / sqrt_n, native_dtype(g), copy=False)",
         "xp.astype(dg, native_dtype(g), copy=False)",
         suite("test_cases and weight_norm"),
     ),
@@ -242,8 +242,8 @@ OF_TANH = (
     Fault(
         "dalpha is without gamma",
         "ln_array_api/dynamic_tanh.py",
-        "sum_over(xp, g * (slope * wide), every)",
-        "sum_over(xp, dy * (slope * wide), every)",
+        "sum_over(xp, g * (slope * x_acc), every)",
+        "sum_over(xp, dy * (slope * x_acc), every)",
         suite("test_cases and dynamic_tanh"),
     ),
     Fault(

@@ -127,8 +127,8 @@ OF_CHUNKS = (
     Fault(
         "chunks that hold parts of rows count as whole",
         CHUNKS,
-        "all(x.numblocks[axis] == 1 for axis in view.together)",
-        "all(x.numblocks[axis] >= 1 for axis in view.together)",
+        "all(x.numblocks[axis] == 1 for axis in view.row_axes)",
+        "all(x.numblocks[axis] >= 1 for axis in view.row_axes)",
         unit("test_layer_norm.py", "dask"),
     ),
     Fault(
@@ -141,7 +141,7 @@ OF_CHUNKS = (
     Fault(
         "parameters are cut as the first axes of x are",
         CHUNKS,
-        " if axis < x.ndim and axis not in self.view.together else ",
+        " if axis < x.ndim and axis not in self.view.row_axes else ",
         " if axis < x.ndim else ",
         unit("test_chunks.py"),
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ln_array_api._arrays import accumulate, library_of
+from ln_array_api._arrays import library_of, to_acc_dtype
 from ln_array_api.kernels import rows
 from ln_array_api.kernels.reductions import sum_over
 
@@ -40,7 +40,7 @@ def backward(
 ) -> list[Any]:
     """Those of dx, dgamma and dbeta that are needed; the latter two in the dtype of rstd."""
     return present(
-        rows.differentiate(
+        rows.normalise_backward(
             *(dy, x, mean, rstd, gamma),
             axes=axes,
             parameter_axes=parameter_axes,
@@ -64,11 +64,11 @@ def tangents(
     """Those of y, mean and rstd, from those of x, gamma and beta; linear in these."""
     xp = library_of(x).xp
     n = max(math.prod(x.shape[axis] for axis in axes), 1)
-    x_hat = rows.standardised(xp, x, mean, rstd, axes=axes)
+    x_hat = rows.x_hat_from_stats(xp, x, mean, rstd, axes=axes)
     of_y = xp.zeros_like(x_hat)
     of_mean, of_rstd = None if mean is None else xp.zeros_like(mean), xp.zeros_like(rstd)
     if of_x is not None:
-        moved = accumulate(xp, of_x)
+        moved = to_acc_dtype(xp, of_x)
         along = sum_over(xp, moved * x_hat, axes, fused=False) / n
         of_y, of_rstd = moved - x_hat * along, -(rstd * rstd) * along
         if mean is not None:
@@ -76,11 +76,11 @@ def tangents(
             of_y = of_y - of_mean
         of_y = of_y * rstd
         if gamma is not None:
-            of_y = of_y * rows.accumulate_as(xp, gamma, of_y)
+            of_y = of_y * rows.astype_like(xp, gamma, of_y)
     if of_gamma is not None:
-        of_y = of_y + x_hat * rows.accumulate_as(xp, of_gamma, of_y)
+        of_y = of_y + x_hat * rows.astype_like(xp, of_gamma, of_y)
     if of_beta is not None:
-        of_y = of_y + rows.accumulate_as(xp, of_beta, of_y)
+        of_y = of_y + rows.astype_like(xp, of_beta, of_y)
     return present((xp.astype(of_y, x.dtype, copy=False), of_mean, of_rstd))
 
 
@@ -94,6 +94,6 @@ def along_statistics(
     if of_mean is not None:
         added = added + of_mean / n
     if of_rstd is not None:
-        x_hat = rows.standardised(xp, x, mean, rstd, axes=axes)
+        x_hat = rows.x_hat_from_stats(xp, x, mean, rstd, axes=axes)
         added = added - of_rstd * rstd * rstd * x_hat / n
     return added

@@ -40,7 +40,7 @@ class StridedBackward(Kernel):
         super().__init__(primitive, spec)
         self.compiled = compiled
         self.generic = partial(
-            rows.differentiate,
+            rows.normalise_backward,
             axes=layout.axes,
             parameter_axes=layout.parameter_axes,
             center=spec.center,
