@@ -20,14 +20,14 @@ def keeps_channels_last(function: F) -> F:
     A tensor in such a memory format is one with its channels on the last axis whose axes have been
     permuted, which any function with a `channel_axis` takes.
     """
-    place = 1 if function.__name__.endswith("_backward") else 0  # of x, after dy
+    x_index = 1 if function.__name__.endswith("_backward") else 0  # of x, after dy
 
     @wraps(function)
     def run(*arrays: Array | None, channel_axis: int = 1, **options: Any) -> Any:
-        memory_format = memory_format_of(arrays[place]) if len(arrays) > place else None
-        rank = 0 if memory_format is None else arrays[place].ndim  # type: ignore[union-attr]
+        memory_format = memory_format_of(arrays[x_index]) if len(arrays) > x_index else None
+        rank = 0 if memory_format is None else arrays[x_index].ndim  # type: ignore[union-attr]
         # What does not go together is for the function to refuse.
-        if not rank or channel_axis != 1 or not all(map(is_of(rank), arrays[: place + 1])):
+        if not rank or channel_axis != 1 or not all(map(is_of(rank), arrays[: x_index + 1])):
             return function(*arrays, channel_axis=channel_axis, **options)
 
         def back(x: Array | None) -> Array | None:
@@ -35,8 +35,8 @@ def keeps_channels_last(function: F) -> F:
                 return x
             return x.movedim(-1, 1).contiguous(memory_format=memory_format)
 
-        moved = [each.movedim(1, -1) for each in arrays[: place + 1]]  # type: ignore[union-attr]
-        moved += arrays[place + 1 :]
+        moved = [each.movedim(1, -1) for each in arrays[: x_index + 1]]  # type: ignore[union-attr]
+        moved += arrays[x_index + 1 :]
         results = function(*moved, channel_axis=-1, **options)
         if not isinstance(results, tuple):
             return back(results)

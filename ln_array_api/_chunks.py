@@ -59,9 +59,9 @@ class ChunkCall(NamedTuple):
         from ._rows import backward_plan
 
         xp = library_of(x).xp
-        single = rstd.dtype
-        gamma = None if gamma is None else xp.astype(gamma, single, copy=False)
-        beta = xp.zeros(shape, dtype=single) if "dbeta" in self.need else None
+        acc_dtype = rstd.dtype
+        gamma = None if gamma is None else xp.astype(gamma, acc_dtype, copy=False)
+        beta = xp.zeros(shape, dtype=acc_dtype) if "dbeta" in self.need else None
         arrays = dy, x, mean, rstd, gamma, beta
         with self._asked_for():
             plan = backward_plan(self.func_name, *arrays, self.over, self.need, self.center)
@@ -90,8 +90,8 @@ class Chunks:
             self._statistic += (rank,) * (len(view.statistic) - len(self._statistic))
         # A parameter of each row goes with its chunk; others are whole beside each chunk.
         self._is_shared = bool(set(view.parameter_axes) & set(view.axes))
-        beyond = range(rank + 1, rank + 1 + len(view.parameter))
-        self._parameter = tuple(beyond) if self._is_shared else view.parameter_axes
+        new_axes = range(rank + 1, rank + 1 + len(view.parameter))
+        self._parameter = tuple(new_axes) if self._is_shared else view.parameter_axes
 
     def y(self, x: Array, gamma: Array | None, beta: Array | None) -> Array:
         """Y, in the chunks of x."""
@@ -100,19 +100,19 @@ class Chunks:
     def forward(self, x: Array, gamma: Array | None, beta: Array | None) -> tuple[Any, Any, Any]:
         """Y, mean and rstd."""
         results = self._each(self.call.forward, x, x.dtype, *self._given(x, gamma, beta))
-        single = getattr(library_of(x).xp, ACCUMULATION[dtype_name(x.dtype)])
-        y, rstd = self._part(results, 0, x.dtype), self._statistics(results, 2, single)
-        return y, self._statistics(results, 1, single) if self.call.center else None, rstd
+        acc_dtype = getattr(library_of(x).xp, ACCUMULATION[dtype_name(x.dtype)])
+        y, rstd = self._part(results, 0, x.dtype), self._statistics(results, 2, acc_dtype)
+        return y, self._statistics(results, 1, acc_dtype) if self.call.center else None, rstd
 
     def backward(
         self, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
     ) -> tuple[Any, Any, Any]:
         """Dx, and dgamma and dbeta in the accumulation dtype."""
-        statistics = [self._beside(x, each, self._statistic) for each in (mean, rstd)]
-        dy = self._beside(x, dy, self._x)
+        statistics = [self._rechunk_like(x, each, self._statistic) for each in (mean, rstd)]
+        dy = self._rechunk_like(x, dy, self._x)
         arrays = [x, self._x, *_argument(statistics[0], self._statistic)]
         arrays += [*_argument(statistics[1], self._statistic)]
-        arrays += [*_argument(self._beside(x, gamma, self._parameter), self._parameter)]
+        arrays += [*_argument(self._rechunk_like(x, gamma, self._parameter), self._parameter)]
         results = self._each(
             self.call.backward, dy, x.dtype, *arrays, *_argument(self.view.parameter, None)
         )
@@ -127,10 +127,10 @@ class Chunks:
     def _given(self, x: Array, *parameters: Array | None) -> list[Any]:
         given: list[Any] = []
         for each in parameters:
-            given += _argument(self._beside(x, each, self._parameter), self._parameter)
+            given += _argument(self._rechunk_like(x, each, self._parameter), self._parameter)
         return given
 
-    def _beside(self, x: Array, values: Array | None, axes: tuple[int, ...]) -> Array | None:
+    def _rechunk_like(self, x: Array, values: Array | None, axes: tuple[int, ...]) -> Array | None:
         """Values in the chunks of x along its axes, whole along others."""
         if values is None:
             return None
@@ -173,25 +173,25 @@ class Chunks:
         from dask.array import blockwise
 
         view = self.view
-        apart = tuple(axis for axis in self._x if axis not in view.row_axes)
+        kept_axes = tuple(axis for axis in self._x if axis not in view.row_axes)
         xp = library_of(results).xp
-        rank = len(apart) + len(self._parameter)
-        shares = blockwise(
-            _share,
-            (*apart, *self._parameter),
+        rank = len(kept_axes) + len(self._parameter)
+        partial_sums = blockwise(
+            _partial_sum,
+            (*kept_axes, *self._parameter),
             results,
             self._x,
             number,
             None,
-            len(apart),
+            len(kept_axes),
             None,
             dtype=dtype,
             meta=xp.empty((0,) * rank, dtype=dtype)._meta,
             align_arrays=False,
-            adjust_chunks=dict.fromkeys(apart, 1),
+            adjust_chunks=dict.fromkeys(kept_axes, 1),
             new_axes=dict(zip(self._parameter, view.parameter, strict=True)),
         )
-        total = sum_over(xp, shares, tuple(range(len(apart))), wide=True)
+        total = sum_over(xp, partial_sums, tuple(range(len(kept_axes))), wide=True)
         return xp.reshape(total, view.parameter)
 
 
@@ -216,7 +216,7 @@ def _pick(results: Any, number: int) -> Array:
     return results[number]
 
 
-def _share(results: Any, number: int, rank: int) -> Array:
+def _partial_sum(results: Any, number: int, rank: int) -> Array:
     """A chunk's share of a sum, with so many axes of length 1 before its own."""
-    share = _pick(results, number)
-    return share[(None,) * rank]
+    partial_sum = _pick(results, number)
+    return partial_sum[(None,) * rank]

@@ -153,9 +153,9 @@ class Moments:
         count = self.count + other.count
         weight = other.count / count
         with on_device_of(self.mean), np.errstate(all="ignore"):
-            apart = (other.mean - self.mean) + (other.missed - self.missed)
-            mean, missed = two_sum(self.mean, self.missed + apart * weight)
-            m2 = self.m2 + other.m2 + apart * apart * (weight * self.count)
+            mean_difference = (other.mean - self.mean) + (other.missed - self.missed)
+            mean, missed = two_sum(self.mean, self.missed + mean_difference * weight)
+            m2 = self.m2 + other.m2 + mean_difference * mean_difference * (weight * self.count)
         return Moments(count, mean, m2, missed)
 
     @property

@@ -1,4 +1,4 @@
-"""Make definitions of operators, and tell what shapes they give."""
+"""Define operators, and infer the shapes of their outputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .registry import schema_of
-from .schema import OperatorDef, Shape, count
+from .schema import OperatorDef, Shape, pluralize
 
 
 def create_operator(
@@ -54,12 +54,12 @@ def create_operator(
     """
     # The dataclass keeps them as tuples, whatever sequence they come in.
     op_def = OperatorDef(type, inputs, outputs, arg, device_option, name)  # type: ignore[arg-type]
-    checked(op_def)
+    validated_args(op_def)
     return op_def
 
 
-def checked(op_def: OperatorDef) -> dict[str, Any]:
-    """The arguments of a definition, complete as far as a schema tells; raises if it is wrong."""
+def validated_args(op_def: OperatorDef) -> dict[str, Any]:
+    """Return the arguments with the schema's defaults; raise if the definition is not valid."""
     schema = schema_of(op_def)
     return op_def.arg if schema is None else schema.check(op_def)
 
@@ -96,7 +96,7 @@ def tensor_inference_function(
     >>> caffe2.tensor_inference_function(op_def, [(2, 3, 4)])
     [(2, 3, 4), (2, 3, 1), (2, 3, 1)]
     """
-    arguments, schema = checked(op_def), schema_of(op_def)
+    arguments, schema = validated_args(op_def), schema_of(op_def)
     if schema is None or schema.infer_shapes is None:
         raise ValueError(
             f"{op_def.label}: the shapes of its outputs cannot be told; register a schema with "
@@ -104,7 +104,7 @@ def tensor_inference_function(
         )
     if len(input_shapes) != len(op_def.inputs):
         raise ValueError(
-            f"{op_def.label}: {count(len(input_shapes), 'shape')} given, but it has "
-            f"{count(len(op_def.inputs), 'input')}"
+            f"{op_def.label}: {pluralize(len(input_shapes), 'shape')} given, but it has "
+            f"{pluralize(len(op_def.inputs), 'input')}"
         )
     return schema.infer_shapes(op_def, arguments, [tuple(each) for each in input_shapes])

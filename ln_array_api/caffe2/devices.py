@@ -7,7 +7,7 @@ from typing import Any
 
 from .._arrays import Array, device_of, library_of
 from ..errors import DeviceMismatchError
-from .schema import OperatorDef, count
+from .schema import OperatorDef, pluralize
 
 
 def device_kind(x: Array) -> str | None:
@@ -42,8 +42,8 @@ def run_device(op_def: OperatorDef, inputs: Sequence[Array]) -> str | None:
     """
     if len(inputs) != len(op_def.inputs):
         raise ValueError(
-            f"{op_def.label}: {count(len(inputs), 'array')} given, but it has "
-            f"{count(len(op_def.inputs), 'input')} ({', '.join(op_def.inputs)})"
+            f"{op_def.label}: {pluralize(len(inputs), 'array')} given, but it has "
+            f"{pluralize(len(op_def.inputs), 'input')} ({', '.join(op_def.inputs)})"
         )
     kinds: dict[str, str] = {}
     for blob, x in zip(op_def.inputs, inputs, strict=True):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import count as count_up
+from itertools import count
 
-from .definitions import checked
+from .definitions import validated_args
 from .registry import gradient_maker, register_gradient
-from .schema import OperatorDef, count
+from .schema import OperatorDef, pluralize
 
-_PART = "_autosplit_"  # as Caffe2 calls gradients that are parts of a sum
+_SPLIT_SUFFIX = "_autosplit_"  # as Caffe2 calls gradients that are parts of a sum
 
 
 def gradient_name(blob: str) -> str:
@@ -33,7 +33,7 @@ def _layer_norm_gradient(
                 f"({blob}), but LayerNormGradient differentiates its first output alone, so this "
                 "must be None"
             )
-    arguments = checked(op_def)
+    arguments = validated_args(op_def)
     affine = arguments["elementwise_affine"]
     data, *parameters = op_def.inputs
     assert grad_y is not None  # one of the gradients is given
@@ -97,44 +97,44 @@ def get_gradient_defs(
     >>> grad_inputs
     ['X_grad']
     """
-    checked(op_def)
+    validated_args(op_def)
     if len(grad_outputs) != len(op_def.outputs):
         raise ValueError(
-            f"{op_def.label}: {count(len(grad_outputs), 'gradient')} given, but it has "
-            f"{count(len(op_def.outputs), 'output')} ({', '.join(op_def.outputs)}); give None for "
-            "an output without gradient"
+            f"{op_def.label}: {pluralize(len(grad_outputs), 'gradient')} given, but it has "
+            f"{pluralize(len(op_def.outputs), 'output')} ({', '.join(op_def.outputs)}); give None "
+            "for an output without gradient"
         )
     if all(each is None for each in grad_outputs):
         return [], [None] * len(op_def.inputs)
     make = gradient_maker(op_def)
     # The parts of a gradient must not be written to one blob, so whoever makes the gradient gets
     # to see a name of its own for each time that a blob is used.
-    uses = _Uses(op_def.inputs)
-    op_defs, grad_inputs = make(replace(op_def, inputs=uses.aliases), list(grad_outputs))
+    aliases = _InputAliases(op_def.inputs)
+    op_defs, grad_inputs = make(replace(op_def, inputs=aliases.aliases), list(grad_outputs))
     if len(grad_inputs) != len(op_def.inputs):
         raise ValueError(
-            f"{op_def.label}: its gradient names {count(len(grad_inputs), 'gradient')}, but it "
-            f"has {count(len(op_def.inputs), 'input')}"
+            f"{op_def.label}: its gradient names {pluralize(len(grad_inputs), 'gradient')}, but it "
+            f"has {pluralize(len(op_def.inputs), 'input')}"
         )
     return (
-        [_renamed(each, uses.names, uses.names) for each in op_defs],
-        [None if each is None else uses.names.get(each, each) for each in grad_inputs],
+        [_renamed(each, aliases.names, aliases.names) for each in op_defs],
+        [None if each is None else aliases.names.get(each, each) for each in grad_inputs],
     )
 
 
-class _Uses:
+class _InputAliases:
     """A name for each use of a blob that is several inputs at once, and what these stand for."""
 
     def __init__(self, inputs: Sequence[str]) -> None:
         aliases = []
         self.names: dict[str, str] = {}
-        for place, blob in enumerate(inputs):
+        for index, blob in enumerate(inputs):
             alias = blob
             if inputs.count(blob) > 1:
-                part = inputs[:place].count(blob)
+                part = inputs[:index].count(blob)
                 alias = f"{blob}/use {part}"
                 self.names[alias] = blob
-                self.names[gradient_name(alias)] = f"{gradient_name(blob)}{_PART}{part}"
+                self.names[gradient_name(alias)] = f"{gradient_name(blob)}{_SPLIT_SUFFIX}{part}"
             aliases.append(alias)
         self.aliases = tuple(aliases)
 
@@ -152,11 +152,11 @@ def _renamed(
 def backward_net(net: Sequence[OperatorDef], grad_outputs: Mapping[str, str]) -> list[OperatorDef]:
     """The net that computes the gradients; see `Workspace.add_gradient_operators`."""
     for op_def in net:
-        checked(op_def)
+        validated_args(op_def)
     _check_written_once(net)
     _check_seeds(net, grad_outputs)
     contributing = _contributing(net, grad_outputs)
-    backward = _Backward(net, contributing, grad_outputs)
+    backward = _BackwardBuilder(net, contributing, grad_outputs)
     for op_def in reversed(contributing):
         backward.differentiate(op_def)
     return backward.finish()
@@ -201,7 +201,7 @@ def _contributing(net: Sequence[OperatorDef], grad_outputs: Mapping[str, str]) -
     return contributing[::-1]
 
 
-class _Backward:
+class _BackwardBuilder:
     """A backward net in the making."""
 
     def __init__(
@@ -217,10 +217,10 @@ class _Backward:
         for blob, name in seeds.items():
             self.parts[blob].append(name)
         # How many parts there can be: with more than one, none may take the name of the sum.
-        self.uses = Counter(blob for op_def in contributing for blob in op_def.inputs)
+        self.aliases = Counter(blob for op_def in contributing for blob in op_def.inputs)
         self.taken = {blob for op_def in net for blob in (*op_def.inputs, *op_def.outputs)}
         self.taken.update(seeds.values())
-        for blob in self.uses:
+        for blob in self.aliases:
             name = gradient_name(blob)
             if name in self.taken:
                 raise ValueError(
@@ -228,8 +228,8 @@ class _Backward:
                     "which is a blob of the net or the name of a given gradient; call that "
                     "something else"
                 )
-        self.taken.update(map(gradient_name, self.uses))
-        self.uses.update(seeds.keys())
+        self.taken.update(map(gradient_name, self.aliases))
+        self.aliases.update(seeds.keys())
 
     def differentiate(self, op_def: OperatorDef) -> None:
         """Add what computes the gradients of an operator's inputs from those of its outputs."""
@@ -238,23 +238,23 @@ class _Backward:
         whole = {
             grad: gradient_name(blob)
             for blob, grad in zip(op_def.inputs, grad_inputs, strict=True)
-            if grad is not None and self.uses[blob] == 1
+            if grad is not None and self.aliases[blob] == 1
         }
         # What these operators write gets names that nothing else in the net has.
         written: dict[str, str] = {}
         for each in op_defs:
-            outputs = {name: whole.get(name) or self._free(name) for name in each.outputs}
+            outputs = {name: whole.get(name) or self._unique_name(name) for name in each.outputs}
             self.op_defs.append(_renamed(each, written, outputs))
             written.update(outputs)
         for blob, grad in zip(op_def.inputs, grad_inputs, strict=True):
             if grad is not None:
                 self.parts[blob].append(written.get(grad, grad))
 
-    def _free(self, name: str) -> str:
+    def _unique_name(self, name: str) -> str:
         """That name, or one for a part of it, such as nothing is called yet."""
-        whole, number = name.partition(_PART)[0], count_up()
+        whole, number = name.partition(_SPLIT_SUFFIX)[0], count()
         while name in self.taken:
-            name = f"{whole}{_PART}{next(number)}"
+            name = f"{whole}{_SPLIT_SUFFIX}{next(number)}"
         self.taken.add(name)
         return name
 

@@ -1,4 +1,4 @@
-"""The schemas of LayerNorm, LayerNormGradient and Sum, and what shapes go together in them."""
+"""The schemas of LayerNorm, LayerNormGradient and Sum, and the shapes that they allow."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 from .. import _check
 from ..layer_norm import EPSILON
 from .registry import register_schema
-from .schema import AT_LEAST_ONE, OperatorDef, OperatorSchema, Shape, count
+from .schema import AT_LEAST_ONE, OperatorDef, OperatorSchema, Shape, pluralize
 
 
 class Shapes(NamedTuple):
-    """The shapes around an X that is normalised from an axis on."""
+    """The shapes of X, which is normalised from an axis on, and of the arrays that go with it."""
 
     axes: tuple[int, ...]
     """The normalised axes."""
     data: Shape
     statistic: Shape
     parameter: Shape
-    beside: dict[str, tuple[Shape, str]]
-    """For each input that goes with X, its shape and what that is."""
+    operands: dict[str, tuple[Shape, str]]
+    """For each other input, its shape, and that shape in words."""
 
     @classmethod
     def of(cls, label: str, name: str, shape: Shape, axis: int) -> Shapes:
-        """Around an X of that name and shape, which is checked."""
+        """Return the shapes for an X of this name and shape; raise if the axis does not fit it."""
         if len(shape) < 2:
             raise ValueError(
                 f"{label}: {name} has shape {shape}, but must have at least 2 dimensions"
@@ -34,36 +34,36 @@ class Shapes(NamedTuple):
         (first,) = _check.axes(label, axis, shape)
         axes = _check.axes(label, tuple(range(first, len(shape))), shape)
         statistic, parameter = (*shape[:first], 1), shape[first:]
-        shape_text = {
+        by_names = {
             ("dY", "Y"): (shape, f"the shape of {name}"),
             ("mean", "stddev"): (statistic, f"the shape of {name} before axis {first}, and 1"),
             ("gamma", "beta"): (parameter, f"the shape of {name} from axis {first} on"),
         }
-        beside = {each: shape_of for names, shape_of in shape_text.items() for each in names}
-        return cls(axes, shape, statistic, parameter, beside)
+        operands = {each: shape_of for names, shape_of in by_names.items() for each in names}
+        return cls(axes, shape, statistic, parameter, operands)
 
 
-class _Shaped(NamedTuple):
-    """Stands in for an array of which nothing but the shape is known."""
+class _ShapeOnly(NamedTuple):
+    """Stand-in for an array of which only the shape is known."""
 
     shape: Shape
 
 
-def _agreeing(
+def _check_shapes(
     op_def: OperatorDef, arguments: Mapping[str, Any], given: dict[str, Shape], data: str
 ) -> Shapes:
-    """The shapes around the input called `data`, with which the others must agree."""
+    """Return the shapes that follow from the input called `data`; raise if another differs."""
     shapes = Shapes.of(op_def.label, data, given[data], arguments["axis"])
     for name, shape in given.items():
         if name != data:
-            _check.same_shape(op_def.label, name, _Shaped(shape), *shapes.beside[name])
+            _check.same_shape(op_def.label, name, _ShapeOnly(shape), *shapes.operands[name])
     return shapes
 
 
 def _verify_counts(
     op_def: OperatorDef, arguments: Mapping[str, Any], inputs: int, outputs: int
 ) -> None:
-    """Whether there are as many inputs and outputs as elementwise_affine asks for."""
+    """Check the numbers of inputs and outputs, which depend on elementwise_affine."""
     affine = arguments["elementwise_affine"]
     for kind, names, wanted in (
         ("input", op_def.inputs, inputs),
@@ -71,8 +71,8 @@ def _verify_counts(
     ):
         if len(names) != wanted:
             raise ValueError(
-                f"{op_def.label}: {count(len(names), kind)} given ({', '.join(names)}), but with "
-                f"elementwise_affine={affine} it has {count(wanted, kind)}"
+                f"{op_def.label}: {pluralize(len(names), kind)} given ({', '.join(names)}), but "
+                f"with elementwise_affine={affine} it has {pluralize(wanted, kind)}"
             )
 
 
@@ -85,7 +85,7 @@ def _infer_layer_norm(
     op_def: OperatorDef, arguments: Mapping[str, Any], input_shapes: Sequence[Shape]
 ) -> list[Shape]:
     given = dict(zip(LAYER_NORM.inputs, input_shapes, strict=False))
-    shapes = _agreeing(op_def, arguments, given, "input")
+    shapes = _check_shapes(op_def, arguments, given, "input")
     return [shapes.data, shapes.statistic, shapes.statistic]
 
 
@@ -98,7 +98,7 @@ def _infer_gradient(
     op_def: OperatorDef, arguments: Mapping[str, Any], input_shapes: Sequence[Shape]
 ) -> list[Shape]:
     given = dict(zip(LAYER_NORM_GRADIENT.inputs, input_shapes, strict=False))
-    shapes = _agreeing(op_def, arguments, given, "X")
+    shapes = _check_shapes(op_def, arguments, given, "X")
     return [shapes.data, shapes.parameter, shapes.parameter][: len(op_def.outputs)]
 
 
@@ -108,7 +108,7 @@ def _infer_sum(
     first, *others = input_shapes
     for blob, shape in zip(op_def.inputs[1:], others, strict=True):
         shape_text = f"the shape of {op_def.inputs[0]}"
-        _check.same_shape(op_def.label, blob, _Shaped(shape), first, shape_text)
+        _check.same_shape(op_def.label, blob, _ShapeOnly(shape), first, shape_text)
     return [first]
 
 

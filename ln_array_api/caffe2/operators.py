@@ -48,7 +48,7 @@ class _LayerNormOperator:
             if name != self.data:
                 is_statistic = name in ("mean", "stddev")
                 dtype = ACCUMULATION[dtype_name(x.dtype)] if is_statistic else None
-                _check.operand(label, name, array, x, *shapes.beside[name], dtype)
+                _check.operand(label, name, array, x, *shapes.operands[name], dtype)
         return arrays, shapes
 
 
@@ -187,14 +187,14 @@ class LayerNormGradientOp(_LayerNormOperator):
         """
         arrays, shapes = self._checked(inputs)
         gamma, axes = arrays.get("gamma"), shapes.axes
-        spread = (..., *(None for _ in axes[1:]))
+        expand_index = (..., *(None for _ in axes[1:]))
         with on_device_of(arrays["X"]), np.errstate(all="ignore"):
             rstd = 1 / arrays["stddev"]
         gradients = layer_norm_backward(
             arrays["dY"],
             arrays["X"],
-            arrays["mean"][spread],
-            rstd[spread],
+            arrays["mean"][expand_index],
+            rstd[expand_index],
             gamma,
             axis=axes,
             need=("dx",) if gamma is None else ("dx", "dgamma", "dbeta"),

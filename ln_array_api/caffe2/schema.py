@@ -1,4 +1,4 @@
-"""What one operator of a net is to do, and what operators of a type can be told to do."""
+"""Definitions of operators, and the schemas that say which definitions are valid."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ class OperatorDef:
 
     @property
     def label(self) -> str:
-        """What error messages call this operator."""
+        """The name of this operator in error messages."""
         return f"{self.type} {self.name!r}" if self.name else str(self.type)
 
 
 @dataclass(frozen=True)
 class OperatorSchema:
-    """What definitions of one type of operator may look like.
+    """The valid definitions of one type of operator.
 
     Parameters
     ----------
@@ -147,8 +147,8 @@ class OperatorSchema:
         ):
             if len(names) not in allowed:
                 raise ValueError(
-                    f"{op_def.label}: {count(len(names), kind)} given ({', '.join(names)}), but "
-                    f"the number of {kind}s must be {_numbers(allowed)}"
+                    f"{op_def.label}: {pluralize(len(names), kind)} given ({', '.join(names)}), "
+                    f"but the number of {kind}s must be {_numbers(allowed)}"
                 )
         arguments = dict(self.arguments)
         for name, value in op_def.arg.items():
@@ -180,8 +180,8 @@ def _argument(op_def: OperatorDef, name: str, value: Any, default: Any) -> Any:
     return type(default)(value) if wanted else value
 
 
-def count(n: int, what: str) -> str:
-    """A number of things, in words: ``1 input``, ``3 inputs``."""
+def pluralize(n: int, what: str) -> str:
+    """Return a count with its noun: ``1 input``, ``3 inputs``."""
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 

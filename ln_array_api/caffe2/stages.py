@@ -43,7 +43,7 @@ from ..kernels.rows import astype_like
 
 
 def _stage(function: F) -> F:
-    """Let a stage run on the device of its first array, without warnings of what it divides by."""
+    """Run a stage on the device of its first array, with floating-point warnings off."""
     return on_device_of_x(np.errstate(all="ignore")(function))
 
 
@@ -133,7 +133,7 @@ def layer_norm_forward(
     if run := _accelerated(func_name, X):
         return run(X, scale, bias, gamma, beta)
     x = to_acc_dtype(xp, X)
-    y = x * _down(xp, scale, x) + _down(xp, bias, x)
+    y = x * _as_column(xp, scale, x) + _as_column(xp, bias, x)
     if gamma is not None:
         y = y * astype_like(xp, gamma, x)
     if beta is not None:
@@ -287,7 +287,7 @@ def layer_norm_backward(
     g = astype_like(xp, dY, x)
     if gamma is not None:
         g = g * astype_like(xp, gamma, x)
-    dX = g * _down(xp, rstd, x) + x * _down(xp, X_scale, x) + _down(xp, bias, x)
+    dX = g * _as_column(xp, rstd, x) + x * _as_column(xp, X_scale, x) + _as_column(xp, bias, x)
     return xp.astype(dX, native_dtype(X), copy=False)
 
 
@@ -332,17 +332,17 @@ def gamma_beta_backward(dYxX: Array, dY: Array, rstd: Array, g_scale: Array) -> 
         return run(dYxX, dY, rstd, g_scale)  # type: ignore[no-any-return]
     g = to_acc_dtype(xp, dY)
     dYxX = astype_like(xp, dYxX, g)
-    terms = dYxX * _down(xp, rstd, g) + g * _down(xp, g_scale, g)
+    terms = dYxX * _as_column(xp, rstd, g) + g * _as_column(xp, g_scale, g)
     return xp.sum(terms, axis=0), xp.sum(g, axis=0)
 
 
 def _accelerated(func_name: str, x: Array) -> Callable[..., Any] | None:
-    """What runs a stage instead, on checked arrays of which x is one."""
+    """Return a backend's function for this stage, or None; x is one of its checked arrays."""
     return None if 0 in x.shape else accelerated_stage(library_of(x).name, func_name)
 
 
 def _matrix(func_name: str, name: str, x: Array) -> Any:
-    """The namespace of an array of rows."""
+    """Return the namespace of x; raise unless x is a matrix."""
     xp = _check.array(func_name, name, x).xp
     if x.ndim != 2:
         raise ValueError(f"{func_name}: {name} has shape {tuple(x.shape)}, but must have (M, N)")
@@ -350,7 +350,7 @@ def _matrix(func_name: str, name: str, x: Array) -> Any:
 
 
 def _vector(func_name: str, name: str, x: Array) -> Any:
-    """The namespace of an array with one element for each row."""
+    """Return the namespace of x; raise unless x is a vector, of one element for each row."""
     xp = _check.array(func_name, name, x).xp
     if x.ndim != 1:
         raise ValueError(f"{func_name}: {name} has shape {tuple(x.shape)}, but must have (M,)")
@@ -371,6 +371,6 @@ def _of_columns(func_name: str, X: Array, **parameters: Array | None) -> None:
             _check.operand(func_name, name, values, X, (X.shape[1],), shape_text)
 
 
-def _down(xp: Any, values: Array, like: Array) -> Array:
-    """One value for each row, as a column beside the rows."""
+def _as_column(xp: Any, values: Array, like: Array) -> Array:
+    """Return a vector of one value for each row as a column, to broadcast with the rows."""
     return astype_like(xp, values, like)[:, None]

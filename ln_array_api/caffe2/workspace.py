@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .._arrays import Array, library_of
-from .definitions import checked
+from .definitions import validated_args
 from .devices import run_device
 from .gradients import backward_net
 from .registry import operator_class
-from .schema import OperatorDef, count
+from .schema import OperatorDef, pluralize
 
 
 class Workspace:
@@ -117,7 +117,7 @@ class Workspace:
         """
         net, known = list(net), set(self._blobs)
         for op_def in net:
-            checked(op_def)
+            validated_args(op_def)
             for blob in op_def.inputs:
                 if blob not in known:
                     raise ValueError(
@@ -164,10 +164,10 @@ class Workspace:
         cls = operator_class(op_def, run_device(op_def, inputs))
         outputs = cls(op_def).run_on_device(*inputs)
         if not isinstance(outputs, tuple) or len(outputs) != len(op_def.outputs):
-            given = count(len(outputs), "output") if isinstance(outputs, tuple) else "no tuple"
+            given = pluralize(len(outputs), "output") if isinstance(outputs, tuple) else "no tuple"
             raise ValueError(
                 f"{op_def.label}: run_on_device gave {given}, but must give a tuple of "
-                f"{count(len(op_def.outputs), 'output')} ({', '.join(op_def.outputs)})"
+                f"{pluralize(len(op_def.outputs), 'output')} ({', '.join(op_def.outputs)})"
             )
         for blob, array in zip(op_def.outputs, outputs, strict=True):
             self._put(f"{op_def.label}: {blob}", blob, array)

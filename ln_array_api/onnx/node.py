@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _DTYPES = {"float32": "float", "float64": "double"}
 
 
-class Call(NamedTuple):
+class ParsedNode(NamedTuple):
     """What a node asks for."""
 
     operator: str
@@ -33,9 +33,9 @@ class Call(NamedTuple):
     """The node's, and the schema's defaults for others."""
 
 
-def read(
+def parse_node(
     node: NodeProto, inputs: Sequence[Array], opset_version: int | None, known: Collection[str]
-) -> Call:
+) -> ParsedNode:
     """The call that a node of one of the known operators asks for; what is wrong with it raises."""
     onnx = _import_onnx()
     schema = _schema(onnx, node, opset_version, known)
@@ -49,7 +49,9 @@ def read(
     arrays = [next(given) if name else None for name in node.input]
     _check_arrays(schema, arrays)
     wanted = list(map(bool, node.output))
-    return Call(schema.name, schema.since_version, arrays, wanted, _attributes(onnx, schema, node))
+    return ParsedNode(
+        schema.name, schema.since_version, arrays, wanted, _attributes(onnx, schema, node)
+    )
 
 
 def _import_onnx() -> Any:

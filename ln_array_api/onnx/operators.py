@@ -17,7 +17,7 @@ from ..group_norm import group_norm
 from ..instance_norm import instance_norm
 from ..layer_norm import layer_norm, layer_norm_forward
 from ..rms_norm import rms_norm
-from .node import Call, read
+from .node import ParsedNode, parse_node
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -93,80 +93,88 @@ def run_node(
     array([[ 2., -2.],
            [ 2.,  2.]], dtype=float32)
     """
-    call = read(node, inputs, opset_version, _OPERATORS)
-    with on_device_of(call.inputs[0]):
-        results = _OPERATORS[call.operator](call, *call.inputs)
+    parsed = parse_node(node, inputs, opset_version, _OPERATORS)
+    with on_device_of(parsed.inputs[0]):
+        results = _OPERATORS[parsed.operator](parsed, *parsed.inputs)
     return tuple(
-        result if wanted else None for result, wanted in zip(results, call.outputs, strict=False)
+        result if wanted else None for result, wanted in zip(results, parsed.outputs, strict=False)
     )
 
 
 def _layer_normalization(
-    call: Call, x: Array, scale: Array, bias: Array | None = None
+    parsed: ParsedNode, x: Array, scale: Array, bias: Array | None = None
 ) -> tuple[Array, ...]:
-    axes = _from_axis(call, x)
-    options: dict[str, Any] = {"axis": axes, "epsilon": call.attributes["epsilon"]}
-    parameters = [_over_axes(call, "Scale", scale, x, axes)]
+    axes = _trailing_axes(parsed, x)
+    options: dict[str, Any] = {"axis": axes, "epsilon": parsed.attributes["epsilon"]}
+    parameters = [_broadcast_param(parsed, "Scale", scale, x, axes)]
     if bias is not None:
-        parameters.append(_over_axes(call, "B", bias, x, axes))
-    if not any(call.outputs[1:]):  # the plain function can be differentiated by torch and JAX
-        return (_in_two_stages(call, partial(layer_norm, **options), x, *parameters),)
+        parameters.append(_broadcast_param(parsed, "B", bias, x, axes))
+    if not any(parsed.outputs[1:]):  # the plain function can be differentiated by torch and JAX
+        return (_normalise_then_affine(parsed, partial(layer_norm, **options), x, *parameters),)
     statistics: list[Array] = []
 
     def normalise(*arrays: Array) -> Array:
         y, *statistics[:] = layer_norm_forward(*arrays, **options)
         return y
 
-    y = _in_two_stages(call, normalise, x, *parameters)
-    stash = _stash_dtype(call, x)
-    return y, *(_in_dtype(each, stash) for each in statistics)
+    y = _normalise_then_affine(parsed, normalise, x, *parameters)
+    stash = _stash_dtype(parsed, x)
+    return y, *(_astype(each, stash) for each in statistics)
 
 
-def _rms_normalization(call: Call, x: Array, scale: Array) -> tuple[Array, ...]:
-    axes = _from_axis(call, x)
-    normalise = partial(rms_norm, axis=axes, epsilon=call.attributes["epsilon"])
-    return (_in_two_stages(call, normalise, x, _over_axes(call, "scale", scale, x, axes)),)
+def _rms_normalization(parsed: ParsedNode, x: Array, scale: Array) -> tuple[Array, ...]:
+    axes = _trailing_axes(parsed, x)
+    normalise = partial(rms_norm, axis=axes, epsilon=parsed.attributes["epsilon"])
+    return (
+        _normalise_then_affine(
+            parsed, normalise, x, _broadcast_param(parsed, "scale", scale, x, axes)
+        ),
+    )
 
 
-def _group_normalization(call: Call, x: Array, scale: Array, bias: Array) -> tuple[Array, ...]:
-    groups, epsilon = call.attributes["num_groups"], call.attributes["epsilon"]
+def _group_normalization(
+    parsed: ParsedNode, x: Array, scale: Array, bias: Array
+) -> tuple[Array, ...]:
+    groups, epsilon = parsed.attributes["num_groups"], parsed.attributes["epsilon"]
     normalise = partial(group_norm, num_groups=groups, epsilon=epsilon)
-    channels = _channels(call, x)
+    channels = _channels(parsed, x)
     if groups < 1 or channels % groups:
         raise ValueError(
-            f"{call.operator}: num_groups={groups} does not divide the {channels} channels"
+            f"{parsed.operator}: num_groups={groups} does not divide the {channels} channels"
         )
     named = {"scale": scale, "bias": bias}
-    if call.version < 21:
-        spread = (_for_each_group(call, *item, groups, channels) for item in named.items())
-        return (normalise(x, *spread),)
-    parameters = (_for_each_channel(call, *item, x) for item in named.items())
-    return (_in_two_stages(call, normalise, x, *parameters),)
+    if parsed.version < 21:
+        per_channel = (_for_each_group(parsed, *item, groups, channels) for item in named.items())
+        return (normalise(x, *per_channel),)
+    parameters = (_for_each_channel(parsed, *item, x) for item in named.items())
+    return (_normalise_then_affine(parsed, normalise, x, *parameters),)
 
 
 def _batch_normalization(
-    call: Call, x: Array, scale: Array, bias: Array, mean: Array, var: Array
+    parsed: ParsedNode, x: Array, scale: Array, bias: Array, mean: Array, var: Array
 ) -> tuple[Array, ...]:
-    settings, epsilon = call.attributes, call.attributes["epsilon"]
-    if call.version < 14:
-        training = settings.get("is_test") == 0 or any(call.outputs[1:])
+    settings, epsilon = parsed.attributes, parsed.attributes["epsilon"]
+    if parsed.version < 14:
+        training = settings.get("is_test") == 0 or any(parsed.outputs[1:])
         if training:
             raise ValueError(
-                f"{call.operator}: training is supported from opset 14 on; before it ONNX does not "
-                "say whether the running variance is biased, nor what saved_var is"
+                f"{parsed.operator}: training is supported from opset 14 on; before it ONNX does "
+                "not say whether the running variance is biased, nor what saved_var is"
             )
     else:
         training = bool(settings["training_mode"])
-        if not training and any(call.outputs[1:]):
-            raise ValueError(f"{call.operator}: only training_mode=1 gives running statistics")
+        if not training and any(parsed.outputs[1:]):
+            raise ValueError(f"{parsed.operator}: only training_mode=1 gives running statistics")
     xp, shape = library_of(x).xp, tuple(x.shape)
     if len(shape) == 1:  # ONNX: one channel
         x = xp.reshape(x, (-1, 1))
     elif settings.get("spatial") == 0:  # a channel for each element of a sample
         x = xp.reshape(x, (shape[0], -1))
-        scale, bias, mean, var = (_flat(call, each, shape[1:]) for each in (scale, bias, mean, var))
+        scale, bias, mean, var = (
+            _flat(parsed, each, shape[1:]) for each in (scale, bias, mean, var)
+        )
     # ONNX lets their dtypes be narrower than that of X.
-    scale, bias, wide_mean, wide_var = (_wide(each, x) for each in (scale, bias, mean, var))
+    scale, bias, wide_mean, wide_var = (_widen(each, x) for each in (scale, bias, mean, var))
     if not training:
         y = batch_norm(x, wide_mean, wide_var, scale, bias, epsilon=epsilon)
         return (xp.reshape(y, shape),)
@@ -178,13 +186,15 @@ def _batch_normalization(
     result = batch_norm_forward(x, scale, bias, *running, epsilon=epsilon, momentum=momentum)
     return (
         xp.reshape(result.y, shape),
-        _in_dtype(result.running_mean, native_dtype(mean)),
-        _in_dtype(result.running_var / unbiased, native_dtype(var)),
+        _astype(result.running_mean, native_dtype(mean)),
+        _astype(result.running_var / unbiased, native_dtype(var)),
     )
 
 
-def _instance_normalization(call: Call, x: Array, scale: Array, bias: Array) -> tuple[Array, ...]:
-    return (instance_norm(x, scale, bias, epsilon=call.attributes["epsilon"]),)
+def _instance_normalization(
+    parsed: ParsedNode, x: Array, scale: Array, bias: Array
+) -> tuple[Array, ...]:
+    return (instance_norm(x, scale, bias, epsilon=parsed.attributes["epsilon"]),)
 
 
 #: Each takes a call and its inputs, and gives as many outputs as are wanted, at least.
@@ -208,21 +218,21 @@ class _Parameter(NamedTuple):
     """As this library's function takes it; None if that does not."""
 
 
-def _from_axis(call: Call, x: Array) -> tuple[int, ...]:
-    first, ndim = call.attributes["axis"], len(x.shape)
-    _check.axes(call.operator, first, tuple(x.shape), name="X")
+def _trailing_axes(parsed: ParsedNode, x: Array) -> tuple[int, ...]:
+    first, ndim = parsed.attributes["axis"], len(x.shape)
+    _check.axes(parsed.operator, first, tuple(x.shape), name="X")
     return tuple(range(first % ndim, ndim))
 
 
-def _over_axes(
-    call: Call, name: str, parameter: Array, x: Array, axes: tuple[int, ...]
+def _broadcast_param(
+    parsed: ParsedNode, name: str, parameter: Array, x: Array, axes: tuple[int, ...]
 ) -> _Parameter:
     """One that is broadcast to x, and so may vary along any of its axes."""
     shape, xp = tuple(parameter.shape), library_of(x).xp
     backwards = zip(reversed(shape), reversed(x.shape), strict=False)
     if len(shape) > len(x.shape) or not all(n in (1, length) for n, length in backwards):
         raise ValueError(
-            f"{call.operator}: {name} has shape {shape}, which cannot be broadcast to X of shape "
+            f"{parsed.operator}: {name} has shape {shape}, which cannot be broadcast to X of shape "
             f"{tuple(x.shape)}"
         )
     outer, inner = shape[: -len(axes)], shape[-len(axes) :]
@@ -232,35 +242,37 @@ def _over_axes(
     return _Parameter(parameter, fused)
 
 
-def _channels(call: Call, x: Array) -> int:
-    return int(x.shape[_check.channel_axis(call.operator, 1, tuple(x.shape))])
+def _channels(parsed: ParsedNode, x: Array) -> int:
+    return int(x.shape[_check.channel_axis(parsed.operator, 1, tuple(x.shape))])
 
 
-def _for_each_channel(call: Call, name: str, parameter: Array, x: Array) -> _Parameter:
-    channels = _channels(call, x)
-    _check.same_shape(call.operator, name, parameter, (channels,), "one for each channel")
+def _for_each_channel(parsed: ParsedNode, name: str, parameter: Array, x: Array) -> _Parameter:
+    channels = _channels(parsed, x)
+    _check.same_shape(parsed.operator, name, parameter, (channels,), "one for each channel")
     shape = (channels, *(1 for _ in x.shape[2:]))
     return _Parameter(library_of(x).xp.reshape(parameter, shape), parameter)
 
 
-def _for_each_group(call: Call, name: str, parameter: Array, groups: int, channels: int) -> Array:
+def _for_each_group(
+    parsed: ParsedNode, name: str, parameter: Array, groups: int, channels: int
+) -> Array:
     """For each channel what is given for its group."""
-    _check.same_shape(call.operator, name, parameter, (groups,), "one for each group")
+    _check.same_shape(parsed.operator, name, parameter, (groups,), "one for each group")
     xp = library_of(parameter).xp
-    spread = xp.broadcast_to(xp.reshape(parameter, (groups, 1)), (groups, channels // groups))
-    return xp.reshape(spread, (channels,))
+    per_channel = xp.broadcast_to(xp.reshape(parameter, (groups, 1)), (groups, channels // groups))
+    return xp.reshape(per_channel, (channels,))
 
 
-def _flat(call: Call, parameter: Array, shape: tuple[int, ...]) -> Array:
-    _check.same_shape(call.operator, "a parameter", parameter, shape, "that of a sample")
+def _flat(parsed: ParsedNode, parameter: Array, shape: tuple[int, ...]) -> Array:
+    _check.same_shape(parsed.operator, "a parameter", parameter, shape, "that of a sample")
     return library_of(parameter).xp.reshape(parameter, (-1,))
 
 
 # --- Dtypes --------------------------------------------------------------------------------------
 
 
-def _in_two_stages(
-    call: Call,
+def _normalise_then_affine(
+    parsed: ParsedNode,
     normalise: Callable[..., Array],
     x: Array,
     scale: _Parameter,
@@ -269,36 +281,36 @@ def _in_two_stages(
     """X normalised in the dtype of `stash_type`, then scaled and shifted in that of scale."""
     parameters = [scale] if bias is None else [scale, bias]
     fused = [each.fused for each in parameters if each.fused is not None]
-    if _stash(call) == ACCUMULATION[dtype_name(x.dtype)] and len(fused) == len(parameters):
+    if _stash(parsed) == ACCUMULATION[dtype_name(x.dtype)] and len(fused) == len(parameters):
         return normalise(x, *fused)
-    normalised = _in_dtype(normalise(_in_dtype(x, _stash_dtype(call, x))), native_dtype(x))
-    y = _in_dtype(normalised, scale.broadcast.dtype) * scale.broadcast
+    normalised = _astype(normalise(_astype(x, _stash_dtype(parsed, x))), native_dtype(x))
+    y = _astype(normalised, scale.broadcast.dtype) * scale.broadcast
     return y if bias is None else y + bias.broadcast
 
 
-def _stash(call: Call) -> str:
-    number = call.attributes["stash_type"]
+def _stash(parsed: ParsedNode) -> str:
+    number = parsed.attributes["stash_type"]
     if number not in _STASH:
         allowed = ", ".join(f"{key} ({name})" for key, name in _STASH.items())
-        raise ValueError(f"{call.operator}: stash_type={number} is none of {allowed}")
+        raise ValueError(f"{parsed.operator}: stash_type={number} is none of {allowed}")
     return _STASH[number]
 
 
-def _stash_dtype(call: Call, x: Array) -> Any:
+def _stash_dtype(parsed: ParsedNode, x: Array) -> Any:
     """The dtype that `stash_type` names, in the library of x."""
-    name, library = _stash(call), library_of(x)
+    name, library = _stash(parsed), library_of(x)
     if hasattr(library.xp, name):
         return getattr(library.xp, name)
     if isinstance(x.dtype, np.dtype):  # of a library that shares NumPy's dtypes
         return np.dtype(getattr(np if hasattr(np, name) else import_module("ml_dtypes"), name))
-    raise TypeError(f"{call.operator}: {library.name} has no {name}, which stash_type names")
+    raise TypeError(f"{parsed.operator}: {library.name} has no {name}, which stash_type names")
 
 
-def _wide(parameter: Array, x: Array) -> Array:
+def _widen(parameter: Array, x: Array) -> Array:
     """The parameter in float32, or in float64 where it or x is of that."""
-    wide = "float64" if "float64" in map(dtype_name, (parameter.dtype, x.dtype)) else "float32"
-    return _in_dtype(parameter, getattr(library_of(x).xp, wide))
+    dtype = "float64" if "float64" in map(dtype_name, (parameter.dtype, x.dtype)) else "float32"
+    return _astype(parameter, getattr(library_of(x).xp, dtype))
 
 
-def _in_dtype(x: Array, dtype: Any) -> Array:
+def _astype(x: Array, dtype: Any) -> Array:
     return library_of(x).xp.astype(x, dtype, copy=False)

@@ -274,8 +274,8 @@ OF_MOMENTS = (
     Fault(
         "the mean's own rest is left out of a difference of means",
         "ln_array_api/moments.py",
-        "apart = (other.mean - self.mean) + (other.missed - self.missed)",
-        "apart = other.mean - self.mean",
+        "mean_difference = (other.mean - self.mean) + (other.missed - self.missed)",
+        "mean_difference = other.mean - self.mean",
         unit("test_moments.py"),
     ),
     Fault(
@@ -288,8 +288,8 @@ OF_MOMENTS = (
     Fault(
         "the difference of means has the weight of the whole",
         "ln_array_api/moments.py",
-        "apart * apart * (weight * self.count)",
-        "apart * apart * (weight * count)",
+        "mean_difference * mean_difference * (weight * self.count)",
+        "mean_difference * mean_difference * (weight * count)",
         unit("test_moments.py"),
     ),
     Fault(
