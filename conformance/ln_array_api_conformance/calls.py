@@ -1,4 +1,4 @@
-"""Calls of an operation with NumPy rows in and NumPy rows out, whatever library is in between."""
+"""Calls of an operation of any library, with rows of NumPy arrays as inputs and results."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from .libraries import Library
 from .operations import Operation
 
 
-def arguments(
-    operation: Operation, library: Library, dtype: str, n: int, which: str = "all"
+def make_params(
+    operation: Operation, library: Library, dtype: str, n: int, present: str = "all"
 ) -> tuple[tuple[np.ndarray | None, np.ndarray | None], list[Any]]:
-    """Gamma and beta as NumPy arrays (None for what is left out), and as arguments of a call."""
+    """Return gamma and beta as NumPy arrays (None if absent), and as arguments of a call."""
     gamma, beta = parameters(dtype, n)
-    plain = (
-        gamma if which in ("all", "gamma") else None,
-        beta if which in ("all", "beta") and "beta" in operation.parameters else None,
+    np_params = (
+        gamma if present in ("all", "gamma") else None,
+        beta if present in ("all", "beta") and "beta" in operation.parameters else None,
     )
-    given = [None if each is None else library.array(each) for each in plain]
-    return plain, given[: len(operation.parameters)]
+    args = [None if each is None else library.array(each) for each in np_params]
+    return np_params, args[: len(operation.parameters)]
 
 
 def forward(
-    operation: Operation, library: Library, x: Any, given: list[Any], **options: Any
+    operation: Operation, library: Library, x: Any, args: list[Any], **options: Any
 ) -> dict[str, np.ndarray]:
     """Y and the statistics, by name, as NumPy arrays."""
-    with library.lazily():
-        result = operation.forward(x, *given, **options)
+    with library.forbid_compute():
+        result = operation.forward(x, *args, **options)
     return {name: library.numpy(value) for name, value in result._asdict().items()}
 
 
-def both(
+def forward_backward(
     operation: Operation,
     library: Library,
     dy: Any,
     x: Any,
-    given: list[Any],
+    args: list[Any],
     *,
     epsilon: float | None = None,
     **options: Any,
@@ -46,16 +46,16 @@ def both(
     """The results of forward and of backward, in the library's own arrays."""
     epsilon = operation.epsilon if epsilon is None else epsilon
     axis = {"axis": options["axis"]} if "axis" in options else {}
-    with library.lazily():
-        result = operation.forward(x, *given, epsilon=epsilon, **axis)
-        gradients = operation.backward(dy, x, *result[1:], given[0], **options)
+    with library.forbid_compute():
+        result = operation.forward(x, *args, epsilon=epsilon, **axis)
+        gradients = operation.backward(dy, x, *result[1:], args[0], **options)
     return result, gradients
 
 
-class Beside(NamedTuple):
-    """How rows lie in an array: so many beside each other, and their elements on the axis before.
+class RowLayout(NamedTuple):
+    """The layout of rows in an array: with `rows` > 1, samples whose columns are the rows.
 
-    Of one beside itself, rows are what the array consists of.
+    Their elements are on axis 1 and the rows on axis 2. With 1, the array has shape (M, N).
     """
 
     rows: int = 1
@@ -73,16 +73,16 @@ class Beside(NamedTuple):
         return library.array(np.ascontiguousarray(samples.transpose(0, 2, 1)))
 
     def back(self, library: Library, x: Any) -> np.ndarray:
-        """What a library gives of each row, as rows."""
-        plain = library.numpy(x)
+        """Return a result of the library, an array of this layout, as rows (M, N)."""
+        np_params = library.numpy(x)
         if self.rows == 1:
-            return plain
-        return np.ascontiguousarray(plain.transpose(0, 2, 1)).reshape(-1, plain.shape[1])
+            return np_params
+        return np.ascontiguousarray(np_params.transpose(0, 2, 1)).reshape(-1, np_params.shape[1])
 
 
-AS_ROWS = Beside()
+AS_ROWS = RowLayout()
 
 
-def bits(x: np.ndarray) -> bytes:
-    """The bits of an array, to be compared for equality, NaN included."""
+def to_bytes(x: np.ndarray) -> bytes:
+    """Return the bytes of an array, to compare for equality of bits, NaN included."""
     return np.ascontiguousarray(x).tobytes()

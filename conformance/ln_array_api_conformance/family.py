@@ -1,4 +1,4 @@
-"""The operations that are no rows with an axis, as data. A new one joins by a description here."""
+"""Descriptions of the operations that do not take rows and an axis. Add a new one here."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .libraries import DTYPES
 from .tolerances import ACCUMULATION
 
 Shapes = dict[str, tuple[int, ...]]
-#: Options that are refused, by name: the error, what it says, and the options.
-Wrong = dict[str, tuple[type[Exception], str, dict[str, Any]]]
+#: Options that are refused, by name: the error, its message, and the options.
+BadOptions = dict[str, tuple[type[Exception], str, dict[str, Any]]]
 #: Inputs as NumPy arrays, by name; None for those left out.
-Plain = dict[str, Any]
+NumpyInputs = dict[str, Any]
 
 
 class Case(NamedTuple):
@@ -30,8 +30,8 @@ class Case(NamedTuple):
     options: dict[str, Any]
 
 
-class Member(NamedTuple):
-    """An operation, what it is defined as, and how it is called."""
+class OperationSpec(NamedTuple):
+    """An operation, its definition, and how it is called."""
 
     name: str
     function: Callable[..., Any]
@@ -49,36 +49,36 @@ class Member(NamedTuple):
     optional: tuple[str, ...]
     """The inputs that may be None."""
     cases: dict[str, Case]
-    """The first is the one for all values and dtypes."""
+    """The first is the one that is run with all values and dtypes."""
     definition: definitions.Definition
-    together: Callable[[np.ndarray, dict[str, Any]], np.ndarray]
-    """In each place of values of x's shape, the largest of those that are normalised together."""
-    wrong: Wrong
+    group_max: Callable[[np.ndarray, dict[str, Any]], np.ndarray]
+    """For each element, the maximum over the elements that share its statistics."""
+    bad_options: BadOptions
     y: str = "y"
-    """What the function's result is called."""
+    """The name of the function's result."""
     per_sample: bool = True
-    """Whether what is normalised together is all of one sample, the first axis."""
-    beyond: tuple[str, ...] = ()
-    """Values of which a result, a statistic or a gradient is too large or small for its dtype."""
-    together_in_gradient: Callable[[np.ndarray, dict[str, Any]], np.ndarray] | None = None
-    """The same as `together` for what is differentiated together, where that is more."""
-    condition: Callable[[Plain], np.ndarray] | None = None
-    """For each place of x, by how much gradients there amplify the rounding of intermediates."""
+    """Whether statistics are of one sample only, along the first axis."""
+    overflowing_values: tuple[str, ...] = ()
+    """Kinds of values for which a result, statistic or gradient leaves the range of its dtype."""
+    gradient_group_max: Callable[[np.ndarray, dict[str, Any]], np.ndarray] | None = None
+    """The same for the elements on which a gradient depends, where these are more."""
+    condition: Callable[[NumpyInputs], np.ndarray] | None = None
+    """For each element of x, by how much its gradient amplifies the rounding of intermediates."""
 
     needs_values: bool = False
     """Whether channels without values are refused."""
-    differences: dict[str, str] = {}  # noqa: RUF012 - never written
+    cancelling_gradients: dict[str, str] = {}  # noqa: RUF012 - never written
     """Inputs whose gradient is a difference of sums as large as the gradient of another input."""
 
-    def together_in(self, gradient: bool) -> Callable[[np.ndarray, dict[str, Any]], np.ndarray]:
-        return (gradient and self.together_in_gradient) or self.together
+    def group_max_in(self, gradient: bool) -> Callable[[np.ndarray, dict[str, Any]], np.ndarray]:
+        return (gradient and self.gradient_group_max) or self.group_max
 
     @property
     def shapes(self) -> Shapes:
-        return self.first.shapes
+        return self.main_case.shapes
 
     @property
-    def first(self) -> Case:
+    def main_case(self) -> Case:
         return next(iter(self.cases.values()))
 
     @property
@@ -87,18 +87,18 @@ class Member(NamedTuple):
 
     @property
     def x(self) -> str:
-        """What the caller calls x."""
+        """The caller's name of x."""
         return self.inputs[0]
 
     def dtype_of(self, statistic: str, dtype: str) -> str:
-        """The dtype of a statistic beside x of a dtype; a running one has that of its input."""
+        """Return the dtype of a statistic for x of a dtype; a running one has that of its input."""
         return dtype if statistic in self.inputs else ACCUMULATION[dtype]
 
     def has(self, option: str) -> bool:
         return option in inspect.signature(self.forward).parameters
 
     def options_of(self, function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
-        """Those of the options that a function has."""
+        """Return the options that a function has."""
         known = inspect.signature(function).parameters
         return {name: value for name, value in options.items() if name in known}
 
@@ -119,9 +119,11 @@ PARAMETERS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Any]] = {
 }
 
 
-def inputs(member: Member, case: Case, values: str, dtype: str, without: str = "") -> Plain:
+def inputs(
+    member: OperationSpec, case: Case, values: str, dtype: str, without: str = ""
+) -> NumpyInputs:
     """The inputs of a call as NumPy arrays, by name; None for the one left out."""
-    plain: Plain = {}
+    np_inputs: NumpyInputs = {}
     for name, shape in case.shapes.items():
         rng = generator(member.name, name, shape, values)
         if name == member.x:
@@ -130,11 +132,11 @@ def inputs(member: Member, case: Case, values: str, dtype: str, without: str = "
             made = flat.reshape(shape)
         else:
             made = np.asarray(PARAMETERS[name](rng, shape))
-        plain[name] = None if name == without else made.astype(DTYPES[dtype])
-    return plain
+        np_inputs[name] = None if name == without else made.astype(DTYPES[dtype])
+    return np_inputs
 
 
-def without_elements(member: Member) -> list[Case]:
+def without_elements(member: OperationSpec) -> list[Case]:
     """The first case with each axis of x in turn of length 0, and of the parameters along it."""
     cases = []
     for axis, length in enumerate(member.shapes[member.x]):
@@ -146,12 +148,12 @@ def without_elements(member: Member) -> list[Case]:
         lengths = list(member.shapes[member.x])
         lengths[axis] = 0
         cases.append(
-            Case({**member.shapes, **shapes, member.x: tuple(lengths)}, member.first.options)
+            Case({**member.shapes, **shapes, member.x: tuple(lengths)}, member.main_case.options)
         )
     return [case for case in cases if not member.needs_values or 0 in case.shapes["gamma"]]
 
 
-def gradient_of_y(member: Member, case: Case, dtype: str) -> np.ndarray:
+def gradient_of_y(member: OperationSpec, case: Case, dtype: str) -> np.ndarray:
     """A dy for a call."""
     shape = case.shapes[member.x]
     return generator(member.name, "dy", shape).standard_normal(shape).astype(DTYPES[dtype])
@@ -165,23 +167,23 @@ def _over(*axes: int) -> Callable[[np.ndarray, dict[str, Any]], np.ndarray]:
 
 
 def _by_groups(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-    """Largest among consecutive channels and all spatial axes of each sample."""
+    """Return the maximum over a group of channels and all spatial axes of each sample."""
     channels = np.moveaxis(values, options.get("channel_axis", 1), 1)
     groups = int(options["num_groups"]) if "num_groups" in options else channels.shape[1]
     each = channels.reshape(channels.shape[0], groups, -1)
-    peak = np.broadcast_to(np.max(each, axis=-1, keepdims=True, initial=0), each.shape)
-    return np.moveaxis(peak.reshape(channels.shape), 1, options.get("channel_axis", 1))
+    max_abs = np.broadcast_to(np.max(each, axis=-1, keepdims=True, initial=0), each.shape)
+    return np.moveaxis(max_abs.reshape(channels.shape), 1, options.get("channel_axis", 1))
 
 
 def by_slices(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-    """Largest along all axes but the one that is kept."""
+    """Return the maximum over all axes except the one that is kept."""
     kept = options.get("axis", 0) % values.ndim
     axes = tuple(axis for axis in range(values.ndim) if axis != kept)
     return _over(*axes)(values, options)
 
 
 def _by_channels(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-    """Largest in each channel, over all other axes."""
+    """Return the maximum over each channel, along all other axes."""
     return by_slices(values, {"axis": options.get("channel_axis", 1)})
 
 
@@ -196,7 +198,7 @@ def _channels(
 
 
 #: For x of four axes.
-CHANNEL_AXIS: Wrong = {
+CHANNEL_AXIS: BadOptions = {
     "channel_axis out of range": (
         ValueError,
         "channel_axis=4 is out of range",
@@ -207,7 +209,7 @@ CHANNEL_AXIS: Wrong = {
     "channel_axis is a fraction": (TypeError, "channel_axis", {"channel_axis": 1.0}),
 }
 
-GROUP_NORM = Member(
+GROUP_NORM = OperationSpec(
     "group_norm",
     ln.group_norm,
     ln.group_norm_forward,
@@ -227,8 +229,8 @@ GROUP_NORM = Member(
         "one sample": Case(_channels((1, 4, 2, 9)), {"num_groups": 2}),
     },
     definition=definitions.group_norm,
-    together=_by_groups,
-    wrong={
+    group_max=_by_groups,
+    bad_options={
         **CHANNEL_AXIS,
         "num_groups does not divide": (ValueError, "num_groups=4 does not", {"num_groups": 4}),
         "num_groups is 0": (ValueError, "num_groups=0", {"num_groups": 0}),
@@ -236,7 +238,7 @@ GROUP_NORM = Member(
         "num_groups is a fraction": (TypeError, "num_groups must be an int", {"num_groups": 2.0}),
     },
 )  # fmt: skip
-INSTANCE_NORM = Member(
+INSTANCE_NORM = OperationSpec(
     "instance_norm",
     ln.instance_norm,
     ln.instance_norm_forward,
@@ -253,11 +255,11 @@ INSTANCE_NORM = Member(
         "one channel": Case(_channels((3, 1, 2, 7)), {}),
     },
     definition=definitions.group_norm,
-    together=_by_groups,
-    wrong=CHANNEL_AXIS,
+    group_max=_by_groups,
+    bad_options=CHANNEL_AXIS,
 )
 _RUNNING = ("gamma", "beta", "running_mean", "running_var")
-BATCH_NORM_FORWARD = Member(
+BATCH_NORM_FORWARD = OperationSpec(
     "batch_norm_forward",
     ln.batch_norm_forward,
     ln.batch_norm_forward,
@@ -275,8 +277,8 @@ BATCH_NORM_FORWARD = Member(
         "one channel": Case(_channels((5, 1, 7), names=_RUNNING), {"momentum": 0}),
     },
     definition=definitions.batch_norm_forward,
-    together=_by_channels,
-    wrong={
+    group_max=_by_channels,
+    bad_options={
         **CHANNEL_AXIS,
         "momentum is negative": (ValueError, "momentum must be from 0 to 1", {"momentum": -0.1}),
         "momentum is more than 1": (ValueError, "momentum must be from 0 to 1", {"momentum": 1.5}),
@@ -287,7 +289,7 @@ BATCH_NORM_FORWARD = Member(
     needs_values=True,
 )
 _GIVEN = ("mean", "var", "gamma", "beta")
-BATCH_NORM = Member(
+BATCH_NORM = OperationSpec(
     "batch_norm",
     ln.batch_norm,
     ln.batch_norm,
@@ -304,10 +306,10 @@ BATCH_NORM = Member(
         "one value": Case(_channels((1, 3), names=_GIVEN), {"epsilon": 0.25}),
     },
     definition=definitions.batch_norm,
-    together=_each_by_itself,
-    wrong=CHANNEL_AXIS,
+    group_max=_each_by_itself,
+    bad_options=CHANNEL_AXIS,
 )
-WEIGHT_STANDARDIZATION = Member(
+WEIGHT_STANDARDIZATION = OperationSpec(
     "weight_standardization",
     ln.weight_standardization,
     ln.weight_standardization_forward,
@@ -323,10 +325,16 @@ WEIGHT_STANDARDIZATION = Member(
         "a matrix": Case({"w": (5, 7)}, {}),
     },
     definition=definitions.weight_standardization,
-    together=by_slices,
-    wrong={
+    group_max=by_slices,
+    bad_options={
         "axis out of range": (ValueError, "axis 4 is out of range", {"axis": 4}),
         "axis is a tuple": (TypeError, "axis must be an int", {"axis": (0, 1)}),
     },
 )
-MEMBERS = (GROUP_NORM, INSTANCE_NORM, BATCH_NORM_FORWARD, BATCH_NORM, WEIGHT_STANDARDIZATION)
+CHANNEL_OPERATIONS = (
+    GROUP_NORM,
+    INSTANCE_NORM,
+    BATCH_NORM_FORWARD,
+    BATCH_NORM,
+    WEIGHT_STANDARDIZATION,
+)

@@ -9,9 +9,9 @@ import numpy as np
 import ln_array_api as ln
 
 from . import definitions
-from .family import CHANNEL_AXIS, Case, Member, Plain, Shapes, Wrong, by_slices
+from .family import CHANNEL_AXIS, BadOptions, Case, NumpyInputs, OperationSpec, Shapes, by_slices
 
-AXIS: Wrong = {
+AXIS: BadOptions = {
     "axis out of range": (ValueError, "axis 3 is out of range", {"axis": 3}),
     "no axis": (ValueError, r"axis=\(\) leaves nothing", {"axis": ()}),
     "an axis twice": (ValueError, "names an axis twice", {"axis": (1, -2)}),
@@ -19,14 +19,14 @@ AXIS: Wrong = {
 }
 
 
-def _axes(values: np.ndarray, given: Any) -> tuple[int, ...]:
-    each = [given] if isinstance(given, int) else given
+def _axes(values: np.ndarray, axis: Any) -> tuple[int, ...]:
+    each = [axis] if isinstance(axis, int) else axis
     return tuple(axis % values.ndim for axis in each)
 
 
 def _largest(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    peak = np.max(values, axis=axes, keepdims=True, initial=0)
-    return np.broadcast_to(peak, values.shape)
+    max_abs = np.max(values, axis=axes, keepdims=True, initial=0)
+    return np.broadcast_to(max_abs, values.shape)
 
 
 def _by_axis(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
@@ -77,13 +77,13 @@ def _switchable(shape: tuple[int, ...], axis: int = 1) -> Shapes:
     return _mixed(shape, axis, mean_weights=(3,), var_weights=(3,))
 
 
-def _steepness(plain: Plain) -> np.ndarray:
+def _steepness(np_inputs: NumpyInputs) -> np.ndarray:
     """Where tanh is flat, its slope is exp(-2 * abs(alpha * x)), with the product rounded."""
-    inner = plain["alpha"].astype(np.float64) * plain["x"].astype(np.float64)
+    inner = np_inputs["alpha"].astype(np.float64) * np_inputs["x"].astype(np.float64)
     return np.asarray(1 + 2 * abs(inner))
 
 
-WEIGHT_NORM = Member(
+WEIGHT_NORM = OperationSpec(
     "weight_norm",
     ln.weight_norm,
     ln.weight_norm_forward,
@@ -99,15 +99,15 @@ WEIGHT_NORM = Member(
         "a matrix": Case({"v": (5, 7), "g": (5,)}, {}),
     },
     definition=definitions.weight_norm,
-    together=by_slices,
-    wrong={
+    group_max=by_slices,
+    bad_options={
         "axis out of range": (ValueError, "axis 4 is out of range for v", {"axis": 4}),
         "axis is a tuple": (TypeError, "axis must be an int", {"axis": (0, 1)}),
     },
     y="w",
     per_sample=False,  # since g goes along
 )
-POWER_NORM = Member(
+POWER_NORM = OperationSpec(
     "power_norm",
     ln.power_norm,
     ln.power_norm_forward,
@@ -128,8 +128,8 @@ POWER_NORM = Member(
         "no power": Case({"x": (3, 4, 5)}, {"alpha": 1}),
     },
     definition=definitions.power_norm,
-    together=_by_axis,
-    wrong={
+    group_max=_by_axis,
+    bad_options={
         **AXIS,
         "alpha is negative": (ValueError, "alpha must be finite and more than 0", {"alpha": -0.5}),
         "alpha is 0": (ValueError, "alpha must be finite and more than 0", {"alpha": 0}),
@@ -139,7 +139,7 @@ POWER_NORM = Member(
         "alpha is a string": (TypeError, "alpha must be a real number", {"alpha": "1"}),
     },
 )
-BATCH_INSTANCE_NORM = Member(
+BATCH_INSTANCE_NORM = OperationSpec(
     "batch_instance_norm",
     ln.batch_instance_norm,
     ln.batch_instance_norm_forward,
@@ -165,12 +165,12 @@ BATCH_INSTANCE_NORM = Member(
         "one sample": Case(_batch_instance((1, 3, 7)), {}),
     },
     definition=definitions.batch_instance_norm,
-    together=_by_channels,
-    wrong=CHANNEL_AXIS,
+    group_max=_by_channels,
+    bad_options=CHANNEL_AXIS,
     per_sample=False,
-    differences={"rho": "gamma"},
+    cancelling_gradients={"rho": "gamma"},
 )
-SWITCHABLE_NORM = Member(
+SWITCHABLE_NORM = OperationSpec(
     "switchable_norm",
     ln.switchable_norm,
     ln.switchable_norm_forward,
@@ -188,13 +188,13 @@ SWITCHABLE_NORM = Member(
         "a large epsilon": Case(_switchable((2, 3, 4)), {"epsilon": 1.0}),
     },
     definition=definitions.switchable_norm,
-    together=_by_channels_and_samples,
-    wrong=CHANNEL_AXIS,
+    group_max=_by_channels_and_samples,
+    bad_options=CHANNEL_AXIS,
     per_sample=False,
-    beyond=("1e-30", "1e30", "1e250"),  # the variance
-    together_in_gradient=_everywhere,
+    overflowing_values=("1e-30", "1e30", "1e250"),  # the variance
+    gradient_group_max=_everywhere,
 )
-LOCAL_CONTRAST_NORM = Member(
+LOCAL_CONTRAST_NORM = OperationSpec(
     "local_contrast_norm",
     ln.local_contrast_norm,
     ln.local_contrast_norm_forward,
@@ -213,8 +213,8 @@ LOCAL_CONTRAST_NORM = Member(
         "single elements": Case({"x": (3, 4, 4)}, {"size": 1}),
     },
     definition=definitions.local_contrast_norm,
-    together=_by_windows,
-    wrong={
+    group_max=_by_windows,
+    bad_options={
         "size is even": (ValueError, "size must be odd", {"size": 4}),
         "size is 0": (ValueError, "size must be odd", {"size": 0}),
         "size is negative": (ValueError, "size must be odd and at least 1", {"size": -3}),
@@ -228,9 +228,9 @@ LOCAL_CONTRAST_NORM = Member(
         "an axis twice": (ValueError, "spatial_axes=.* twice", {"spatial_axes": (1, -2)}),
         "an axis is a fraction": (TypeError, "spatial_axes must be", {"spatial_axes": 1.0}),
     },
-    together_in_gradient=_by_windows_of_windows,
+    gradient_group_max=_by_windows_of_windows,
 )
-DYNAMIC_TANH = Member(
+DYNAMIC_TANH = OperationSpec(
     "dynamic_tanh",
     ln.dynamic_tanh,
     ln.dynamic_tanh_forward,
@@ -249,11 +249,11 @@ DYNAMIC_TANH = Member(
         ),
     },
     definition=definitions.dynamic_tanh,
-    together=lambda values, options: values,
-    wrong=AXIS,
+    group_max=lambda values, options: values,
+    bad_options=AXIS,
     condition=_steepness,
 )
-MORE = (
+OTHER_OPERATIONS = (
     WEIGHT_NORM,
     POWER_NORM,
     BATCH_INSTANCE_NORM,

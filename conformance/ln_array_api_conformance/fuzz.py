@@ -64,10 +64,10 @@ class Call(NamedTuple):
 
 def parse(text: str) -> Call:
     """The call that `Call.line` has put into words."""
-    given: dict[str, Any] = json.loads(text)
-    for name, value in given.items():
-        given[name] = tuple(value) if isinstance(value, list) else value
-    return Call(**given)
+    args: dict[str, Any] = json.loads(text)
+    for name, value in args.items():
+        args[name] = tuple(value) if isinstance(value, list) else value
+    return Call(**args)
 
 
 def random_call(library: Library, seed: int) -> Call:
@@ -168,30 +168,30 @@ def check(call: Call, library: Library) -> None:
     good = np.ones(axes.m, bool)
     if call.bad:
         good[0] = False
-    wide = x.astype(np.float64)
+    x64 = x.astype(np.float64)
     if call.epsilon == 0.0:  # a constant row, or for RMS norm one of zeros, has no y without one
         centred = "mean" in operation.statistics
-        constant = wide.max(-1) == wide.min(-1) if centred else ~wide.any(-1)
+        constant = x64.max(-1) == x64.min(-1) if centred else ~x64.any(-1)
         good &= ~constant
-    plain, given = _parameters(call, operation, library, axes)
+    np_params, args = _parameters(call, operation, library, axes)
     lie = library.layouts().get(call.layout, library.array)
     dy_lies = library.layouts().get(call.dy_layout, library.array)
     before = lie(axes.array(x))
     options: dict[str, Any] = {"axis": call.axis, "epsilon": call.epsilon}
-    result, gradients = calls.both(
-        operation, library, dy_lies(axes.array(dy)), before, given, need=call.need, **options
+    result, gradients = calls.forward_backward(
+        operation, library, dy_lies(axes.array(dy)), before, args, need=call.need, **options
     )
     y = axes.rows(library.numpy(result.y))
-    _check_out(call, operation, library, axes, before, given, options, library.numpy(result.y))
+    _check_out(call, operation, library, axes, before, args, options, library.numpy(result.y))
     if not good.any():
         return
-    expected = reference.forward(operation.reference, x[good], *plain, call.epsilon)
+    expected = reference.forward(operation.reference, x[good], *np_params, call.epsilon)
     tolerances.assert_close("y", y[good], expected.y, tolerances.Y, expected.scale, call.dtype)
     if call.bad == "nan":
         assert np.isnan(y[0].astype(np.float64)).all(), "a NaN does not spoil its row"
     _check_statistics(call, operation, library, result, x, good, expected)
     if good.all():
-        _check_gradients(call, operation, library, axes, dy, x, plain[0], gradients)
+        _check_gradients(call, operation, library, axes, dy, x, np_params[0], gradients)
 
 
 def _parameters(
@@ -205,11 +205,11 @@ def _parameters(
     gamma_or_none = gamma if call.parameters in ("all", "gamma") else None
     with_beta = call.parameters in ("all", "beta") and "beta" in operation.parameters
     shape = [call.shape[axis] for axis in axes.over]
-    plain = gamma_or_none, beta if with_beta else None
-    given = [None if each is None else library.array(each.reshape(shape)) for each in plain]
+    np_params = gamma_or_none, beta if with_beta else None
+    args = [None if each is None else library.array(each.reshape(shape)) for each in np_params]
     accumulation = DTYPES[tolerances.ACCUMULATION[call.dtype]]
-    rounded = [None if each is None else each.astype(accumulation) for each in plain]
-    return (rounded[0], rounded[1]), given[: len(operation.parameters)]
+    rounded = [None if each is None else each.astype(accumulation) for each in np_params]
+    return (rounded[0], rounded[1]), args[: len(operation.parameters)]
 
 
 def _check_out(
@@ -218,13 +218,13 @@ def _check_out(
     library: Library,
     axes: _Axes,
     x: Any,
-    given: list[Any],
+    args: list[Any],
     options: dict[str, Any],
     y: np.ndarray,
 ) -> None:
     """Y has the same bits in `out`, and alone."""
-    alone = operation.function(x, *given, **options)
-    assert calls.bits(library.numpy(alone)) == calls.bits(y), "y alone has other bits"
+    alone = operation.function(x, *args, **options)
+    assert calls.to_bytes(library.numpy(alone)) == calls.to_bytes(y), "y alone has other bits"
     if not call.out or call.layout in ("byte-swapped", "read-only", "subclass"):
         return
     zeros = np.zeros(call.shape, DTYPES[call.dtype])
@@ -233,9 +233,9 @@ def _check_out(
         out = library.array(np.stack([zeros, zeros], axis=-1))[..., 1]
     if call.out == "x":
         out = x = library.array(axes.array(_rows(call, axes.m, axes.n)))
-        y = library.numpy(operation.function(x, *given, **options)).copy()  # of x in C order
-    assert operation.function(x, *given, out=out, **options) is out
-    assert calls.bits(library.numpy(out)) == calls.bits(y), f"out={call.out} has other bits"
+        y = library.numpy(operation.function(x, *args, **options)).copy()  # of x in C order
+    assert operation.function(x, *args, out=out, **options) is out
+    assert calls.to_bytes(library.numpy(out)) == calls.to_bytes(y), f"out={call.out} has other bits"
 
 
 def _check_statistics(
@@ -254,9 +254,9 @@ def _check_statistics(
     exact = np.asarray(expected.rstd, np.float64)
     np.testing.assert_allclose(rstd.astype(np.float64), exact, rtol=relative, err_msg="rstd")
     if "mean" in operation.statistics:
-        peak = np.max(abs(x[good].astype(np.float64)), axis=-1, keepdims=True)
+        max_abs = np.max(abs(x[good].astype(np.float64)), axis=-1, keepdims=True)
         mean = library.numpy(result.mean).reshape(-1, 1)[good]
-        tolerances.assert_close("mean", mean, expected.mean, tolerances.MEAN, peak, accumulation)
+        tolerances.assert_close("mean", mean, expected.mean, tolerances.MEAN, max_abs, accumulation)
 
 
 def _check_gradients(
@@ -276,7 +276,7 @@ def _check_gradients(
         ("dgamma", exact.dgamma, tolerances.PARAMETER_GRADIENT, exact.dgamma_scale),
         ("dbeta", exact.dbeta, tolerances.PARAMETER_GRADIENT, exact.dbeta_scale),
     )
-    for name, right, steps, scale in checks:
+    for name, right, ulps, scale in checks:
         actual = getattr(gradients, name, None)
         if name not in call.need or (name == "dgamma" and gamma is None):
             assert actual is None, f"{name} is there, and was not asked for"
@@ -284,10 +284,13 @@ def _check_gradients(
         values = library.numpy(actual)
         values = axes.rows(values)[:, columns] if name == "dx" else values.reshape(-1)
         most = float(ml_dtypes.finfo(DTYPES[call.dtype]).max)
-        beyond = abs(np.asarray(right, np.float64)) > 0.99 * most
-        assert (abs(values[beyond].astype(np.float64)) > 0.98 * most).all(), name
-        values, scale = values[~beyond], np.broadcast_to(scale, beyond.shape)[~beyond]
-        tolerances.assert_close(name, values, right[~beyond], steps, scale, call.dtype)
+        overflowing = abs(np.asarray(right, np.float64)) > 0.99 * most
+        assert (abs(values[overflowing].astype(np.float64)) > 0.98 * most).all(), name
+        values, scale = (
+            values[~overflowing],
+            np.broadcast_to(scale, overflowing.shape)[~overflowing],
+        )
+        tolerances.assert_close(name, values, right[~overflowing], ulps, scale, call.dtype)
 
 
 def shrunk(call: Call, fails: Callable[[Call], bool]) -> Call:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import family, family_more
-from .family import Case, Member, Shapes
+from .family import Case, OperationSpec, Shapes
 
 
 class Rows(NamedTuple):
@@ -51,32 +51,32 @@ COLUMNS = {
 class Large(NamedTuple):
     """A case of an operation, and in how many places of each input gradients are looked at."""
 
-    member: Member
+    member: OperationSpec
     case: Case
     places: int
 
 
-def _channels(member: Member, shape: tuple[int, ...], axis: int = 1) -> Shapes:
+def _channels(member: OperationSpec, shape: tuple[int, ...], axis: int = 1) -> Shapes:
     """The shapes of all inputs of an operation, from that of x."""
     return {
-        name: shape if name == member.x else _beside(name, known, shape[axis])
+        name: shape if name == member.x else _parameter_shape(name, known, shape[axis])
         for name, known in member.shapes.items()
     }
 
 
-def _beside(name: str, known: tuple[int, ...], channels: int) -> tuple[int, ...]:
+def _parameter_shape(name: str, known: tuple[int, ...], channels: int) -> tuple[int, ...]:
     return known if name.endswith("weights") or known == () else (channels,)
 
 
 def _large(
-    member: Member, shape: tuple[int, ...], axis: int = 1, places: int = 5, **options: Any
+    member: OperationSpec, shape: tuple[int, ...], axis: int = 1, places: int = 5, **options: Any
 ) -> Large:
     if axis != 1:
         options |= {"channel_axis" if member.has("channel_axis") else "axis": axis}
     return Large(member, Case(_channels(member, shape, axis), options), places)
 
 
-def _over_channels(member: Member, **options: Any) -> dict[str, Large]:
+def _over_channels(member: OperationSpec, **options: Any) -> dict[str, Large]:
     return {
         "long channels": _large(member, (3, 6, 91, 90), **options),
         "channels last": _large(member, (5, 53, 41, 12), -1, **options),
@@ -84,7 +84,7 @@ def _over_channels(member: Member, **options: Any) -> dict[str, Large]:
     }
 
 
-def _columns(member: Member) -> dict[str, Large]:
+def _columns(member: OperationSpec) -> dict[str, Large]:
     return _over_channels(member) | {
         "columns": _large(member, (4099, 65)),
         "few long columns": _large(member, (70_001, 3)),
@@ -93,17 +93,17 @@ def _columns(member: Member) -> dict[str, Large]:
     }
 
 
-def _slices(member: Member) -> dict[str, Large]:
+def _slices(member: OperationSpec) -> dict[str, Large]:
     return {
-        "many slices": Large(member, _along(member, (4100, 3, 7)), 5),
-        "slices of 65": Large(member, _along(member, (131, 65)), 5),
-        "slices of 1000": Large(member, _along(member, (67, 10, 100)), 5),
-        "long slices": Large(member, _along(member, (3, 100_003)), 3),
-        "columns": Large(member, _along(member, (4100, 33), -1), 5),
+        "many slices": Large(member, _axis_shape(member, (4100, 3, 7)), 5),
+        "slices of 65": Large(member, _axis_shape(member, (131, 65)), 5),
+        "slices of 1000": Large(member, _axis_shape(member, (67, 10, 100)), 5),
+        "long slices": Large(member, _axis_shape(member, (3, 100_003)), 3),
+        "columns": Large(member, _axis_shape(member, (4100, 33), -1), 5),
     }
 
 
-def _along(member: Member, shape: tuple[int, ...], axis: int = 0) -> Case:
+def _axis_shape(member: OperationSpec, shape: tuple[int, ...], axis: int = 0) -> Case:
     options = {} if axis == 0 else {"axis": axis}
     others = {name: (shape[axis],) for name in member.inputs if name != member.x}
     return Case({member.x: shape, **others}, options)

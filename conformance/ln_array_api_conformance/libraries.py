@@ -31,9 +31,9 @@ class Library:
     dtypes: tuple[str, ...] = ("float32", "float64", "float16", "bfloat16")
     writable = True
     """Whether arrays can be written in place."""
-    has_identity = True
-    """Whether two arrays can be the same memory, so that `out` may overlap."""
-    has_values_elsewhere = True
+    can_alias = True
+    """Whether two arrays can share memory, so that `out` may overlap."""
+    second_device_has_values = True
     """Whether arrays on another device have values."""
     random_calls = 60
     """How many random calls are tried if nobody says."""
@@ -53,22 +53,22 @@ class Library:
         """Whether x is a plain array of this library."""
         return type(x) is np.ndarray
 
-    def lazily(self) -> AbstractContextManager[None]:
-        """A context in which computing anything is an error, where the library is lazy."""
+    def forbid_compute(self) -> AbstractContextManager[None]:
+        """Return a context in which computing is an error, where the library is lazy."""
         return nullcontext()
 
     def bound(self, values: np.ndarray) -> Array:
         """As `array`, and not to be moved to another device."""
         return self.array(values)
 
-    def elsewhere(self, values: np.ndarray) -> Array | None:
-        """An array on another device, or None where the library has only one device."""
+    def on_second_device(self, values: np.ndarray) -> Array | None:
+        """Return an array on another device, or None where the library has only one device."""
         return None
 
     @cached_property
     def has_second_device(self) -> bool:
-        """Whether `elsewhere` gives an array."""
-        return self.elsewhere(np.zeros(1, np.float32)) is not None
+        """Whether `on_second_device` gives an array."""
+        return self.on_second_device(np.zeros(1, np.float32)) is not None
 
     def transforms(self) -> dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
         """Ways to trace a function before running it."""
@@ -144,7 +144,7 @@ class Strict(Library):
     def is_array(self, x: Array) -> bool:
         return type(x) is type(self.xp.asarray(0.0))
 
-    def elsewhere(self, values: np.ndarray) -> Array | None:
+    def on_second_device(self, values: np.ndarray) -> Array | None:
         return self.xp.asarray(values, device=self.xp.Device("device1"))
 
 
@@ -152,7 +152,7 @@ class Torch(Library):
     """PyTorch on the CPU."""
 
     name, module, extra = "torch", "torch", "torch"
-    has_values_elsewhere = False
+    second_device_has_values = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class Torch(Library):
     def is_array(self, x: Array) -> bool:
         return type(x) is self.xp.Tensor
 
-    def elsewhere(self, values: np.ndarray) -> Array | None:
+    def on_second_device(self, values: np.ndarray) -> Array | None:
         return self.array(values).to("meta")
 
     def vjp(
@@ -194,7 +194,7 @@ class JAX(Library):
     """JAX on the CPU, with 64-bit numbers."""
 
     name, module, extra = "jax", "jax.numpy", "jax"
-    writable = has_identity = False
+    writable = can_alias = False
     random_calls = 12  # each is a program to compile
 
     def __init__(self) -> None:
@@ -213,7 +213,7 @@ class JAX(Library):
     def bound(self, values: np.ndarray) -> Array:
         return self.jax.device_put(values, self.jax.devices("cpu")[0])
 
-    def elsewhere(self, values: np.ndarray) -> Array | None:
+    def on_second_device(self, values: np.ndarray) -> Array | None:
         return self.jax.device_put(values, self.jax.devices("cpu")[1])
 
     def transforms(self) -> dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
@@ -229,7 +229,7 @@ class Dask(Library):
     """Dask arrays of NumPy arrays, in several chunks along every axis."""
 
     name, module, extra = "dask", "dask.array", "dask"
-    writable = has_identity = False
+    writable = can_alias = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ class Dask(Library):
         return type(x) is self.xp.Array
 
     @contextmanager
-    def lazily(self) -> Iterator[None]:
+    def forbid_compute(self) -> Iterator[None]:
         def refuse(*args: Any, **kwargs: Any) -> None:
             raise AssertionError("something was computed before it was asked for")
 
@@ -273,7 +273,7 @@ class CuPy(Library):
     def is_array(self, x: Array) -> bool:
         return type(x) is self.xp.ndarray
 
-    def elsewhere(self, values: np.ndarray) -> Array | None:
+    def on_second_device(self, values: np.ndarray) -> Array | None:
         runtime = self.xp.cuda.runtime
         if runtime.getDeviceCount() == 1:
             return None

@@ -10,8 +10,8 @@ import pytest
 
 import ln_array_api as ln
 
-from .family import MEMBERS as OF_ROWS
-from .family_more import MORE
+from .family import CHANNEL_OPERATIONS
+from .family_more import OTHER_OPERATIONS
 from .inputs import BEYOND, EXTREME, VALUES
 from .libraries import LIBRARIES, Library
 from .operations import OPERATIONS
@@ -90,7 +90,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 #: All that are no rows with an axis.
-MEMBERS = (*OF_ROWS, *MORE)
+FAMILY = (*CHANNEL_OPERATIONS, *OTHER_OPERATIONS)
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
@@ -99,15 +99,15 @@ def pytest_generate_tests(metafunc: Any) -> None:
     names = set(metafunc.fixturenames)
     if "operation" in names:
         metafunc.parametrize("operation", OPERATIONS, ids=[each.name for each in OPERATIONS])
-    for second, of in (("case", "cases"), ("wrong", "wrong")):
+    for second, of in (("case", "cases"), ("bad_options", "bad_options")):
         if second in names:
-            each = [(member, key) for member in MEMBERS for key in getattr(member, of)]
+            each = [(member, key) for member in FAMILY for key in getattr(member, of)]
             ids = [f"{member.name}-{key}" for member, key in each]
             metafunc.parametrize(("member", second), each, ids=ids)
             break
     else:
         if "member" in names:
-            metafunc.parametrize("member", MEMBERS, ids=[each.name for each in MEMBERS])
+            metafunc.parametrize("member", FAMILY, ids=[each.name for each in FAMILY])
     if {"dtype", "values"} <= names:
         pairs = [
             (dtype, values)
@@ -151,7 +151,7 @@ def has_all(library: Library, needs: Iterable[str]) -> bool:
     has = {
         "writing": library.writable,
         "no writing": not library.writable,
-        "memory": library.has_identity,
+        "memory": library.can_alias,
         "16 bits": "float16" in library.dtypes,
         "a second device": library.has_second_device,
         "byte order": "byte-swapped" in library.layouts(),

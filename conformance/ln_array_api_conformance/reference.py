@@ -79,16 +79,17 @@ def tanh(values: Any) -> Any:
     return _tanh_mp(values) if values.dtype == object else np.tanh(values)
 
 
-def widen(values: np.ndarray | None, beside: int = 0) -> Any:
-    """The same values in arithmetic that is wide enough to judge them by.
+def to_reference(values: np.ndarray | None, partner_size: int = 0) -> Any:
+    """Convert values to the arithmetic of the reference.
 
-    Many of float64, or some beside many, go into 80 bits, where there are such numbers, which is
-    enough for a mean of 100 sigma; mpmath would take minutes.
+    Up to 32 bits become float64, float64 becomes mpmath; but arrays of float64 of more than `MANY` elements, or that are used together with
+    one (of `partner_size`), become 80-bit numbers where the platform has them. These are enough
+    for a mean of 100 sigma, and mpmath would take minutes.
     """
     if values is None:
         return None
     if values.dtype == np.float64:
-        if max(values.size, beside) > MANY and np.finfo(np.longdouble).nmant >= 63:
+        if max(values.size, partner_size) > MANY and np.finfo(np.longdouble).nmant >= 63:
             return values.astype(np.longdouble)
         mpmath.mp.dps = DIGITS
         return np.asarray(_wide_mp(values), dtype=object)  # of no axes, it would be a number
@@ -107,8 +108,8 @@ class Expected(NamedTuple):
 
 def forward(definition: Forward, x: np.ndarray, gamma: Any, beta: Any, epsilon: float) -> Expected:
     """Y and the statistics of rows (M, N)."""
-    gamma, beta = widen(gamma, x.size), widen(beta, x.size)
-    y, mean, rstd = definition(widen(x), gamma, beta, epsilon)
+    gamma, beta = to_reference(gamma, x.size), to_reference(beta, x.size)
+    y, mean, rstd = definition(to_reference(x), gamma, beta, epsilon)
     product = y if beta is None else y - beta
     scale = np.max(abs(product), axis=-1, keepdims=True)
     if beta is not None:
@@ -137,23 +138,23 @@ def gradients(
     columns: np.ndarray,
 ) -> Gradients:
     """Gradients of sum(dy * y) with respect to some columns of x, to gamma and to beta."""
-    dy, x = widen(dy), widen(x)
+    dy, x = to_reference(dy), to_reference(x)
     ones = x[0] * 0 + 1
-    scale = ones if gamma is None else widen(gamma, x.size)
+    scale = ones if gamma is None else to_reference(gamma, x.size)
     # Far below the rounding of x, far above the smallest number.
     h = (np.max(abs(x)) or 1.0) * 2.0**-120
     dx = np.empty((x.shape[0], len(columns)), dtype=x.dtype)
-    for place, column in enumerate(columns):
+    for index, column in enumerate(columns):
         step = np.zeros(x.shape[1])
         step[column] = 1.0
         y, _, _ = definition(_complex(x, h * step), scale, None, epsilon)
-        dx[:, place] = np.sum(dy * imaginary(y), axis=-1) / h
+        dx[:, index] = np.sum(dy * imaginary(y), axis=-1) / h
     unit = 2.0**-120
     y, mean, rstd = definition(x, _complex(scale, unit * ones), None, epsilon)
     x_hat = imaginary(y) / unit
     by_gamma = dy * x_hat
     # Where a mean was subtracted, x_hat cannot be righter than its root mean square, 1, allows.
-    least = 0.0 if mean is None else tolerances.LEAST_X_HAT
+    min_x_hat = 0.0 if mean is None else tolerances.MIN_X_HAT
     g = dy * scale
     projection = abs(np.sum(g * x_hat, axis=-1, keepdims=True)) / x.shape[1]
     terms = np.maximum(
@@ -164,7 +165,7 @@ def gradients(
         dx,
         rstd * terms,
         np.sum(by_gamma, axis=0),
-        np.sum(abs(dy) * np.maximum(abs(x_hat), least), axis=0),
+        np.sum(abs(dy) * np.maximum(abs(x_hat), min_x_hat), axis=0),
         np.sum(dy, axis=0),
         np.sum(abs(dy), axis=0),
     )

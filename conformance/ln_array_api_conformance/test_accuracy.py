@@ -31,25 +31,27 @@ def check_forward(
     x: np.ndarray,
     *,
     epsilon: float,
-    which: str = "all",
-    beside: calls.Beside = calls.AS_ROWS,
+    present: str = "all",
+    row_layout: calls.RowLayout = calls.AS_ROWS,
 ) -> None:
-    with told(dtype=dtype, shape=x.shape, epsilon=epsilon, parameters=which, beside=beside.rows):
-        plain, given = calls.arguments(operation, library, dtype, x.shape[-1], which)
-        lies = beside.array(library, x)
-        with library.lazily():
-            result = operation.forward(lies, *given, epsilon=epsilon, **beside.options)
-        actual = {name: beside.back(library, value) for name, value in result._asdict().items()}
-        expected = reference.forward(operation.reference, x, *plain, epsilon)
+    with told(
+        dtype=dtype, shape=x.shape, epsilon=epsilon, parameters=present, row_layout=row_layout.rows
+    ):
+        np_params, args = calls.make_params(operation, library, dtype, x.shape[-1], present)
+        lies = row_layout.array(library, x)
+        with library.forbid_compute():
+            result = operation.forward(lies, *args, epsilon=epsilon, **row_layout.options)
+        actual = {name: row_layout.back(library, value) for name, value in result._asdict().items()}
+        expected = reference.forward(operation.reference, x, *np_params, epsilon)
         tolerances.assert_close("y", actual["y"], expected.y, tolerances.Y, expected.scale, dtype)
         accumulation = tolerances.ACCUMULATION[dtype]
         relative = tolerances.RSTD * float(np.finfo(DTYPES[accumulation]).eps)
         rstd = np.asarray(expected.rstd, dtype=np.float64)
         np.testing.assert_allclose(actual["rstd"].astype(np.float64), rstd, rtol=relative)
         if "mean" in operation.statistics:
-            peak = np.max(abs(x.astype(np.float64)), axis=-1, keepdims=True)
+            max_abs = np.max(abs(x.astype(np.float64)), axis=-1, keepdims=True)
             tolerances.assert_close(
-                "mean", actual["mean"], expected.mean, tolerances.MEAN, peak, accumulation
+                "mean", actual["mean"], expected.mean, tolerances.MEAN, max_abs, accumulation
             )
 
 
@@ -61,21 +63,25 @@ def check_backward(
     x: np.ndarray,
     *,
     epsilon: float,
-    which: str = "all",
+    present: str = "all",
     sample: int = 64,
-    beside: calls.Beside = calls.AS_ROWS,
+    row_layout: calls.RowLayout = calls.AS_ROWS,
 ) -> None:
-    with told(dtype=dtype, shape=x.shape, epsilon=epsilon, parameters=which, beside=beside.rows):
+    with told(
+        dtype=dtype, shape=x.shape, epsilon=epsilon, parameters=present, row_layout=row_layout.rows
+    ):
         n = x.shape[-1]
-        plain, given = calls.arguments(operation, library, dtype, n, which)
-        lie = beside.array(library, dy), beside.array(library, x)
-        _, actual = calls.both(operation, library, *lie, given, epsilon=epsilon, **beside.options)
+        np_params, args = calls.make_params(operation, library, dtype, n, present)
+        lie = row_layout.array(library, dy), row_layout.array(library, x)
+        _, actual = calls.forward_backward(
+            operation, library, *lie, args, epsilon=epsilon, **row_layout.options
+        )
         columns = np.arange(n)
         if n > sample:  # a complex step computes the whole row for each column
             columns = np.sort(generator("columns", n).choice(n, size=sample, replace=False))
             columns = np.union1d(columns, [0, n - 1, *np.argmax(abs(x[:5]), axis=-1)])
-        expected = reference.gradients(operation.reference, dy, x, plain[0], epsilon, columns)
-        dx = beside.back(library, actual.dx)
+        expected = reference.gradients(operation.reference, dy, x, np_params[0], epsilon, columns)
+        dx = row_layout.back(library, actual.dx)
         assert np.isfinite(dx.astype(np.float64)).all()
         tolerances.assert_close(
             "dx", dx[:, columns], expected.dx, tolerances.DX, expected.dx_scale, dtype
@@ -102,8 +108,8 @@ def test_forward_values(
 ) -> None:
     """Large means, outliers, large and small magnitudes, with epsilon and without."""
     x = rows_for(dtype, values, 384)
-    wide = x.astype(np.float64)
-    if epsilon == 0 and np.any(wide.max(-1) == wide.min(-1)):
+    x64 = x.astype(np.float64)
+    if epsilon == 0 and np.any(x64.max(-1) == x64.min(-1)):
         epsilon = None  # rounding has made a row constant, which has no y without an epsilon
     check_forward(
         operation,
@@ -130,9 +136,9 @@ def test_gradients_of_a_short_row(operation: Operation, library: Library) -> Non
     check_backward(operation, library, "float64", dy, x, epsilon=0.0)
 
 
-@pytest.mark.parametrize("beside", [1, 2], ids=["rows", "columns"])
+@pytest.mark.parametrize("row_layout", [1, 2], ids=["rows", "columns"])
 def test_gradients_of_rows_near_the_largest_number(
-    operation: Operation, library: Library, dtype: str, beside: int
+    operation: Operation, library: Library, dtype: str, row_layout: int
 ) -> None:
     """The sum of whose deviations over a part of the row is more than the dtype holds.
 
@@ -149,7 +155,7 @@ def test_gradients_of_rows_near_the_largest_number(
         *(operation, library, dtype, dy, x),
         epsilon=operation.epsilon,
         sample=4,
-        beside=calls.Beside(beside),
+        row_layout=calls.RowLayout(row_layout),
     )
 
 
@@ -185,16 +191,16 @@ def test_many_rows(operation: Operation, library: Library, m: int) -> None:
     check_backward(operation, library, "float32", dy, x, epsilon=operation.epsilon)
 
 
-@pytest.mark.parametrize("which", ["none", "gamma", "beta"])
+@pytest.mark.parametrize("present", ["none", "gamma", "beta"])
 def test_parameters_are_optional(
-    operation: Operation, library: Library, dtype: str, which: str
+    operation: Operation, library: Library, dtype: str, present: str
 ) -> None:
     """Each parameter alone, and none."""
     x = rows_for(dtype, "normal", 48)
     dy = generator("dy", 48).standard_normal(x.shape).astype(DTYPES[dtype])
     epsilon = operation.epsilon
-    check_forward(operation, library, dtype, x, epsilon=epsilon, which=which)
-    check_backward(operation, library, dtype, dy, x, epsilon=epsilon, which=which, sample=4)
+    check_forward(operation, library, dtype, x, epsilon=epsilon, present=present)
+    check_backward(operation, library, dtype, dy, x, epsilon=epsilon, present=present, sample=4)
 
 
 @pytest.mark.parametrize("epsilon", [1e-59, 1e-61])
@@ -224,18 +230,20 @@ def test_wider_parameters(operation: Operation, library: Library, dtype: str) ->
         wider = "float64"
     x = rows_for(dtype, "normal", 48)
     dy = generator("dy", "wider").standard_normal(x.shape).astype(DTYPES[dtype])
-    plain = parameters(wider, 48)[: len(operation.parameters)]
-    given = [library.array(each) for each in plain]
-    beta = plain[1] if len(plain) > 1 else None
-    result, gradients = calls.both(operation, library, library.array(dy), library.array(x), given)
+    np_params = parameters(wider, 48)[: len(operation.parameters)]
+    args = [library.array(each) for each in np_params]
+    beta = np_params[1] if len(np_params) > 1 else None
+    result, gradients = calls.forward_backward(
+        operation, library, library.array(dy), library.array(x), args
+    )
     # The library computes with the parameters in the accumulation dtype.
     accumulation = DTYPES[tolerances.ACCUMULATION[dtype]]
-    gamma, beta = (None if p is None else p.astype(accumulation) for p in (plain[0], beta))
+    gamma, beta = (None if p is None else p.astype(accumulation) for p in (np_params[0], beta))
     expected = reference.forward(operation.reference, x, gamma, beta, operation.epsilon)
     y = library.numpy(result.y)
     tolerances.assert_close("y", y, expected.y, tolerances.Y, expected.scale, dtype)
     exact = reference.gradients(operation.reference, dy, x, gamma, operation.epsilon, np.arange(4))
-    assert library.numpy(gradients.dgamma).dtype == plain[0].dtype
+    assert library.numpy(gradients.dgamma).dtype == np_params[0].dtype
     tolerances.assert_close(
         "dgamma",
         library.numpy(gradients.dgamma),
@@ -247,27 +255,27 @@ def test_wider_parameters(operation: Operation, library: Library, dtype: str) ->
 
 
 @pytest.mark.needs("16 bits")
-@pytest.mark.parametrize("which", ["all", "none"])
-def test_dbeta_of_a_wider_beta(library: Library, which: str) -> None:
+@pytest.mark.parametrize("present", ["all", "none"])
+def test_dbeta_of_a_wider_beta(library: Library, present: str) -> None:
     """Of beta nothing but shape and dtype matters, and dbeta is as exact as that dtype."""
     for dtype in set(library.dtypes) & {"float16", "bfloat16"}:
         x = rows_for(dtype, "normal", 48)
         dy = generator("dy", "beta").standard_normal(x.shape).astype(DTYPES[dtype])
-        _, given = calls.arguments(LAYER_NORM, library, dtype, 48, which)
-        result = LAYER_NORM.forward(library.array(x), *given)
+        _, args = calls.make_params(LAYER_NORM, library, dtype, 48, present)
+        result = LAYER_NORM.forward(library.array(x), *args)
         beta = library.array(np.zeros(48, np.float32))
-        saved = library.array(dy), library.array(x), *result[1:], given[0]
+        saved = library.array(dy), library.array(x), *result[1:], args[0]
         gradients = LAYER_NORM.backward(*saved, beta)
         dbeta = library.numpy(gradients.dbeta)
         assert dbeta.dtype == np.float32
-        assert getattr(gradients.dgamma, "dtype", None) == getattr(given[0], "dtype", None)
-        wide = dy.astype(np.float64)
+        assert getattr(gradients.dgamma, "dtype", None) == getattr(args[0], "dtype", None)
+        dy64 = dy.astype(np.float64)
         tolerances.assert_close(
             "dbeta",
             dbeta,
-            wide.sum(axis=0),
+            dy64.sum(axis=0),
             tolerances.PARAMETER_GRADIENT,
-            abs(wide).sum(axis=0),
+            abs(dy64).sum(axis=0),
             "float32",
         )
         alone = LAYER_NORM.backward(*saved, beta, need=("dbeta",))

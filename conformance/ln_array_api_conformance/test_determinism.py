@@ -20,9 +20,11 @@ LONG = (65536,)
 
 def _run(operation: Operation, library: Library, dtype: str, x: np.ndarray) -> list[bytes]:
     dy = x[..., ::-1].copy()
-    _, given = calls.arguments(operation, library, dtype, x.shape[-1])
-    result, gradients = calls.both(operation, library, library.array(dy), library.array(x), given)
-    return [calls.bits(library.numpy(each)) for each in (*result, *gradients)]
+    _, args = calls.make_params(operation, library, dtype, x.shape[-1])
+    result, gradients = calls.forward_backward(
+        operation, library, library.array(dy), library.array(x), args
+    )
+    return [calls.to_bytes(library.numpy(each)) for each in (*result, *gradients)]
 
 
 @pytest.mark.parametrize("n", SHORT + LONG)
@@ -45,7 +47,7 @@ def test_batch_invariance(operation: Operation, library: Library, lengths: tuple
             for name, whole, these in zip(
                 ("y", *operation.statistics, "dx"), among_all, part, strict=True
             ):
-                same = calls.bits(whole[start:stop]) == calls.bits(these)
+                same = calls.to_bytes(whole[start:stop]) == calls.to_bytes(these)
                 assert same, (
                     f"{name} of {dtype} rows {start} to {stop} of length {n} has other bits alone "
                     "than among 37 rows: the order of a sum must not depend on the number of rows"
@@ -55,8 +57,10 @@ def test_batch_invariance(operation: Operation, library: Library, lengths: tuple
 def _by_row(
     operation: Operation, library: Library, dtype: str, dy: np.ndarray, x: np.ndarray
 ) -> list[np.ndarray]:
-    _, given = calls.arguments(operation, library, dtype, x.shape[-1])
-    result, gradients = calls.both(operation, library, library.array(dy), library.array(x), given)
+    _, args = calls.make_params(operation, library, dtype, x.shape[-1])
+    result, gradients = calls.forward_backward(
+        operation, library, library.array(dy), library.array(x), args
+    )
     return [library.numpy(each) for each in (*result, gradients.dx)]
 
 

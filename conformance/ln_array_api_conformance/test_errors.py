@@ -15,7 +15,7 @@ from .operations import Operation
 from .plugin import has_all, library_under_test
 
 
-class Bad(NamedTuple):
+class BadCall(NamedTuple):
     """A wrong call: how it differs from a right one."""
 
     error: type[Exception]
@@ -49,11 +49,11 @@ def _other_library(name: str) -> Any:
     return change
 
 
-def _elsewhere(name: str) -> Any:
+def _on_second_device(name: str) -> Any:
     def change(library: Library, call: dict[str, Any]) -> None:
         plain = library.numpy(call["x"])
         call["x"] = library.bound(plain)
-        call[name] = library.elsewhere(library.numpy(call[name]) if name in call else plain)
+        call[name] = library.on_second_device(library.numpy(call[name]) if name in call else plain)
 
     return change
 
@@ -81,94 +81,102 @@ def _overlapping(name: str) -> Any:
 
 X_SHAPE = (3, 5)
 BOTH = {
-    "x is a list": Bad(TypeError, "x: list", _set(x=[[1.0, 2.0]])),
-    "x is a number": Bad(TypeError, "x: float", _set(x=1.0)),
-    "x is an integer array": Bad(
+    "x is a list": BadCall(TypeError, "x: list", _set(x=[[1.0, 2.0]])),
+    "x is a number": BadCall(TypeError, "x: float", _set(x=1.0)),
+    "x is an integer array": BadCall(
         TypeError, "x has dtype int32.*cast", _array("x", X_SHAPE, np.int32)
     ),
-    "x is boolean": Bad(TypeError, "x has dtype bool.*cast", _array("x", X_SHAPE, np.bool_)),
-    "x is complex": Bad(TypeError, "x has dtype complex64", _array("x", X_SHAPE, np.complex64)),
-    "x has no dimensions": Bad(ValueError, "axis -1 is out of range", _array("x", ())),
-    "axis too large": Bad(ValueError, "axis 2 is out of range.*-2 to 1", _set(axis=2)),
-    "axis too small": Bad(ValueError, "axis -3 is out of range", _set(axis=-3)),
-    "no axis": Bad(ValueError, r"axis=\(\)", _set(axis=())),
-    "an axis twice": Bad(ValueError, "twice", _set(axis=(1, -1))),
-    "axis is a fraction": Bad(TypeError, "axis must be an int", _set(axis=1.0)),
-    "axis is None": Bad(TypeError, "axis must be an int", _set(axis=None)),
-    "gamma of the shape of x": Bad(
+    "x is boolean": BadCall(TypeError, "x has dtype bool.*cast", _array("x", X_SHAPE, np.bool_)),
+    "x is complex": BadCall(TypeError, "x has dtype complex64", _array("x", X_SHAPE, np.complex64)),
+    "x has no dimensions": BadCall(ValueError, "axis -1 is out of range", _array("x", ())),
+    "axis too large": BadCall(ValueError, "axis 2 is out of range.*-2 to 1", _set(axis=2)),
+    "axis too small": BadCall(ValueError, "axis -3 is out of range", _set(axis=-3)),
+    "no axis": BadCall(ValueError, r"axis=\(\)", _set(axis=())),
+    "an axis twice": BadCall(ValueError, "twice", _set(axis=(1, -1))),
+    "axis is a fraction": BadCall(TypeError, "axis must be an int", _set(axis=1.0)),
+    "axis is None": BadCall(TypeError, "axis must be an int", _set(axis=None)),
+    "gamma of the shape of x": BadCall(
         ValueError, r"gamma has shape \(3, 5\).*\(5,\)", _array("gamma", X_SHAPE)
     ),
-    "gamma that would broadcast": Bad(ValueError, r"gamma has shape \(1,\)", _array("gamma", (1,))),
-    "gamma of integers": Bad(TypeError, "gamma has dtype int64", _array("gamma", (5,), np.int64)),
-    "gamma is a list": Bad(TypeError, "gamma: list", _set(gamma=[1.0] * 5)),
-    "gamma of another library": Bad(TypeError, "gamma is an array of", _other_library("gamma")),
-    "gamma on another device": Bad(
-        ln.DeviceMismatchError, "gamma is on", _elsewhere("gamma"), ("a second device",)
+    "gamma that would broadcast": BadCall(
+        ValueError, r"gamma has shape \(1,\)", _array("gamma", (1,))
+    ),
+    "gamma of integers": BadCall(
+        TypeError, "gamma has dtype int64", _array("gamma", (5,), np.int64)
+    ),
+    "gamma is a list": BadCall(TypeError, "gamma: list", _set(gamma=[1.0] * 5)),
+    "gamma of another library": BadCall(TypeError, "gamma is an array of", _other_library("gamma")),
+    "gamma on another device": BadCall(
+        ln.DeviceMismatchError, "gamma is on", _on_second_device("gamma"), ("a second device",)
     ),
 }
 FORWARD = {
-    "epsilon is negative": Bad(ValueError, "epsilon must be finite", _set(epsilon=-1e-5)),
-    "epsilon is NaN": Bad(ValueError, "epsilon must be finite", _set(epsilon=float("nan"))),
-    "epsilon is infinite": Bad(ValueError, "epsilon must be finite", _set(epsilon=float("inf"))),
-    "epsilon is a string": Bad(TypeError, "epsilon must be a real", _set(epsilon="1e-5")),
-    "out of another shape": Bad(
+    "epsilon is negative": BadCall(ValueError, "epsilon must be finite", _set(epsilon=-1e-5)),
+    "epsilon is NaN": BadCall(ValueError, "epsilon must be finite", _set(epsilon=float("nan"))),
+    "epsilon is infinite": BadCall(
+        ValueError, "epsilon must be finite", _set(epsilon=float("inf"))
+    ),
+    "epsilon is a string": BadCall(TypeError, "epsilon must be a real", _set(epsilon="1e-5")),
+    "out of another shape": BadCall(
         ValueError, r"out has shape \(5, 3\)", _array("out", (5, 3)), ("writing",)
     ),
-    "out of another dtype": Bad(
+    "out of another dtype": BadCall(
         ValueError, "out has dtype float64", _array("out", X_SHAPE, np.float64), ("writing",)
     ),
-    "out of an integer dtype": Bad(
+    "out of an integer dtype": BadCall(
         ValueError, "out has dtype int32", _array("out", X_SHAPE, np.int32), ("writing",)
     ),
-    "out is a list": Bad(TypeError, "out: list", _set(out=[0.0]), ("writing",)),
-    "out of another library": Bad(
+    "out is a list": BadCall(TypeError, "out: list", _set(out=[0.0]), ("writing",)),
+    "out of another library": BadCall(
         TypeError,
         "out is an array of",
         _other_library("out"),
         ("writing",),
     ),
-    "out overlaps x": Bad(ValueError, "out overlaps x", _overlapping("x"), ("memory",)),
-    "out overlaps gamma": Bad(ValueError, "out overlaps gamma", _overlapping("gamma"), ("memory",)),
-    "out where nothing can be written": Bad(
+    "out overlaps x": BadCall(ValueError, "out overlaps x", _overlapping("x"), ("memory",)),
+    "out overlaps gamma": BadCall(
+        ValueError, "out overlaps gamma", _overlapping("gamma"), ("memory",)
+    ),
+    "out where nothing can be written": BadCall(
         TypeError, "cannot be written", _array("out", X_SHAPE), ("no writing",)
     ),
-    "out on another device": Bad(
+    "out on another device": BadCall(
         ln.DeviceMismatchError,
         "out is on",
-        _elsewhere("out"),
+        _on_second_device("out"),
         ("a second device", "writing"),
     ),
 }
 BACKWARD = {
-    "dy of another shape": Bad(ValueError, r"dy has shape \(3, 4\)", _array("dy", (3, 4))),
-    "dy of integers": Bad(TypeError, "dy has dtype int32", _array("dy", X_SHAPE, np.int32)),
-    "dy of another library": Bad(TypeError, "dy is an array of", _other_library("dy")),
-    "dy on another device": Bad(
-        ln.DeviceMismatchError, "dy is on", _elsewhere("dy"), ("a second device",)
+    "dy of another shape": BadCall(ValueError, r"dy has shape \(3, 4\)", _array("dy", (3, 4))),
+    "dy of integers": BadCall(TypeError, "dy has dtype int32", _array("dy", X_SHAPE, np.int32)),
+    "dy of another library": BadCall(TypeError, "dy is an array of", _other_library("dy")),
+    "dy on another device": BadCall(
+        ln.DeviceMismatchError, "dy is on", _on_second_device("dy"), ("a second device",)
     ),
-    "dy is None": Bad(TypeError, "dy: NoneType", _set(dy=None)),
-    "rstd without the axis": Bad(
+    "dy is None": BadCall(TypeError, "dy: NoneType", _set(dy=None)),
+    "rstd without the axis": BadCall(
         ValueError, r"rstd has shape \(3,\).*\(3, 1\)", _array("rstd", (3,))
     ),
-    "rstd of 16 bits": Bad(
+    "rstd of 16 bits": BadCall(
         TypeError, "rstd has dtype float16", _array("rstd", (3, 1), np.float16), ("16 bits",)
     ),
-    "need is a string": Bad(ValueError, "need must be a tuple", _set(need="dx")),
-    "need is unknown": Bad(ValueError, "need must be a tuple", _set(need=("dx", "dz"))),
+    "need is a string": BadCall(ValueError, "need must be a tuple", _set(need="dx")),
+    "need is unknown": BadCall(ValueError, "need must be a tuple", _set(need=("dx", "dz"))),
 }
 NUMPY = {
-    "x is masked": Bad(TypeError, "MaskedArray is not supported", _replace("x", np.ma.asarray)),
-    "x is a matrix": Bad(
+    "x is masked": BadCall(TypeError, "MaskedArray is not supported", _replace("x", np.ma.asarray)),
+    "x is a matrix": BadCall(
         TypeError, "matrix is not supported", _replace("x", lambda a: a.view(np.matrix))
     ),
-    "gamma is masked": Bad(TypeError, "gamma: MaskedArray", _replace("gamma", np.ma.asarray)),
-    "x is wider than float64": Bad(
+    "gamma is masked": BadCall(TypeError, "gamma: MaskedArray", _replace("gamma", np.ma.asarray)),
+    "x is wider than float64": BadCall(
         TypeError, "x has dtype .*cast", _replace("x", lambda a: a.astype(np.longdouble))
     ),
-    "out is read-only": Bad(
+    "out is read-only": BadCall(
         ValueError, "out is read-only", lambda library, call: call.update(out=_frozen(call["x"]))
     ),
-    "out is broadcast": Bad(
+    "out is broadcast": BadCall(
         ValueError,
         "elements of out share memory",
         lambda library, call: call.update(out=_repeated(call["x"])),
@@ -208,7 +216,7 @@ def _right_call(operation: Operation, library: Library) -> dict[str, Any]:
     return {"x": library.array(x), "axis": -1, **call}
 
 
-def test_forward(operation: Operation, library: Library, bad_forward: Bad) -> None:
+def test_forward(operation: Operation, library: Library, bad_forward: BadCall) -> None:
     call = _right_call(operation, library)
     bad_forward.change(library, call)
     arrays = [call.pop("x"), *(call.pop(name) for name in operation.parameters)]
@@ -219,7 +227,7 @@ def test_forward(operation: Operation, library: Library, bad_forward: Bad) -> No
             function(*arrays, **call)
 
 
-def test_backward(operation: Operation, library: Library, bad_backward: Bad) -> None:
+def test_backward(operation: Operation, library: Library, bad_backward: BadCall) -> None:
     call = _right_call(operation, library)
     result = operation.forward(call["x"])
     call |= {"dy": call["x"], **result._asdict()}

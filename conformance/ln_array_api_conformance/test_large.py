@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from . import family_calls, tolerances
-from .calls import Beside
+from .calls import RowLayout
 from .family import gradient_of_y, inputs
 from .inputs import generator, rows
 from .large_cases import COLUMNS, LARGE, ROWS, Columns, Large, Rows
@@ -41,17 +41,17 @@ def test_rows(operation: Operation, library: Library, large: Rows) -> None:
 def test_columns(operation: Operation, library: Library, large: Columns, values: str) -> None:
     """Rows that lie along an axis which another follows."""
     k, n, inner = large.shape
-    beside = Beside(inner)
+    row_layout = RowLayout(inner)
     for dtype in dtypes_for(library, k * n * inner):
         x = rows(values, dtype, k * inner, n)
         dy = generator("dy", large).standard_normal(x.shape).astype(DTYPES[dtype])
         epsilon = operation.epsilon
-        check_forward(operation, library, dtype, x, epsilon=epsilon, beside=beside)
+        check_forward(operation, library, dtype, x, epsilon=epsilon, row_layout=row_layout)
         check_backward(
             *(operation, library, dtype, dy, x),
             epsilon=epsilon,
             sample=large.places,
-            beside=beside,
+            row_layout=row_layout,
         )
 
 
@@ -87,13 +87,15 @@ def test_family(library: Library, large: Large) -> None:
     """Y and statistics everywhere, gradients in some places of each input."""
     member, case = large.member, large.case
     for dtype in dtypes_for(library, int(np.prod(case.shapes[member.x]))):
-        plain = inputs(member, case, "mean 100 sigma", dtype)
+        np_inputs = inputs(member, case, "mean 100 sigma", dtype)
         dy = library.array(gradient_of_y(member, case, dtype))
-        given = family_calls.arrays(library, plain)
-        result, gradients = family_calls.both(member, library, dy, given, **case.options)
-        family_calls.check_forward(member, library, case, plain, result, dtype)
+        lib_inputs = family_calls.arrays(library, np_inputs)
+        result, gradients = family_calls.forward_backward(
+            member, library, dy, lib_inputs, **case.options
+        )
+        family_calls.check_forward(member, library, case, np_inputs, result, dtype)
         family_calls.check_gradients(
-            member, library, case, plain, gradients, dtype, sample=large.places
+            member, library, case, np_inputs, gradients, dtype, sample=large.places
         )
 
 
@@ -102,14 +104,16 @@ def test_dy_of_the_family_that_is_alike(library: Library, member_name: str) -> N
     """Dbeta is the number of places times dy, which is the same in all places of a channel."""
     for key in ("long channels", "channels last", "short channels"):
         member, case, _ = LARGE[f"{member_name}-{key}"]
-        plain = inputs(member, case, "normal", "float32")
-        x, axis = plain["x"], case.options.get("channel_axis", 1)
+        np_inputs = inputs(member, case, "normal", "float32")
+        x, axis = np_inputs["x"], case.options.get("channel_axis", 1)
         channels = generator("alike", key).uniform(0.001, 0.4, x.shape[axis]).astype(np.float32)
         shape = [1] * x.ndim
         shape[axis] = -1
         dy = np.broadcast_to(channels.reshape(shape), x.shape).copy()
-        given = family_calls.arrays(library, plain)
-        _, gradients = family_calls.both(member, library, library.array(dy), given, **case.options)
+        lib_inputs = family_calls.arrays(library, np_inputs)
+        _, gradients = family_calls.forward_backward(
+            member, library, library.array(dy), lib_inputs, **case.options
+        )
         exact = channels.astype(np.float64) * (x.size // len(channels))
         error = abs(library.numpy(gradients.dbeta).astype(np.float64) - exact)
         assert np.all(error <= 8 * np.spacing(exact.astype(np.float32))), (key, error)
@@ -117,12 +121,12 @@ def test_dy_of_the_family_that_is_alike(library: Library, member_name: str) -> N
 
 def test_dy_of_long_columns_that_is_alike(library: Library, dtype: str) -> None:
     member, case, _ = LARGE["batch_norm_forward-few long columns"]
-    plain = inputs(member, case, "normal", dtype)
+    np_inputs = inputs(member, case, "normal", dtype)
     values = np.asarray([0.051, 0.1, 0.399]).astype(DTYPES[dtype])
-    dy = library.array(np.broadcast_to(values, plain["x"].shape).copy())
-    given = family_calls.arrays(library, plain)
-    _, gradients = family_calls.both(member, library, dy, given, **case.options)
-    exact = values.astype(np.longdouble) * len(plain["x"])
+    dy = library.array(np.broadcast_to(values, np_inputs["x"].shape).copy())
+    lib_inputs = family_calls.arrays(library, np_inputs)
+    _, gradients = family_calls.forward_backward(member, library, dy, lib_inputs, **case.options)
+    exact = values.astype(np.longdouble) * len(np_inputs["x"])
     tolerances.assert_close(
         "dbeta", library.numpy(gradients.dbeta), exact, tolerances.PARAMETER_GRADIENT, exact, dtype
     )

@@ -26,28 +26,28 @@ def _rows(x: np.ndarray, axis: Any) -> np.ndarray:
 
 
 def _check(
-    operation: Operation, library: Library, dtype: str, plain: np.ndarray, x: Any, axis: Any
+    operation: Operation, library: Library, dtype: str, values: np.ndarray, x: Any, axis: Any
 ) -> None:
-    axes = tuple(sorted(int(a) % plain.ndim for a in np.atleast_1d(axis)))
-    shape = tuple(plain.shape[a] for a in axes)
+    axes = tuple(sorted(int(a) % values.ndim for a in np.atleast_1d(axis)))
+    shape = tuple(values.shape[a] for a in axes)
     n = int(np.prod(shape))
     flat = parameters(dtype, n)[: len(operation.parameters)]
-    given = [library.array(each.reshape(shape)) for each in flat]
+    args = [library.array(each.reshape(shape)) for each in flat]
     beta = flat[1] if len(flat) > 1 else None
-    plain_dy = generator("dy", axis).standard_normal(plain.shape).astype(DTYPES[dtype])
-    dy = library.array(plain_dy)
-    result, gradients = calls.both(operation, library, dy, x, given, axis=axis)
+    dy_values = generator("dy", axis).standard_normal(values.shape).astype(DTYPES[dtype])
+    dy = library.array(dy_values)
+    result, gradients = calls.forward_backward(operation, library, dy, x, args, axis=axis)
 
-    statistic = tuple(1 if a in axes else length for a, length in enumerate(plain.shape))
+    statistic = tuple(1 if a in axes else length for a, length in enumerate(values.shape))
     assert tuple(result.rstd.shape) == statistic
-    assert tuple(result.y.shape) == tuple(gradients.dx.shape) == plain.shape
-    rows = _rows(plain, axis)
+    assert tuple(result.y.shape) == tuple(gradients.dx.shape) == values.shape
+    rows = _rows(values, axis)
     expected = reference.forward(operation.reference, rows, flat[0], beta, operation.epsilon)
     y = _rows(library.numpy(result.y), axis)
     tolerances.assert_close("y", y, expected.y, tolerances.Y, expected.scale, dtype)
     exact = reference.gradients(
         operation.reference,
-        _rows(plain_dy, axis),
+        _rows(dy_values, axis),
         rows,
         flat[0],
         operation.epsilon,
@@ -134,11 +134,11 @@ def test_results_are_in_native_byte_order(
     swapped = library.layouts()["byte-swapped"]
     x = swapped(generator("swapped").standard_normal(shape).astype(DTYPES[dtype]))
     for axis in (-1, 0):
-        plain = parameters(dtype, shape[axis])[: len(operation.parameters)]
-        given = [swapped(each) for each in plain]
-        y = operation.function(x, *given, axis=axis)
-        result = operation.forward(x, *given, axis=axis)
-        gradients = operation.backward(x, x, *map(swapped, result[1:]), given[0], axis=axis)
+        np_params = parameters(dtype, shape[axis])[: len(operation.parameters)]
+        args = [swapped(each) for each in np_params]
+        y = operation.function(x, *args, axis=axis)
+        result = operation.forward(x, *args, axis=axis)
+        gradients = operation.backward(x, x, *map(swapped, result[1:]), args[0], axis=axis)
         for each in (y, *result, *gradients):
             assert each.dtype.isnative
 
@@ -159,7 +159,7 @@ def test_strided_columns_are_as_right_as_rows(operation: Operation, library: Lib
     x = generator("long").lognormal(0, 1, (n, 3)).astype(np.float32)
     epsilon = operation.epsilon
     check_forward(operation, library, "float32", x.T.copy(), epsilon=epsilon)
-    with library.lazily():
+    with library.forbid_compute():
         y = operation.function(library.array(x), axis=0)
     expected = reference.forward(operation.reference, x.T, None, None, epsilon)
     tolerances.assert_close(
@@ -170,15 +170,15 @@ def test_strided_columns_are_as_right_as_rows(operation: Operation, library: Lib
 def test_inputs_are_never_written(operation: Operation, library: Library, dtype: str) -> None:
     x = generator("inputs").standard_normal((4, 32)).astype(DTYPES[dtype])
     dy = generator("outputs").standard_normal((4, 32)).astype(DTYPES[dtype])
-    plain, given = calls.arguments(operation, library, dtype, 32)
+    np_params, args = calls.make_params(operation, library, dtype, 32)
     here, there = library.array(x), library.array(dy)
-    result, _ = calls.both(operation, library, there, here, given)
-    calls.both(operation, library, there, here, given)
-    assert calls.bits(library.numpy(here)) == calls.bits(x)
-    assert calls.bits(library.numpy(there)) == calls.bits(dy)
-    for array, before in zip(given, plain, strict=False):
+    result, _ = calls.forward_backward(operation, library, there, here, args)
+    calls.forward_backward(operation, library, there, here, args)
+    assert calls.to_bytes(library.numpy(here)) == calls.to_bytes(x)
+    assert calls.to_bytes(library.numpy(there)) == calls.to_bytes(dy)
+    for array, before in zip(args, np_params, strict=False):
         assert before is not None
-        assert calls.bits(library.numpy(array)) == calls.bits(before)
-    again = operation.forward(here, *given)
+        assert calls.to_bytes(library.numpy(array)) == calls.to_bytes(before)
+    again = operation.forward(here, *args)
     for old, new in zip(result, again, strict=True):
-        assert calls.bits(library.numpy(old)) == calls.bits(library.numpy(new))
+        assert calls.to_bytes(library.numpy(old)) == calls.to_bytes(library.numpy(new))

@@ -12,22 +12,22 @@ from .libraries import DTYPES, Library
 from .operations import LAYER_NORM, RMS_NORM, Operation
 
 
-@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad_value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 7, 63])
 def test_a_bad_row_spoils_itself_alone(
-    operation: Operation, library: Library, dtype: str, poison: float, place: int
+    operation: Operation, library: Library, dtype: str, bad_value: float, place: int
 ) -> None:
     x = rows("normal", dtype, 5, 64)
     dy = generator("dy").standard_normal(x.shape).astype(DTYPES[dtype])
-    _, given = calls.arguments(operation, library, dtype, 64)
-    clean = calls.both(operation, library, library.array(dy), library.array(x), given)
-    x[2, place] = poison
-    spoiled = calls.both(operation, library, library.array(dy), library.array(x), given)
+    _, args = calls.make_params(operation, library, dtype, 64)
+    clean = calls.forward_backward(operation, library, library.array(dy), library.array(x), args)
+    x[2, place] = bad_value
+    spoiled = calls.forward_backward(operation, library, library.array(dy), library.array(x), args)
     for before, after in ((clean[0].y, spoiled[0].y), (clean[1].dx, spoiled[1].dx)):
         before, after = library.numpy(before), library.numpy(after)
         others = [0, 1, 3, 4]
-        assert calls.bits(before[others]) == calls.bits(after[others])
-        if not (operation is RMS_NORM and np.isinf(poison)):
+        assert calls.to_bytes(before[others]) == calls.to_bytes(after[others])
+        if not (operation is RMS_NORM and np.isinf(bad_value)):
             assert np.isnan(after[2].astype(np.float64)).all()
         else:  # x / inf is 0, but for the infinity itself
             assert np.isnan(after[2].astype(np.float64)[place])
@@ -41,12 +41,12 @@ def test_constant_rows_give_beta(
     """X_hat is exactly 0, however small epsilon is, and gradients are finite."""
     x = np.full((3, 100), value).astype(DTYPES[dtype])
     dy = rows("normal", dtype, 3, 100)
-    plain, given = calls.arguments(LAYER_NORM, library, dtype, 100)
-    result, gradients = calls.both(
-        LAYER_NORM, library, library.array(dy), library.array(x), given, epsilon=epsilon
+    np_params, args = calls.make_params(LAYER_NORM, library, dtype, 100)
+    result, gradients = calls.forward_backward(
+        LAYER_NORM, library, library.array(dy), library.array(x), args, epsilon=epsilon
     )
-    assert plain[1] is not None
-    np.testing.assert_array_equal(library.numpy(result.y), np.broadcast_to(plain[1], x.shape))
+    assert np_params[1] is not None
+    np.testing.assert_array_equal(library.numpy(result.y), np.broadcast_to(np_params[1], x.shape))
     np.testing.assert_array_equal(library.numpy(result.mean), x[:, :1])
     if epsilon > (1e-6 if dtype == "float16" else 1e-38):  # else dx is beyond the dtype itself
         for each in gradients:
@@ -59,11 +59,11 @@ def test_constant_rows_far_from_one(library: Library, dtype: str, power: float) 
     value = float(ml_dtypes.finfo(DTYPES[dtype]).max) ** power
     x = np.full((2, 50), value).astype(DTYPES[dtype])
     dy = rows("normal", dtype, 2, 50)
-    plain, given = calls.arguments(LAYER_NORM, library, dtype, 50)
-    result, gradients = calls.both(
-        LAYER_NORM, library, library.array(dy), library.array(x), given, epsilon=1e-5
+    np_params, args = calls.make_params(LAYER_NORM, library, dtype, 50)
+    result, gradients = calls.forward_backward(
+        LAYER_NORM, library, library.array(dy), library.array(x), args, epsilon=1e-5
     )
-    gamma, beta = plain
+    gamma, beta = np_params
     assert gamma is not None
     assert beta is not None
     np.testing.assert_array_equal(library.numpy(result.y), np.broadcast_to(beta, x.shape))
@@ -84,27 +84,27 @@ def test_without_epsilon_a_constant_row_is_nan(library: Library, dtype: str) -> 
 
 
 @pytest.mark.parametrize("repeat", [1, 100])
-@pytest.mark.parametrize("beside", [1, 2], ids=["rows", "columns"])
-def test_magnitudes_up_to_the_largest(library: Library, beside: int, repeat: int) -> None:
+@pytest.mark.parametrize("row_layout", [1, 2], ids=["rows", "columns"])
+def test_magnitudes_up_to_the_largest(library: Library, row_layout: int, repeat: int) -> None:
     """The sums would overflow, and the results do not."""
     x = np.asarray([[3e38, -3e38, 1e38, 0.0], [3e38, 3e38, 3e38, 2.9e38]], np.float32)
-    x, lie = x.repeat(repeat, axis=-1), calls.Beside(beside)
-    with library.lazily():
+    x, lie = x.repeat(repeat, axis=-1), calls.RowLayout(row_layout)
+    with library.forbid_compute():
         result = LAYER_NORM.forward(lie.array(library, x), None, None, **lie.options)
     y = lie.back(library, result.y)
-    wide = x.astype(np.float64)
-    expected = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
+    x64 = x.astype(np.float64)
+    expected = (x64 - x64.mean(-1, keepdims=True)) / x64.std(-1, keepdims=True)
     np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
 def test_one_element(library: Library, dtype: str) -> None:
     """The mean is the element, so y is beta and dx is 0."""
     x = rows("mean 100 sigma", dtype, 6, 1)
-    plain, given = calls.arguments(LAYER_NORM, library, dtype, 1)
+    np_params, args = calls.make_params(LAYER_NORM, library, dtype, 1)
     dy = library.array(np.ones_like(x))
-    result, gradients = calls.both(LAYER_NORM, library, dy, library.array(x), given)
-    assert plain[1] is not None
-    np.testing.assert_array_equal(library.numpy(result.y), np.broadcast_to(plain[1], x.shape))
+    result, gradients = calls.forward_backward(LAYER_NORM, library, dy, library.array(x), args)
+    assert np_params[1] is not None
+    np.testing.assert_array_equal(library.numpy(result.y), np.broadcast_to(np_params[1], x.shape))
     np.testing.assert_array_equal(library.numpy(gradients.dx).astype(np.float64), 0.0)
 
 
@@ -114,8 +114,8 @@ def test_no_rows(
 ) -> None:
     """Results are empty; gradients of parameters are sums of nothing."""
     x = library.array(np.zeros(shape, DTYPES[dtype]))
-    _, given = calls.arguments(operation, library, dtype, 5)
-    result, gradients = calls.both(operation, library, x, x, given)
+    _, args = calls.make_params(operation, library, dtype, 5)
+    result, gradients = calls.forward_backward(operation, library, x, x, args)
     assert library.numpy(result.y).shape == shape
     assert library.numpy(result.rstd).shape == (*shape[:-1], 1)
     assert library.numpy(gradients.dx).shape == shape
@@ -131,7 +131,7 @@ def test_nothing_is_differentiated_by_the_library_itself(
 ) -> None:
     """An empty y depends on all inputs, and their gradients are 0."""
     x = library.array(np.zeros(shape, np.float32))
-    inputs = (x, *calls.arguments(operation, library, "float32", shape[-1])[1])
+    inputs = (x, *calls.make_params(operation, library, "float32", shape[-1])[1])
     for each, gradient in zip(inputs, library.vjp(operation.function, inputs, x), strict=True):
         expected = np.zeros(tuple(each.shape))
         np.testing.assert_array_equal(library.numpy(gradient), expected)
@@ -143,8 +143,8 @@ def test_no_elements(
 ) -> None:
     """Y is empty, the statistics of nothing are NaN, and there is no warning."""
     x = library.array(np.zeros(shape, DTYPES[dtype]))
-    _, given = calls.arguments(operation, library, dtype, 0)
-    result, gradients = calls.both(operation, library, x, x, given)
+    _, args = calls.make_params(operation, library, dtype, 0)
+    result, gradients = calls.forward_backward(operation, library, x, x, args)
     assert library.numpy(result.y).shape == shape
     for each in result[1:]:
         statistic = library.numpy(each)

@@ -28,7 +28,7 @@ PARAMETER_GRADIENT = 8.0
 #: The least magnitude that x_hat counts with in that sum, where a mean has been subtracted: 8 ulp
 #: of it are one ulp of 1, the root mean square of x_hat. An x_hat of almost 0 is the difference of
 #: two numbers, and no sum in the same dtype knows the mean better than to one ulp of sigma.
-LEAST_X_HAT = 1 / 8
+MIN_X_HAT = 1 / 8
 
 #: rstd, in eps, relative.
 RSTD = 8.0
@@ -59,13 +59,13 @@ class _Bfloat16:
     smallest_normal = 2.0**-126
 
 
-def allowed(steps: float, scale: Any, values: Any, dtype: str) -> np.ndarray:
-    """The error allowed of results of a dtype: so many ulp of a scale, and one rounding at the end.
+def absolute_tolerance(ulps: float, scale: Any, values: Any, dtype: str) -> np.ndarray:
+    """Return the tolerance for results of a dtype: some ulp of a scale, plus one final rounding.
 
-    16-bit results are those of float32 rounded once, so to what float32 allows comes half a step
-    of the 16-bit dtype at the result's own magnitude.
+    16-bit results are those of float32, rounded once, so half an ulp of the 16-bit dtype at the
+    magnitude of the result is added to the tolerance of float32.
     """
-    tolerance = steps * ulp(scale, ACCUMULATION[dtype])
+    tolerance = ulps * ulp(scale, ACCUMULATION[dtype])
     if ACCUMULATION[dtype] != dtype:
         magnitude = abs(np.asarray(values, dtype=np.float64)) + tolerance
         tolerance = tolerance + 0.5 * ulp(magnitude, dtype)
@@ -73,21 +73,21 @@ def allowed(steps: float, scale: Any, values: Any, dtype: str) -> np.ndarray:
 
 
 def assert_close(
-    what: str, actual: np.ndarray, expected: Any, steps: float, scale: Any, dtype: str
+    what: str, actual: np.ndarray, expected: Any, ulps: float, scale: Any, dtype: str
 ) -> None:
-    """Whether every element is within `steps` ulp of `scale`; the message tells the worst."""
+    """Assert that every element is within `ulps` ulp of `scale`; the message names the worst."""
     expected = np.broadcast_to(expected, actual.shape)
     # Subtracted in the arithmetic of the reference, whose object arrays hold more than float64.
-    wide = actual.astype(np.float64)
-    error = abs(np.asarray(wide - expected, dtype=np.float64))
-    tolerance = np.broadcast_to(allowed(steps, scale, expected, dtype), actual.shape)
+    actual64 = actual.astype(np.float64)
+    error = abs(np.asarray(actual64 - expected, dtype=np.float64))
+    tolerance = np.broadcast_to(absolute_tolerance(ulps, scale, expected, dtype), actual.shape)
     wrong = ~(error <= tolerance)
     if wrong.any():
         ratio = np.where(wrong, error / tolerance, 0.0)
         ratio[np.isnan(ratio)] = np.inf
         worst = np.unravel_index(np.argmax(ratio), actual.shape)
         raise AssertionError(
-            f"{what}: {wrong.sum()} of {actual.size} elements are further off than {steps} ulp "
-            f"allow; the worst, at {tuple(map(int, worst))}, is {wide[worst]!r} instead of "
+            f"{what}: {wrong.sum()} of {actual.size} elements are further off than {ulps} ulp "
+            f"allow; the worst, at {tuple(map(int, worst))}, is {actual64[worst]!r} instead of "
             f"{float(expected[worst])!r}, {ratio[worst]:.3g} times the tolerance"
         )

@@ -88,4 +88,4 @@ def test_what_is_no_array_is_refused() -> None:
     with pytest.raises(TypeError, match="Sum: b: list is not an array"):
         run_device(SUM, (np.ones(2), [1.0]))
     strict = LIBRARIES["strict"]()
-    assert run_device(SUM, (strict.array(np.ones(2)), strict.elsewhere(np.ones(2)))) == "cpu"
+    assert run_device(SUM, (strict.array(np.ones(2)), strict.on_second_device(np.ones(2)))) == "cpu"

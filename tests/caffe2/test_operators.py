@@ -121,7 +121,7 @@ def test_forward_and_backward(library: Library, shape: tuple[int, ...], axis: in
         arrays = inputs_of(shape, axis, dtype)
         x, gamma, beta, dy = (each.astype(np.float64) for each in arrays)
         x_, gamma_, beta_, dy_ = map(library.array, arrays)
-        with library.lazily():
+        with library.forbid_compute():
             outputs = forward(x_, gamma_, beta_, axis=axis, epsilon=EPSILON)
             gradients = backward(dy_, *outputs, x_, gamma_, axis=axis)
         expected = definition(x, gamma, beta, axis)
@@ -324,7 +324,7 @@ def test_arrays_of_two_libraries_are_refused() -> None:
 
 
 def test_arrays_on_two_devices_are_refused(library: Library) -> None:
-    elsewhere = library.elsewhere(COLUMNS)
+    elsewhere = library.on_second_device(COLUMNS)
     if elsewhere is None:
         return
     with pytest.raises(DeviceMismatchError, match=r"LayerNorm: .*gamma"):

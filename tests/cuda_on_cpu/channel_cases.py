@@ -77,7 +77,7 @@ class ChannelCase:
 
         x_hat = abs((x - in_channels(forward[1])) * in_channels(forward[3]))
         given = abs((x - in_channels(mean)) / np.sqrt(in_channels(var + self.epsilon)))
-        size = np.maximum(x_hat, tolerances.LEAST_X_HAT)
+        size = np.maximum(x_hat, tolerances.MIN_X_HAT)
         terms = largest(abs(dy) * np.maximum(x_hat, 1)) * in_channels(wide * forward[3])
         sizes = [
             (tolerances.Y, np.maximum(largest(x_hat) * in_channels(wide), in_channels(shift))),

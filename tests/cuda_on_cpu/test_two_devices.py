@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from cupy._util import PerformanceWarning
 from ln_array_api_conformance import calls, family_calls
-from ln_array_api_conformance.family import MEMBERS, Member, gradient_of_y, inputs
-from ln_array_api_conformance.family_more import MORE
+from ln_array_api_conformance.family import CHANNEL_OPERATIONS, OperationSpec, gradient_of_y, inputs
+from ln_array_api_conformance.family_more import OTHER_OPERATIONS
 from ln_array_api_conformance.libraries import CuPy
 from ln_array_api_conformance.operations import OPERATIONS, Operation
 from test_stages import LAUNCHES
@@ -103,7 +103,7 @@ def of_rows(operation: Operation, x: str, dy: str) -> Scenario:
         rng = np.random.default_rng(0)
         draw = [rng.standard_normal((5, 6)).astype(np.float32) for _ in range(2)]
         data, gradient = LAYOUTS[x](draw[0]), LAYOUTS[dy](draw[1])
-        _, given = calls.arguments(operation, LIBRARY, "float32", 6)
+        _, given = calls.make_params(operation, LIBRARY, "float32", 6)
         out, columns = cupy.empty((5, 6), np.float32), cupy.empty((5, 12), np.float32)[:, ::2]
         first = [each[:5] for each in given]
         return lambda: [
@@ -111,24 +111,27 @@ def of_rows(operation: Operation, x: str, dy: str) -> Scenario:
             operation.function(data, *given, out=out),
             operation.function(data, *given, out=columns),
             operation.forward(data, *first, axis=0, out=columns),
-            calls.both(operation, LIBRARY, gradient, data, given),
-            calls.both(operation, LIBRARY, gradient, data, first, axis=0),
+            calls.forward_backward(operation, LIBRARY, gradient, data, given),
+            calls.forward_backward(operation, LIBRARY, gradient, data, first, axis=0),
         ]
 
     return scenario
 
 
-def of_member(member: Member, x: str, dy: str) -> Scenario:
+def of_member(member: OperationSpec, x: str, dy: str) -> Scenario:
     """Both passes of an operation of the family."""
 
     def scenario() -> Callable[[], Any]:
-        plain, options = inputs(member, member.first, "normal", "float32"), member.first.options
+        plain, options = (
+            inputs(member, member.main_case, "normal", "float32"),
+            member.main_case.options,
+        )
         given = family_calls.arrays(LIBRARY, plain)
         given[member.x] = LAYOUTS[x](plain[member.x])
-        gradient = LAYOUTS[dy](gradient_of_y(member, member.first, "float32"))
+        gradient = LAYOUTS[dy](gradient_of_y(member, member.main_case, "float32"))
         return lambda: [
             family_calls.y(member, LIBRARY, given, **options),
-            family_calls.both(member, LIBRARY, gradient, given, **options),
+            family_calls.forward_backward(member, LIBRARY, gradient, given, **options),
         ]
 
     return scenario
@@ -182,12 +185,12 @@ def of_caffe2(x: str, dy: str) -> Scenario:
 
 SCENARIOS: dict[str, Callable[[str, str], Scenario]] = {
     **{each.name: partial(of_rows, each) for each in OPERATIONS},
-    **{each.name: partial(of_member, each) for each in (*MEMBERS, *MORE)},
+    **{each.name: partial(of_member, each) for each in (*CHANNEL_OPERATIONS, *OTHER_OPERATIONS)},
     "Moments": of_moments,
     "caffe2": of_caffe2,
 }
 #: The operations that compute outside of plans, by name.
-OUTSIDE = {each.name: each for each in MORE}
+OUTSIDE = {each.name: each for each in OTHER_OPERATIONS}
 PLANNED = [name for name in SCENARIOS if name not in OUTSIDE and name != "Moments"]
 #: The device of the arrays and the current one.
 DIRECTIONS = [(1, 0), (0, 1)]
@@ -274,7 +277,7 @@ def test_operations_that_do_not_enter_a_device_are_noticed(
 
 def test_every_public_operation_is_here() -> None:
     tested = {ln.Moments, ln.backends, ln.explain, ln.use_backend}
-    for each in (*OPERATIONS, *MEMBERS, *MORE):
+    for each in (*OPERATIONS, *CHANNEL_OPERATIONS, *OTHER_OPERATIONS):
         tested |= {each.function, each.forward, each.backward}
     public = {getattr(ln, name) for name in ln.__all__}
     classes = {each for each in public if isinstance(each, type)} - {ln.Moments}
@@ -303,13 +306,15 @@ def test_arrays_of_one_kind_on_either_device() -> None:
                 function(x, arrays[1 - device][1])
 
 
-@pytest.mark.parametrize("member", [*MEMBERS, *MORE], ids=lambda member: member.name)
-def test_explain(member: Member) -> None:
+@pytest.mark.parametrize(
+    "member", [*CHANNEL_OPERATIONS, *OTHER_OPERATIONS], ids=lambda member: member.name
+)
+def test_explain(member: OperationSpec) -> None:
     """What a plan depends on is computed on the device of x, too."""
     with Device(1):
-        given = family_calls.arrays(LIBRARY, inputs(member, member.first, "normal", "float32"))
+        given = family_calls.arrays(LIBRARY, inputs(member, member.main_case, "normal", "float32"))
     before = cupy_on_cpu.allocations_on(0)
-    explanation = ln.explain(member.forward, *given.values(), **member.first.options)
+    explanation = ln.explain(member.forward, *given.values(), **member.main_case.options)
     (place,) = (each for each in PLACES if each.library == "cupy")
     assert explanation.backend == backend_of(member.name, place)
     assert cupy_on_cpu.allocations_on(0) == before

@@ -94,7 +94,7 @@ def test_libraries_and_devices(library: Library) -> None:
         run_node(layer_norm(), [x, scale, other.array(SCALE)])
     with pytest.raises(TypeError, match="Scale: list is not an array"):
         run_node(layer_norm(), [x, [1.0], scale])
-    elsewhere = library.elsewhere(SCALE)
+    elsewhere = library.on_second_device(SCALE)
     if elsewhere is not None:
         with pytest.raises(DeviceMismatchError, match=r"Scale is on .*, but X is on"):
             run_node(layer_norm(), [library.bound(X), elsewhere, scale])

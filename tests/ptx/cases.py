@@ -96,7 +96,7 @@ class Case(NamedTuple):
         mean_g = g.mean(1, keepdims=True) if self.center else np.zeros((self.m, 1))
         fall = x_hat * np.mean(g * x_hat, 1, keepdims=True)
         terms = [np.broadcast_to(abs(each), x.shape) for each in (g, mean_g, fall)]
-        size = np.maximum(abs(x_hat), tolerances.LEAST_X_HAT if self.center else 0)
+        size = np.maximum(abs(x_hat), tolerances.MIN_X_HAT if self.center else 0)
         largest = rstd * np.max(terms, (0, 2))[:, None]
         largest_y = np.maximum(abs(x_hat * gammas), abs(betas)).max(1, keepdims=True)
 

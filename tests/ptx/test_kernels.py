@@ -47,7 +47,7 @@ def test_results(case: Case, of_fibers: NpzFile) -> None:
         if results[name] is not None:
             values, other = results[name].astype(np.float64), of_fibers[f"{case}: {name}"]
             # One of them fuses some products and sums, and both may round to 16 bits differently.
-            allowed = tolerances.allowed(steps, scale, other, results[name].dtype.name)
+            allowed = tolerances.absolute_tolerance(steps, scale, other, results[name].dtype.name)
             assert np.all(abs(values - other) <= 2 * allowed), name
             if results[name].itemsize == 2:
                 assert np.mean(values != other) < 0.01, name
