@@ -1,4 +1,4 @@
-"""What the library has to know of array libraries: namespaces, dtypes, devices, views.
+"""The differences between array libraries: namespaces, dtypes, devices, views.
 
 This is the only module that imports array_api_compat. Whatever differs between array libraries
 and is not settled by the array API standard is decided here, once per array type.
@@ -30,7 +30,7 @@ ACCUMULATION = {
     "float64": "float64",
 }
 
-#: For each dtype of x, the dtypes that its parameters may have: its own or a wider one.
+#: For each dtype of x, the dtypes that its parameters may have: its own or wider ones.
 PARAMETER_DTYPES = {
     "float16": ("float16", "float32", "float64"),
     "bfloat16": ("bfloat16", "float32", "float64"),
@@ -49,15 +49,15 @@ class Library(NamedTuple):
     lazy: bool
     """Whether its arrays are chunked graphs, whose axes had better be left alone."""
     signature: Callable[[Array], Hashable]
-    """All of an array that a plan may depend on: dtype, shape, device, layout."""
+    """The properties of an array that a plan may depend on: dtype, shape, device, layout."""
     reshape: Callable[[Array, tuple[int, ...]], Array]
-    """As in the standard, by the shortest way that the library has."""
+    """As in the standard, by the fastest way that the library has."""
     is_contiguous: Callable[[Array], bool]
-    """Whether an array is aligned, in C order and in native byte order, as far as can be told."""
+    """Whether an array is known to be aligned, C-contiguous and in native byte order."""
     ascontiguous: Callable[[Array], Array]
-    """The array itself or a copy, for which `is_contiguous` holds; of no subclass."""
+    """Return the array itself or a copy, for which `is_contiguous` holds; of no subclass."""
     may_overlap: Callable[[Array, Array], bool] | None
-    """Whether two arrays in C order may share memory, quickly told by their addresses alone."""
+    """Whether two contiguous arrays may share memory: a fast test of their addresses only."""
     owns_memory: Callable[[Array], bool]
     """Whether no other array that owns its memory shares it; what a signature tells of an array."""
     current_device: Callable[[], int] | None
@@ -310,20 +310,20 @@ def is_movable(x: Array) -> bool:
 
 
 def creation_device(x: Array) -> Any:
-    """The `device` with which to create an array that goes along with x."""
+    """Return the `device` argument for creating an array next to x."""
     # JAX moves what is created without a device to where it is needed, and tracers have none.
     return None if array_api_compat.is_jax_array(x) else array_api_compat.device(x)
 
 
 def dask_overlap(x: Array, depth: dict[int, int]) -> Array:
-    """X of Dask, each chunk with so many elements of its neighbours along some axes."""
+    """Extend each chunk of a Dask array by `depth` elements of its neighbours along some axes."""
     from dask.array.overlap import overlap  # x is its array, so it is there
 
     return overlap(x, depth, "none")
 
 
 def to_acc_dtype(xp: Any, x: Array) -> Array:
-    """X in its accumulation dtype; x itself where it has that dtype already."""
+    """Cast x to its accumulation dtype; return x itself if it has that dtype."""
     return xp.astype(x, getattr(xp, ACCUMULATION[dtype_name(x.dtype)]), copy=False)
 
 
@@ -338,7 +338,7 @@ def computes_in_float64(x: Array) -> bool:
 
 
 def detach(x: Array) -> Array:
-    """X as a constant to torch and JAX: they do not differentiate through it."""
+    """Detach x from the graphs of torch and JAX: they do not differentiate through it."""
     if array_api_compat.is_jax_array(x):
         from jax.lax import stop_gradient  # x is its array, so it is there
 
@@ -387,7 +387,7 @@ def reshape_contiguous(
     permutation: tuple[int, ...] = (),
     ascontiguous: Callable[[Array], Array] | None = None,
 ) -> Array:
-    """X with its axes permuted, then seen as `shape`, in C order; a copy only where it must be."""
+    """Permute the axes of x, make it contiguous, and reshape it; copy only if necessary."""
     library = library_of(x)
     if permutation:
         x = library.xp.permute_dims(x, permutation)
@@ -397,7 +397,7 @@ def reshape_contiguous(
 
 
 def ascontiguous(x: Array) -> Array:
-    """X in C order, where its library has an order and all lengths are known.
+    """Return x as a contiguous array, where its library has strides and all lengths are known.
 
     A copy only where it must be.
     """
@@ -433,7 +433,7 @@ def share_memory(a: Array, b: Array) -> bool:
 
 
 def has_internal_overlap(x: Array) -> bool:
-    """Whether elements of x share memory with each other, as where x is broadcast."""
+    """Whether two elements of x share memory, as where x is broadcast."""
     memory = _address_view(x)
     if memory is None or memory.size == 0:
         return False
@@ -450,7 +450,7 @@ def has_internal_overlap(x: Array) -> bool:
 
 
 def _address_view(x: Array) -> np.ndarray | None:
-    """A NumPy array with the address, shape and strides of x, to be looked at but never read."""
+    """Return a NumPy array with the address, shape and strides of x, which must not be read."""
     if isinstance(x, np.ndarray):
         return x
     if array_api_compat.is_torch_array(x):

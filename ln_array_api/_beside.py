@@ -1,4 +1,4 @@
-"""What stands beside x where an operation has no plan: its checks, and its way to and from x."""
+"""Argument checks and broadcasting for operations that run without a cached plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .kernels.rows import astype_like
 
 
 def check_inputs(func_name: str, over: AxesSpec, x: Array, **parameters: Array | None) -> RowsView:
-    """X seen for what is normalised over, once it and its parameters, by name, are checked."""
+    """Check x and its parameters, given by name, and return the view of x as rows."""
     _check.array(func_name, name_of(over), x)
     view = view_of(func_name, canonical(func_name, over), tuple(x.shape))
     for name, values in parameters.items():
@@ -24,7 +24,7 @@ def check_inputs(func_name: str, over: AxesSpec, x: Array, **parameters: Array |
 
 
 def check_gradient(func_name: str, x: Array, name: str = "x", **dy: Array) -> None:
-    """The gradient of a result of x's shape; `name` is how the caller knows x."""
+    """Check the gradient of a result of x's shape; `name` is the caller's name of x."""
     for given, values in dy.items():
         shape = tuple(x.shape)
         _check.operand(func_name, given, values, x, shape, f"the shape of {name}", x_name=name)
@@ -33,7 +33,7 @@ def check_gradient(func_name: str, x: Array, name: str = "x", **dy: Array) -> No
 def check_saved(
     func_name: str, x: Array, shape: tuple[int, ...], name: str = "x", **statistics: Array
 ) -> None:
-    """What the forward pass saved of x, by name, all of one shape."""
+    """Check the statistics that the forward pass saved, given by name, all of one shape."""
     shape_text = f"as {func_name.removesuffix('_backward')}_forward gives it"
     dtype = ACCUMULATION[dtype_name(x.dtype)]
     for given, values in statistics.items():
@@ -41,5 +41,5 @@ def check_saved(
 
 
 def broadcast_like(xp: Any, values: Array | None, like: Array, shape: tuple[int, ...]) -> Any:
-    """A parameter or statistic in a shape that broadcasts with x, in the dtype of `like`."""
+    """Cast a parameter or statistic to the dtype of `like`, and reshape it to broadcast with x."""
     return None if values is None else reshaped(astype_like(xp, values, like), shape)

@@ -53,14 +53,15 @@ class ChannelsPlan:
     ) -> None:
         """Plan for calls with such arrays.
 
-        `acc_arrays` are those whose like the kernel takes or gives in the accumulation dtype.
+        `acc_arrays`: arrays that the kernel takes in the accumulation dtype, or whose gradient it
+        returns in that dtype.
         `widens` is whether gamma is widened, as over rows.
         """
         self.primitive, self.spec, self.widens = primitive, spec, widens
         self.shape = tuple(x.shape)
         self.choice = _choice(primitive, spec, axis, x)
         self.kernel: Callable[..., Any] = self.choice.kernel
-        # Whether arrays go to the kernel, and its results to the caller, as they are.
+        # Whether arrays go to the kernel, and its results to the caller, unchanged.
         self.passthrough = (
             not self.choice.keeps_axes
             and self.shape == spec.shape
@@ -89,7 +90,7 @@ class ChannelsPlan:
     def forward(
         self, x: Array, gamma: Array | None, beta: Array | None
     ) -> tuple[Array, Array, Array, Array]:
-        """Y, mean, var and rstd."""
+        """Return y, mean, var and rstd."""
         if self.passthrough:
             return self.kernel(x, gamma, beta)  # type: ignore[no-any-return]
         y, mean, var, rstd = self.kernel(
@@ -139,7 +140,7 @@ class ChannelsPlan:
 
 
 def _choice(primitive: Primitive, spec: ChannelsSpec, axis: int, x: Array) -> Choice:
-    """Who runs a call; the generic kernel does it on arrays that keep their axes."""
+    """Choose the kernel for a call; the generic one runs on arrays that keep their axes."""
     if library_of(x).lazy:
         reason = "chunked arrays compute nothing until asked"
     else:
@@ -254,7 +255,7 @@ def backward_plan(
 def _lookup_plan(
     primitive: Primitive, arrays: tuple[Array | None, ...], *options: Hashable
 ) -> tuple[Hashable, ChannelsPlan | None]:
-    """The key of a kind of call and its plan; None for what is not known or cannot be kept."""
+    """Return the key of a call and its cached plan; None for either where there is none."""
     find = signatures
     try:
         key = (

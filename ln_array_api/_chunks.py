@@ -55,7 +55,7 @@ class ChunkCall(NamedTuple):
         gamma: Array | None,
         shape: tuple[int, ...],
     ) -> tuple[Any, ...]:
-        """Dx of a chunk, and its share of dgamma and dbeta, of a shape, not rounded yet."""
+        """Return dx of a chunk, and its partial sums of dgamma and dbeta, not rounded yet."""
         from ._rows import backward_plan
 
         xp = library_of(x).xp
@@ -88,7 +88,7 @@ class Chunks:
         if len(view.statistic) < rank or view.grouped_shape != view.shape:
             self._statistic = tuple(axis for axis in self._x if axis not in view.row_axes)
             self._statistic += (rank,) * (len(view.statistic) - len(self._statistic))
-        # A parameter of each row goes with its chunk; others are whole beside each chunk.
+        # A parameter of each row is chunked like x; others are passed whole to each chunk.
         self._is_shared = bool(set(view.parameter_axes) & set(view.axes))
         new_axes = range(rank + 1, rank + 1 + len(view.parameter))
         self._parameter = tuple(new_axes) if self._is_shared else view.parameter_axes
@@ -131,7 +131,7 @@ class Chunks:
         return given
 
     def _rechunk_like(self, x: Array, values: Array | None, axes: tuple[int, ...]) -> Array | None:
-        """Values in the chunks of x along its axes, whole along others."""
+        """Rechunk values like x along the axes of x that rows do not extend over."""
         if values is None:
             return None
         chunks = tuple(
@@ -167,7 +167,7 @@ class Chunks:
         return self._part(results, number, dtype, self._statistic, **options)
 
     def _total(self, results: Array, number: int, dtype: Any) -> Array:
-        """A parameter's gradient, added up over the chunks that share the parameter."""
+        """Sum the gradient of a parameter over the chunks that share the parameter."""
         if not self._is_shared:
             return self._part(results, number, dtype, self._parameter)
         from dask.array import blockwise
@@ -217,6 +217,6 @@ def _pick(results: Any, number: int) -> Array:
 
 
 def _partial_sum(results: Any, number: int, rank: int) -> Array:
-    """A chunk's share of a sum, with so many axes of length 1 before its own."""
+    """Return the partial sum of a chunk, with `rank` axes of length 1 prepended."""
     partial_sum = _pick(results, number)
     return partial_sum[(None,) * rank]

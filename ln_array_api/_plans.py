@@ -1,4 +1,4 @@
-"""How a kind of call over rows runs: on rows, or on arrays that keep their axes, or by chunks."""
+"""Plans of calls over rows: on rows, on arrays that keep their axes, or chunk by chunk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GRADIENTS = ("dx", "dgamma", "dbeta")
 
 
 class Plan:
-    """How a kind of call runs. Subclasses say it for arrays of rows and for chunked arrays."""
+    """How a kind of call runs. Subclasses are for rows, for all axes and for chunked arrays."""
 
     def __init__(
         self,
@@ -40,15 +40,15 @@ class Plan:
         self.widens = widens
 
     def takes(self, out: Array, x: Array, gamma: Array | None, beta: Array | None) -> bool:
-        """Whether a place for y is known to be right, and far from all inputs; else check it."""
+        """Whether `out` is known to be valid and to overlap no input; if not, check it."""
         return False
 
     def remember(self, out: Array) -> None:
-        """Know a place for y again that has been checked."""
+        """Remember an `out` that has been checked."""
 
 
 class RowsPlan(Plan):
-    """X goes to the kernel as (M, N) in C order: as it is, as a view, or as a copy."""
+    """The kernel gets x as (M, N) in C order: x itself, a view or a copy."""
 
     def __init__(
         self,
@@ -62,14 +62,15 @@ class RowsPlan(Plan):
     ) -> None:
         """Plan for calls with such arrays.
 
-        `acc_arrays` are those whose like the kernel takes or gives in the accumulation dtype.
+        `acc_arrays`: arrays that the kernel takes in the accumulation dtype, or whose gradient it
+        returns in that dtype.
         """
         super().__init__(primitive, spec, view, choice, widens=widens)
         self.kernel: Callable[..., tuple[Any, Any, Any]] = self.choice.kernel
         self.kernel_of_y: Callable[..., Any] = getattr(
             self.kernel, "without_statistics", self.kernel
         )
-        # Whether arrays go to the kernel, and its results to the caller, as they are.
+        # Whether arrays go to the kernel, and its results to the caller, unchanged.
         self.passthrough = (
             view.is_rows
             and all(each is None or library_of(each).is_contiguous(each) for each in arrays)
@@ -77,8 +78,8 @@ class RowsPlan(Plan):
             <= {None, ACCUMULATION[spec.dtype]}
             and not widens
         )
-        # Signatures of places for y that are right; and those of them which own their memory, as
-        # all inputs do then, so that nothing can overlap but what is the same array.
+        # Signatures of valid `out`; and of those that own their memory, where all inputs own theirs
+        # too, so that two arrays overlap only if they are the same one.
         self._outs: set[Hashable] = set()
         self._owning_outs: set[Hashable] = set()
         inputs = [each for each in arrays if each is not None]
@@ -109,7 +110,7 @@ class RowsPlan(Plan):
     def run(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, ...]:
-        """Y as the caller wants it, and what else the kernel gives."""
+        """Return y in x's shape, and the other results of the kernel."""
         if self.passthrough and (out is None or library_of(out).is_contiguous(out)):
             results: tuple[Array, ...] = self.kernel_of_y(x, gamma, beta, out=out)
             return results if out is None else (out, *results[1:])
@@ -141,7 +142,7 @@ class RowsPlan(Plan):
     def forward(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None
     ) -> tuple[Array, Array | None, Array]:
-        """Y, mean and rstd, the latter of x's rank."""
+        """Return y, mean and rstd; the statistics have x's rank."""
         if self.passthrough and (out is None or library_of(out).is_contiguous(out)):
             y, mean, rstd = self.kernel(x, gamma, beta, out=out)
             return y if out is None else out, mean, rstd
@@ -180,7 +181,7 @@ class RowsPlan(Plan):
 
 
 class AxesPlan(Plan):
-    """X keeps its axes: the kernel takes them as they are, and what goes with x broadcasts."""
+    """X keeps its axes: the kernel gets them unchanged, and the other arrays broadcast with x."""
 
     def _parameter(self, values: Array | None) -> Array | None:
         return reshaped(values, self.view.broadcast_parameter)
@@ -232,7 +233,7 @@ class AxesPlan(Plan):
 
 
 def whole(plan: AxesPlan) -> AxesPlan:
-    """A plan whose calls are, as a whole, what its backend wants to be made of them."""
+    """Wrap the calls of a plan by the `whole_call` of its backend, if it has one."""
     if plan.choice.whole_call is not None:
         for name in ("run", "forward", "backward"):
             setattr(plan, name, plan.choice.whole_call(getattr(plan, name)))
@@ -240,7 +241,7 @@ def whole(plan: AxesPlan) -> AxesPlan:
 
 
 class ChunksPlan(AxesPlan):
-    """X is chunked: a task for each chunk where chunks hold whole rows, else by its axes."""
+    """X is chunked: one task for each chunk if chunks hold whole rows, else by its axes."""
 
     def __init__(
         self, primitive: Primitive, spec: RowsSpec, view: RowsView, call: ChunkCall
@@ -288,26 +289,26 @@ class ChunksPlan(AxesPlan):
         )
 
 
-#: What a call over rows may have.
+#: A plan of a call over rows.
 SomePlan: TypeAlias = RowsPlan | AxesPlan
 
 
 def reshaped(x: Array | None, shape: tuple[int, ...]) -> Array | None:
-    """X in a shape, itself if it has that, of lengths that may be unknown; None is just itself."""
+    """Reshape x, unless it has this rank already; lengths may be unknown. None stays None."""
     if x is None or len(x.shape) == len(shape):
         return x
     return library_of(x).reshape(x, shape)
 
 
 def cast_statistic(xp: Any, values: Array, dtype: str) -> Array:
-    """A statistic of x in the accumulation dtype; `dtype` is that of x."""
+    """Cast a statistic of x to the accumulation dtype; `dtype` is that of x."""
     return xp.astype(values, getattr(xp, ACCUMULATION[dtype]), copy=False)
 
 
 def finish_gradient(
     xp: Any, values: Array | None, shape: tuple[int, ...], x: Array, *parameters: Array | None
 ) -> Array | None:
-    """A gradient in a parameter's shape, and in the dtype of the last of these that is present."""
+    """Reshape a gradient to `shape`, and cast it to the dtype of the last array that is given."""
     if values is None:
         return None
     dtype = native_dtype([each for each in (x, *parameters) if each is not None][-1])
@@ -315,15 +316,15 @@ def finish_gradient(
 
 
 def must_widen(dtype: str, gamma: Array | None, beta: Array | None) -> bool:
-    """Whether dbeta, for x of a dtype, would lose digits in the dtype that a kernel gives it in."""
+    """Whether dbeta would lose digits in the dtype that kernels return, for x of this dtype."""
     given = dtype_name_or_none(gamma) or dtype
     return beta is not None and dtype_name_or_none(beta) != given != ACCUMULATION[dtype]
 
 
 def widened(xp: Any, gamma: Array | None, beta: Array | None, dtype: str) -> Array:
-    """Gamma in the accumulation dtype, of ones where it is absent.
+    """Return gamma in the accumulation dtype, or ones where it is absent.
 
-    Kernels may give both gradients in gamma's dtype, which beta's may be wider than.
+    Kernels may return both gradients in gamma's dtype, which may be narrower than beta's.
     """
     if gamma is None:
         return xp.ones_like(cast_statistic(xp, beta, dtype))
@@ -331,7 +332,7 @@ def widened(xp: Any, gamma: Array | None, beta: Array | None, dtype: str) -> Arr
 
 
 def generic_choice(primitive: Primitive, spec: RowsSpec, view: RowsView, reason: str) -> Choice:
-    """The generic kernel, on arrays that keep their axes, with their chunks, shards and names."""
+    """Return the generic kernel, on arrays that keep their axes, with their chunks and shards."""
     kernel: Callable[..., Any]
     if primitive == "rows_forward":
         kernel = partial(rows.forward_over, axes=view.axes, epsilon=spec.epsilon)

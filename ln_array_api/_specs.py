@@ -1,4 +1,4 @@
-"""What a call is, but for the values of its arrays: primitives, their specs, layouts."""
+"""Everything about a call except the values of its arrays: primitives, specs, layouts."""
 
 from __future__ import annotations
 
@@ -110,14 +110,15 @@ class FamilySpec(NamedTuple):
     `exponent`; ``powers_backward(dy, x, norm)`` gives dx.
 
     ``windows_forward(x)`` of x (P, H, W) gives y, mean and rstd of its shape, of windows of `size`
-    along H and W, of which `need` tells which are wanted: all, or y alone, beside which the others
-    are None; ``windows_backward(dy, x, rstd)`` gives dx.
+    along H and W, of which `need` tells which are wanted: all, or y only, and then the others are
+    None; ``windows_backward(dy, x, rstd)`` gives dx.
 
-    ``instances_statistics(x)`` of x (M, N) gives, of each row, mean, what rounding took from it,
-    var and rstd, all (M, 1). With x̂ = (x - mean - missed) * rstd of given mean, missed and rstd,
-    ``instances_affine(x, mean, missed, rstd, scale, shift)`` gives x̂ * scale + shift;
-    ``instances_sums(dy, x, mean, rstd)`` gives missed, sum(dy) and sum(dy * x̂);
-    ``instances_gradient(dy, x, mean, missed, rstd, weight, scale, shift)`` gives
+    ``instances_statistics(x)`` of x (M, N) gives, of each row, mean, mean_residual (the rounding
+    error of mean), var and rstd, all (M, 1). With x̂ = (x - mean - mean_residual) * rstd of given
+    mean, mean_residual and rstd,
+    ``instances_affine(x, mean, mean_residual, rstd, scale, shift)`` gives x̂ * scale + shift;
+    ``instances_sums(dy, x, mean, rstd)`` gives mean_residual, sum(dy) and sum(dy * x̂);
+    ``instances_gradient(dy, x, mean, mean_residual, rstd, weight, scale, shift)`` gives
     rstd * (dy * weight + x̂ * scale + shift). All but dy and x are (M, 1), in the accumulation
     dtype.
     """

@@ -1,9 +1,10 @@
-"""Backends: what one is, where they are found, and which takes a call.
+"""Backends: the protocol, the registry, and the choice of one for a call.
 
-A backend accelerates some of the primitives for the arrays of one library. Built-in backends
-stand in a static table; others are found by the entry-point group ``ln_array_api.backends``, under
-the name ``<library>.<backend>``, so that nothing need be imported to know whom they are for. What
-no backend takes runs on the generic kernels, in the arrays' own library and on their own device.
+A backend accelerates some of the primitives for the arrays of one library. Built-in backends are
+listed in a static table; others are found by the entry-point group ``ln_array_api.backends``, under
+the name ``<library>.<backend>``, so that the library of a backend is known without importing it.
+Calls that no backend accepts run on the generic kernels, in the library and on the device of the
+arrays.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Backend(Protocol):
     called with the arrays alone, and `out`, instead of the method with all its options. What it
     gives for ``rows_forward`` may have a ``without_statistics``, with the same parameters, which
     gives y alone in a tuple, where mean and rstd cost something that y does not need. One with
-    ``ascontiguous(x)`` copies arrays that do not lie in C order for its kernels itself. One with
-    ``prepare_strided(primitive, spec, layout)`` may run a call on arrays as they lie, with all
+    ``ascontiguous(x)`` makes contiguous copies of arrays for its kernels itself. One with
+    ``prepare_strided(primitive, spec, layout)`` may run a call on arrays of any strides, with all
     their axes: it gives such a kernel and a line for `explain`, or None, as it may where the layout
     has no strides: that of arrays of NumPy and torch which are not in order, and of JAX and others.
     The kernel gets statistics and parameters of x's rank, to broadcast with it, and `out` of any
@@ -151,7 +152,7 @@ class ChannelsBackend(ABC):
 
 
 def _spec_fields(x: Array) -> tuple[str, str, Any, str]:
-    """Library, device, shape and dtype of x."""
+    """Return library, device, shape and dtype of x, the first fields of a spec."""
     return library_of(x).name, str(device_of(x)), x.shape, dtype_name(x.dtype)
 
 
@@ -175,7 +176,7 @@ class Entry:
         self._failure = ""
 
     def missing_requirements(self) -> str:
-        """What has to be installed before this backend can be loaded, with the command."""
+        """Return what has to be installed for this backend, with the command, or nothing."""
         absent = [each for each in self._requires if importlib.util.find_spec(each) is None]
         if not absent:
             return ""
@@ -183,7 +184,7 @@ class Entry:
         return f"needs {', '.join(absent)}: pip install {extras}"
 
     def unavailable_reason(self) -> str:
-        """Why this backend cannot be had, or nothing."""
+        """Return why this backend is not available, or an empty string."""
         return self.missing_requirements() or self._failure
 
     def backend(self) -> Backend | None:
@@ -259,22 +260,22 @@ def _installed() -> Iterator[Entry]:
 
 
 class Choice(NamedTuple):
-    """Who runs a call, and why."""
+    """Which kernel runs a call, and why."""
 
     kernel: Callable[..., Any]
     """The primitive with the options of the spec, to be called with the arrays."""
     backend: str
     reason: str
     ascontiguous: Callable[[Any], Any] | None = None
-    """How the backend wants arrays to be copied that do not lie in C order, if it cares."""
+    """The backend's own function for contiguous copies, if it has one."""
     keeps_axes: bool = False
     """Whether the kernel takes arrays as they are, and not as rows."""
     whole_call: Callable[[Any], Any] | None = None
-    """What the backend wants to be made of all that a call does with arrays, if anything."""
+    """The backend's wrapper for everything that a call does with its arrays, if it has one."""
 
 
 def choose(primitive: Primitive, spec: Spec, layout: Layout | None = None) -> Choice:
-    """The kernel for a call: that of the first backend that takes it, else the generic one."""
+    """Return the kernel of the first backend that accepts a call, else the generic one."""
     wanted = _requested.get()
     if wanted == "generic":
         return _generic(primitive, spec, "asked for by use_backend('generic')")
@@ -308,7 +309,7 @@ def accelerates(backend: Backend | None, primitive: str) -> bool:
 
 
 def choose_family(primitive: FamilyPrimitive, spec: FamilySpec) -> Choice | str:
-    """A backend's kernel for a call of the family, or why there is none."""
+    """Return a backend's kernel for a call of the family, or why there is none."""
     if _requested.get() == "generic":
         return "asked for by use_backend('generic')"
     refusals = []
@@ -328,7 +329,7 @@ def choose_family(primitive: FamilyPrimitive, spec: FamilySpec) -> Choice | str:
 
 
 def accelerated_stage(library: str, name: str) -> Callable[..., Any] | None:
-    """What a backend has in place of a stage of ``ln_array_api.caffe2``, or None."""
+    """Return a backend's function for a stage of ``ln_array_api.caffe2``, or None."""
     if _requested.get() != "generic":
         for entry in _candidates(library):
             backend = entry.backend() if entry.may_have_stages else None
@@ -403,9 +404,9 @@ plans: dict[Hashable, Any] = {}
 
 
 def cache_plan(key: Hashable, plan: Any, x: Array) -> None:
-    """Let a plan for arrays like x run on the device of x, and keep it, unless its key is None.
+    """Let a plan run on the device of x, and cache it, unless its key is None.
 
-    Programs with ever new shapes start afresh at times.
+    A full cache is cleared, which bounds its size in programs with many shapes.
     """
     current_device = library_of(x).current_device
     if current_device is not None:

@@ -93,7 +93,8 @@ def batch_norm(
     After Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167, algorithm 2. 16-bit inputs
     are computed in float32, with one rounding at the end; statistics, gamma and beta are converted
     to float32 for x of up to 32 bits. On torch tensors and JAX arrays the result can be
-    differentiated by those frameworks. On Dask arrays nothing is computed.
+    differentiated by those frameworks. On Dask arrays the result is lazy: nothing is computed
+    until requested.
 
     Examples
     --------

@@ -250,7 +250,8 @@ def local_contrast_norm_backward(
     x : array
         What y was computed from.
     mean, rstd : array
-        From `local_contrast_norm_forward`. The mean is rounded, so it is taken of x again.
+        From `local_contrast_norm_forward`. `mean` is checked but not used: it is rounded, so the
+        means are recomputed from x.
     size, spatial_axes
         As in the forward pass.
     need : tuple of str, default: all

@@ -30,8 +30,8 @@ class Moments:
         The sum of their squared deviations from the mean, of the same shape and dtype. 0 of no
         values.
     missed : array, optional
-        What rounding took from the mean, which is mean + missed to twice the digits. Without it,
-        what `merge` gives is as wrong as the means are.
+        The rounding error of `mean`: mean + missed holds the mean to about twice the precision.
+        Without it, results of `merge` inherit the rounding error of the means.
 
     Notes
     -----
@@ -89,7 +89,7 @@ class Moments:
         Returns
         -------
         Moments
-            Of arrays without those axes. On Dask arrays nothing is computed.
+            Of arrays without those axes. On Dask arrays the result is lazy.
 
         Raises
         ------

@@ -82,9 +82,9 @@ def tanh(values: Any) -> Any:
 def to_reference(values: np.ndarray | None, partner_size: int = 0) -> Any:
     """Convert values to the arithmetic of the reference.
 
-    Up to 32 bits become float64, float64 becomes mpmath; but arrays of float64 of more than `MANY` elements, or that are used together with
-    one (of `partner_size`), become 80-bit numbers where the platform has them. These are enough
-    for a mean of 100 sigma, and mpmath would take minutes.
+    Up to 32 bits become float64, and float64 becomes mpmath. But float64 arrays of more than `MANY`
+    elements, or that are used with one of so many (`partner_size`), become 80-bit numbers where the
+    platform has them. These are enough for a mean of 100 sigma, and mpmath would take minutes.
     """
     if values is None:
         return None

@@ -153,7 +153,7 @@ def _other_axes(x: Array, axis: int) -> tuple[int, ...]:
 
 
 def _broadcast_channels(xp: Any, x: Array, axis: int, values: Array | None) -> Array | None:
-    """Values of channels in a shape that broadcasts with x."""
+    """Reshape values of channels to broadcast with x."""
     if values is None:
         return None
     return xp.reshape(values, tuple(-1 if each == axis else 1 for each in range(x.ndim)))

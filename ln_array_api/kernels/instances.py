@@ -4,7 +4,7 @@ Batch-instance and switchable norm normalise by a mix of the statistics of insta
 larger parts of x, and the latter follow from the former. With x̂ = (x - mean) * rstd of an instance,
 y is x̂ * scale + shift, and dx is rstd * (dy * weight + x̂ * scale + shift), of numbers that each
 instance has: all else is arithmetic on these few. The rounded means of instances are never
-trusted: `mean_residual` is what their rounding took, as in `rows`.
+trusted: `mean_residual` is their rounding error, as in `rows`.
 
 Arrays come, and results are, in the accumulation dtype of x; statistics, and what goes with them,
 keep the rank of x.
@@ -26,7 +26,7 @@ from .rows import astype_like, centred, mean_square, scaling, unscaled_rstd
 def statistics(
     x: Array, *, axes: tuple[int, ...], epsilon: float
 ) -> tuple[Array, Array, Array, Array]:
-    """Mean over `axes`, what rounding took from it, variance and rstd.
+    """Return the mean over `axes`, its residual, the variance and rstd.
 
     Of no elements the mean is 0, and the variance and rstd are 1, so that nothing that comes of
     them is NaN.
@@ -64,7 +64,7 @@ def affine(
 def sums(
     dy: Array, x: Array, mean: Array, rstd: Array, *, axes: tuple[int, ...]
 ) -> tuple[Array, Array, Array]:
-    """What a rounded mean has missed, and the sums of dy and of dy * x̂ over `axes`."""
+    """Return the residual of a rounded mean, and the sums of dy and of dy * x̂ over `axes`."""
     xp = library_of(x).xp
     with np.errstate(all="ignore"):
         n = max(math.prod(x.shape[axis] for axis in axes), 1)
@@ -89,12 +89,12 @@ def gradient(
 
 
 def average(xp: Any, values: Array, axis: int) -> Array:
-    """The mean of numbers of instances over the samples or the channels; 0 of none."""
+    """Average values of instances over the samples or the channels; return 0 for none."""
     return sum_over(xp, values, (axis,), fused=False) / max(values.shape[axis], 1)
 
 
 def common_mean(xp: Any, mean: Array, mean_residual: Array, axis: int) -> tuple[Array, Array]:
-    """The mean of means of instances over an axis, and how far they are from it; 0 of none."""
+    """Return the mean of the means of instances over an axis, and their distances from it."""
     if mean.shape[axis] == 0:
         return xp.sum(mean, axis=axis, keepdims=True), mean
     first = one_of_each(xp, mean, (axis,))

@@ -13,7 +13,7 @@ from .rows import centred, scaling
 
 
 def moments(x: Array, *, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """Give mean, m2 and what rounding took from the mean, over `axes`, ascending.
+    """Return mean, m2 and the residual of the mean over `axes`, ascending.
 
     All keep the rank, in the accumulation dtype. Of no values they are NaN, 0 and 0.
     """
@@ -35,7 +35,7 @@ def moments(x: Array, *, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """The sum of a and b, and exactly what its rounding missed.
+    """Return the sum of a and b, and exactly its rounding error.
 
     From Knuth, "The Art of Computer Programming", volume 2, section 4.2.2, theorem B.
     """

@@ -136,7 +136,7 @@ def _min_normal(x: Array) -> float:
 
 
 def _ratios(xp: Any, x: Array, axes: tuple[int, ...], alpha: float) -> tuple[Array, Array, Array]:
-    """P of each row, or 1 if that is 0, and how much of it each magnitude and its power is."""
+    """Return p of each row, or 1 if it is 0, and the ratios to it of magnitudes and of powers."""
     magnitudes = xp.abs(x)
     max_abs = detach(largest_magnitude(xp, x, axes))
     max_abs = xp.where(max_abs == 0, 1.0, max_abs)

@@ -21,10 +21,10 @@ PerSource: TypeAlias = tuple[Array, Array, Array]  # of instance, layer and batc
 
 
 class Mix:
-    """How far the means of instances are from those of their layer and their batch."""
+    """Distances of the means of instances from those of their layer and of the batch."""
 
     def __init__(self, xp: Any, mean: Array, mean_residual: Array, channels: int) -> None:
-        """Given means and what their rounding took; the batch is axis 0."""
+        """Take means and their residuals; the batch is axis 0."""
         self.xp, self.channels = xp, channels
         _, self.from_layer = common_mean(xp, mean, mean_residual, channels)
         _, self.from_batch = common_mean(xp, mean, mean_residual, 0)
@@ -37,7 +37,7 @@ class Mix:
         return var, layer, batch
 
     def distance(self, weights: PerSource) -> Array:
-        """How far the means of instances are from the mean that is mixed with such weights."""
+        """Return the distances of the means of instances from the mean mixed with these weights."""
         _, layer, batch = weights
         return layer * self.from_layer + batch * self.from_batch
 

@@ -4,8 +4,8 @@ A window's elements are the product of a run of places on each axis, so the stat
 one axis are merged into those on the next. A run is halved until it is a single place: the cost per
 element grows with the number of axes and the logarithm of the size.
 
-Sums of many windows are never subtracted, and means are kept as what they are beyond an anchor,
-an element of the window. So nothing depends on values outside of the window, and within it the
+Sums of many windows are never subtracted, and means are kept as offsets from an anchor, an element
+of the window. So nothing depends on values outside of the window, and within it the
 error is that of the differences between its elements, however far these are from 0. The moments of
 two runs are merged by the formula of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise
 Algorithm for Computing Sample Variances" (1979), here of means and variances instead of sums.
@@ -31,7 +31,7 @@ from .rows import astype_like, scaling, unscaled_rstd
 
 Fields: TypeAlias = tuple[Array, ...]
 Radius: TypeAlias = dict[int, int]
-"""How many places a window goes to either side of its centre, for each axis."""
+"""The half-length of a window, to either side of its centre, for each axis."""
 
 #: Gradients of very large x are very small. They are multiplied by this power of two until they
 #: are summed, so that the parts of a sum are no denormal numbers.
@@ -39,7 +39,7 @@ _LIFT = 2.0**44
 
 
 def window_radius(shape: tuple[int, ...], axes: tuple[int, ...], size: int) -> Radius:
-    """Of windows of a size, as far as there are places."""
+    """Return the radius of windows of a size, at most the length of the axis."""
     return {axis: min(size // 2, max(shape[axis] - 1, 0)) for axis in axes}
 
 
@@ -133,7 +133,7 @@ def _scaling(
 
 
 def _moments(x: Array, radius: Radius) -> Fields:
-    """How far x is from the mean of its window, that mean, and the window's variance."""
+    """Return x minus the mean of its window, that mean, and the variance of the window."""
     xp = library_of(x).xp
     fields: Fields = (x, xp.zeros_like(x), xp.zeros_like(x))
     for axis, places in radius.items():
@@ -143,9 +143,9 @@ def _moments(x: Array, radius: Radius) -> Fields:
 
 
 def _merged_moments(a: Fields, b: Fields, weight: Array) -> Fields:
-    """Of a run and the next: anchor, how far the mean is beyond it, variance.
+    """Merge two adjacent runs: anchor, offset of the mean from it, variance.
 
-    `weight` is how much of both the second is.
+    `weight` is the share of the second run in the elements of both.
     """
     anchor, mean_offset, var = a
     step = (b[0] - anchor) + (b[1] - mean_offset)
@@ -203,7 +203,7 @@ def _merge_runs(
     start = np.arange(length + 2 * radius)
 
     def count(begin: Any, n: int) -> Any:
-        """How many of n places from `begin` on are in the array."""
+        """Count the elements of the array among n places from `begin` on."""
         low, high = radius, radius + length
         return np.clip(begin + n, low, high) - np.clip(begin, low, high)
 
@@ -233,7 +233,7 @@ def _cut(x: Array, axis: int, start: int, stop: int) -> Array:
 
 
 def _extended(xp: Any, x: Array, axis: int, radius: int, by_edge: bool) -> Array:
-    """X with so many places more at either end of an axis."""
+    """Extend x by `radius` places at either end of an axis."""
     if radius == 0:
         return x
     n = x.shape[axis]
@@ -246,7 +246,7 @@ def _extended(xp: Any, x: Array, axis: int, radius: int, by_edge: bool) -> Array
 
 
 def _counts(xp: Any, x: Array, radius: Radius) -> Array:
-    """How many elements are in the window around each, in a shape that broadcasts with x."""
+    """Return the number of elements in each window, in a shape that broadcasts with x."""
     counts: Any = 1
     for axis, places in radius.items():
         n = x.shape[axis]
@@ -257,7 +257,7 @@ def _counts(xp: Any, x: Array, radius: Radius) -> Array:
 
 
 def _broadcast_axis(xp: Any, values: Any, axis: int, x: Array) -> Array:
-    """NumPy's values of the places on an axis, as an array that goes along with x."""
+    """Convert NumPy's values along an axis to x's library, to broadcast with x."""
     shape = tuple(-1 if each == axis else 1 for each in range(x.ndim))
     return xp.asarray(values.reshape(shape), dtype=x.dtype, device=creation_device(x))
 
@@ -265,7 +265,7 @@ def _broadcast_axis(xp: Any, values: Any, axis: int, x: Array) -> Array:
 def _by_chunks(
     kernel: Callable[..., Fields], arrays: Fields, radius: Radius, results: int
 ) -> Fields:
-    """The kernel on arrays of one shape; of chunked ones, on each chunk and what is around it."""
+    """Run the kernel on arrays of one shape; on chunked ones, on each chunk with its neighbours."""
     if not library_of(arrays[0]).lazy:
         return kernel(*arrays, radius)
     stacked = library_of(arrays[0]).xp.stack(arrays).rechunk({0: -1})
