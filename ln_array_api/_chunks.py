@@ -17,7 +17,7 @@ from .kernels.reductions import sum_over
 
 
 class ChunkCall(NamedTuple):
-    """A call on each chunk, but for the arrays. It travels to where the chunk is."""
+    """A call on each chunk, without its arrays. It is sent to where the chunk is."""
 
     func_name: str
     """The public function, for messages."""
