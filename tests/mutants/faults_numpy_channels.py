@@ -24,22 +24,22 @@ OF_CHANNELS = (
     Fault(
         "the last sample alone counts in the gradients of a channel",
         CHANNELS,
-        "b, rest_b = put_aside(b, rest_b, bb)",
-        "b, rest_b = put_aside(zero, zero, bb)",
+        "b, rest_b = accumulate(b, rest_b, bb)",
+        "b, rest_b = accumulate(zero, zero, bb)",
         LONG,
     ),
     Fault(
         "gradients of a channel are divided by the number of samples",
         CHANNELS,
-        "zero, share = doubles(one), 1.0 / (samples * n)",
-        "zero, share = doubles(one), 1.0 / samples",
+        "zero, share = zeros_float64(one), 1.0 / (samples * n)",
+        "zero, share = zeros_float64(one), 1.0 / samples",
         LONG,
     ),
     Fault(
         "what the mean of a channel has missed is no part of dx",
         CHANNELS,
-        "this = (mu, r, splat(number(-missed, one)), minus_mean, minus_projection)",
-        "this = (mu, r, splat(number(-0.0, one)), minus_mean, minus_projection)",
+        "this = (mu, r, broadcast(scalar_like(-missed, one)), minus_mean, minus_projection)",
+        "this = (mu, r, broadcast(scalar_like(-0.0, one)), minus_mean, minus_projection)",
         unit("backends/numpy/test_channels.py", "far_from_zero"),
     ),
     Fault(
@@ -181,8 +181,8 @@ OF_COLUMNS = (
     Fault(
         "y of columns that is stored past the cache is not that of others",
         COLUMNS,
-        "        stream(elements, i, values)\n",
-        "        stream(elements, i, values + values)\n",
+        "        store_non_temporal(elements, i, values)\n",
+        "        store_non_temporal(elements, i, values + values)\n",
         unit("backends/numpy/test_column_calls.py", "past_the_cache"),
     ),
 )
@@ -205,8 +205,8 @@ OF_COLUMN_SUMS = (
     Fault(
         "the second half of a vector of columns is summed for one run of rows alone",
         COLUMN_SUMS,
-        "put_aside(load(sums, i, zero), load(sums, last, zero), values)",
-        "put_aside(load(sums, i, zero), zero, values)",
+        "accumulate(load(sums, i, zero), load(sums, last, zero), values)",
+        "accumulate(load(sums, i, zero), zero, values)",
         COLUMN,
     ),
     Fault(

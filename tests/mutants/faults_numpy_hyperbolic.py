@@ -20,8 +20,8 @@ FAULTS = (
     Fault(
         "slopes are 0 before they are subnormal",
         TANGENT,
-        "at_most(magnitude(u), vanishing)",
-        "at_most(magnitude(u), vanishing * every(0.75, u))",
+        "at_most(absolute(u), vanishing)",
+        "at_most(absolute(u), vanishing * every(0.75, u))",
         unit(TESTS, "slopes"),
     ),
     Fault(
@@ -41,7 +41,7 @@ FAULTS = (
     Fault(
         "what lies behind the last element is a part of sums",
         KERNELS,
-        "of_gamma, of_alpha = keep_first(of_gamma, count), keep_first(of_alpha, count)",
+        "of_gamma, of_alpha = zero_tail(of_gamma, count), zero_tail(of_alpha, count)",
         "of_gamma, of_alpha = of_gamma, of_alpha",
         unit(TESTS, "behind"),
     ),

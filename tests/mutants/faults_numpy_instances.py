@@ -33,16 +33,16 @@ FAULTS = (
     Fault(
         "the sum of dy * x̂ trusts the rounded mean",
         INSTANCES,
-        "total_in_double(c, one) - rest * peak(root * unscale) * of_row",
+        "total_in_double(c, one) - rest * first_lane(root * unscale) * of_row",
         "total_in_double(c, one)",
         RIGHT,
     ),
     Fault(
         "the gradient of an instance trusts the rounded mean",
         INSTANCES,
-        "element(mean_, row, one), root, (one - one) - element(missed_, row, one) * root,\n"
-        "            element(shift_",
-        "element(mean_, row, one), root, one - one,\n            element(shift_",
+        "            (one - one) - load_broadcast(missed_, row, one) * root,\n"
+        "            load_broadcast(shift_",
+        "            one - one,\n            load_broadcast(shift_",
         RIGHT,
     ),
 )

@@ -12,15 +12,15 @@ FAULTS = (
     Fault(
         "sums of roots beyond float64 are not scaled",
         ROOTS,
-        "total(load(sums, k * some, zero)) + epsilon == math.inf:",
-        "total(load(sums, k * some, zero)) + epsilon < 0:",
+        "reduce_add(load(sums, k * some, zero)) + epsilon == math.inf:",
+        "reduce_add(load(sums, k * some, zero)) + epsilon < 0:",
         unit(TESTS, "beyond_float64"),
     ),
     Fault(
         "what a sum of magnitudes loses is forgotten",
         ROOTS,
-        "sum_, rest = put_aside(sum_, rest, scaled(magnitude(load(x, o + j, one)), scale))",
-        "sum_ = put_aside(sum_, rest, scaled(magnitude(load(x, o + j, one)), scale))[0]",
+        "sum_, rest = accumulate(sum_, rest, scaled(absolute(load(x, o + j, one)), scale))",
+        "sum_ = accumulate(sum_, rest, scaled(absolute(load(x, o + j, one)), scale))[0]",
         unit(TESTS, "test_right", "outlier"),
     ),
     Fault(
@@ -33,7 +33,7 @@ FAULTS = (
     Fault(
         "zeros of a tiny epsilon are infinity times 0",
         ROOTS,
-        "inverse = at_most(inverse, splat(largest)) + (inverse - inverse)",
+        "inverse = at_most(inverse, broadcast(largest)) + (inverse - inverse)",
         "inverse = inverse + (inverse - inverse)",
         unit(TESTS, "test_zeros"),
     ),
@@ -54,8 +54,8 @@ FAULTS = (
     Fault(
         "gradients of the elements behind the last whole vector count twice",
         ROOTS,
-        "product = keep_first(load_first(dy, o + j, n - j, inverse) * y, n - j)\n",
-        "product = keep_first(load_first(dy, o + j, n - j, inverse) * y, n - j)\n"
+        "product = zero_tail(load_masked(dy, o + j, n - j, inverse) * y, n - j)\n",
+        "product = zero_tail(load_masked(dy, o + j, n - j, inverse) * y, n - j)\n"
         "        product = product + product\n",
         unit(TESTS, "test_right"),
     ),
@@ -83,8 +83,8 @@ FAULTS = (
     Fault(
         "zeros of a row without a norm are 0",
         POWERS,
-        "splat(log - log), zero",
-        "splat(0.0), zero",
+        "broadcast(log - log), zero",
+        "broadcast(0.0), zero",
         unit(TESTS, "test_zeros"),
     ),
     Fault(

@@ -33,15 +33,15 @@ OF_FORWARD = (
     Fault(
         "what is left of the last row is not written where results leave the cache",
         FORWARD,
-        "store_first(y, o + n - count, load(line, 0, one), count)",
-        "store_first(y, o + n - count, load(line, 0, one), 0)",
+        "store_masked(y, o + n - count, load(line, 0, one), count)",
+        "store_masked(y, o + n - count, load(line, 0, one), 0)",
         unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
         "a row that begins within a vector overwrites what the row before has left",
         SWEEPS,
-        "store_first(line, rest, values, count)",
-        "store_first(line, 0, values, count)",
+        "store_masked(line, rest, values, count)",
+        "store_masked(line, 0, values, count)",
         unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
@@ -92,8 +92,8 @@ OF_SWEEPS = (
     Fault(
         "lanes beyond a row are summed",
         SWEEPS,
-        "keep_first(fma(load_first(x, o + j, n - j, scale), scale, offset), n - j)",
-        "fma(load_first(x, o + j, n - j, scale), scale, offset)",
+        "zero_tail(fma(load_masked(x, o + j, n - j, scale), scale, offset), n - j)",
+        "fma(load_masked(x, o + j, n - j, scale), scale, offset)",
         rows("test_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
@@ -136,23 +136,23 @@ OF_SWEEPS = (
     Fault(
         "y that is stored past the cache has the first parameters",
         SWEEPS,
-        "            stream(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))\n"
+        "store_non_temporal(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))\n"
         "            j += width\n",
-        "            stream(y, o + j, scaled_and_shifted(values, gamma, beta, p, None))\n"
+        "store_non_temporal(y, o + j, scaled_and_shifted(values, gamma, beta, p, None))\n"
         "            j += width\n",
         rows("test_large and test_rows and 13 and ragged"),
     ),
     Fault(
         "a row is not written up to where its memory is aligned",
         SWEEPS,
-        "            store_first(y, o, values, count)\n        else",
+        "            store_masked(y, o, values, count)\n        else",
         "            pass\n        else",
         unit("backends/numpy/test_forward.py", "stores_nor_on_alignment"),
     ),
     Fault(
         "the second of two rows is written without its end",
         SWEEPS,
-        "        store_first(y, o + n + j, b, rest)\n",
+        "        store_masked(y, o + n + j, b, rest)\n",
         "",
         rows("test_accuracy and test_forward_lengths and float32"),
     ),
@@ -169,8 +169,8 @@ OF_MOMENTS = (
     Fault(
         "rough means of several rows are never judged",
         MOMENTS,
-        "all_at_most(missed * missed, splat(0.5) * variance, count)",
-        "all_at_most(missed * missed, splat(1e300) * variance, count)",
+        "all_at_most(missed * missed, broadcast(0.5) * variance, count)",
+        "all_at_most(missed * missed, broadcast(1e300) * variance, count)",
         unit("backends/numpy/test_forward.py", "mislead", "outlier"),
     ),
     Fault(
@@ -256,7 +256,7 @@ OF_VECTORS = (
     Fault(
         "lanes beyond the first ones are kept",
         SIMD,
-        "return builder.select(first_lanes(builder, args[1], vector.lanes), args[0], zero)",
+        "return builder.select(prefix_mask(builder, args[1], vector.lanes), args[0], zero)",
         "return args[0]",
         rows("test_accuracy and test_backward_lengths and float32"),
     ),
@@ -366,7 +366,7 @@ OF_BACKWARD = (
     Fault(
         "the end of a row counts in its segment twice",
         BACKWARD,
-        "of_dgamma + keep_first(d * h, n - j), of_dbeta + d",
+        "of_dgamma + zero_tail(d * h, n - j), of_dbeta + d",
         "of_dgamma + d * h + d * h, of_dbeta + d",
         rows("test_cases and group_norm and float32"),
     ),
@@ -376,8 +376,8 @@ OF_GRADIENT_SUMS = (
     Fault(
         "the fourth vector of sums is the third",
         SUMS,
-        "store(sums, j + 3 * width, rounded(d, rest_d, one))",
-        "store(sums, j + 3 * width, rounded(c, rest_c, one))",
+        "store(sums, j + 3 * width, sum_in_dtype(d, rest_d, one))",
+        "store(sums, j + 3 * width, sum_in_dtype(c, rest_c, one))",
         rows("test_large and test_rows and vectors and layer_norm"),
     ),
     Fault(
@@ -390,8 +390,8 @@ OF_GRADIENT_SUMS = (
     Fault(
         "the first block of rows is added up for all",
         SUMS,
-        "load_first(sums, i, count, one)",
-        "load_first(sums, j, count, one)",
+        "load_masked(sums, i, count, one)",
+        "load_masked(sums, j, count, one)",
         rows("test_many_rows and layer_norm"),
     ),
 )

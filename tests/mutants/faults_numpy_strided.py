@@ -63,8 +63,8 @@ FAULTS = (
     Fault(
         "what the mean has missed is a part of the projection of a column",
         STRIDED,
-        "minus(projection - missed * mean_g)",
-        "minus(projection)",
+        "negative(projection - missed * mean_g)",
+        "negative(projection)",
         COLUMNS,
     ),
     Fault(
@@ -77,8 +77,8 @@ FAULTS = (
     Fault(
         "sums of dgamma and dbeta take each other's places",
         STRIDED,
-        "totals(of_dgamma_0, of_dgamma_1, of_dbeta_0, of_dbeta_1)",
-        "totals(of_dbeta_0, of_dgamma_1, of_dgamma_0, of_dbeta_1)",
+        "reduce_add4(of_dgamma_0, of_dgamma_1, of_dbeta_0, of_dbeta_1)",
+        "reduce_add4(of_dbeta_0, of_dgamma_1, of_dgamma_0, of_dbeta_1)",
         COLUMNS,
     ),
     Fault(

@@ -48,8 +48,8 @@ FAULTS = (
     Fault(
         "an infinity sets the scale of a tile",
         WINDOWS,
-        "magnitude(values) + (values - values))",
-        "magnitude(values))",
+        "absolute(values) + (values - values))",
+        "absolute(values))",
         unit(TEST, "outside"),
     ),
     Fault(

@@ -25,9 +25,9 @@ from .simd import (
     I64,
     NUMBER,
     Vector,
+    build_broadcast,
     call,
-    first_lanes,
-    spread,
+    prefix_mask,
     suffix,
 )
 
@@ -77,7 +77,7 @@ def _narrow(builder: Any, value: Any, stored: Any, lanes: int) -> Any:
 
 
 @intrinsic
-def memory(typing: Any, array: Any) -> Any:
+def data_pointer(typing: Any, array: Any) -> Any:
     """Where the elements of an array begin, without the array. None is just itself.
 
     What goes from function to function in place of the array, which is counted at each.
@@ -138,7 +138,7 @@ def load_field(typing: Any, elements: Any, field: Any, more: Any, index: Any, li
 
 
 @intrinsic
-def load_first(typing: Any, elements: Any, index: Any, count: Any, like: Any) -> Any:
+def load_masked(typing: Any, elements: Any, index: Any, count: Any, like: Any) -> Any:
     """As `load`, but of the first `count` elements alone; the rest is 0, and is not read."""
     if isinstance(elements, Vector):
         signature = elements(elements, index, count, like)
@@ -153,7 +153,7 @@ def load_first(typing: Any, elements: Any, index: Any, count: Any, like: Any) ->
             kind,
             builder.bitcast(address, kind.as_pointer()),
             I32(elements.dtype.bitwidth // 8),
-            first_lanes(builder, args[2], like.lanes),
+            prefix_mask(builder, args[2], like.lanes),
             ir.Constant(kind, None),
         )
         return _widen(builder, value, elements.dtype, NUMBER[like.scalar], like.lanes)
@@ -162,7 +162,7 @@ def load_first(typing: Any, elements: Any, index: Any, count: Any, like: Any) ->
 
 
 @intrinsic
-def element(typing: Any, elements: Any, index: Any, like: Any) -> Any:
+def load_broadcast(typing: Any, elements: Any, index: Any, like: Any) -> Any:
     """One element in every lane. None is just itself."""
     if isinstance(elements, types.NoneType):
         return elements(elements, index, like), lambda context, builder, signature, args: args[0]
@@ -172,14 +172,14 @@ def element(typing: Any, elements: Any, index: Any, like: Any) -> Any:
         address = _address(builder, args[0], args[1])
         address = builder.bitcast(address, kind.as_pointer())
         value = builder.load(address, align=elements.dtype.bitwidth // 8)
-        value = spread(builder, value, like.lanes)
+        value = build_broadcast(builder, value, like.lanes)
         return _widen(builder, value, elements.dtype, NUMBER[like.scalar], like.lanes)
 
     return like(elements, types.intp, like), generate
 
 
 @intrinsic(prefer_literal=True)
-def scratch(typing: Any, like: Any, length: Any) -> Any:
+def stack_alloc(typing: Any, like: Any, length: Any) -> Any:
     """Memory on the stack for so many numbers, a literal; with indices, and no values yet."""
     count = length.literal_value
 
@@ -191,15 +191,17 @@ def scratch(typing: Any, like: Any, length: Any) -> Any:
     return types.CPointer(like.scalar)(like, length), generate
 
 
-def _store(elements: Any, vector: Any, *, stream: bool) -> Any:
+def _store(elements: Any, vector: Any, *, non_temporal: bool) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.VectorType(_STORED[elements.dtype], vector.lanes)
         address = _address(builder, args[0], args[1])
         address = builder.bitcast(address, kind.as_pointer())
         size = elements.dtype.bitwidth // 8
         value = _narrow(builder, args[2], elements.dtype, vector.lanes)
-        instruction = builder.store(value, address, align=size * vector.lanes if stream else size)
-        if stream:
+        instruction = builder.store(
+            value, address, align=size * vector.lanes if non_temporal else size
+        )
+        if non_temporal:
             metadata = builder.module.add_metadata([ir.Constant(I32, 1)])
             instruction.set_metadata("nontemporal", metadata)
         return context.get_dummy_value()
@@ -210,17 +212,17 @@ def _store(elements: Any, vector: Any, *, stream: bool) -> Any:
 @intrinsic
 def store(typing: Any, elements: Any, index: Any, vector: Any) -> Any:
     """Put a vector to the elements from `index` on."""
-    return _store(elements, vector, stream=False)
+    return _store(elements, vector, non_temporal=False)
 
 
 @intrinsic
-def stream(typing: Any, elements: Any, index: Any, vector: Any) -> Any:
+def store_non_temporal(typing: Any, elements: Any, index: Any, vector: Any) -> Any:
     """As `store`, past the cache; where `elements_to_alignment` is 0. A `fence` must follow."""
-    return _store(elements, vector, stream=True)
+    return _store(elements, vector, non_temporal=True)
 
 
 @intrinsic
-def store_first(typing: Any, elements: Any, index: Any, vector: Any, count: Any) -> Any:
+def store_masked(typing: Any, elements: Any, index: Any, vector: Any, count: Any) -> Any:
     """As `store`, but of the first `count` lanes alone."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -233,7 +235,7 @@ def store_first(typing: Any, elements: Any, index: Any, vector: Any, count: Any)
             _narrow(builder, args[2], elements.dtype, vector.lanes),
             builder.bitcast(address, kind.as_pointer()),
             I32(elements.dtype.bitwidth // 8),
-            first_lanes(builder, args[3], vector.lanes),
+            prefix_mask(builder, args[3], vector.lanes),
         )
         return context.get_dummy_value()
 

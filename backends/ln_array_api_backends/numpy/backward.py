@@ -11,17 +11,17 @@ from __future__ import annotations
 from numba import njit
 
 from .access import (
-    element,
+    data_pointer,
     elements_to_alignment,
     fence,
     load,
-    load_first,
-    memory,
+    load_broadcast,
+    load_masked,
     prefetch,
-    scratch,
+    stack_alloc,
     store,
-    store_first,
-    stream,
+    store_masked,
+    store_non_temporal,
 )
 from .atomics import increment
 from .compile import CALLED, INLINE, ONCE
@@ -38,16 +38,16 @@ from .gradient_sums import (
     room_for,
 )
 from .simd import (
-    beside,
+    broadcast,
     fma,
-    keep_first,
+    if_present,
     lanes,
-    number,
     ones,
     range_scale,
-    splat,
-    total,
-    totals,
+    reduce_add,
+    reduce_add4,
+    scalar_like,
+    zero_tail,
     zeros,
 )
 from .sweeps import AHEAD, RUN, plus
@@ -73,7 +73,7 @@ def times(dy, gamma, p, count, plus):
     """Dy times the elements of gamma from p on, plus what is to be added if it is not None."""
     if gamma is None:
         return dy if plus is None else dy + plus
-    g = load(gamma, p, dy) if count is None else load_first(gamma, p, count, dy)
+    g = load(gamma, p, dy) if count is None else load_masked(gamma, p, count, dy)
     return dy * g if plus is None else fma(dy, g, plus)
 
 
@@ -115,9 +115,9 @@ def sums(dy, x, o, n, mean, rstd, gamma, p, ahead):
             of_product, lost_product = plus(of_product, lost_product, ab + ba)
     while j < n:
         count = min(width, n - j)
-        d = keep_first(deviation(load_first(x, o + j, count, rstd), mean), count)
-        g = load_first(dy, o + j, count, rstd)
-        g = keep_first(times(g, gamma, p + j, count, None), count)
+        d = zero_tail(deviation(load_masked(x, o + j, count, rstd), mean), count)
+        g = load_masked(dy, o + j, count, rstd)
+        g = zero_tail(times(g, gamma, p + j, count, None), count)
         of_d, of_g, of_product = fma(d, scale, of_d), of_g + g, fma(g, d * rstd, of_product)
         j += width
     return of_d + lost_d, of_g + lost_g, of_product + lost_product
@@ -126,15 +126,15 @@ def sums(dy, x, o, n, mean, rstd, gamma, p, ahead):
 @njit(**INLINE)
 def sums_of_four(dy, x, o, n, mean, rstd, row, gamma, p, ahead, one):
     """As `sums`, added up, for four rows one after the other: a quarter of the lanes for each."""
-    m, r = element(mean, row, one), element(rstd, row, one)
+    m, r = load_broadcast(mean, row, one), load_broadcast(rstd, row, one)
     a, aa, aaa = sums(dy, x, o, n, m, r, gamma, p, ahead)
-    m, r = element(mean, row + 1, one), element(rstd, row + 1, one)
+    m, r = load_broadcast(mean, row + 1, one), load_broadcast(rstd, row + 1, one)
     b, bb, bbb = sums(dy, x, o + n, n, m, r, gamma, p, ahead)
-    m, r = element(mean, row + 2, one), element(rstd, row + 2, one)
+    m, r = load_broadcast(mean, row + 2, one), load_broadcast(rstd, row + 2, one)
     c, cc, ccc = sums(dy, x, o + 2 * n, n, m, r, gamma, p, ahead)
-    m, r = element(mean, row + 3, one), element(rstd, row + 3, one)
+    m, r = load_broadcast(mean, row + 3, one), load_broadcast(rstd, row + 3, one)
     d, dd, ddd = sums(dy, x, o + 3 * n, n, m, r, gamma, p, ahead)
-    return totals(a, b, c, d), totals(aa, bb, cc, dd), totals(aaa, bbb, ccc, ddd)
+    return reduce_add4(a, b, c, d), reduce_add4(aa, bb, cc, dd), reduce_add4(aaa, bbb, ccc, ddd)
 
 
 @njit(**INLINE)
@@ -144,11 +144,11 @@ def sums_of_segments(dy, x, o, n, segments, mean, rstd, gamma, p, one):
     of_d, of_g, of_product = zero, zero, zero
     lost_d, lost_g, lost_product = zero, zero, zero
     for segment in range(segments):
-        g = element(gamma, p + segment, one)
+        g = load_broadcast(gamma, p + segment, one)
         a, b, c = sums(dy, x, o + segment * n, n, mean, rstd, g, 0, 0)
-        of_d, lost_d = plus(of_d, lost_d, splat(total(a)))
-        of_g, lost_g = plus(of_g, lost_g, splat(total(b)))
-        of_product, lost_product = plus(of_product, lost_product, splat(total(c)))
+        of_d, lost_d = plus(of_d, lost_d, broadcast(reduce_add(a)))
+        of_g, lost_g = plus(of_g, lost_g, broadcast(reduce_add(b)))
+        of_product, lost_product = plus(of_product, lost_product, broadcast(reduce_add(c)))
     return of_d + lost_d, of_g + lost_g, of_product + lost_product
 
 
@@ -162,14 +162,14 @@ def step(dy, x, i, count, row, gamma, p, dx, streams):
     if count is None:
         v, d = load(x, i, rstd), load(dy, i, rstd)
     else:
-        v, d = load_first(x, i, count, rstd), load_first(dy, i, count, rstd)
+        v, d = load_masked(x, i, count, rstd), load_masked(dy, i, count, rstd)
     h = exact_x_hat(v, mean, rstd, minus_missed)
     if dx is not None:
         v = fma(h, minus_projection, times(d, gamma, p, count, minus_mean_g)) * rstd
         if count is not None:
-            store_first(dx, i, v, count)
+            store_masked(dx, i, v, count)
         elif streams is not None:
-            stream(dx, i, v)
+            store_non_temporal(dx, i, v)
         else:
             store(dx, i, v)
     return d, h
@@ -221,8 +221,8 @@ def differentiate(dy, x, o, n, row, gamma, p, dx, dgamma, dbeta, q, streams, fol
     if j < n:
         d, h = step(dy, x, o + j, n - j, row, gamma, p + j, dx, None)
         add(d, h, dgamma, dbeta, q + j, n - j)
-        of_dgamma, of_dbeta = of_dgamma + keep_first(d * h, n - j), of_dbeta + d
-    return total(of_dgamma + lost_dgamma), total(of_dbeta + lost_dbeta)
+        of_dgamma, of_dbeta = of_dgamma + zero_tail(d * h, n - j), of_dbeta + d
+    return reduce_add(of_dgamma + lost_dgamma), reduce_add(of_dbeta + lost_dbeta)
 
 
 @njit(**INLINE)
@@ -278,18 +278,18 @@ def constants(mean, rstd, row, missed, mean_g, projection, place, one):
     What the rounded mean has missed is no part of x_hat.
     """
     zero = one - one
-    r = element(rstd, row, one)
+    r = load_broadcast(rstd, row, one)
     _, unscale = range_scale(r)
-    minus_missed = zero - element(missed, place, one) * (r * unscale)
-    minus_mean_g = zero - element(mean_g, place, one)
-    minus_projection = zero - element(projection, place, one)
+    minus_missed = zero - load_broadcast(missed, place, one) * (r * unscale)
+    minus_mean_g = zero - load_broadcast(mean_g, place, one)
+    minus_projection = zero - load_broadcast(projection, place, one)
     if mean is not None:
         minus_projection = fma(minus_missed, minus_mean_g, minus_projection)
     return (
-        element(mean, row, one),
+        load_broadcast(mean, row, one),
         r,
-        beside(mean, minus_missed),
-        beside(mean, minus_mean_g),
+        if_present(mean, minus_missed),
+        if_present(mean, minus_mean_g),
         minus_projection,
     )
 
@@ -300,11 +300,11 @@ def backward(
 ):  # fmt: skip
     """Rows start to stop, whose sums for dgamma and dbeta are put to the places from q on."""
     n, size = x.shape[1], x.itemsize
-    dy_, x_, gamma_, dx_ = memory(dy), memory(x), memory(gamma), memory(dx)
-    dgamma_, dbeta_ = memory(dgamma), memory(dbeta)
-    mean_, rstd_ = memory(mean), memory(rstd)
+    dy_, x_, gamma_, dx_ = data_pointer(dy), data_pointer(x), data_pointer(gamma), data_pointer(dx)
+    dgamma_, dbeta_ = data_pointer(dgamma), data_pointer(dbeta)
+    mean_, rstd_ = data_pointer(mean), data_pointer(rstd)
     one = ones(rstd)
-    share = splat(number(1.0 / n, one))
+    share = broadcast(scalar_like(1.0 / n, one))
     ahead = AHEAD // size if streams and n * size > LONG else 0
     at_once = 4 if n * size <= SHORT else 2
     following = max(at_once * n, FOLLOWING // size) if streams and not ahead else 0
@@ -314,7 +314,8 @@ def backward(
     clear(dbeta, q, parameters)
     # The numbers of four rows fill a vector.
     spacing = lanes(one) // 4
-    misses, mean_gs, projections = scratch(one, ROOM), scratch(one, ROOM), scratch(one, ROOM)
+    misses, mean_gs = stack_alloc(one, ROOM), stack_alloc(one, ROOM)
+    projections = stack_alloc(one, ROOM)
     whole = repeat is None and groups == 1 and n % lanes(one) == 0
     for begin in range(start, stop, at_once):
         count = min(at_once, stop - begin)
@@ -322,7 +323,7 @@ def backward(
         while k < count:
             row, rows_now = begin + k, 1
             o, p = row * n, (row % groups) * per_row
-            mu, r = element(mean_, row, one), element(rstd_, row, one)
+            mu, r = load_broadcast(mean_, row, one), load_broadcast(rstd_, row, one)
             if whole and k + 4 <= count:
                 rows_now = 4
                 of_d, of_g, of_product = sums_of_four(
@@ -330,7 +331,8 @@ def backward(
                 )
             elif repeat is None:
                 a, b, c = sums(dy_, x_, o, n, mu, r, gamma_, p, ahead)
-                of_d, of_g, of_product = splat(total(a)), splat(total(b)), splat(total(c))
+                of_d, of_g = broadcast(reduce_add(a)), broadcast(reduce_add(b))
+                of_product = broadcast(reduce_add(c))
             else:
                 of_d, of_g, of_product = sums_of_segments(
                     dy_, x_, o, repeat, per_row, mu, r, gamma_, p, one
@@ -374,7 +376,7 @@ def backward(
             else:
                 # Not streamed: the sums over a segment would depend on where that begins in memory.
                 for segment in range(per_row):
-                    g = element(gamma_, p + segment, one)
+                    g = load_broadcast(gamma_, p + segment, one)
                     a, b = differentiate(
                         dy_, x_, o + segment * repeat, repeat, this, g, 0, dx_, None, None, 0,
                         False, 0,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from numba import njit
 
-from .access import element, fence, memory
+from .access import data_pointer, fence, load_broadcast
 from .backward import differentiate, sums
 from .compile import CALLED, INLINE
-from .doubles import doubles, put_aside, put_together
+from .doubles import accumulate, sum_in_float64, zeros_float64
 from .moments import judged, mean_of, root_of, sums_of_pieces
-from .simd import number, ones, peak, range_scale, splat, total
+from .simd import broadcast, first_lane, ones, range_scale, reduce_add, scalar_like
 from .sweeps import normalise, rough_mean
 from .tasks import arguments
 
@@ -26,7 +26,7 @@ def guess(x, where, one):
     rest = first - first
     for quarter in range(1, 4):
         rest += rough_mean(x, o + pieces * quarter // 4 * apart, n, one) - first
-    return first + rest * number(0.25, one)
+    return first + rest * scalar_like(0.25, one)
 
 
 @njit(**INLINE)
@@ -42,24 +42,25 @@ def keep(mean, var, rstd, channel, factor, rough, missed, variance, root):
 def forward(x, gamma, beta, y, mean, var, rstd, epsilon, streams, start, stop):
     """Channels start to stop. One whose squares leave the range of the dtype is scaled first."""
     samples, channels, n = x.shape
-    x_, y_, gamma_, beta_ = memory(x), memory(y), memory(gamma), memory(beta)
-    one, centered = ones(rstd), memory(mean)
+    x_, y_ = data_pointer(x), data_pointer(y)
+    gamma_, beta_ = data_pointer(gamma), data_pointer(beta)
+    one, centered = ones(rstd), data_pointer(mean)
     share = 1.0 / (samples * n)
     apart = channels * n
     ahead = apart if streams else 0  # while a piece is swept, the next one is fetched
     for channel in range(start, stop):
         where = (channel * n, n, samples, apart)
         rough = guess(x_, where, one)
-        deviation, square = sums_of_pieces(x_, where, one, splat(-rough), ahead)
+        deviation, square = sums_of_pieces(x_, where, one, broadcast(-rough), ahead)
         factor, rough, missed, variance, root = judged(
             x_, where, share, one, centered, epsilon, rough, deviation, square
         )
         keep(mean, var, rstd, channel, factor, rough, missed, variance, root)
-        g, b = element(gamma_, channel, one), element(beta_, channel, one)
+        g, b = load_broadcast(gamma_, channel, one), load_broadcast(beta_, channel, one)
         for sample in range(samples):
             normalise(
-                x_, y_, channel * n + sample * apart, n, splat(factor), splat(-rough),
-                splat(root), splat(-missed * root), g, b, 0, streams,
+                x_, y_, channel * n + sample * apart, n, broadcast(factor), broadcast(-rough),
+                broadcast(root), broadcast(-missed * root), g, b, 0, streams,
             )  # fmt: skip
     if streams:
         fence()
@@ -69,14 +70,26 @@ def forward(x, gamma, beta, y, mean, var, rstd, epsilon, streams, start, stop):
 def inference(x, mean, var, gamma, beta, y, epsilon, streams, start, stop):
     """Pieces start to stop, in the order of memory."""
     channels, n = x.shape[1:]
-    x_, y_, gamma_, beta_ = memory(x), memory(y), memory(gamma), memory(beta)
+    x_, y_ = data_pointer(x), data_pointer(y)
+    gamma_, beta_ = data_pointer(gamma), data_pointer(beta)
     one = ones(var)
     for piece in range(start, stop):
         channel = piece % channels
         root = root_of(var[channel], epsilon, one)
-        g, b = element(gamma_, channel, one), element(beta_, channel, one)
+        g, b = load_broadcast(gamma_, channel, one), load_broadcast(beta_, channel, one)
         normalise(
-            x_, y_, piece * n, n, one, splat(-mean[channel]), splat(root), None, g, b, 0, streams
+            x_,
+            y_,
+            piece * n,
+            n,
+            one,
+            broadcast(-mean[channel]),
+            broadcast(root),
+            None,
+            g,
+            b,
+            0,
+            streams,
         )
     if streams:
         fence()
@@ -86,37 +99,37 @@ def inference(x, mean, var, gamma, beta, y, epsilon, streams, start, stop):
 def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, start, stop):
     """Channels start to stop."""
     samples, channels, n = x.shape
-    dy_, x_, gamma_, dx_ = memory(dy), memory(x), memory(gamma), memory(dx)
-    mean_, rstd_ = memory(mean), memory(rstd)
+    dy_, x_, gamma_, dx_ = data_pointer(dy), data_pointer(x), data_pointer(gamma), data_pointer(dx)
+    mean_, rstd_ = data_pointer(mean), data_pointer(rstd)
     one = ones(rstd)
-    zero, share = doubles(one), 1.0 / (samples * n)
+    zero, share = zeros_float64(one), 1.0 / (samples * n)
     apart = channels * n
     ahead = apart if streams else 0
     for channel in range(start, stop):
-        mu, r = element(mean_, channel, one), element(rstd_, channel, one)
+        mu, r = load_broadcast(mean_, channel, one), load_broadcast(rstd_, channel, one)
         a, b, c, rest_a, rest_b, rest_c = zero, zero, zero, zero, zero, zero
         for sample in range(samples):
             o = channel * n + sample * apart
             aa, bb, cc = sums(dy_, x_, o, n, mu, r, None, 0, ahead)
-            a, rest_a = put_aside(a, rest_a, aa)
-            b, rest_b = put_aside(b, rest_b, bb)
-            c, rest_c = put_aside(c, rest_c, cc)
-        of_dy = total(put_together(b, rest_b, one))
+            a, rest_a = accumulate(a, rest_a, aa)
+            b, rest_b = accumulate(b, rest_b, bb)
+            c, rest_c = accumulate(c, rest_c, cc)
+        of_dy = reduce_add(sum_in_float64(b, rest_b, one))
         _, unscale = range_scale(r)
         # In units of x_hat, no part of which it is.
-        missed = total(put_together(a, rest_a, one)) * share * peak(r * unscale)
-        of_x_hat_dy = total(put_together(c, rest_c, one)) - missed * of_dy
+        missed = reduce_add(sum_in_float64(a, rest_a, one)) * share * first_lane(r * unscale)
+        of_x_hat_dy = reduce_add(sum_in_float64(c, rest_c, one)) - missed * of_dy
         if dgamma is not None:
             dgamma[channel] = of_x_hat_dy
         if dbeta is not None:
             dbeta[channel] = of_dy
         if dx is not None:
-            g = element(gamma_, channel, one)
-            minus_mean = splat(number(-of_dy * share, one))
-            minus_projection = splat(number(-of_x_hat_dy * share, one))
+            g = load_broadcast(gamma_, channel, one)
+            minus_mean = broadcast(scalar_like(-of_dy * share, one))
+            minus_projection = broadcast(scalar_like(-of_x_hat_dy * share, one))
             if gamma is not None:
                 minus_mean, minus_projection = minus_mean * g, minus_projection * g
-            this = (mu, r, splat(number(-missed, one)), minus_mean, minus_projection)
+            this = (mu, r, broadcast(scalar_like(-missed, one)), minus_mean, minus_projection)
             for sample in range(samples):
                 o = channel * n + sample * apart
                 differentiate(dy_, x_, o, n, this, g, 0, dx_, None, None, 0, streams, 0)

@@ -8,7 +8,7 @@ from numba.extending import overload
 
 from .access import load, store
 from .compile import INLINE
-from .doubles import doubles, put_aside
+from .doubles import accumulate, zeros_float64
 from .gradient_sums import add_up
 from .simd import lanes
 from .sweeps import plus, with_lost
@@ -17,13 +17,13 @@ from .sweeps import plus, with_lost
 @njit(**INLINE)
 def add_to(sums, lost, i, values):
     """Add values to sums in float64 from i on; of float64, what that rounds off to what is lost."""
-    zero = doubles(values)
+    zero = zeros_float64(values)
     if lost is None:  # of float32
         last = i + lanes(zero)
-        new, rest = put_aside(load(sums, i, zero), load(sums, last, zero), values)
+        new, rest = accumulate(load(sums, i, zero), load(sums, last, zero), values)
         store(sums, last, rest)
     else:
-        new, rest = put_aside(load(sums, i, zero), load(lost, i, zero), values)
+        new, rest = accumulate(load(sums, i, zero), load(lost, i, zero), values)
         store(lost, i, rest)
     store(sums, i, new)
 

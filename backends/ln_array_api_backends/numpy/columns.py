@@ -16,15 +16,15 @@ import numpy as np
 from numba import njit
 
 from .access import (
-    element,
+    data_pointer,
     elements_to_alignment,
     fence,
     load,
-    load_first,
-    memory,
+    load_broadcast,
+    load_masked,
     store,
-    store_first,
-    stream,
+    store_masked,
+    store_non_temporal,
 )
 from .atomics import increment
 from .channels import keep
@@ -32,7 +32,7 @@ from .column_sums import add_to, clear, gather, lost_of, sum_of
 from .compile import CALLED, INLINE
 from .gradient_sums import add_up, put_first
 from .moments import judged, root_of
-from .simd import fma, lanes, number, ones, peak, range_scale, splat
+from .simd import broadcast, first_lane, fma, lanes, ones, range_scale, scalar_like
 from .sweeps import RUN, RUN_OF_SQUARES
 from .tasks import COUNT, FINISHED, arguments
 
@@ -47,14 +47,14 @@ def some(elements, i, count, like):
     """`count` elements from i on, or a vector full if they are more."""
     if count >= lanes(like):
         return load(elements, i, like)
-    return load_first(elements, i, count, like)
+    return load_masked(elements, i, count, like)
 
 
 @njit(**INLINE)
 def put(elements, i, values, streams):
     """Put a vector of elements past the cache, or into it."""
     if streams:
-        stream(elements, i, values)
+        store_non_temporal(elements, i, values)
     else:
         store(elements, i, values)
 
@@ -63,7 +63,7 @@ def put(elements, i, values, streams):
 def put_some(elements, i, values, count, streams):
     """Put `count` of some values to the elements from i on, or all if that is more."""
     if count < lanes(values):
-        store_first(elements, i, values, count)
+        store_masked(elements, i, values, count)
     else:
         put(elements, i, values, streams)
 
@@ -75,9 +75,9 @@ def guess(x, table, n, first, count):
     It is exact if that is constant.
     """
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
-    x_, table_, one = memory(x), memory(table), ones(table)
+    x_, table_, one = data_pointer(x), data_pointer(table), ones(table)
     some_rows = min(count, SAMPLE)
-    share = splat(number(1.0 / some_rows, one))
+    share = broadcast(scalar_like(1.0 / some_rows, one))
     for j in range(0, padded, lanes(one)):
         top = some(x_, first * columns + j, columns - j, one)
         rest = one - one
@@ -101,8 +101,8 @@ def bounds(task, parts, padded, width):
 def forward_sums(x, table, sums, lost, first, count, rows, parts, start, stop):
     """Sums of d and d², where d is x without the guess, in tasks start to stop."""
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
-    x_, table_, one = memory(x), memory(table), ones(table)
-    sums_, lost_ = memory(sums), memory(lost)
+    x_, table_, one = data_pointer(x), data_pointer(table), ones(table)
+    sums_, lost_ = data_pointer(sums), data_pointer(lost)
     for task in range(start, stop):
         block, left, right = bounds(task, parts, padded, lanes(one))
         q = block * 2 * padded
@@ -128,7 +128,7 @@ def settle_forward(
     channels = columns // n
     before = first // count * channels  # of statistics, those of the samples before
     gather(sums, lost, 2 * padded)
-    x_, gamma_, beta_, one = memory(x), memory(gamma), memory(beta), ones(table)
+    x_, gamma_, beta_, one = data_pointer(x), data_pointer(gamma), data_pointer(beta), ones(table)
     share = 1.0 / (count * n)
     for channel in range(channels):
         start = channel * n
@@ -137,7 +137,7 @@ def settle_forward(
         square = sum_of(sums, padded + start, n)
         where = (first * columns + start, n, count, columns)
         factor, rough, missed, variance, root = judged(
-            x_, where, share, one, memory(mean), epsilon, rough, deviation, square
+            x_, where, share, one, data_pointer(mean), epsilon, rough, deviation, square
         )
         keep(mean, var, rstd, before + channel, factor, rough, missed, variance, root)
         for column in range(start, start + n):
@@ -148,11 +148,11 @@ def settle_forward(
 @njit(**INLINE)
 def weight_and_shift(gamma, beta, place, root, one):
     """Root times gamma, and beta, from their place."""
-    weight, shift = root, number(0.0, one)
+    weight, shift = root, scalar_like(0.0, one)
     if gamma is not None:
-        weight = root * peak(element(gamma, place, one))
+        weight = root * first_lane(load_broadcast(gamma, place, one))
     if beta is not None:
-        shift = peak(element(beta, place, one))
+        shift = first_lane(load_broadcast(beta, place, one))
     return weight, shift
 
 
@@ -167,8 +167,8 @@ def fill(table, padded, column, numbers):
 def settle_inference(mean, var, gamma, beta, table, epsilon, n):
     """The tables of `settle_forward` for statistics that are given, of channels of n columns."""
     padded = table.size // FORWARD_TABLES
-    gamma_, beta_, one = memory(gamma), memory(beta), ones(table)
-    unit, zero = number(1.0, one), number(0.0, one)
+    gamma_, beta_, one = data_pointer(gamma), data_pointer(beta), ones(table)
+    unit, zero = scalar_like(1.0, one), scalar_like(0.0, one)
     for channel in range(mean.size):
         root = root_of(var[channel], epsilon, one)
         weight, shift = weight_and_shift(gamma_, beta_, channel, root, one)
@@ -186,7 +186,7 @@ def streamable(y, columns, streams, one):
 def write(x, y, table, streams, start, stop):
     """Y for rows start to stop."""
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
-    x_, y_, table_, one = memory(x), memory(y), memory(table), ones(table)
+    x_, y_, table_, one = data_pointer(x), data_pointer(y), data_pointer(table), ones(table)
     streams = streamable(y_, columns, streams, one)
     for row in range(start, stop):
         o = row * columns
@@ -216,8 +216,8 @@ def know(x, mean, rstd, table, n, first, count):
 def backward_sums(dy, x, table, sums, lost, first, count, rows, parts, start, stop):
     """Sums of d, dy and dy * d * rstd, in tasks start to stop; d as in `backward.sums`."""
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
-    dy_, x_, table_, one = memory(dy), memory(x), memory(table), ones(table)
-    sums_, lost_ = memory(sums), memory(lost)
+    dy_, x_, table_, one = data_pointer(dy), data_pointer(x), data_pointer(table), ones(table)
+    sums_, lost_ = data_pointer(sums), data_pointer(lost)
     for task in range(start, stop):
         block, left, right = bounds(task, parts, padded, lanes(one))
         q = block * 3 * padded
@@ -249,12 +249,12 @@ def settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, c
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
     before = first // count * (columns // per)
     gather(sums, lost, 3 * padded)
-    gamma_, table_, one = memory(gamma), memory(table), ones(table)
-    share, unit = 1.0 / (count * n), number(1.0, one)
+    gamma_, table_, one = data_pointer(gamma), data_pointer(table), ones(table)
+    share, unit = 1.0 / (count * n), scalar_like(1.0, one)
     for start in range(0, columns, n):
-        r = element(table_, padded + start, one)
+        r = load_broadcast(table_, padded + start, one)
         _, unscale = range_scale(r)
-        missed = sum_of(sums, start, n) * share * peak(r * unscale)
+        missed = sum_of(sums, start, n) * share * first_lane(r * unscale)
         for column in range(start, start + n):
             sums[2 * padded + column] -= missed * sums[padded + column]
         of_g, of_product = 0.0, 0.0
@@ -268,8 +268,8 @@ def settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, c
                 dbeta[before + q] = of_dy
             g, _ = weight_and_shift(gamma_, None, q, unit, one)
             of_g, of_product = of_g + g * of_dy, of_product + g * of_x_hat_dy
-        mean_g, projection = number(of_g * share, one), number(of_product * share, one)
-        missed = number(missed, one)
+        mean_g, projection = scalar_like(of_g * share, one), scalar_like(of_product * share, one)
+        missed = scalar_like(missed, one)
         for column in range(start, start + n):
             g, _ = weight_and_shift(gamma_, None, column // per, unit, one)
             known = (table[column], table[padded + column])
@@ -280,17 +280,16 @@ def settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, c
 def differentiate(dy, x, dx, table, streams, start, stop):
     """Dx for rows start to stop."""
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
-    dy_, x_, dx_, table_, one = memory(dy), memory(x), memory(dx), memory(table), ones(table)
+    dy_, x_, dx_ = data_pointer(dy), data_pointer(x), data_pointer(dx)
+    table_, one = data_pointer(table), ones(table)
     streams = streamable(dx_, columns, streams, one)
     for row in range(start, stop):
         o = row * columns
         for j in range(0, columns, lanes(one)):
             count = columns - j
             mean, rstd = load(table_, j, one), load(table_, padded + j, one)
-            missed, projection = (
-                load(table_, 2 * padded + j, one),
-                load(table_, 3 * padded + j, one),
-            )
+            missed = load(table_, 2 * padded + j, one)
+            projection = load(table_, 3 * padded + j, one)
             mean_dy, g = load(table_, 4 * padded + j, one), load(table_, 5 * padded + j, one)
             h = fma(some(x_, o + j, count, one) - mean, rstd, missed)
             d = fma(some(dy_, o + j, count, one), g, mean_dy)

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import DOUBLE, FLOAT, Vector, call, lanes_of, spread, suffix
+from .simd import DOUBLE, FLOAT, Vector, build_broadcast, call, lanes_of, suffix
 
 
 def _halves(builder: Any, value: Any) -> list[Any]:
@@ -24,7 +24,7 @@ def _halves(builder: Any, value: Any) -> list[Any]:
 
 
 @intrinsic
-def doubles(typing: Any, like: Any) -> Any:
+def zeros_float64(typing: Any, like: Any) -> Any:
     """A vector of zeros in float64, whatever another is of."""
     kind = Vector(types.float64)
 
@@ -35,7 +35,7 @@ def doubles(typing: Any, like: Any) -> Any:
 
 
 @intrinsic
-def in_doubles(typing: Any, vector: Any) -> Any:
+def to_float64(typing: Any, vector: Any) -> Any:
     """Both halves of a vector of float32, in float64; a vector of float64, and it again."""
     kind = Vector(types.float64)
 
@@ -48,7 +48,7 @@ def in_doubles(typing: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def put_aside(typing: Any, sum_: Any, rest: Any, values: Any) -> Any:
+def accumulate(typing: Any, sum_: Any, rest: Any, values: Any) -> Any:
     """A sum of vectors in two vectors of float64, with another added to it.
 
     Of float32, they are the sums of the halves. Of float64, they are the sum, and what its rounding
@@ -79,8 +79,8 @@ def _without_nan(builder: Any, lost: Any) -> Any:
 
 
 @intrinsic
-def put_together(typing: Any, sum_: Any, rest: Any, like: Any) -> Any:
-    """The sum that `put_aside` has made of vectors like another, so much in each lane of float64.
+def sum_in_float64(typing: Any, sum_: Any, rest: Any, like: Any) -> Any:
+    """The sum that `accumulate` has made of vectors like another, so much in each lane of float64.
 
     Of float32, half of the lanes are added to the other half.
     """
@@ -95,8 +95,8 @@ def put_together(typing: Any, sum_: Any, rest: Any, like: Any) -> Any:
 
 
 @intrinsic
-def rounded(typing: Any, sum_: Any, rest: Any, like: Any) -> Any:
-    """The sum that `put_aside` has made of vectors like another, lane by lane, in their dtype."""
+def sum_in_dtype(typing: Any, sum_: Any, rest: Any, like: Any) -> Any:
+    """The sum that `accumulate` has made of vectors like another, lane by lane, in their dtype."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         total, more, value = args
@@ -115,7 +115,7 @@ def _joined(builder: Any, first: Any, last: Any, kind: Any) -> Any:
 
 
 @intrinsic
-def from_doubles(typing: Any, first: Any, last: Any, like: Any) -> Any:
+def from_float64(typing: Any, first: Any, last: Any, like: Any) -> Any:
     """The vector whose halves these are, rounded to the dtype of another; `first` if of float64."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -126,7 +126,7 @@ def from_doubles(typing: Any, first: Any, last: Any, like: Any) -> Any:
 
 
 @intrinsic
-def inverse_root(typing: Any, vector: Any, like: Any) -> Any:
+def reciprocal_sqrt(typing: Any, vector: Any, like: Any) -> Any:
     """1 / sqrt of each lane of float64, as exact as another vector's dtype can hold it.
 
     For float32 it is computed in that, and made up for by a step of Newton's method.
@@ -135,16 +135,16 @@ def inverse_root(typing: Any, vector: Any, like: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = args[0]
         wide = value.type
-        one = spread(builder, DOUBLE(1.0), wide.count)
+        one = build_broadcast(builder, DOUBLE(1.0), wide.count)
         if like.scalar == types.float64:
             return builder.fdiv(one, call(builder, f"llvm.sqrt.{suffix(wide)}", wide, value))
         kind = ir.VectorType(FLOAT, wide.count)
         narrow = builder.fptrunc(value, kind)
         root = call(builder, f"llvm.sqrt.{suffix(kind)}", kind, narrow)
-        root = builder.fdiv(spread(builder, FLOAT(1.0), wide.count), root)
+        root = builder.fdiv(build_broadcast(builder, FLOAT(1.0), wide.count), root)
         root = builder.fpext(root, wide)
         error = builder.fsub(one, builder.fmul(builder.fmul(value, root), root))
-        half = spread(builder, DOUBLE(0.5), wide.count)
+        half = build_broadcast(builder, DOUBLE(0.5), wide.count)
         return builder.fadd(root, builder.fmul(builder.fmul(root, half), error))
 
     return vector(vector, like), generate

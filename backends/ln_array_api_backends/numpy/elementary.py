@@ -14,7 +14,7 @@ from numba import njit
 from numba.extending import intrinsic
 
 from .compile import INLINE
-from .simd import I64, at_least, at_most, call, splat, suffix
+from .simd import I64, at_least, at_most, broadcast, call, suffix
 
 #: log2(1 + f) / f for 1 + f from 1 / sqrt(2) to sqrt(2). Times f, it is off by 2.4e-13.
 _LOG2 = (
@@ -116,4 +116,4 @@ def log2(magnitudes):
 @njit(**INLINE)
 def exp2(exponents):
     """2 to the power of each lane of float64; the ends of the normal numbers beyond these."""
-    return _exp2(at_most(at_least(exponents, splat(_LEAST)), splat(_MOST)))
+    return _exp2(at_most(at_least(exponents, broadcast(_LEAST)), broadcast(_MOST)))

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from numba import njit
 
-from .access import element, fence, load, memory, scratch, store, store_first
+from .access import data_pointer, fence, load, load_broadcast, stack_alloc, store, store_masked
 from .compile import CALLED, INLINE, ONCE
-from .doubles import doubles, in_doubles
+from .doubles import to_float64, zeros_float64
 from .moments import judged, judged_together, mean_of, totals_in_doubles
-from .simd import beside, lanes, minus, number, ones, peak, splat, total, totals_of
+from .simd import (
+    broadcast,
+    first_lane,
+    if_present,
+    lanes,
+    negative,
+    ones,
+    reduce_add,
+    reduce_add_rows,
+    scalar_like,
+)
 from .sweeps import (
     AHEAD,
     finish_row,
@@ -39,8 +49,8 @@ LANES, LANES_SQUARED, SUMS = 16, 256, 128
 def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, start, stop):
     """Rows start to stop. A row whose squares leave the range of the dtype is scaled first."""
     n, size = x.shape[1], x.itemsize
-    x_, y_ = memory(x), memory(y)
-    gamma_, beta_ = memory(gamma), memory(beta)
+    x_, y_ = data_pointer(x), data_pointer(y)
+    gamma_, beta_ = data_pointer(gamma), data_pointer(beta)
     ahead = AHEAD // size if streams or n * size >= PREFETCHED else 0
     if streams and repeat is None and 4 * lanes(ones(rstd)) < n <= LONG // size:
         one_by_one(x_, gamma_, beta_, y_, mean, rstd, n, epsilon, groups, ahead, start, stop)
@@ -54,24 +64,24 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, sta
 @njit(**INLINE)
 def settled(x, mean, rstd, row, n, one, epsilon, rough, deviation, square):
     """Put the statistics of a row in place. Gives its scale, and what `known` gives."""
-    share, centered = 1.0 / n, memory(mean)
+    share, centered = 1.0 / n, data_pointer(mean)
     factor, rough, missed, _, root = judged(
         x, (row * n, n, 1, n), share, one, centered, epsilon, rough, deviation, square
     )
     rstd[row, 0] = root * factor
     if mean is not None:
         mean[row, 0] = mean_of(factor, rough, missed)
-    minus_missed = beside(centered, splat(-missed * root))
-    return splat(factor), (splat(-rough), splat(root), minus_missed)
+    minus_missed = if_present(centered, broadcast(-missed * root))
+    return broadcast(factor), (broadcast(-rough), broadcast(root), minus_missed)
 
 
 @njit(**CALLED)
 def one_by_one(x, gamma, beta, y, mean, rstd, n, epsilon, groups, ahead, start, stop):
     """Rows whose results leave the cache: one is written while the next is read."""
     one = ones(rstd)
-    line, o = scratch(one, LANES), start * n
-    rough = total(one - one) if mean is None else rough_mean(x, o, n, one)
-    deviation, square = sums(x, o, n, one, splat(-rough), 0)
+    line, o = stack_alloc(one, LANES), start * n
+    rough = reduce_add(one - one) if mean is None else rough_mean(x, o, n, one)
+    deviation, square = sums(x, o, n, one, broadcast(-rough), 0)
     for row in range(start, stop):
         o, p = row * n, (row % groups) * n
         scale, (offset, root, rest) = settled(
@@ -79,12 +89,12 @@ def one_by_one(x, gamma, beta, y, mean, rstd, n, epsilon, groups, ahead, start, 
         )
         this = y, o, scale, offset, root, rest, gamma, beta, p, line, row == start
         if row + 1 < stop:
-            rough = total(one - one) if mean is None else rough_mean(x, o + n, n, one)
-            in_lanes = sums_in_lanes(x, o + n, n, one, splat(-rough), ahead, this)
-            deviation, square = total(in_lanes[0]), total(in_lanes[1])
+            rough = reduce_add(one - one) if mean is None else rough_mean(x, o + n, n, one)
+            in_lanes = sums_in_lanes(x, o + n, n, one, broadcast(-rough), ahead, this)
+            deviation, square = reduce_add(in_lanes[0]), reduce_add(in_lanes[1])
         else:
             count = finish_row(x, start_row(x, n, this), n, this)
-            store_first(y, o + n - count, load(line, 0, one), count)
+            store_masked(y, o + n - count, load(line, 0, one), count)
     fence()
 
 
@@ -98,10 +108,11 @@ def several_at_once(
     """
     one = ones(rstd)
     width, share = lanes(one), 1.0 / n
-    mean_, rstd_ = memory(mean), memory(rstd)
-    roughs, roots, rests = scratch(one, LANES), scratch(one, LANES), scratch(one, LANES)
-    deviations, squares = scratch(doubles(one), SUMS), scratch(doubles(one), SUMS)
-    samples, apart = scratch(one, LANES_SQUARED), lanes(doubles(one))
+    mean_, rstd_ = data_pointer(mean), data_pointer(rstd)
+    roughs, roots, rests = stack_alloc(one, LANES), stack_alloc(one, LANES), stack_alloc(one, LANES)
+    deviations = stack_alloc(zeros_float64(one), SUMS)
+    squares = stack_alloc(zeros_float64(one), SUMS)
+    samples, apart = stack_alloc(one, LANES_SQUARED), lanes(zeros_float64(one))
     at_once = min(at_once, width)
     store(roughs, 0, one - one)
     for begin in range(start, stop, at_once):
@@ -112,7 +123,7 @@ def several_at_once(
             deviation, square = sums_of_short_rows(x, begin * n, n, one, count, roughs, samples)
         else:
             for k in range(count):
-                offset = minus(element(roughs, k, one))
+                offset = negative(load_broadcast(roughs, k, one))
                 in_lanes = sums_in_lanes(x, (begin + k) * n, n, one, offset, ahead, None)
                 store(deviations, k * apart, in_lanes[0])
                 store(squares, k * apart, in_lanes[1])
@@ -123,10 +134,10 @@ def several_at_once(
         )
         if good:
             if mean is not None:
-                store_first(mean_, begin, load(roughs, 0, one) + missed, count)
-            store_first(rstd_, begin, root, count)
+                store_masked(mean_, begin, load(roughs, 0, one) + missed, count)
+            store_masked(rstd_, begin, root, count)
             store(roots, 0, root)
-            store(rests, 0, minus(missed * root))
+            store(rests, 0, negative(missed * root))
             normalise_several(
                 x, gamma, beta, y, mean_, n, groups, repeat, streams, begin, count, one,
                 roughs, roots, rests,
@@ -144,11 +155,11 @@ def several_at_once(
 def rough_means(x, o, n, one, count, roughs, sums):
     """The `rough_mean` of each of `count` rows from o on; sums is memory for those in lanes."""
     for k in range(count):
-        first = element(x, o + k * n, one)
-        roughs[k] = peak(first)
+        first = load_broadcast(x, o + k * n, one)
+        roughs[k] = first_lane(first)
         store(sums, k * lanes(one), sample(x, o + k * n, n, one, first))
-    part = splat(number(1.0 / sampled(n, one), one))
-    store(roughs, 0, load(roughs, 0, one) + totals_of(sums, 0, one) * part)
+    part = broadcast(scalar_like(1.0 / sampled(n, one), one))
+    store(roughs, 0, load(roughs, 0, one) + reduce_add_rows(sums, 0, one) * part)
 
 
 @njit(**ONCE)
@@ -157,12 +168,16 @@ def sums_of_short_rows(x, o, n, one, count, roughs, samples):
 
     Of so few elements, sums in the dtype of these are good enough.
     """
-    squares = scratch(one, LANES_SQUARED)
+    squares = stack_alloc(one, LANES_SQUARED)
     for k in range(count):
-        deviation, square = sums_of_few(x, o + k * n, n, one, minus(element(roughs, k, one)))
+        deviation, square = sums_of_few(
+            x, o + k * n, n, one, negative(load_broadcast(roughs, k, one))
+        )
         store(samples, k * lanes(one), deviation)
         store(squares, k * lanes(one), square)
-    return in_doubles(totals_of(samples, 0, one)), in_doubles(totals_of(squares, 0, one))
+    return to_float64(reduce_add_rows(samples, 0, one)), to_float64(
+        reduce_add_rows(squares, 0, one)
+    )
 
 
 @njit(**ONCE)
@@ -186,8 +201,8 @@ def normalise_several(
 @njit(**INLINE)
 def known(mean, roughs, roots, rests, k, one):
     """Of a row: offset, rstd, and what the mean has missed, times minus rstd."""
-    offset = minus(element(roughs, k, one))
-    return offset, element(roots, k, one), beside(mean, element(rests, k, one))
+    offset = negative(load_broadcast(roughs, k, one))
+    return offset, load_broadcast(roots, k, one), if_present(mean, load_broadcast(rests, k, one))
 
 
 @njit(**INLINE)
@@ -202,7 +217,7 @@ def normalise_row(x, gamma, beta, y, n, groups, repeat, streams, row, scale, kno
         segments = n // repeat
         for segment in range(segments):
             p = (row % groups) * segments + segment
-            g, b = element(gamma, p, scale), element(beta, p, scale)
+            g, b = load_broadcast(gamma, p, scale), load_broadcast(beta, p, scale)
             i = o + segment * repeat
             normalise(x, y, i, repeat, scale, offset, rstd, minus_missed, g, b, 0, streams)
 

@@ -11,9 +11,9 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from .access import load, load_first, memory, store, store_first
+from .access import data_pointer, load, load_masked, store, store_masked
 from .compile import CALLED, INLINE
-from .doubles import doubles, put_aside, rounded
+from .doubles import accumulate, sum_in_dtype, zeros_float64
 from .simd import fma, lanes, ones
 
 
@@ -27,9 +27,9 @@ def add(d, h, dgamma, dbeta, q, count):
             store(dbeta, q, load(dbeta, q, d) + d)
     else:
         if dgamma is not None:
-            store_first(dgamma, q, fma(d, h, load_first(dgamma, q, count, d)), count)
+            store_masked(dgamma, q, fma(d, h, load_masked(dgamma, q, count, d)), count)
         if dbeta is not None:
-            store_first(dbeta, q, load_first(dbeta, q, count, d) + d, count)
+            store_masked(dbeta, q, load_masked(dbeta, q, count, d) + d, count)
 
 
 @njit(**INLINE)
@@ -81,14 +81,14 @@ def add_run(sums, q, run, single):
     """Add the sums of a run of rows to those from q on."""
     if sums is not None:
         one = ones(single)
-        sums_, run_, width, n = memory(sums), memory(run), lanes(one), run.size
+        sums_, run_, width, n = data_pointer(sums), data_pointer(run), lanes(one), run.size
         j = 0
         while j + width <= n:
             store(sums_, q + j, load(sums_, q + j, one) + load(run_, j, one))
             j += width
         if j < n:
-            both = load_first(sums_, q + j, n - j, one) + load_first(run_, j, n - j, one)
-            store_first(sums_, q + j, both, n - j)
+            both = load_masked(sums_, q + j, n - j, one) + load_masked(run_, j, n - j, one)
+            store_masked(sums_, q + j, both, n - j)
 
 
 @njit(**CALLED)
@@ -96,29 +96,29 @@ def add_up(partial, blocks):
     """The sums of the blocks into those of the first, in order, and rounded once at the end."""
     if partial is not None:
         one = ones(partial)
-        zero, width = doubles(one), lanes(one)
+        zero, width = zeros_float64(one), lanes(one)
         n = partial.size // blocks
-        sums = memory(partial)
+        sums = data_pointer(partial)
         j = 0
         while j + 4 * width <= n:
             a, b, c, d = zero, zero, zero, zero
             rest_a, rest_b, rest_c, rest_d = zero, zero, zero, zero
             for i in range(j, j + blocks * n, n):
-                a, rest_a = put_aside(a, rest_a, load(sums, i, one))
-                b, rest_b = put_aside(b, rest_b, load(sums, i + width, one))
-                c, rest_c = put_aside(c, rest_c, load(sums, i + 2 * width, one))
-                d, rest_d = put_aside(d, rest_d, load(sums, i + 3 * width, one))
-            store(sums, j, rounded(a, rest_a, one))
-            store(sums, j + width, rounded(b, rest_b, one))
-            store(sums, j + 2 * width, rounded(c, rest_c, one))
-            store(sums, j + 3 * width, rounded(d, rest_d, one))
+                a, rest_a = accumulate(a, rest_a, load(sums, i, one))
+                b, rest_b = accumulate(b, rest_b, load(sums, i + width, one))
+                c, rest_c = accumulate(c, rest_c, load(sums, i + 2 * width, one))
+                d, rest_d = accumulate(d, rest_d, load(sums, i + 3 * width, one))
+            store(sums, j, sum_in_dtype(a, rest_a, one))
+            store(sums, j + width, sum_in_dtype(b, rest_b, one))
+            store(sums, j + 2 * width, sum_in_dtype(c, rest_c, one))
+            store(sums, j + 3 * width, sum_in_dtype(d, rest_d, one))
             j += 4 * width
         while j < n:
             count = min(width, n - j)
             a, rest_a = zero, zero
             for i in range(j, j + blocks * n, n):
-                a, rest_a = put_aside(a, rest_a, load_first(sums, i, count, one))
-            store_first(sums, j, rounded(a, rest_a, one), count)
+                a, rest_a = accumulate(a, rest_a, load_masked(sums, i, count, one))
+            store_masked(sums, j, sum_in_dtype(a, rest_a, one), count)
             j += width
 
 

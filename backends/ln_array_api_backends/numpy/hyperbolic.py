@@ -12,23 +12,23 @@ from __future__ import annotations
 from numba import njit
 
 from .access import (
-    element,
+    data_pointer,
     elements_to_alignment,
     fence,
     load,
-    load_first,
-    memory,
+    load_broadcast,
+    load_masked,
     store,
-    store_first,
-    stream,
+    store_masked,
+    store_non_temporal,
 )
 from .atomics import increment
 from .backward import times
 from .column_sums import add_to, gather
 from .compile import CALLED, INLINE
-from .doubles import doubles, put_aside, put_together
+from .doubles import accumulate, sum_in_float64, zeros_float64
 from .gradient_sums import clear
-from .simd import keep_first, lanes, ones, total
+from .simd import lanes, ones, reduce_add, zero_tail
 from .sweeps import plus, scaled_and_shifted, with_lost
 from .tangent import tangent, tangent_and_slope
 from .tasks import FINISHED, arguments
@@ -42,19 +42,19 @@ def squash(x, y, o, n, alpha, gamma, beta, p, streams):
     if streams:
         j = min(elements_to_alignment(y, o, alpha), n)
         if j:
-            values = tangent(load_first(x, o, j, alpha) * alpha)
-            store_first(y, o, scaled_and_shifted(values, gamma, beta, p, j), j)
+            values = tangent(load_masked(x, o, j, alpha) * alpha)
+            store_masked(y, o, scaled_and_shifted(values, gamma, beta, p, j), j)
     while j + width <= n:
         values = tangent(load(x, o + j, alpha) * alpha)
         values = scaled_and_shifted(values, gamma, beta, p + j, None)
         if streams:
-            stream(y, o + j, values)
+            store_non_temporal(y, o + j, values)
         else:
             store(y, o + j, values)
         j += width
     if j < n:
-        values = tangent(load_first(x, o + j, n - j, alpha) * alpha)
-        store_first(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, n - j), n - j)
+        values = tangent(load_masked(x, o + j, n - j, alpha) * alpha)
+        store_masked(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, n - j), n - j)
 
 
 @njit(**INLINE)
@@ -69,15 +69,16 @@ def bounds(i, size, length, segment):
 @njit(**CALLED)
 def forward(x, alpha, gamma, beta, y, length, segment, parameters, streams, start, stop):
     """Segments start to stop. `parameters` is None if there is one for each column."""
-    x_, y_, gamma_, beta_ = memory(x), memory(y), memory(gamma), memory(beta)
-    alpha_ = element(memory(alpha), 0, ones(x))
+    x_, y_ = data_pointer(x), data_pointer(y)
+    gamma_, beta_ = data_pointer(gamma), data_pointer(beta)
+    alpha_ = load_broadcast(data_pointer(alpha), 0, ones(x))
     for i in range(start, stop):
         row, left, o, n = bounds(i, x.size, length, segment)
         if parameters is None:
             squash(x_, y_, o, n, alpha_, gamma_, beta_, left, streams)
         else:
             place = row % parameters
-            g, b = element(gamma_, place, alpha_), element(beta_, place, alpha_)
+            g, b = load_broadcast(gamma_, place, alpha_), load_broadcast(beta_, place, alpha_)
             squash(x_, y_, o, n, alpha_, g, b, 0, streams)
     if streams:
         fence()
@@ -92,20 +93,20 @@ def differentiate(dy, x, i, count, alpha, gamma, p, dx, streams):
     if count is None:
         v, d = load(x, i, alpha), load(dy, i, alpha)
     else:
-        v, d = load_first(x, i, count, alpha), load_first(dy, i, count, alpha)
+        v, d = load_masked(x, i, count, alpha), load_masked(dy, i, count, alpha)
     t, slope = tangent_and_slope(v * alpha)
     g = times(d, gamma, p, count, None)
     of_gamma, of_alpha = d * t, g * (slope * v)
     if dx is not None:
         values = g * (slope * alpha)
         if count is not None:
-            store_first(dx, i, values, count)
+            store_masked(dx, i, values, count)
         elif streams:
-            stream(dx, i, values)
+            store_non_temporal(dx, i, values)
         else:
             store(dx, i, values)
     if count is not None:  # gamma and alpha may be infinite
-        of_gamma, of_alpha = keep_first(of_gamma, count), keep_first(of_alpha, count)
+        of_gamma, of_alpha = zero_tail(of_gamma, count), zero_tail(of_alpha, count)
     return d, of_gamma, of_alpha
 
 
@@ -121,12 +122,12 @@ def backward(
     start, stop,
 ):  # fmt: skip
     """Segments start to stop of rows with a parameter each, and their sums in float64."""
-    dy_, x_, gamma_, dx_ = memory(dy), memory(x), memory(gamma), memory(dx)
-    alpha_ = element(memory(alpha), 0, ones(x))
-    zero, width = doubles(alpha_), lanes(alpha_)
+    dy_, x_, gamma_, dx_ = data_pointer(dy), data_pointer(x), data_pointer(gamma), data_pointer(dx)
+    alpha_ = load_broadcast(data_pointer(alpha), 0, ones(x))
+    zero, width = zeros_float64(alpha_), lanes(alpha_)
     for i in range(start, stop):
         row, _, o, n = bounds(i, x.size, length, segment)
-        g = element(gamma_, row % parameters, alpha_)
+        g = load_broadcast(gamma_, row % parameters, alpha_)
         streamed = streams_to(dx_, o, streams, alpha_)
         a, b, c, rest_a, rest_b, rest_c = zero, zero, zero, zero, zero, zero
         j = 0
@@ -135,16 +136,16 @@ def backward(
                 aa, bb, cc = differentiate(dy_, x_, o + j, None, alpha_, g, 0, dx_, streamed)
             else:
                 aa, bb, cc = differentiate(dy_, x_, o + j, n - j, alpha_, g, 0, dx_, streamed)
-            a, rest_a = put_aside(a, rest_a, aa)
-            b, rest_b = put_aside(b, rest_b, bb)
-            c, rest_c = put_aside(c, rest_c, cc)
+            a, rest_a = accumulate(a, rest_a, aa)
+            b, rest_b = accumulate(b, rest_b, bb)
+            c, rest_c = accumulate(c, rest_c, cc)
             j += width
         if dbeta is not None:
-            dbeta[i] = total(put_together(a, rest_a, alpha_))
+            dbeta[i] = reduce_add(sum_in_float64(a, rest_a, alpha_))
         if dgamma is not None:
-            dgamma[i] = total(put_together(b, rest_b, alpha_))
+            dgamma[i] = reduce_add(sum_in_float64(b, rest_b, alpha_))
         if dalpha is not None:
-            dalpha[i] = total(put_together(c, rest_c, alpha_))
+            dalpha[i] = reduce_add(sum_in_float64(c, rest_c, alpha_))
     if streams:
         fence()
 
@@ -165,11 +166,11 @@ def backward_of_columns(
 
     A block has a table of `padded` sums for each parameter, and each segment of it a sum for alpha.
     """
-    dy_, x_, gamma_, dx_ = memory(dy), memory(x), memory(gamma), memory(dx)
-    dgamma_, dgamma_lost_ = memory(dgamma), memory(dgamma_lost)
-    dbeta_, dbeta_lost_ = memory(dbeta), memory(dbeta_lost)
-    alpha_ = element(memory(alpha), 0, ones(x))
-    zero, width = doubles(alpha_), lanes(alpha_)
+    dy_, x_, gamma_, dx_ = data_pointer(dy), data_pointer(x), data_pointer(gamma), data_pointer(dx)
+    dgamma_, dgamma_lost_ = data_pointer(dgamma), data_pointer(dgamma_lost)
+    dbeta_, dbeta_lost_ = data_pointer(dbeta), data_pointer(dbeta_lost)
+    alpha_ = load_broadcast(data_pointer(alpha), 0, ones(x))
+    zero, width = zeros_float64(alpha_), lanes(alpha_)
     end = -(-x.size // length)
     for i in range(start, stop):
         block, left, _, _ = bounds(i, x.size, length, segment)
@@ -196,10 +197,10 @@ def backward_of_columns(
                     )
                 add_first(dbeta_, dbeta_lost_, q + j, aa)
                 add_first(dgamma_, dgamma_lost_, q + j, bb)
-                c, rest = put_aside(c, rest, cc)
+                c, rest = accumulate(c, rest, cc)
                 j += width
         if dalpha is not None:
-            dalpha[i] = total(put_together(c, rest, alpha_))
+            dalpha[i] = reduce_add(sum_in_float64(c, rest, alpha_))
     if streams:
         fence()
 

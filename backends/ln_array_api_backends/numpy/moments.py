@@ -10,20 +10,21 @@ import math
 
 from numba import njit
 
-from .access import load_first, store
+from .access import load_masked, store
 from .compile import CALLED, INLINE
-from .doubles import doubles, from_doubles, inverse_root
+from .doubles import from_float64, reciprocal_sqrt, zeros_float64
 from .simd import (
+    absolute,
     all_at_most,
+    broadcast,
+    dtype_limits,
+    first_lane,
+    fmax,
     lanes,
-    largest,
-    limits,
-    magnitude,
-    number,
-    peak,
-    splat,
-    total,
-    totals_of,
+    reduce_add,
+    reduce_add_rows,
+    reduce_max,
+    scalar_like,
 )
 from .sweeps import plus, rough_mean, sums, with_lost
 
@@ -56,14 +57,14 @@ def sums_of_pieces(x, where, scale, offset, ahead):
 @njit(**CALLED)
 def remainder(x, where, share, scale, rough, centered):
     """The moments of x times scale about a rough mean."""
-    deviation, square = sums_of_pieces(x, where, scale, splat(-rough), 0)
+    deviation, square = sums_of_pieces(x, where, scale, broadcast(-rough), 0)
     return moments(deviation, square, share, centered)
 
 
 @njit(**CALLED)
 def power_of_two(x, where, one, epsilon):
     """What brings a row, or the root of epsilon, close to 1, as far as the dtype holds it."""
-    smallest, _, _ = limits(one)
+    smallest, _, _ = dtype_limits(one)
     reach = -math.frexp(smallest)[1] - 22
     width = lanes(one)
     top = one - one
@@ -71,9 +72,9 @@ def power_of_two(x, where, one, epsilon):
     for piece in range(pieces):
         o, j = start + piece * apart, 0
         while j < n:
-            top = largest(top, magnitude(load_first(x, o + j, min(width, n - j), one)))
+            top = fmax(top, absolute(load_masked(x, o + j, min(width, n - j), one)))
             j += width
-    size = max(float(peak(top)), math.sqrt(epsilon))
+    size = max(float(reduce_max(top)), math.sqrt(epsilon))
     if not 0.0 < size < math.inf:
         return 1.0
     return math.ldexp(1.0, min(max(-math.frexp(size)[1], -reach), reach))
@@ -83,33 +84,45 @@ def power_of_two(x, where, one, epsilon):
 def root_of(variance, epsilon, one):
     """1 / sqrt(variance + epsilon)."""
     above = variance + epsilon
-    _, least, most = limits(one)
+    _, least, most = dtype_limits(one)
     if least <= above <= most:  # as for lanes, bit for bit
-        return number(peak(inverse_root(splat(above), one)), one)
-    return number(1.0 / math.sqrt(above), one)
+        return scalar_like(first_lane(reciprocal_sqrt(broadcast(above), one)), one)
+    return scalar_like(1.0 / math.sqrt(above), one)
 
 
 @njit(**CALLED)
 def rescaled(x, where, share, one, centered, epsilon):
     """Factor; and of x times factor: rough mean, what that missed, variance, rstd."""
     factor = power_of_two(x, where, one, epsilon)
-    unit, scale = number(1.0, one), splat(number(factor, one))
-    rough = total(one - one)
+    unit, scale = scalar_like(1.0, one), broadcast(scalar_like(factor, one))
+    rough = reduce_add(one - one)
     if centered is not None:
         rough = rough_mean(x, where[0], where[1], scale)
     missed, variance = remainder(x, where, share, scale, rough, centered)
     if centered is not None:
-        rough = number(rough + missed, one)
+        rough = scalar_like(rough + missed, one)
         missed, variance = remainder(x, where, share, scale, rough, centered)
     if variance == 0 and epsilon > 0:
         # Epsilon alone makes rstd. That of x times factor may be out of range if x is constant.
-        _, _, most = limits(one)
+        _, _, most = dtype_limits(one)
         alone = min(1.0 / math.sqrt(epsilon), most)
         if alone > most * factor:
-            return unit, number(rough / factor, one), number(0.0, one), 0.0, number(alone, one)
-        return number(factor, one), rough, number(missed, one), 0.0, number(alone / factor, one)
+            return (
+                unit,
+                scalar_like(rough / factor, one),
+                scalar_like(0.0, one),
+                0.0,
+                scalar_like(alone, one),
+            )
+        return (
+            scalar_like(factor, one),
+            rough,
+            scalar_like(missed, one),
+            0.0,
+            scalar_like(alone / factor, one),
+        )
     root = root_of(variance, epsilon * factor * factor, one)
-    return number(factor, one), rough, number(missed, one), variance, root
+    return scalar_like(factor, one), rough, scalar_like(missed, one), variance, root
 
 
 @njit(**INLINE)
@@ -118,25 +131,27 @@ def judged(x, where, share, one, centered, epsilon, rough, deviation, square):
     missed, variance = moments(deviation, square, share, centered)
     if centered is not None and missed * missed > 0.5 * variance:
         # The guess was far off, and the difference of the two would lose digits.
-        rough = number(rough + missed, one)
+        rough = scalar_like(rough + missed, one)
         missed, variance = remainder(x, where, share, one, rough, centered)
-    _, least, most = limits(one)
+    _, least, most = dtype_limits(one)
     if not least <= variance + epsilon <= most:
         return rescaled(x, where, share, one, centered, epsilon)
     root = root_of(variance, epsilon, one)
-    return number(1.0, one), rough, number(missed, one), variance, root
+    return scalar_like(1.0, one), rough, scalar_like(missed, one), variance, root
 
 
 @njit(**INLINE)
 def judged_lanes(deviation, square, share, one, centered, epsilon, count):
     """What rough means have missed, rstd, and whether both can be used in `count` lanes."""
-    _, least, most = limits(one)
-    missed, variance = moments(deviation, square, splat(share), centered)
-    above = variance + splat(epsilon)
-    good = all_at_most(splat(least), above, count) and all_at_most(above, splat(most), count)
+    _, least, most = dtype_limits(one)
+    missed, variance = moments(deviation, square, broadcast(share), centered)
+    above = variance + broadcast(epsilon)
+    good = all_at_most(broadcast(least), above, count) and all_at_most(
+        above, broadcast(most), count
+    )
     if centered is not None:
-        good = good and all_at_most(missed * missed, splat(0.5) * variance, count)
-    return missed, inverse_root(above, one), good
+        good = good and all_at_most(missed * missed, broadcast(0.5) * variance, count)
+    return missed, reciprocal_sqrt(above, one), good
 
 
 @njit(**INLINE)
@@ -158,16 +173,16 @@ def judged_together(deviation, square, deviations, squares, share, one, centered
         for half in range(2):
             store(deviations, half * some, deviation[half])
             store(squares, half * some, square[half])
-    return from_doubles(missed, more_missed, one), from_doubles(root, more_root, one), good
+    return from_float64(missed, more_missed, one), from_float64(root, more_root, one), good
 
 
 @njit(**INLINE)
 def totals_in_doubles(numbers, count, one):
     """The totals of vectors of float64 in memory, of `count` rows, in two vectors of float64."""
-    zero = doubles(one)
+    zero = zeros_float64(one)
     some = lanes(zero)
-    first = totals_of(numbers, 0, zero)
-    return first, totals_of(numbers, some * some, zero) if count > some else first
+    first = reduce_add_rows(numbers, 0, zero)
+    return first, reduce_add_rows(numbers, some * some, zero) if count > some else first
 
 
 @njit(**INLINE)

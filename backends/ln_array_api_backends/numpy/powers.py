@@ -13,32 +13,32 @@ import math
 from numba import njit
 
 from .access import (
+    data_pointer,
     elements_to_alignment,
     fence,
     load,
-    load_first,
-    memory,
+    load_masked,
     store,
-    store_first,
-    stream,
+    store_masked,
+    store_non_temporal,
 )
 from .compile import CALLED, INLINE
-from .doubles import doubles, from_doubles, in_doubles
+from .doubles import from_float64, to_float64, zeros_float64
 from .elementary import exp2, log2
 from .simd import (
+    absolute,
+    broadcast,
+    dtype_limits,
     fma,
-    keep_first,
+    fmax,
     lanes,
-    largest,
-    limits,
-    magnitude,
-    number,
     ones,
-    peak,
-    splat,
-    total,
+    reduce_add,
+    reduce_max,
+    scalar_like,
     where_not_zero,
     with_sign_of,
+    zero_tail,
 )
 from .tasks import arguments
 
@@ -49,23 +49,23 @@ IN_RANGE = 3.0
 @njit(**INLINE)
 def powers(x, exponent, minus_shift):
     """2**(exponent * log2(abs(x)) - shift) of a vector of float64, and 0 of 0."""
-    return where_not_zero(x, exp2(fma(log2(magnitude(x)), exponent, minus_shift)))
+    return where_not_zero(x, exp2(fma(log2(absolute(x)), exponent, minus_shift)))
 
 
 @njit(**INLINE)
 def sum_of_powers(x, o, n, one, exponent, minus_shift):
     """The sum of `powers` of n elements from o on."""
-    low_sum, high_sum = doubles(one), doubles(one)
-    exponents, shifts = splat(exponent), splat(minus_shift)
+    low_sum, high_sum = zeros_float64(one), zeros_float64(one)
+    exponents, shifts = broadcast(exponent), broadcast(minus_shift)
     width = lanes(one)
     j = 0
     while j < n:
         # Elements beyond the last are 0, and so are powers of these.
-        low, high = in_doubles(load_first(x, o + j, min(width, n - j), one))
+        low, high = to_float64(load_masked(x, o + j, min(width, n - j), one))
         low_sum = low_sum + powers(low, exponents, shifts)
         high_sum = high_sum + powers(high, exponents, shifts)
         j += width
-    return total(low_sum + high_sum)
+    return reduce_add(low_sum + high_sum)
 
 
 @njit(**INLINE)
@@ -75,9 +75,9 @@ def largest_magnitude(x, o, n, one):
     width = lanes(one)
     j = 0
     while j < n:
-        top = largest(top, magnitude(load_first(x, o + j, min(width, n - j), one)))
+        top = fmax(top, absolute(load_masked(x, o + j, min(width, n - j), one)))
         j += width
-    size = number(peak(top), doubles(one))
+    size = scalar_like(reduce_max(top), zeros_float64(one))
     return size if size > 0 else 1.0
 
 
@@ -102,9 +102,9 @@ def log_of_norm(x, o, n, one, exponent, epsilon):
 def normalised(x, row):
     """Y of a vector of elements. The sign of 0 is + below the first power, as roots have it."""
     exponent, minus_log, spoiled, zero = row
-    low, high = in_doubles(x)
+    low, high = to_float64(x)
     low, high = powers(low, exponent, minus_log), powers(high, exponent, minus_log)
-    return with_sign_of(from_doubles(low + spoiled, high + spoiled, x), x + zero)
+    return with_sign_of(from_float64(low + spoiled, high + spoiled, x), x + zero)
 
 
 @njit(**INLINE)
@@ -115,30 +115,30 @@ def write(x, y, o, n, one, row, streams):
     if streams:
         j = min(elements_to_alignment(y, o, one), n)
         if j:
-            store_first(y, o, normalised(load_first(x, o, j, one), row), j)
+            store_masked(y, o, normalised(load_masked(x, o, j, one), row), j)
         while j + width <= n:
-            stream(y, o + j, normalised(load(x, o + j, one), row))
+            store_non_temporal(y, o + j, normalised(load(x, o + j, one), row))
             j += width
     else:
         while j + width <= n:
             store(y, o + j, normalised(load(x, o + j, one), row))
             j += width
     if j < n:
-        store_first(y, o + j, normalised(load_first(x, o + j, n - j, one), row), n - j)
+        store_masked(y, o + j, normalised(load_masked(x, o + j, n - j, one), row), n - j)
 
 
 @njit(**CALLED)
 def forward(x, y, norm, exponent, epsilon, streams, start, stop):
     """Rows start to stop."""
     n = x.shape[1]
-    x_, y_ = memory(x), memory(y)
+    x_, y_ = data_pointer(x), data_pointer(y)
     one = ones(norm)
-    zero = splat(number(0.0 if exponent < 1 else -0.0, one))
+    zero = broadcast(scalar_like(0.0 if exponent < 1 else -0.0, one))
     for row in range(start, stop):
         log, of_row = log_of_norm(x_, row * n, n, one, exponent, epsilon)
-        norm[row] = number(of_row, one)
+        norm[row] = scalar_like(of_row, one)
         # Zeros of a row that has no norm are NaN too.
-        this = splat(exponent), splat(-log), splat(log - log), zero
+        this = broadcast(exponent), broadcast(-log), broadcast(log - log), zero
         write(x_, y_, row * n, n, one, this, streams)
     if streams:
         fence()
@@ -147,36 +147,36 @@ def forward(x, y, norm, exponent, epsilon, streams, start, stop):
 @njit(**INLINE)
 def sum_of_products(dy, x, o, n, one, exponent, minus_log):
     """The sum of dy * y over n elements from o on."""
-    low_sum, high_sum = doubles(one), doubles(one)
+    low_sum, high_sum = zeros_float64(one), zeros_float64(one)
     width = lanes(one)
     j = 0
     while j < n:
         count = min(width, n - j)
-        low, high = in_doubles(load_first(x, o + j, count, one))
-        low_dy, high_dy = in_doubles(keep_first(load_first(dy, o + j, count, one), count))
+        low, high = to_float64(load_masked(x, o + j, count, one))
+        low_dy, high_dy = to_float64(zero_tail(load_masked(dy, o + j, count, one), count))
         low_y = with_sign_of(powers(low, exponent, minus_log), low)
         high_y = with_sign_of(powers(high, exponent, minus_log), high)
         low_sum, high_sum = fma(low_dy, low_y, low_sum), fma(high_dy, high_y, high_sum)
         j += width
-    return total(low_sum + high_sum)
+    return reduce_add(low_sum + high_sum)
 
 
 @njit(**INLINE)
 def gradient(dy, x, exponent, minus_log, minus_projection):
     """Dx of a vector of float64. The derivative of a power is exponent * abs(y) / abs(x)."""
     v = powers(x, exponent, minus_log)
-    slope = exponent * v / magnitude(x)
+    slope = exponent * v / absolute(x)
     return where_not_zero(x, fma(with_sign_of(v, x), minus_projection, dy) * slope)
 
 
 @njit(**INLINE)
 def gradients(dy, x, row):
     """Dx of a vector of elements."""
-    low, high = in_doubles(x)
-    low_dy, high_dy = in_doubles(dy)
+    low, high = to_float64(x)
+    low_dy, high_dy = to_float64(dy)
     low = gradient(low_dy, low, row[0], row[1], row[2])
     high = gradient(high_dy, high, row[0], row[1], row[2])
-    return from_doubles(low, high, x)
+    return from_float64(low, high, x)
 
 
 @njit(**INLINE)
@@ -187,18 +187,20 @@ def differentiate(dy, x, dx, o, n, one, row, streams):
     if streams:
         j = min(elements_to_alignment(dx, o, one), n)
         if j:
-            values = gradients(load_first(dy, o, j, one), load_first(x, o, j, one), row)
-            store_first(dx, o, values, j)
+            values = gradients(load_masked(dy, o, j, one), load_masked(x, o, j, one), row)
+            store_masked(dx, o, values, j)
         while j + width <= n:
-            stream(dx, o + j, gradients(load(dy, o + j, one), load(x, o + j, one), row))
+            store_non_temporal(dx, o + j, gradients(load(dy, o + j, one), load(x, o + j, one), row))
             j += width
     else:
         while j + width <= n:
             store(dx, o + j, gradients(load(dy, o + j, one), load(x, o + j, one), row))
             j += width
     if j < n:
-        values = gradients(load_first(dy, o + j, n - j, one), load_first(x, o + j, n - j, one), row)
-        store_first(dx, o + j, values, n - j)
+        values = gradients(
+            load_masked(dy, o + j, n - j, one), load_masked(x, o + j, n - j, one), row
+        )
+        store_masked(dx, o + j, values, n - j)
 
 
 @njit(**CALLED)
@@ -209,17 +211,17 @@ def backward(dy, x, norm, dx, exponent, streams, start, stop):
     unless powers are so large that epsilon does not matter.
     """
     n = x.shape[1]
-    dy_, x_, dx_ = memory(dy), memory(x), memory(dx)
+    dy_, x_, dx_ = data_pointer(dy), data_pointer(x), data_pointer(dx)
     one = ones(norm)
-    smallest, _, _ = limits(one)
+    smallest, _, _ = dtype_limits(one)
     for row in range(start, stop):
-        given = number(norm[row], doubles(one))
+        given = scalar_like(norm[row], zeros_float64(one))
         log = math.log2(given)
         if given < smallest or given == math.inf:
             log, _ = log_of_norm(x_, row * n, n, one, exponent, 0.0)
-        exponents, minus_log = splat(exponent), splat(-log)
+        exponents, minus_log = broadcast(exponent), broadcast(-log)
         projection = sum_of_products(dy_, x_, row * n, n, one, exponents, minus_log)
-        this = exponents, minus_log, splat(-projection)
+        this = exponents, minus_log, broadcast(-projection)
         differentiate(dy_, x_, dx_, row * n, n, one, this, streams)
     if streams:
         fence()

@@ -12,40 +12,40 @@ import math
 from numba import njit
 
 from .access import (
-    element,
+    data_pointer,
     elements_to_alignment,
     fence,
     load,
-    load_first,
-    memory,
+    load_broadcast,
+    load_masked,
     prefetch,
-    scratch,
+    stack_alloc,
     store,
-    store_first,
-    stream,
+    store_masked,
+    store_non_temporal,
 )
 from .compile import CALLED, INLINE
-from .doubles import doubles, from_doubles, put_aside, put_together
+from .doubles import accumulate, from_float64, sum_in_float64, zeros_float64
 from .forward import AT_ONCE_BYTES, LANES, PREFETCHED
 from .simd import (
+    absolute,
     all_at_most,
     at_least,
     at_most,
+    broadcast,
+    dtype_limits,
+    first_lane,
     fma,
-    keep_first,
     lanes,
-    limits,
-    magnitude,
-    minus,
-    number,
+    negative,
     ones,
-    peak,
-    splat,
+    reduce_add,
+    reduce_add_rows,
+    scalar_like,
     square_root,
-    total,
-    totals_of,
     where_not_zero,
     with_sign_of,
+    zero_tail,
     zeros,
 )
 from .sweeps import AHEAD
@@ -63,18 +63,18 @@ def sum_of_magnitudes(x, o, n, one, scale, ahead):
 
     One in each lane of float64, which are to be added up.
     """
-    sum_, rest = doubles(one), doubles(one)
+    sum_, rest = zeros_float64(one), zeros_float64(one)
     width = lanes(one)
     j = 0
     while j + width <= n:
         if ahead:
             prefetch(x, o + j + ahead)
-        sum_, rest = put_aside(sum_, rest, scaled(magnitude(load(x, o + j, one)), scale))
+        sum_, rest = accumulate(sum_, rest, scaled(absolute(load(x, o + j, one)), scale))
         j += width
     if j < n:
-        values = magnitude(load_first(x, o + j, n - j, one))
-        sum_, rest = put_aside(sum_, rest, scaled(values, scale))
-    return put_together(sum_, rest, one)
+        values = absolute(load_masked(x, o + j, n - j, one))
+        sum_, rest = accumulate(sum_, rest, scaled(values, scale))
+    return sum_in_float64(sum_, rest, one)
 
 
 @njit(**INLINE)
@@ -86,15 +86,15 @@ def scaled(values, scale):
 @njit(**INLINE)
 def root_beyond(x, o, n, one, epsilon):
     """The norm of a row, the sum of whose magnitudes is beyond float64."""
-    small = splat(number(SMALL, one))
-    of_small = total(sum_of_magnitudes(x, o, n, one, small, 0))
+    small = broadcast(scalar_like(SMALL, one))
+    of_small = reduce_add(sum_of_magnitudes(x, o, n, one, small, 0))
     return math.sqrt(of_small + epsilon * SMALL) / ROOT_OF_SMALL
 
 
 @njit(**INLINE)
 def signed_roots(x, inverse):
     """The root of each magnitude times the inverse of a norm, with the sign; that of 0 is +."""
-    return with_sign_of(square_root(magnitude(x)) * inverse, x + zeros(x))
+    return with_sign_of(square_root(absolute(x)) * inverse, x + zeros(x))
 
 
 @njit(**INLINE)
@@ -105,17 +105,17 @@ def write(x, y, o, n, inverse, streams):
     if streams:
         j = min(elements_to_alignment(y, o, inverse), n)
         if j:
-            store_first(y, o, signed_roots(load_first(x, o, j, inverse), inverse), j)
+            store_masked(y, o, signed_roots(load_masked(x, o, j, inverse), inverse), j)
         while j + width <= n:
-            stream(y, o + j, signed_roots(load(x, o + j, inverse), inverse))
+            store_non_temporal(y, o + j, signed_roots(load(x, o + j, inverse), inverse))
             j += width
     else:
         while j + width <= n:
             store(y, o + j, signed_roots(load(x, o + j, inverse), inverse))
             j += width
     if j < n:
-        values = signed_roots(load_first(x, o + j, n - j, inverse), inverse)
-        store_first(y, o + j, values, n - j)
+        values = signed_roots(load_masked(x, o + j, n - j, inverse), inverse)
+        store_masked(y, o + j, values, n - j)
 
 
 @njit(**INLINE)
@@ -128,34 +128,34 @@ def rows_at_once(n, size, some):
 def forward(x, y, norm, epsilon, streams, start, stop):
     """Rows start to stop."""
     n, size = x.shape[1], x.itemsize
-    x_, y_, norm_ = memory(x), memory(y), memory(norm)
+    x_, y_, norm_ = data_pointer(x), data_pointer(y), data_pointer(norm)
     one = ones(norm)
-    zero = doubles(one)
-    some, (_, _, most), (_, _, largest) = lanes(zero), limits(zero), limits(one)
+    zero = zeros_float64(one)
+    some, (_, _, most), (_, _, largest) = lanes(zero), dtype_limits(zero), dtype_limits(one)
     ahead = AHEAD // size if streams or n * size >= PREFETCHED else 0
     at_once = rows_at_once(n, size, some)
-    sums, inverses = scratch(zero, SUMS), scratch(one, LANES)
+    sums, inverses = stack_alloc(zero, SUMS), stack_alloc(one, LANES)
     for begin in range(start, stop, at_once):
         count = min(at_once, stop - begin)
         for k in range(count):
             in_lanes = sum_of_magnitudes(x_, (begin + k) * n, n, one, None, ahead)
             store(sums, k * some, in_lanes)
-        above = totals_of(sums, 0, zero) + splat(epsilon)
+        above = reduce_add_rows(sums, 0, zero) + broadcast(epsilon)
         root = square_root(above)
-        store_first(norm_, begin, from_doubles(root, root, one), count)
+        store_masked(norm_, begin, from_float64(root, root, one), count)
         # Of zeros and a tiny epsilon, y is 0, though the inverse be infinite in the dtype. Without
         # epsilon it is infinite in float64 too, and y is NaN.
-        inverse = splat(1.0) / root
-        inverse = at_most(inverse, splat(largest)) + (inverse - inverse)
-        store(inverses, 0, from_doubles(inverse, inverse, one))
-        if not all_at_most(above, splat(most), count):
+        inverse = broadcast(1.0) / root
+        inverse = at_most(inverse, broadcast(largest)) + (inverse - inverse)
+        store(inverses, 0, from_float64(inverse, inverse, one))
+        if not all_at_most(above, broadcast(most), count):
             for k in range(count):
-                if total(load(sums, k * some, zero)) + epsilon == math.inf:
+                if reduce_add(load(sums, k * some, zero)) + epsilon == math.inf:
                     of_row = root_beyond(x_, (begin + k) * n, n, one, epsilon)
                     norm[begin + k] = of_row
                     inverses[k] = 1.0 / of_row
         for k in range(count):
-            write(x_, y_, (begin + k) * n, n, element(inverses, k, one), streams)
+            write(x_, y_, (begin + k) * n, n, load_broadcast(inverses, k, one), streams)
     if streams:
         fence()
 
@@ -163,7 +163,7 @@ def forward(x, y, norm, epsilon, streams, start, stop):
 @njit(**INLINE)
 def sum_of_products(dy, x, o, n, inverse, ahead):
     """The sum of dy * y over n elements from o on; one in each lane of float64."""
-    sum_, rest = doubles(inverse), doubles(inverse)
+    sum_, rest = zeros_float64(inverse), zeros_float64(inverse)
     width = lanes(inverse)
     j = 0
     while j + width <= n:
@@ -171,13 +171,13 @@ def sum_of_products(dy, x, o, n, inverse, ahead):
             prefetch(x, o + j + ahead)
             prefetch(dy, o + j + ahead)
         y = signed_roots(load(x, o + j, inverse), inverse)
-        sum_, rest = put_aside(sum_, rest, load(dy, o + j, inverse) * y)
+        sum_, rest = accumulate(sum_, rest, load(dy, o + j, inverse) * y)
         j += width
     if j < n:
-        y = signed_roots(load_first(x, o + j, n - j, inverse), inverse)
-        product = keep_first(load_first(dy, o + j, n - j, inverse) * y, n - j)
-        sum_, rest = put_aside(sum_, rest, product)
-    return put_together(sum_, rest, inverse)
+        y = signed_roots(load_masked(x, o + j, n - j, inverse), inverse)
+        product = zero_tail(load_masked(dy, o + j, n - j, inverse) * y, n - j)
+        sum_, rest = accumulate(sum_, rest, product)
+    return sum_in_float64(sum_, rest, inverse)
 
 
 @njit(**INLINE)
@@ -190,24 +190,24 @@ def of_row(inverse, minus_projection):
     than the last. If it is less, the inverses are multiplied first if they are on two sides of 1.
     """
     one = ones_like(inverse)
-    far = splat(number(math.inf, inverse))
-    is_small = peak(inverse) < 1
+    far = broadcast(scalar_like(math.inf, inverse))
+    is_small = first_lane(inverse) < 1
     first = far if is_small else one
     second = one if is_small else far
-    return inverse, minus_projection, inverse * splat(number(0.5, inverse)), first, second
+    return inverse, minus_projection, inverse * broadcast(scalar_like(0.5, inverse)), first, second
 
 
 @njit(**INLINE)
 def ones_like(vector):
     """A vector of ones like another."""
-    return splat(number(1.0, vector))
+    return broadcast(scalar_like(1.0, vector))
 
 
 @njit(**INLINE)
 def gradients(dy, x, row):
     """Dx of a vector of elements."""
     inverse, minus_projection, half, first, second = row
-    root = square_root(magnitude(x))
+    root = square_root(absolute(x))
     y = with_sign_of(root * inverse, x)
     of_root = ones_like(root) / root
     above = at_least(at_most(of_root, first), ones_like(root))
@@ -224,44 +224,47 @@ def differentiate(dy, x, dx, o, n, row, streams):
     if streams:
         j = min(elements_to_alignment(dx, o, one), n)
         if j:
-            values = gradients(load_first(dy, o, j, one), load_first(x, o, j, one), row)
-            store_first(dx, o, values, j)
+            values = gradients(load_masked(dy, o, j, one), load_masked(x, o, j, one), row)
+            store_masked(dx, o, values, j)
         while j + width <= n:
-            stream(dx, o + j, gradients(load(dy, o + j, one), load(x, o + j, one), row))
+            store_non_temporal(dx, o + j, gradients(load(dy, o + j, one), load(x, o + j, one), row))
             j += width
     else:
         while j + width <= n:
             store(dx, o + j, gradients(load(dy, o + j, one), load(x, o + j, one), row))
             j += width
     if j < n:
-        values = gradients(load_first(dy, o + j, n - j, one), load_first(x, o + j, n - j, one), row)
-        store_first(dx, o + j, values, n - j)
+        values = gradients(
+            load_masked(dy, o + j, n - j, one), load_masked(x, o + j, n - j, one), row
+        )
+        store_masked(dx, o + j, values, n - j)
 
 
 @njit(**CALLED)
 def backward(dy, x, norm, dx, streams, start, stop):
     """Rows start to stop."""
     n, size = x.shape[1], x.itemsize
-    dy_, x_, norm_, dx_ = memory(dy), memory(x), memory(norm), memory(dx)
+    dy_, x_, norm_, dx_ = data_pointer(dy), data_pointer(x), data_pointer(norm), data_pointer(dx)
     one = ones(norm)
-    zero = doubles(one)
+    zero = zeros_float64(one)
     some = lanes(zero)
     ahead = AHEAD // size if streams or n * size >= PREFETCHED else 0
     at_once = rows_at_once(n, 2 * size, some)
-    sums, inverses, projections = scratch(zero, SUMS), scratch(one, LANES), scratch(one, LANES)
+    sums, inverses = stack_alloc(zero, SUMS), stack_alloc(one, LANES)
+    projections = stack_alloc(one, LANES)
     for begin in range(start, stop, at_once):
         count = min(at_once, stop - begin)
-        inverse = splat(1.0) / load_first(norm_, begin, count, zero)
-        store(inverses, 0, from_doubles(inverse, inverse, one))
+        inverse = broadcast(1.0) / load_masked(norm_, begin, count, zero)
+        store(inverses, 0, from_float64(inverse, inverse, one))
         for k in range(count):
             in_lanes = sum_of_products(
-                dy_, x_, (begin + k) * n, n, element(inverses, k, one), ahead
+                dy_, x_, (begin + k) * n, n, load_broadcast(inverses, k, one), ahead
             )
             store(sums, k * some, in_lanes)
-        projection = minus(totals_of(sums, 0, zero))
-        store(projections, 0, from_doubles(projection, projection, one))
+        projection = negative(reduce_add_rows(sums, 0, zero))
+        store(projections, 0, from_float64(projection, projection, one))
         for k in range(count):
-            row = of_row(element(inverses, k, one), element(projections, k, one))
+            row = of_row(load_broadcast(inverses, k, one), load_broadcast(projections, k, one))
             differentiate(dy_, x_, dx_, (begin + k) * n, n, row, streams)
     if streams:
         fence()

@@ -73,7 +73,7 @@ def suffix(vector: Any) -> str:
     return f"v{vector.count}{names[vector.element]}"
 
 
-def spread(builder: Any, value: Any, lanes: int) -> Any:
+def build_broadcast(builder: Any, value: Any, lanes: int) -> Any:
     """A number in every lane."""
     kind = ir.VectorType(value.type, lanes)
     undefined = ir.Constant(kind, ir.Undefined)
@@ -83,10 +83,12 @@ def spread(builder: Any, value: Any, lanes: int) -> Any:
     )
 
 
-def first_lanes(builder: Any, count: Any, lanes: int) -> Any:
+def prefix_mask(builder: Any, count: Any, lanes: int) -> Any:
     """A mask of the first `count` lanes."""
     numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-    return builder.icmp_signed("<", numbers, spread(builder, builder.trunc(count, I32), lanes))
+    return builder.icmp_signed(
+        "<", numbers, build_broadcast(builder, builder.trunc(count, I32), lanes)
+    )
 
 
 @intrinsic
@@ -95,7 +97,7 @@ def ones(typing: Any, array: Any) -> Any:
     kind = Vector(types.float64 if array.dtype == types.float64 else types.float32)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return spread(builder, NUMBER[kind.scalar](1.0), kind.lanes)
+        return build_broadcast(builder, NUMBER[kind.scalar](1.0), kind.lanes)
 
     return kind(array), generate
 
@@ -111,12 +113,12 @@ def zeros(typing: Any, like: Any) -> Any:
 
 
 @intrinsic
-def splat(typing: Any, value: Any) -> Any:
+def broadcast(typing: Any, value: Any) -> Any:
     """A vector of one number, in its dtype."""
     kind = Vector(value)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return spread(builder, args[0], kind.lanes)
+        return build_broadcast(builder, args[0], kind.lanes)
 
     return kind(value), generate
 
@@ -132,7 +134,7 @@ def lanes(typing: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def number(typing: Any, value: Any, like: Any) -> Any:
+def scalar_like(typing: Any, value: Any, like: Any) -> Any:
     """A number in the dtype of a vector's lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -142,7 +144,7 @@ def number(typing: Any, value: Any, like: Any) -> Any:
 
 
 @intrinsic
-def limits(typing: Any, like: Any) -> Any:
+def dtype_limits(typing: Any, like: Any) -> Any:
     """Of a dtype: its smallest normal number; the least and most that a mean of squares may be.
 
     Below the least, squares of the larger elements may have lost digits by underflow.
@@ -178,7 +180,7 @@ def range_scale(typing: Any, rstd: Any) -> Any:
 
 
 @intrinsic
-def beside(typing: Any, other: Any, vector: Any) -> Any:
+def if_present(typing: Any, other: Any, vector: Any) -> Any:
     """A vector where `other` is present, else None; decided when compiling."""
     if isinstance(other, types.NoneType):
         return other(other, vector), lambda context, builder, signature, args: args[0]
@@ -186,12 +188,12 @@ def beside(typing: Any, other: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def keep_first(typing: Any, vector: Any, count: Any) -> Any:
+def zero_tail(typing: Any, vector: Any, count: Any) -> Any:
     """The first `count` lanes, and 0 in the others."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         zero = ir.Constant(args[0].type, None)
-        return builder.select(first_lanes(builder, args[1], vector.lanes), args[0], zero)
+        return builder.select(prefix_mask(builder, args[1], vector.lanes), args[0], zero)
 
     return vector(vector, types.intp), generate
 
@@ -207,7 +209,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
-def minus(typing: Any, vector: Any) -> Any:
+def negative(typing: Any, vector: Any) -> Any:
     """Each lane with the other sign, that of 0 included, which 0 less a lane does not give."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -217,7 +219,7 @@ def minus(typing: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def largest(typing: Any, a: Any, b: Any) -> Any:
+def fmax(typing: Any, a: Any, b: Any) -> Any:
     """The larger of each pair of lanes; not NaN where one of them is a number."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -227,7 +229,7 @@ def largest(typing: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def magnitude(typing: Any, vector: Any) -> Any:
+def absolute(typing: Any, vector: Any) -> Any:
     """The absolute value of each lane."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -318,7 +320,7 @@ def _fold(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
 
 
 @intrinsic
-def total(typing: Any, vector: Any) -> Any:
+def reduce_add(typing: Any, vector: Any) -> Any:
     """The sum of the lanes: halves added to halves."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -328,7 +330,7 @@ def total(typing: Any, vector: Any) -> Any:
 
 
 def _fold_together(builder: Any, vectors: list[Any]) -> Any:
-    """Each vector's lanes added up as by `total`, bit for bit, in an equal share of the lanes.
+    """Each vector's lanes added up as by `reduce_add`, bit for bit, in an equal share of the lanes.
 
     Of four vectors this takes 13 instructions, and one after the other 32.
     """
@@ -351,8 +353,8 @@ def _fold_together(builder: Any, vectors: list[Any]) -> Any:
 
 
 @intrinsic
-def totals(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """The `total` of each of four vectors, in a quarter of the lanes each."""
+def reduce_add4(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The `reduce_add` of each of four vectors, in a quarter of the lanes each."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _fold_together(builder, list(args))
@@ -361,8 +363,8 @@ def totals(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 @intrinsic
-def totals_of(typing: Any, numbers: Any, index: Any, like: Any) -> Any:
-    """The `total` of each vector in memory from a number on: of as many as one has lanes."""
+def reduce_add_rows(typing: Any, numbers: Any, index: Any, like: Any) -> Any:
+    """The `reduce_add` of each vector in memory from a number on: of as many as one has lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.VectorType(NUMBER[like.scalar], like.lanes)
@@ -380,7 +382,7 @@ def all_at_most(typing: Any, a: Any, b: Any, count: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         above = builder.fcmp_unordered(">", *args[:2])
-        among = builder.and_(above, first_lanes(builder, args[2], a.lanes))
+        among = builder.and_(above, prefix_mask(builder, args[2], a.lanes))
         mask = ir.IntType(a.lanes)
         return builder.icmp_unsigned("==", builder.bitcast(among, mask), mask(0))
 
@@ -388,7 +390,17 @@ def all_at_most(typing: Any, a: Any, b: Any, count: Any) -> Any:
 
 
 @intrinsic
-def peak(typing: Any, vector: Any) -> Any:
+def first_lane(typing: Any, vector: Any) -> Any:
+    """Return the first lane of a vector: the number itself if all lanes hold the same."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], I32(0))
+
+    return vector.scalar(vector), generate
+
+
+@intrinsic
+def reduce_max(typing: Any, vector: Any) -> Any:
     """The largest lane."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -13,24 +13,36 @@ from numba import njit, types
 from numba.extending import overload
 
 from .access import (
-    element,
+    data_pointer,
     fence,
     load,
-    memory,
+    load_broadcast,
     prefetch,
-    scratch,
+    stack_alloc,
     store,
-    store_first,
+    store_masked,
 )
 from .atomics import increment
 from .backward import deviation, exact_x_hat, times
 from .column_sums import add_to, clear, gather, lost_of
 from .columns import put, put_some, some, streamable
 from .compile import CALLED, INLINE
-from .doubles import doubles, from_doubles
+from .doubles import from_float64, zeros_float64
 from .gradient_sums import clear as clear_from
 from .moments import judged, judged_together, mean_of
-from .simd import beside, fma, lanes, minus, number, ones, range_scale, splat, total, totals, zeros
+from .simd import (
+    broadcast,
+    fma,
+    if_present,
+    lanes,
+    negative,
+    ones,
+    range_scale,
+    reduce_add,
+    reduce_add4,
+    scalar_like,
+    zeros,
+)
 from .sweeps import RUN, RUN_OF_SQUARES, scaled_and_shifted, x_hat
 from .tasks import COUNT, FINISHED, arguments
 
@@ -67,9 +79,9 @@ def tile_of(unit, n, inner, width):
 @njit(**INLINE)
 def rough_means(x, o, n, inner, count, table):
     """The first table: guesses at the means of a tile's rows, exact where a row is constant."""
-    table_, one = memory(table), ones(table)
+    table_, one = data_pointer(table), ones(table)
     num_samples = min(n, SAMPLE)
-    share = splat(number(1.0 / num_samples, one))
+    share = broadcast(scalar_like(1.0 / num_samples, one))
     for j in range(0, count, lanes(one)):
         top = some(x, o + j, count - j, one)
         rest = one - one
@@ -116,7 +128,8 @@ def sums_of_four(x, i, begin, end, inner, roughs):
 @njit(**INLINE)
 def sums_of_tile(x, o, n, inner, count, table, sums, lost, width):
     """Sums of d and d² over each row of a tile, where d is x without the rough mean."""
-    table_, sums_, lost_, one = memory(table), memory(sums), memory(lost), ones(table)
+    table_, sums_ = data_pointer(table), data_pointer(sums)
+    lost_, one = data_pointer(lost), ones(table)
     lane = lanes(one)
     clear(sums, lost)
     for begin in range(0, n, RUN_OF_SQUARES):
@@ -147,10 +160,11 @@ def sums_of_tile(x, o, n, inner, count, table, sums, lost, width):
 @njit(**INLINE)
 def statistics_of_tile(x, o, n, inner, row, count, mean, rstd, table, sums, epsilon, width):
     """Mean and rstd of each row of a tile, and the tables."""
-    mean_, rstd_, table_, sums_ = memory(mean), memory(rstd), memory(table), memory(sums)
-    one, wide = ones(table), doubles(ones(table))
+    mean_, rstd_ = data_pointer(mean), data_pointer(rstd)
+    table_, sums_ = data_pointer(table), data_pointer(sums)
+    one, wide = ones(table), zeros_float64(ones(table))
     share, last = 1.0 / n, lanes(one) - lanes(wide)
-    deviations, squares = scratch(wide, LANES), scratch(wide, LANES)
+    deviations, squares = stack_alloc(wide, LANES), stack_alloc(wide, LANES)
     for j in range(0, count, lanes(one)):
         some_rows = min(lanes(one), count - j)
         deviation = load(sums_, j, wide), load(sums_, j + last, wide)
@@ -161,12 +175,12 @@ def statistics_of_tile(x, o, n, inner, row, count, mean, rstd, table, sums, epsi
         if good:
             rough = load(table_, j, one)
             if mean is not None:
-                store_first(mean_, row + j, rough + missed, some_rows)
-            store_first(rstd_, row + j, root, some_rows)
+                store_masked(mean_, row + j, rough + missed, some_rows)
+            store_masked(rstd_, row + j, root, some_rows)
             store(table_, j, one)
-            store(table_, width + j, minus(rough))
+            store(table_, width + j, negative(rough))
             store(table_, 2 * width + j, root)
-            store(table_, 3 * width + j, minus(missed * root))
+            store(table_, 3 * width + j, negative(missed * root))
         else:
             for k in range(j, j + some_rows):
                 where = (o + k, 1, n, inner)
@@ -187,7 +201,7 @@ def known(table, j, width, mean, like):
         load(table, j, like),
         load(table, width + j, like),
         load(table, 2 * width + j, like),
-        beside(mean, load(table, 3 * width + j, like)),
+        if_present(mean, load(table, 3 * width + j, like)),
     )
 
 
@@ -201,7 +215,7 @@ def normalised(values, of_rows, g, b):
 @njit(**INLINE)
 def write_tile(x, y, o, n, inner, count, mean, gamma, beta, table, width, streams):
     """Y of a tile, some elements of each row at a time, for which the tables are loaded once."""
-    table_, one = memory(table), ones(table)
+    table_, one = data_pointer(table), ones(table)
     lane = lanes(one)
     for begin in range(0, n, AT_ONCE):
         end = min(begin + AT_ONCE, n)
@@ -210,7 +224,7 @@ def write_tile(x, y, o, n, inner, count, mean, gamma, beta, table, width, stream
             first = known(table_, j, width, mean, one)
             second = known(table_, j + lane, width, mean, one)
             for k in range(begin, end):
-                g, b = element(gamma, k, one), element(beta, k, one)
+                g, b = load_broadcast(gamma, k, one), load_broadcast(beta, k, one)
                 i = o + k * inner + j
                 put(y, i, normalised(load(x, i, one), first, g, b), streams)
                 put(y, i + lane, normalised(load(x, i + lane, one), second, g, b), streams)
@@ -218,7 +232,7 @@ def write_tile(x, y, o, n, inner, count, mean, gamma, beta, table, width, stream
         while j < count:
             first = known(table_, j, width, mean, one)
             for k in range(begin, end):
-                g, b = element(gamma, k, one), element(beta, k, one)
+                g, b = load_broadcast(gamma, k, one), load_broadcast(beta, k, one)
                 i = o + k * inner + j
                 values = normalised(some(x, i, count - j, one), first, g, b)
                 put_some(y, i, values, count - j, streams)
@@ -229,9 +243,10 @@ def write_tile(x, y, o, n, inner, count, mean, gamma, beta, table, width, stream
 def forward(x, gamma, beta, y, mean, rstd, epsilon, width, streams, start, stop):
     """Tiles start to stop."""
     _, n, inner = x.shape
-    x_, y_, gamma_, beta_ = memory(x), memory(y), memory(gamma), memory(beta)
+    x_, y_ = data_pointer(x), data_pointer(y)
+    gamma_, beta_ = data_pointer(gamma), data_pointer(beta)
     table, sums = np.zeros(FORWARD_TABLES * width, rstd.dtype), np.empty(2 * width, np.float64)
-    lost, mean_ = lost_of(sums, rstd), memory(mean)
+    lost, mean_ = lost_of(sums, rstd), data_pointer(mean)
     streams = streamable(y_, inner, streams, ones(rstd))
     for unit in range(start, stop):
         o, row, count = tile_of(unit, n, inner, width)
@@ -278,7 +293,8 @@ def gradient_sums_of_tile(
     dy, x, o, n, inner, count, mean, gamma, table, sums, lost, width
 ):  # fmt: skip
     """Sums of d, g and g * d * rstd over each row, as in `backward.sums`, and the other tables."""
-    table_, sums_, lost_, one = memory(table), memory(sums), memory(lost), ones(table)
+    table_, sums_ = data_pointer(table), data_pointer(sums)
+    lost_, one = data_pointer(lost), ones(table)
     lane = lanes(one)
     zero = one - one
     clear(sums, lost)
@@ -288,14 +304,14 @@ def gradient_sums_of_tile(
         fetch(dy, o + (begin + AHEAD) * inner, RUN, inner, count, lane)
         j = 0
         while j + 2 * lane <= count:
-            first_mean = beside(mean, load(table_, j, one))
-            second_mean = beside(mean, load(table_, j + lane, one))
+            first_mean = if_present(mean, load(table_, j, one))
+            second_mean = if_present(mean, load(table_, j + lane, one))
             r0, r1 = load(table_, width + j, one), load(table_, width + j + lane, one)
             first_scale, _ = range_scale(r0)
             second_scale, _ = range_scale(r1)
             first, second = (zero, zero, zero), (zero, zero, zero)
             for k in range(begin, end):
-                i, gamma_k = o + k * inner + j, element(gamma, k, one)
+                i, gamma_k = o + k * inner + j, load_broadcast(gamma, k, one)
                 v0, v1 = load(x, i, one), load(x, i + lane, one)
                 g0, g1 = load(dy, i, one), load(dy, i + lane, one)
                 g0, g1 = times(g0, gamma_k, 0, None, None), times(g1, gamma_k, 0, None, None)
@@ -305,45 +321,45 @@ def gradient_sums_of_tile(
             add_sums(sums_, lost_, j + lane, width, mean, second)
             j += 2 * lane
         while j < count:
-            first_mean, r0 = beside(mean, load(table_, j, one)), load(table_, width + j, one)
+            first_mean, r0 = if_present(mean, load(table_, j, one)), load(table_, width + j, one)
             first_scale, _ = range_scale(r0)
             first = (zero, zero, zero)
             for k in range(begin, end):
                 i = o + k * inner + j
                 v0, g0 = some(x, i, count - j, one), some(dy, i, count - j, one)
-                g0 = times(g0, element(gamma, k, one), 0, None, None)
+                g0 = times(g0, load_broadcast(gamma, k, one), 0, None, None)
                 first = add_terms(first, deviation(v0, first_mean), g0, r0, first_scale)
             add_sums(sums_, lost_, j, width, mean, first)
             j += lane
     gather(sums, lost, sums.size)
-    share = splat(number(1.0 / n, one))
+    share = broadcast(scalar_like(1.0 / n, one))
     for j in range(0, count, lane):
         r = load(table_, width + j, one)
         _, unscale = range_scale(r)
         missed = in_lanes(sums_, j, one) * share * (r * unscale)
         mean_g = in_lanes(sums_, width + j, one) * share
         projection = in_lanes(sums_, 2 * width + j, one) * share
-        store(table_, 2 * width + j, minus(missed))
-        store(table_, 3 * width + j, minus(mean_g))
-        store(table_, 4 * width + j, minus(projection - missed * mean_g))
+        store(table_, 2 * width + j, negative(missed))
+        store(table_, 3 * width + j, negative(mean_g))
+        store(table_, 4 * width + j, negative(projection - missed * mean_g))
 
 
 @njit(**INLINE)
 def in_lanes(sums, j, like):
     """As many sums in float64 as a vector has lanes, rounded to its dtype."""
-    wide = doubles(like)
+    wide = zeros_float64(like)
     last = lanes(like) - lanes(wide)
-    return from_doubles(load(sums, j, wide), load(sums, j + last, wide), like)
+    return from_float64(load(sums, j, wide), load(sums, j + last, wide), like)
 
 
 @njit(**INLINE)
 def known_for_gradients(table, j, width, mean, like):
     """Of the rows of a vector: what `backward.step` takes."""
     return (
-        beside(mean, load(table, j, like)),
+        if_present(mean, load(table, j, like)),
         load(table, width + j, like),
-        beside(mean, load(table, 2 * width + j, like)),
-        beside(mean, load(table, 3 * width + j, like)),
+        if_present(mean, load(table, 2 * width + j, like)),
+        if_present(mean, load(table, 3 * width + j, like)),
         load(table, 4 * width + j, like),
     )
 
@@ -361,13 +377,13 @@ def differentiate_tile(
     dy, x, dx, o, n, inner, count, mean, gamma, table, dgamma, dbeta, width, streams
 ):  # fmt: skip
     """Dx of a tile, and its sums of dgamma and dbeta; two elements of each row at a time."""
-    table_, one = memory(table), ones(table)
+    table_, one = data_pointer(table), ones(table)
     lane = lanes(one)
     zero = one - one
     quarter = lane // 4
-    all_sums = scratch(one, LANES)
+    all_sums = stack_alloc(one, LANES)
     for k in range(0, n - 1, 2):
-        gamma_0, gamma_1 = element(gamma, k, one), element(gamma, k + 1, one)
+        gamma_0, gamma_1 = load_broadcast(gamma, k, one), load_broadcast(gamma, k + 1, one)
         of_dgamma_0, of_dbeta_0, of_dgamma_1, of_dbeta_1 = zero, zero, zero, zero
         for j in range(0, count, lane):
             i, rest = o + k * inner + j, count - j
@@ -380,7 +396,7 @@ def differentiate_tile(
             if dx is not None:
                 put_some(dx, i, dx0, rest, streams)
                 put_some(dx, i + inner, dx1, rest, streams)
-        store(all_sums, 0, totals(of_dgamma_0, of_dgamma_1, of_dbeta_0, of_dbeta_1))
+        store(all_sums, 0, reduce_add4(of_dgamma_0, of_dgamma_1, of_dbeta_0, of_dbeta_1))
         if dgamma is not None:
             dgamma[k], dgamma[k + 1] = all_sums[0], all_sums[quarter]
         if dbeta is not None:
@@ -392,14 +408,14 @@ def differentiate_tile(
             i, rest = o + k * inner + j, count - j
             of_rows = known_for_gradients(table_, j, width, mean, one)
             d0 = some(dy, i, rest, one)
-            dx0, h0 = gradient(some(x, i, rest, one), d0, of_rows, element(gamma, k, one))
+            dx0, h0 = gradient(some(x, i, rest, one), d0, of_rows, load_broadcast(gamma, k, one))
             of_dgamma_0, of_dbeta_0 = fma(d0, h0, of_dgamma_0), of_dbeta_0 + d0
             if dx is not None:
                 put_some(dx, i, dx0, rest, streams)
         if dgamma is not None:
-            dgamma[k] = total(of_dgamma_0)
+            dgamma[k] = reduce_add(of_dgamma_0)
         if dbeta is not None:
-            dbeta[k] = total(of_dbeta_0)
+            dbeta[k] = reduce_add(of_dbeta_0)
 
 
 @njit(**INLINE)
@@ -407,7 +423,7 @@ def add_of_tile(sums, lost, q, of_tile, single):
     """Add a tile's sums of a parameter to those of its block, from q on."""
     if sums is not None:
         one = ones(single)
-        sums_, lost_, of_tile_ = memory(sums), memory(lost), memory(of_tile)
+        sums_, lost_, of_tile_ = data_pointer(sums), data_pointer(lost), data_pointer(of_tile)
         for k in range(0, of_tile.size, lanes(one)):
             add_to(sums_, lost_, q + k, load(of_tile_, k, one))
 
@@ -423,7 +439,8 @@ def backward(
     memory before them.
     """
     num_samples, n, inner = x.shape
-    dy_, x_, gamma_, dx_, mean_ = memory(dy), memory(x), memory(gamma), memory(dx), memory(mean)
+    dy_, x_, gamma_ = data_pointer(dy), data_pointer(x), data_pointer(gamma)
+    dx_, mean_ = data_pointer(dx), data_pointer(mean)
     table, sums = np.zeros(BACKWARD_TABLES * width, rstd.dtype), np.empty(3 * width, np.float64)
     one, lost = ones(rstd), lost_of(sums, rstd)
     padded = -(-n // lanes(one)) * lanes(one)
@@ -443,8 +460,8 @@ def backward(
                 dy_, x_, o, n, inner, count, mean_, gamma_, table, sums, lost, width
             )
             differentiate_tile(
-                dy_, x_, dx_, o, n, inner, count, mean_, gamma_, table, memory(of_dgamma),
-                memory(of_dbeta), width, streams,
+                dy_, x_, dx_, o, n, inner, count, mean_, gamma_, table, data_pointer(of_dgamma),
+                data_pointer(of_dbeta), width, streams,
             )  # fmt: skip
             add_of_tile(dgamma, dgamma_lost, q, of_dgamma, rstd)
             add_of_tile(dbeta, dbeta_lost, q, of_dbeta, rstd)

@@ -8,19 +8,19 @@ from __future__ import annotations
 from numba import njit
 
 from .access import (
-    element,
     elements_to_alignment,
     load,
-    load_first,
+    load_broadcast,
+    load_masked,
     prefetch,
     prefetch_to_write,
     store,
-    store_first,
-    stream,
+    store_masked,
+    store_non_temporal,
 )
 from .compile import INLINE, ONCE
-from .doubles import doubles, put_aside, put_together
-from .simd import fma, keep_first, lanes, number, peak, total, zeros
+from .doubles import accumulate, sum_in_float64, zeros_float64
+from .simd import first_lane, fma, lanes, reduce_add, scalar_like, zero_tail, zeros
 
 #: Terms that a lane adds up before its sum is put aside. The longer, the larger the sum is beside
 #: its terms, and the more of each is rounded off: in one direction, if the terms are squares of
@@ -55,9 +55,9 @@ def sums(x, o, n, scale, offset, ahead):
     """As `sums_in_lanes`, added up; of few elements in the dtype of these."""
     if n <= 4 * lanes(scale):
         few, few_squares = sums_of_few(x, o, n, scale, offset)
-        return float(total(few)), float(total(few_squares))
+        return float(reduce_add(few)), float(reduce_add(few_squares))
     first_order, second_order = sums_in_lanes(x, o, n, scale, offset, ahead, None)
-    return total(first_order), total(second_order)
+    return reduce_add(first_order), reduce_add(second_order)
 
 
 @njit(**INLINE)
@@ -69,7 +69,7 @@ def sums_in_lanes(x, o, n, scale, offset, ahead, other):
     If `other` is not None but what `start_row` gives, that row is written meanwhile, so that memory
     is read and written at the same time.
     """
-    zero, wide = zeros(scale), doubles(scale)
+    zero, wide = zeros(scale), zeros_float64(scale)
     width = lanes(scale)
     step = 4 * width
     first_order, first_rest, second_order, second_rest = wide, wide, wide, wide
@@ -94,17 +94,17 @@ def sums_in_lanes(x, o, n, scale, offset, ahead, other):
             a, b, c, d = a + e, b + f, c + g, d + h
             aa, bb, cc, dd = fma(e, e, aa), fma(f, f, bb), fma(g, g, cc), fma(h, h, dd)
             j += step
-        first_order, first_rest = put_aside(first_order, first_rest, (a + b) + (c + d))
-        second_order, second_rest = put_aside(second_order, second_rest, (aa + bb) + (cc + dd))
+        first_order, first_rest = accumulate(first_order, first_rest, (a + b) + (c + d))
+        second_order, second_rest = accumulate(second_order, second_rest, (aa + bb) + (cc + dd))
     if j < n:
         a, aa = sums_of_few(x, o + j, n - j, scale, offset)
-        first_order, first_rest = put_aside(first_order, first_rest, a)
-        second_order, second_rest = put_aside(second_order, second_rest, aa)
+        first_order, first_rest = accumulate(first_order, first_rest, a)
+        second_order, second_rest = accumulate(second_order, second_rest, aa)
     if other is not None:
         finish_row(x, written, n, other)
     return (
-        put_together(first_order, first_rest, scale),
-        put_together(second_order, second_rest, scale),
+        sum_in_float64(first_order, first_rest, scale),
+        sum_in_float64(second_order, second_rest, scale),
     )
 
 
@@ -119,7 +119,7 @@ def sums_of_few(x, o, n, scale, offset):
         a, aa = a + d, fma(d, d, aa)
         j += width
     if j < n:
-        d = keep_first(fma(load_first(x, o + j, n - j, scale), scale, offset), n - j)
+        d = zero_tail(fma(load_masked(x, o + j, n - j, scale), scale, offset), n - j)
         a, aa = a + d, fma(d, d, aa)
     return a, aa
 
@@ -130,9 +130,9 @@ def rough_mean(x, o, n, scale):
 
     An element is taken off before summing, so the mean of a constant row is exact.
     """
-    first = element(x, o, scale) * scale
-    sum_ = total(sample(x, o, n, scale, first))
-    return peak(first) + sum_ * number(1.0 / sampled(n, scale), scale)
+    first = load_broadcast(x, o, scale) * scale
+    sum_ = reduce_add(sample(x, o, n, scale, first))
+    return first_lane(first) + sum_ * scalar_like(1.0 / sampled(n, scale), scale)
 
 
 @njit(**INLINE)
@@ -148,7 +148,7 @@ def sample(x, o, n, scale, first):
     width = lanes(scale)
     if n < 4 * width:
         count = min(n, width)
-        return keep_first(load_first(x, o, count, scale) * scale - first, count)
+        return zero_tail(load_masked(x, o, count, scale) * scale - first, count)
     a = load(x, o, scale) * scale - first
     b = load(x, o + n // 4, scale) * scale - first
     c = load(x, o + n // 2, scale) * scale - first
@@ -171,14 +171,14 @@ def scaled_and_shifted(values, gamma, beta, p, count):
             return values
         if count is None:
             return values + load(beta, p, values)
-        return values + load_first(beta, p, count, values)
+        return values + load_masked(beta, p, count, values)
     if beta is None:
         if count is None:
             return values * load(gamma, p, values)
-        return values * load_first(gamma, p, count, values)
+        return values * load_masked(gamma, p, count, values)
     if count is None:
         return fma(values, load(gamma, p, values), load(beta, p, values))
-    return fma(values, load_first(gamma, p, count, values), load_first(beta, p, count, values))
+    return fma(values, load_masked(gamma, p, count, values), load_masked(beta, p, count, values))
 
 
 @njit(**INLINE)
@@ -190,13 +190,13 @@ def normalise(x, y, o, n, scale, offset, rstd, minus_missed, gamma, beta, p, str
         count = min(elements_to_alignment(y, o, scale), n)
         if count:
             prefetch_shared_line(y, o, n)
-            values = x_hat(load_first(x, o, count, scale), scale, offset, rstd, minus_missed)
+            values = x_hat(load_masked(x, o, count, scale), scale, offset, rstd, minus_missed)
             values = scaled_and_shifted(values, gamma, beta, p, count)
-            store_first(y, o, values, count)
+            store_masked(y, o, values, count)
             j = count
         while j + width <= n:
             values = x_hat(load(x, o + j, scale), scale, offset, rstd, minus_missed)
-            stream(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))
+            store_non_temporal(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))
             j += width
     else:
         while j + width <= n:
@@ -204,9 +204,9 @@ def normalise(x, y, o, n, scale, offset, rstd, minus_missed, gamma, beta, p, str
             store(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))
             j += width
     if j < n:
-        values = x_hat(load_first(x, o + j, n - j, scale), scale, offset, rstd, minus_missed)
+        values = x_hat(load_masked(x, o + j, n - j, scale), scale, offset, rstd, minus_missed)
         values = scaled_and_shifted(values, gamma, beta, p + j, n - j)
-        store_first(y, o + j, values, n - j)
+        store_masked(y, o + j, values, n - j)
 
 
 @njit(**ONCE)
@@ -227,12 +227,12 @@ def normalise_both(x, y, o, n, scale, first, second, gamma, beta):
         j += width
     if j < n:
         rest = n - j
-        a = x_hat(load_first(x, o + j, rest, scale), scale, first[0], first[1], first[2])
-        b = x_hat(load_first(x, o + n + j, rest, scale), scale, second[0], second[1], second[2])
+        a = x_hat(load_masked(x, o + j, rest, scale), scale, first[0], first[1], first[2])
+        b = x_hat(load_masked(x, o + n + j, rest, scale), scale, second[0], second[1], second[2])
         a = scaled_and_shifted(a, gamma, beta, j, rest)
         b = scaled_and_shifted(b, gamma, beta, j, rest)
-        store_first(y, o + j, a, rest)
-        store_first(y, o + n + j, b, rest)
+        store_masked(y, o + j, a, rest)
+        store_masked(y, o + n + j, b, rest)
 
 
 @njit(**INLINE)
@@ -244,14 +244,14 @@ def start_row(x, n, other):
     y, o, scale, offset, rstd, minus_missed, gamma, beta, p, line, is_first = other
     count = elements_to_alignment(y, o, scale)
     if count:
-        values = x_hat(load_first(x, o, count, scale), scale, offset, rstd, minus_missed)
+        values = x_hat(load_masked(x, o, count, scale), scale, offset, rstd, minus_missed)
         values = scaled_and_shifted(values, gamma, beta, p, count)
         if is_first:
-            store_first(y, o, values, count)
+            store_masked(y, o, values, count)
         else:
             rest = lanes(scale) - count
-            store_first(line, rest, values, count)
-            stream(y, o - rest, load(line, 0, scale))
+            store_masked(line, rest, values, count)
+            store_non_temporal(y, o - rest, load(line, 0, scale))
     return count
 
 
@@ -274,7 +274,7 @@ def write_four(x, i, n, other):
         for k in range(4):
             j = i + k * width
             values = x_hat(load(x, o + j, scale), scale, offset, rstd, minus_missed)
-            stream(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))
+            store_non_temporal(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, None))
         return i + 4 * width
     return i
 
@@ -289,9 +289,9 @@ def finish_row(x, i, n, other):
     width = lanes(scale)
     while i + width <= n:
         values = x_hat(load(x, o + i, scale), scale, offset, rstd, minus_missed)
-        stream(y, o + i, scaled_and_shifted(values, gamma, beta, p + i, None))
+        store_non_temporal(y, o + i, scaled_and_shifted(values, gamma, beta, p + i, None))
         i += width
     if i < n:
-        values = x_hat(load_first(x, o + i, n - i, scale), scale, offset, rstd, minus_missed)
-        store_first(line, 0, scaled_and_shifted(values, gamma, beta, p + i, n - i), n - i)
+        values = x_hat(load_masked(x, o + i, n - i, scale), scale, offset, rstd, minus_missed)
+        store_masked(line, 0, scaled_and_shifted(values, gamma, beta, p + i, n - i), n - i)
     return n - i

@@ -15,12 +15,12 @@ from .compile import INLINE
 from .simd import (
     I32,
     I64,
+    absolute,
     at_most,
+    broadcast,
     call,
     fma,
-    magnitude,
-    number,
-    splat,
+    scalar_like,
     suffix,
     with_sign_of,
 )
@@ -112,7 +112,7 @@ def power_of_two(typing: Any, shifted: Any) -> Any:
 @njit(**INLINE)
 def every(value, like):
     """A number in every lane of a vector like another."""
-    return splat(number(value, like))
+    return broadcast(scalar_like(value, like))
 
 
 @njit(**INLINE)
@@ -131,7 +131,7 @@ def exponential(a):
 @njit(**INLINE)
 def tangent(u):
     """Tanh of each lane, to 2 units in the last place: -e / (2 + e) with e = expm1(-2|u|)."""
-    a = at_most(magnitude(u), constants(u)[3])
+    a = at_most(absolute(u), constants(u)[3])
     shifted, p = exponential(a)
     scale, one = power_of_two(shifted), every(1.0, u)
     return with_sign_of(fma(scale, p, scale - one) / fma(scale, p, scale + one), u)
@@ -145,7 +145,7 @@ def tangent_and_slope(u):
     """
     unit, _, _, _, vanishing = constants(u)
     one = every(1.0, u)
-    shifted, p = exponential(at_most(magnitude(u), vanishing))
+    shifted, p = exponential(at_most(absolute(u), vanishing))
     half = fma(shifted - unit, every(0.5, u), unit)
     first, second = power_of_two(half), power_of_two(shifted - half + unit)
     scale = first * second

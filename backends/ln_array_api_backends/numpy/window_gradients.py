@@ -9,10 +9,20 @@ from __future__ import annotations
 
 from numba import njit
 
-from .access import element, load, memory, store, unrelated
+from .access import data_pointer, load, load_broadcast, store, unrelated
 from .columns import put_some, some
 from .compile import CALLED, INLINE, ONCE
-from .simd import fma, lanes, magnitude, minus, number, ones, splat, where_at_least, zeros
+from .simd import (
+    absolute,
+    broadcast,
+    fma,
+    lanes,
+    negative,
+    ones,
+    scalar_like,
+    where_at_least,
+    zeros,
+)
 from .tasks import arguments
 from .window_runs import BLOCK, first_step, merge_windows
 from .windows import gather, pitch_of, power_of_two, scale, tile_of, workspace
@@ -73,7 +83,7 @@ def merge_all_sums(space, singles, first, second, rows, columns, reach, pitch, o
 
     The second place may be that of the singles.
     """
-    fields, runs, length = memory(space), singles, 2 * reach[1] + 1
+    fields, runs, length = data_pointer(space), singles, 2 * reach[1] + 1
     block, high = max(1, BLOCK * lanes(one) // 2 // pitch), rows + 2 * reach[0]
     for i in range(0, high, block):
         (n, bit), runs = first_step(reach[1]), singles
@@ -125,12 +135,12 @@ def terms(
     tells. Element p of dy and rstd is the first of them. The counts of their elements are the
     product of those in the tables across and down from t and u on.
     """
-    fields, across_, down_ = memory(space), memory(across), memory(down)
+    fields, across_, down_ = data_pointer(space), data_pointer(across), data_pointer(down)
     # rstd / factor overflows in a constant window of large values. Its parts, steep and rest, do
     # not, and are multiplied by the deviation, which is 0 there, one after the other.
-    lift = splat(number(lift_of(factor), one))
-    steepness = splat(number(lift_of(factor) if factor < 1 else 1.0 / factor, one))
-    rest = splat(number(1.0 / (factor * LIFT) if factor < 1 else 1.0, one))
+    lift = broadcast(scalar_like(lift_of(factor), one))
+    steepness = broadcast(scalar_like(lift_of(factor) if factor < 1 else 1.0 / factor, one))
+    rest = broadcast(scalar_like(1.0 / (factor * LIFT) if factor < 1 else 1.0, one))
     rows, columns = shape
     for row in range(rows):
         i, q = row - before[0], row * pitch
@@ -139,7 +149,7 @@ def terms(
             continue
         put_zeros(fields, singles, q, before[1], one)
         q += before[1]
-        high = element(down_, u + i, one)
+        high = load_broadcast(down_, u + i, one)
         for j in range(0, inside[1], lanes(one)):
             here = x + i * pitch + j
             deviation = load(fields, here + centre, one) - load(fields, here, one)
@@ -149,18 +159,18 @@ def terms(
             steep = r * steepness
             share = g / (load(across_, t + j, one) * high)
             total = share * (deviation * steep * rest) * rest * steep
-            store(fields, singles[1] + q + j, magnitude(total))
+            store(fields, singles[1] + q + j, absolute(total))
             store(fields, singles[2] + q + j, total)
-            store(fields, singles[3] + q + j, minus(fma(total, deviation, share)))
+            store(fields, singles[3] + q + j, negative(fma(total, deviation, share)))
         put_zeros(fields, singles, q + inside[1], columns - before[1] - inside[1], one)
 
 
 @njit(**ONCE)
 def write(space, x, sums, dy, rstd, dx, o, rows, columns, pitch, width, factor, one):
     """Dx of a tile, from element o on."""
-    fields = memory(space)
-    lift = splat(number(lift_of(factor), one))
-    unlift = splat(number(1.0 / lift_of(factor), one))
+    fields = data_pointer(space)
+    lift = broadcast(scalar_like(lift_of(factor), one))
+    unlift = broadcast(scalar_like(1.0 / lift_of(factor), one))
     for i in range(rows):
         for j in range(0, columns, lanes(one)):
             q, p = i * pitch + j, o + i * width + j
@@ -181,7 +191,8 @@ def backward(
     `bands`, by its column and its row.
     """
     reach = (reach_down, reach_across)
-    dy_, x_, rstd_, dx_, one = memory(dy), memory(x), memory(rstd), memory(dx), ones(across)
+    dy_, x_, rstd_ = data_pointer(dy), data_pointer(x), data_pointer(rstd)
+    dx_, one = data_pointer(dx), ones(across)
     _, height, width = x.shape
     pitch = pitch_of(columns + 4 * reach_across, one)
     space, field, apart = workspace(rows + 4 * reach_down, pitch, FIELDS, across)

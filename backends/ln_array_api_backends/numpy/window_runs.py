@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .access import element, load, load_field, memory, store, unrelated
+from .access import data_pointer, load, load_broadcast, load_field, store, unrelated
 from .compile import CALLED, INLINE, ONCE
 from .simd import fma, lanes
 
@@ -75,7 +75,7 @@ def weight_at(tables, t, place, down, one):
     """The number of a place in a table: in every lane down columns, else of as many places."""
     if down is None:
         return load(tables, t + place, one)
-    return element(tables, t + place, one)
+    return load_broadcast(tables, t + place, one)
 
 
 @njit(**CALLED)
@@ -154,7 +154,7 @@ def merge_windows(
     them in the plane, after `before` that are not. `across` and `down` are tables, of which those
     numbered `strip` and `band` are for this tile. `reach` is that down and across.
     """
-    fields, across_, down_ = memory(space), memory(across), memory(down)
+    fields, across_, down_ = data_pointer(space), data_pointer(across), data_pointer(down)
     pad, length = across.shape[2], 2 * reach[1] + 1
     block = max(1, BLOCK * lanes(one) // pitch)
     for first in range(before, before + count, block):

@@ -11,18 +11,18 @@ import math
 import numpy as np
 from numba import njit
 
-from .access import element, elements_to_alignment, load, memory, store
+from .access import data_pointer, elements_to_alignment, load, load_broadcast, store
 from .columns import put_some, some
 from .compile import CALLED, INLINE, ONCE
 from .simd import (
+    absolute,
+    broadcast,
+    dtype_limits,
+    fmax,
     lanes,
-    largest,
-    limits,
-    magnitude,
-    number,
     ones,
-    peak,
-    splat,
+    reduce_max,
+    scalar_like,
     square_root,
     where_at_least,
     zeros,
@@ -44,23 +44,23 @@ def gather(x, plane, height, width, top, rows, left, columns, space, to, pitch, 
     `plane` is the plane's first element, and `to` that of the field. Gives the largest magnitude
     that is finite.
     """
-    field = memory(space)
+    field = data_pointer(space)
     first, last = max(left, 0), min(left + columns, width)
     lead, count = first - left, last - first
     most = zeros(one)
     for i in range(rows):
         o, q = plane + min(max(top + i, 0), height - 1) * width, to + i * pitch
-        edge = element(x, o + first, one)
+        edge = load_broadcast(x, o + first, one)
         for j in range(0, lead, lanes(one)):
             store(field, q + j, edge)
         for j in range(0, count, lanes(one)):
             values = some(x, o + first + j, count - j, one)
-            most = largest(most, magnitude(values) + (values - values))  # NaN if it is not finite
+            most = fmax(most, absolute(values) + (values - values))  # NaN if it is not finite
             store(field, q + lead + j, values)
-        edge = element(x, o + last - 1, one)
+        edge = load_broadcast(x, o + last - 1, one)
         for j in range(lead + count, columns, lanes(one)):
             store(field, q + j, edge)
-    return float(peak(most))
+    return float(reduce_max(most))
 
 
 @njit(**INLINE)
@@ -70,7 +70,7 @@ def power_of_two(most, epsilon, one):
     The sum of 2³¹ squares does not overflow, nor does the square of a difference of one ulp
     underflow. It is 1 for most, and changes no bit of what is in range.
     """
-    smallest, _, _ = limits(one)
+    smallest, _, _ = dtype_limits(one)
     root = math.sqrt(epsilon)
     if smallest > 2.0**-200:
         if most >= 2.0**46:
@@ -88,7 +88,7 @@ def power_of_two(most, epsilon, one):
 @njit(**ONCE)
 def scale(space, o, count, factor, one):
     """Multiply so many numbers of a field, and those that follow in the last vector."""
-    field, factors = memory(space), splat(number(factor, one))
+    field, factors = data_pointer(space), broadcast(scalar_like(factor, one))
     for j in range(0, count, lanes(one)):
         store(field, o + j, load(field, o + j, one) * factors)
 
@@ -127,7 +127,7 @@ def workspace(rows, pitch, count, like):
     one = ones(like)
     apart = (-(-rows * pitch // (PAGE * lanes(one))) * PAGE + AHEAD) * lanes(one)
     space = np.empty(count * apart + lanes(one), like.dtype)
-    return space, elements_to_alignment(memory(space), 0, one), apart
+    return space, elements_to_alignment(data_pointer(space), 0, one), apart
 
 
 @njit(**CALLED)
@@ -136,14 +136,14 @@ def write(
     rows, columns, reach, pitch, width, factor, epsilon, one,
 ):  # fmt: skip
     """Y of a tile, and mean and rstd where they are wanted, from element o on."""
-    fields = memory(space)
-    smallest, _, most = limits(one)
+    fields = data_pointer(space)
+    smallest, _, most = dtype_limits(one)
     above, alone = 0.0, math.inf
     if epsilon > 0:
         above = max(epsilon * factor * factor, smallest)
         alone = min(1.0 / math.sqrt(epsilon), most)
-    above, alone = splat(number(above, one)), splat(number(alone, one))
-    scale, unscale = splat(number(factor, one)), splat(number(1.0 / factor, one))
+    above, alone = broadcast(scalar_like(above, one)), broadcast(scalar_like(alone, one))
+    scale, unscale = broadcast(scalar_like(factor, one)), broadcast(scalar_like(1.0 / factor, one))
     centre = reach[0] * pitch + reach[1]
     for i in range(rows):
         for j in range(0, columns, lanes(one)):
@@ -170,7 +170,8 @@ def forward(
     The tables of a tile are numbered `strips` and `bands`, by its column and its row.
     """
     reach = (reach_down, reach_across)
-    x_, y_, mean_, rstd_, one = memory(x), memory(y), memory(mean), memory(rstd), ones(across)
+    x_, y_, mean_ = data_pointer(x), data_pointer(y), data_pointer(mean)
+    rstd_, one = data_pointer(rstd), ones(across)
     _, height, width = x.shape
     pitch = pitch_of(columns + 2 * reach_across, one)
     space, field, apart = workspace(rows + 2 * reach_down, pitch, FIELDS, across)

@@ -332,10 +332,10 @@ def test_alignment_changes_no_bit(shape: tuple[int, int], alpha: float) -> None:
 def functions_of(values: Any, logs: Any, exponents: Any, powers: Any) -> None:
     one = simd.ones(values)
     for i in range(0, values.size, simd.lanes(one)):
-        each = access.load(access.memory(values), i, one)
-        access.store(access.memory(logs), i, elementary.log2(each))
-        each = access.load(access.memory(exponents), i, one)
-        access.store(access.memory(powers), i, elementary.exp2(each))
+        each = access.load(access.data_pointer(values), i, one)
+        access.store(access.data_pointer(logs), i, elementary.log2(each))
+        each = access.load(access.data_pointer(exponents), i, one)
+        access.store(access.data_pointer(powers), i, elementary.exp2(each))
 
 
 def test_logarithms_and_powers_of_2() -> None:
