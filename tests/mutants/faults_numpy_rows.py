@@ -235,14 +235,14 @@ OF_VECTORS = (
     Fault(
         "float64 loses what its sums round off",
         DOUBLES,
-        "pair = new, builder.fadd(more, lost)",
+        "pair = new, builder.fadd(more, compensation)",
         "pair = new, more",
         unit("backends/numpy/test_doubles.py"),
     ),
     Fault(
         "a sum with an infinity is NaN",
         DOUBLES,
-        "return builder.select(known, lost, ir.Constant(lost.type, None))",
+        "return builder.select(known, compensation, ir.Constant(compensation.type, None))",
         "return lost",
         unit("backends/numpy/test_doubles.py"),
     ),
