@@ -23,8 +23,8 @@ OF_CALLS = (
     Fault(
         "blocks of columns depend on the number of threads",
         COLUMN_CALLS,
-        "rows = -(-max(ROWS, -(-m // BLOCKS)) // RUN) * RUN",
-        "rows = -(-max(ROWS, -(-m // context.max_parts)) // RUN) * RUN",
+        "rows = -(-max(ROWS, -(-m // BLOCKS)) // TERMS_PER_FLUSH) * TERMS_PER_FLUSH",
+        "rows = -(-max(ROWS, -(-m // context.max_parts)) // TERMS_PER_FLUSH) * TERMS_PER_FLUSH",
         unit("backends/numpy/test_channels.py", "threshold and 2500 and float64"),
     ),
     Fault(

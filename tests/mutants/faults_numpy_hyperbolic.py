@@ -41,23 +41,23 @@ FAULTS = (
     Fault(
         "what lies behind the last element is a part of sums",
         KERNELS,
-        "of_gamma, of_alpha = zero_tail(of_gamma, count), zero_tail(of_alpha, count)",
-        "of_gamma, of_alpha = of_gamma, of_alpha",
+        "= zero_tail(dgamma_terms, count), zero_tail(dalpha_terms, count)",
+        "= dgamma_terms, dalpha_terms",
         unit(TESTS, "behind"),
     ),
     Fault(
         "a part of a task adds up all sums as soon as it is done",
         KERNELS,
         "        if increment(words, FINISHED) == num_parts - 1:\n"
-        "            finish_columns(*given[5:16])",
-        "        if increment(words, FINISHED) == 0:\n            finish_columns(*given[5:16])",
+        "            reduce_all_columns(*given[5:16])",
+        "        if increment(words, FINISHED) == 0:\n            reduce_all_columns(*given[5:16])",
         unit(TESTS, "threads"),
     ),
     Fault(
         "columns that share a parameter are taken for different ones",
         KERNELS,
-        "fold(sums, length, repeat, into)",
-        "fold(sums, length, 1, into)",
+        "reduce_to_parameters(sums, length, repeat, into)",
+        "reduce_to_parameters(sums, length, 1, into)",
         LAYOUTS,
     ),
     Fault(
@@ -70,7 +70,7 @@ FAULTS = (
     Fault(
         "what sums of float64 lose is not cleared",
         KERNELS,
-        "        clear(dbeta_lost, q, min(segment, padded - left))\n",
+        "        clear(dbeta_comp, sums_offset, min(segment, padded - left))\n",
         "",
         unit(TESTS, "nothing_is_left", "threads"),
     ),

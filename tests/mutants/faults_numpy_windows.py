@@ -13,8 +13,8 @@ FAULTS = (
     Fault(
         "merged runs lack the variance between them",
         RUNS,
-        "return fma(between, step, fma(part, beside, (one - part) * variance))",
-        "return fma(part, beside, (one - part) * variance)",
+        "return fma(between, step, fma(weight, second_variance, (ones_vec - weight) * variance))",
+        "return fma(weight, second_variance, (ones_vec - weight) * variance)",
         ALL,
     ),
     Fault(
@@ -41,8 +41,8 @@ FAULTS = (
     Fault(
         "a tile reads as many columns as it has",
         WINDOWS,
-        "left, wide = column - reach_across, num_columns + 2 * reach_across",
-        "left, wide = column - reach_across, num_columns + reach_across",
+        "left, wide = column - radius_across, num_columns + 2 * radius_across",
+        "left, wide = column - radius_across, num_columns + radius_across",
         ALL,
     ),
     Fault(
@@ -55,15 +55,15 @@ FAULTS = (
     Fault(
         "windows of very small elements are not scaled",
         WINDOWS,
-        "if max(most, root) < 2.0**-16:",
-        "if max(most, root) < 0:",
+        "if max(max_abs, sqrt_epsilon) < 2.0**-16:",
+        "if max(max_abs, sqrt_epsilon) < 0:",
         unit(TEST, "magnitude"),
     ),
     Fault(
         "rstd of constant windows is that of what they were scaled to",
         WINDOWS,
-        "where_at_least(zeros(one), square, alone, root * scale)",
-        "root * scale",
+        "where_at_least(zeros(ones_vec), square, epsilon_rstd, rstd_vec * scale)",
+        "rstd_vec * scale",
         unit(TEST, "constant"),
     ),
     Fault(
@@ -83,14 +83,14 @@ FAULTS = (
     Fault(
         "windows beyond the last column keep what another tile has left there",
         GRADIENTS,
-        "put_zeros(fields, singles, q + inside[1], columns - before[1] - inside[1], one)",
-        "put_zeros(fields, singles, q + inside[1], 0, one)",
+        "store_zeros(fields, singles, q + inside[1], columns - before[1] - inside[1], ones_vec)",
+        "store_zeros(fields, singles, q + inside[1], 0, ones_vec)",
         ALL,
     ),
     Fault(
         "sums down columns take the runs of rows for single places",
         GRADIENTS,
-        "target = first if reach[1] == 0 else second",
+        "target = first if radius[1] == 0 else second",
         "target = first",
         ALL,
     ),

@@ -11,12 +11,12 @@ from numba import types
 from ln_array_api.backend import Primitive, RowsSpec
 
 from .array_tasks import bind, max_parts_of
-from .backward import SHORT, backward_task
+from .backward import MAX_SHORT_ROW_BYTES, backward_task
 from .compile import array_type
 from .forward import forward_task
 from .memory import memory_pool
 from .simd import BYTES
-from .sweeps import RUN
+from .sweeps import TERMS_PER_FLUSH
 from .tasks import Task
 
 #: Bytes of a result from which its memory comes from the pool.
@@ -168,8 +168,8 @@ def rows_in_a_run(n: int, dtype: str, groups: int, repeat: int) -> int:
     """
     single = np.dtype(ACCUMULATION.get(dtype, "float32"))
     if groups > 1 or repeat > 1 or n * single.itemsize % BYTES > 0:
-        return groups * RUN
-    return RUN * (4 if n * ITEMSIZE[dtype] <= SHORT else 2)
+        return groups * TERMS_PER_FLUSH
+    return TERMS_PER_FLUSH * (4 if n * ITEMSIZE[dtype] <= MAX_SHORT_ROW_BYTES else 2)
 
 
 def _backward(spec: RowsSpec) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from . import columns
 from .call_context import ABSENT, CallContext, boolean, integer
 from .calls import ITEMSIZE, Argument, array_of, may_stream
 from .simd import BYTES
-from .sweeps import RUN
+from .sweeps import TERMS_PER_FLUSH
 
 #: Columns of which the tables stay in the second cache.
 COLUMNS = 16384
@@ -38,7 +38,7 @@ class _BlockedSums:
 
     def __init__(self, context: CallContext, num_sums: int) -> None:
         m = context.shape[0]
-        rows = -(-max(ROWS, -(-m // BLOCKS)) // RUN) * RUN
+        rows = -(-max(ROWS, -(-m // BLOCKS)) // TERMS_PER_FLUSH) * TERMS_PER_FLUSH
         blocks = -(-m // rows)
         self.count = blocks * context.max_parts
         length = blocks * num_sums * _table_width(context)

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from .access import data_pointer, elements_to_alignment, load, load_broadcast, store
-from .columns import put_some, some
+from .columns import load_partial, store_partial
 from .compile import CALLED, INLINE, ONCE
 from .simd import (
     absolute,
@@ -34,11 +34,11 @@ from .window_runs import merge_windows
 FIELDS = 5
 #: Vectors of a page, and how much further in it than the one before a field begins: a load from
 #: where the processor takes it for what was just stored to another page has to wait.
-PAGE, AHEAD = 64, 13
+PAGE_VECTORS, FIELD_OFFSET = 64, 13
 
 
 @njit(**ONCE)
-def gather(x, plane, height, width, top, rows, left, columns, space, to, pitch, one):
+def load_tile(x, plane, height, width, top, rows, left, columns, space, to, pitch, ones_vec):
     """Put a part of a plane, which may reach beyond its borders, into a field.
 
     `plane` is the plane's first element, and `to` that of the field. Gives the largest magnitude
@@ -47,50 +47,50 @@ def gather(x, plane, height, width, top, rows, left, columns, space, to, pitch, 
     field = data_pointer(space)
     first, last = max(left, 0), min(left + columns, width)
     lead, count = first - left, last - first
-    most = zeros(one)
+    max_abs = zeros(ones_vec)
     for i in range(rows):
-        o, q = plane + min(max(top + i, 0), height - 1) * width, to + i * pitch
-        edge = load_broadcast(x, o + first, one)
-        for j in range(0, lead, lanes(one)):
-            store(field, q + j, edge)
-        for j in range(0, count, lanes(one)):
-            values = some(x, o + first + j, count - j, one)
-            most = fmax(most, absolute(values) + (values - values))  # NaN if it is not finite
-            store(field, q + lead + j, values)
-        edge = load_broadcast(x, o + last - 1, one)
-        for j in range(lead + count, columns, lanes(one)):
-            store(field, q + j, edge)
-    return float(reduce_max(most))
+        x_offset, field_offset = plane + min(max(top + i, 0), height - 1) * width, to + i * pitch
+        edge = load_broadcast(x, x_offset + first, ones_vec)
+        for j in range(0, lead, lanes(ones_vec)):
+            store(field, field_offset + j, edge)
+        for j in range(0, count, lanes(ones_vec)):
+            values = load_partial(x, x_offset + first + j, count - j, ones_vec)
+            max_abs = fmax(max_abs, absolute(values) + (values - values))  # NaN if it is not finite
+            store(field, field_offset + lead + j, values)
+        edge = load_broadcast(x, x_offset + last - 1, ones_vec)
+        for j in range(lead + count, columns, lanes(ones_vec)):
+            store(field, field_offset + j, edge)
+    return float(reduce_max(max_abs))
 
 
 @njit(**INLINE)
-def power_of_two(most, epsilon, one):
-    """What brings the squares of numbers up to `most`, or epsilon, into the range of the dtype.
+def scale_factor(max_abs, epsilon, ones_vec):
+    """What brings the squares of numbers up to `max_abs`, or epsilon, into the range of the dtype.
 
     The sum of 2³¹ squares does not overflow, nor does the square of a difference of one ulp
     underflow. It is 1 for most, and changes no bit of what is in range.
     """
-    smallest, _, _ = dtype_limits(one)
-    root = math.sqrt(epsilon)
-    if smallest > 2.0**-200:
-        if most >= 2.0**46:
-            return 2.0**-62 if most < 2.0**108 else 2.0**-124
-        if max(most, root) < 2.0**-16:
-            return 2.0**62 if max(most, root) >= 2.0**-78 else 2.0**124
+    min_normal, _, _ = dtype_limits(ones_vec)
+    sqrt_epsilon = math.sqrt(epsilon)
+    if min_normal > 2.0**-200:
+        if max_abs >= 2.0**46:
+            return 2.0**-62 if max_abs < 2.0**108 else 2.0**-124
+        if max(max_abs, sqrt_epsilon) < 2.0**-16:
+            return 2.0**62 if max(max_abs, sqrt_epsilon) >= 2.0**-78 else 2.0**124
     else:
-        if most >= 2.0**480:
+        if max_abs >= 2.0**480:
             return 2.0**-700
-        if max(most, root) < 2.0**-420:
+        if max(max_abs, sqrt_epsilon) < 2.0**-420:
             return 2.0**700
     return 1.0
 
 
 @njit(**ONCE)
-def scale(space, o, count, factor, one):
+def scale_field(space, o, count, factor, ones_vec):
     """Multiply so many numbers of a field, and those that follow in the last vector."""
-    field, factors = data_pointer(space), broadcast(scalar_like(factor, one))
-    for j in range(0, count, lanes(one)):
-        store(field, o + j, load(field, o + j, one) * factors)
+    field, factors = data_pointer(space), broadcast(scalar_like(factor, ones_vec))
+    for j in range(0, count, lanes(ones_vec)):
+        store(field, o + j, load(field, o + j, ones_vec) * factors)
 
 
 @njit(**INLINE)
@@ -110,12 +110,12 @@ def tile_of(unit, shape, rows, columns):
 
 
 @njit(**INLINE)
-def pitch_of(places, one):
+def pitch_of(places, ones_vec):
     """From row to row of a field: whole vectors, and one more for what is beyond the last place.
 
     They are an odd number, so that a column of vectors is spread over all sets of the cache.
     """
-    return (-(-places // lanes(one)) + 1 | 1) * lanes(one)
+    return (-(-places // lanes(ones_vec)) + 1 | 1) * lanes(ones_vec)
 
 
 @njit(**INLINE)
@@ -124,73 +124,83 @@ def workspace(rows, pitch, count, like):
 
     The array has to go to all that works in it, since it is free after its last use.
     """
-    one = ones(like)
-    apart = (-(-rows * pitch // (PAGE * lanes(one))) * PAGE + AHEAD) * lanes(one)
-    space = np.empty(count * apart + lanes(one), like.dtype)
-    return space, elements_to_alignment(data_pointer(space), 0, one), apart
+    ones_vec = ones(like)
+    field_stride = (
+        -(-rows * pitch // (PAGE_VECTORS * lanes(ones_vec))) * PAGE_VECTORS + FIELD_OFFSET
+    ) * lanes(ones_vec)
+    space = np.empty(count * field_stride + lanes(ones_vec), like.dtype)
+    return space, elements_to_alignment(data_pointer(space), 0, ones_vec), field_stride
 
 
 @njit(**CALLED)
-def write(
-    space, x, offset, variance, y, mean, rstd, o,
-    rows, columns, reach, pitch, width, factor, epsilon, one,
+def write_tile(
+    space, x, offset, variance, y, mean, rstd, first_y,
+    rows, columns, radius, pitch, width, factor, epsilon, ones_vec,
 ):  # fmt: skip
     """Y of a tile, and mean and rstd where they are wanted, from element o on."""
     fields = data_pointer(space)
-    smallest, _, most = dtype_limits(one)
-    above, alone = 0.0, math.inf
+    min_normal, _, max_number = dtype_limits(ones_vec)
+    variance_epsilon, epsilon_rstd = 0.0, math.inf
     if epsilon > 0:
-        above = max(epsilon * factor * factor, smallest)
-        alone = min(1.0 / math.sqrt(epsilon), most)
-    above, alone = broadcast(scalar_like(above, one)), broadcast(scalar_like(alone, one))
-    scale, unscale = broadcast(scalar_like(factor, one)), broadcast(scalar_like(1.0 / factor, one))
-    centre = reach[0] * pitch + reach[1]
+        variance_epsilon = max(epsilon * factor * factor, min_normal)
+        epsilon_rstd = min(1.0 / math.sqrt(epsilon), max_number)
+    variance_epsilon, epsilon_rstd = (
+        broadcast(scalar_like(variance_epsilon, ones_vec)),
+        broadcast(scalar_like(epsilon_rstd, ones_vec)),
+    )
+    scale = broadcast(scalar_like(factor, ones_vec))
+    unscale = broadcast(scalar_like(1.0 / factor, ones_vec))
+    centre = radius[0] * pitch + radius[1]
     for i in range(rows):
-        for j in range(0, columns, lanes(one)):
-            q, p = i * pitch + j, o + i * width + j
-            anchor, beyond = load(fields, x + q, one), load(fields, offset + q, one)
-            square = load(fields, offset + variance + q, one)
-            root = one / square_root(square + above)
-            deviation = (load(fields, x + centre + q, one) - anchor) - beyond
-            put_some(y, p, deviation * root, columns - j, False)
+        for j in range(0, columns, lanes(ones_vec)):
+            field_offset, y_offset = i * pitch + j, first_y + i * width + j
+            anchor = load(fields, x + field_offset, ones_vec)
+            mean_offset = load(fields, offset + field_offset, ones_vec)
+            square = load(fields, offset + variance + field_offset, ones_vec)
+            rstd_vec = ones_vec / square_root(square + variance_epsilon)
+            deviation = (load(fields, x + centre + field_offset, ones_vec) - anchor) - mean_offset
+            store_partial(y, y_offset, deviation * rstd_vec, columns - j, False)
             if mean is not None:
-                put_some(mean, p, (anchor + beyond) * unscale, columns - j, False)
+                store_partial(mean, y_offset, (anchor + mean_offset) * unscale, columns - j, False)
                 # Where all is alike, epsilon alone makes rstd, which may be out of range if scaled.
-                root = where_at_least(zeros(one), square, alone, root * scale)
-                put_some(rstd, p, root, columns - j, False)
+                rstd_vec = where_at_least(zeros(ones_vec), square, epsilon_rstd, rstd_vec * scale)
+                store_partial(rstd, y_offset, rstd_vec, columns - j, False)
 
 
 @njit(**CALLED)
 def forward(
     x, y, mean, rstd, across, strips, down, bands, epsilon,
-    reach_down, reach_across, rows, columns, start, stop,
+    radius_down, radius_across, rows, columns, start, stop,
 ):  # fmt: skip
     """Tiles start to stop, of so many rows and columns.
 
     The tables of a tile are numbered `strips` and `bands`, by its column and its row.
     """
-    reach = (reach_down, reach_across)
-    x_, y_, mean_ = data_pointer(x), data_pointer(y), data_pointer(mean)
-    rstd_, one = data_pointer(rstd), ones(across)
+    radius = (radius_down, radius_across)
+    x_ptr, y_ptr, mean_ptr = data_pointer(x), data_pointer(y), data_pointer(mean)
+    rstd_ptr, ones_vec = data_pointer(rstd), ones(across)
     _, height, width = x.shape
-    pitch = pitch_of(columns + 2 * reach_across, one)
-    space, field, apart = workspace(rows + 2 * reach_down, pitch, FIELDS, across)
+    pitch = pitch_of(columns + 2 * radius_across, ones_vec)
+    space, field, field_stride = workspace(rows + 2 * radius_down, pitch, FIELDS, across)
     for unit in range(start, stop):
         plane, row, column, num_rows, num_columns = tile_of(unit, x.shape, rows, columns)
-        top, high = row - reach_down, num_rows + 2 * reach_down
-        left, wide = column - reach_across, num_columns + 2 * reach_across
-        most = gather(x_, plane, height, width, top, high, left, wide, space, field, pitch, one)
-        factor = power_of_two(most, epsilon, one)
+        top, high = row - radius_down, num_rows + 2 * radius_down
+        left, wide = column - radius_across, num_columns + 2 * radius_across
+        max_abs = load_tile(
+            x_ptr, plane, height, width, top, high, left, wide, space, field, pitch, ones_vec
+        )
+        factor = scale_factor(max_abs, epsilon, ones_vec)
         if factor != 1:
-            scale(space, field, high * pitch, factor, one)
+            scale_field(space, field, high * pitch, factor, ones_vec)
         offset = merge_windows(
             space, across, strips[column // columns], down, bands[row // rows],
-            field, field + apart, field + 2 * apart, 2 * apart, max(-top, 0),
-            min(top + high, height) - max(top, 0), num_rows, num_columns, reach, pitch, one,
+            field, field + field_stride, field + 2 * field_stride, 2 * field_stride, max(-top, 0),
+            min(top + high, height) - max(top, 0), num_rows, num_columns, radius, pitch, ones_vec,
         )  # fmt: skip
-        write(
-            space, field, offset, 2 * apart, y_, mean_, rstd_, plane + row * width + column,
-            num_rows, num_columns, reach, pitch, width, factor, epsilon, one,
+        write_tile(
+            space, field, offset, 2 * field_stride, y_ptr, mean_ptr, rstd_ptr,
+            plane + row * width + column, num_rows, num_columns, radius, pitch, width, factor,
+            epsilon, ones_vec,
         )  # fmt: skip
 
 

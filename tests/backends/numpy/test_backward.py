@@ -20,7 +20,7 @@ import numba
 from ln_array_api_backends.numpy import backward as kernels
 from ln_array_api_backends.numpy.calls import rows_in_a_block, rows_in_a_run
 from ln_array_api_backends.numpy.compile import OPTIONS, STORAGE_DTYPES
-from ln_array_api_backends.numpy.gradient_sums import add_up as add_up_kernel
+from ln_array_api_backends.numpy.gradient_sums import reduce_partials as add_up_kernel
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -37,7 +37,7 @@ DTYPES = {
 def some_blocks(
     dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, first, last
 ):
-    kernels.some_blocks(
+    kernels.backward_blocks(
         dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, first, last
     )
 
