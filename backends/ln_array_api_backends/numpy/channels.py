@@ -1,7 +1,7 @@
-"""Passes over channels that lie in pieces, one for each sample, for every dtype.
+"""Passes over channels that consist of a piece per sample, for every dtype.
 
-As in `forward` and `backward`, what is None is left out at compile time. A channel is swept twice,
-and all of it by one thread: the second sweep mostly finds it in the cache.
+As in `forward` and `backward`, code for an argument that is None is left out at compile time. One
+thread does both passes over a channel, so that the second mostly finds it in the cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .tasks import arguments
 
 @njit(**INLINE)
 def approx_channel_mean(x, pieces, ones_vec):
-    """A guess at the mean of a channel, from four pieces; exact if it is constant."""
+    """Return the approximate mean of a channel from four pieces; exact for a constant channel."""
     x_offset, n, num_pieces, stride = pieces
     first = compute_approx_mean(x, x_offset, n, ones_vec)
     difference_sum = first - first
@@ -36,7 +36,7 @@ def approx_channel_mean(x, pieces, ones_vec):
 def store_stats(
     mean, var, rstd, channel, factor, approx_mean, mean_residual, variance, scaled_rstd
 ):
-    """Put the statistics of a channel, of which those given are of x times factor, into place."""
+    """Store the statistics of a channel; the given ones are those of x * factor."""
     mean[channel] = unscaled_mean(factor, approx_mean, mean_residual)
     if var is not None:
         var[channel] = variance / factor / factor
@@ -45,16 +45,14 @@ def store_stats(
 
 @njit(**CALLED)
 def forward(x, gamma, beta, y, mean, var, rstd, epsilon, non_temporal, start, stop):
-    """Channels start to stop. One whose squares leave the range of the dtype is scaled first."""
+    """Normalise channels start to stop. Channels with squares out of range are scaled."""
     samples, channels, n = x.shape
     x_ptr, y_ptr = data_pointer(x), data_pointer(y)
     gamma_ptr, beta_ptr = data_pointer(gamma), data_pointer(beta)
     ones_vec, mean_or_none = ones(rstd), data_pointer(mean)
     inv_count = 1.0 / (samples * n)
     stride = channels * n
-    prefetch_distance = (
-        stride if non_temporal else 0
-    )  # while a piece is swept, the next one is fetched
+    prefetch_distance = stride if non_temporal else 0  # the next piece is prefetched
     for channel in range(start, stop):
         pieces = (channel * n, n, samples, stride)
         approx_mean = approx_channel_mean(x_ptr, pieces, ones_vec)
@@ -82,7 +80,7 @@ def forward(x, gamma, beta, y, mean, var, rstd, epsilon, non_temporal, start, st
 
 @njit(**CALLED)
 def inference(x, mean, var, gamma, beta, y, epsilon, non_temporal, start, stop):
-    """Pieces start to stop, in the order of memory."""
+    """Normalise pieces start to stop by given statistics, in the order of memory."""
     channels, n = x.shape[1:]
     x_ptr, y_ptr = data_pointer(x), data_pointer(y)
     gamma_ptr, beta_ptr = data_pointer(gamma), data_pointer(beta)
@@ -102,7 +100,7 @@ def inference(x, mean, var, gamma, beta, y, epsilon, non_temporal, start, stop):
 
 @njit(**CALLED)
 def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, non_temporal, start, stop):
-    """Channels start to stop."""
+    """Process channels start to stop."""
     samples, channels, n = x.shape
     dy_ptr, x_ptr = data_pointer(dy), data_pointer(x)
     gamma_ptr, dx_ptr = data_pointer(gamma), data_pointer(dx)
@@ -125,7 +123,7 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, non_temporal, start, s
             c, rest_c = accumulate(c, rest_c, cc)
         sum_dy = reduce_add(sum_in_float64(b, rest_b, ones_vec))
         _, unscale = range_scale(r)
-        # In units of x_hat, no part of which it is.
+        # The residual of the rounded mean, in units of x_hat.
         x_hat_mean = (
             reduce_add(sum_in_float64(a, rest_a, ones_vec)) * inv_count * first_lane(r * unscale)
         )

@@ -1,13 +1,13 @@
-"""Passes over columns, some of which beside each other are normalised together, for every dtype.
+"""Passes over columns; adjacent columns may be normalised together. For every dtype.
 
-X is (M, K), row after row in memory. Channels are n columns each, over all rows, in batch norm, or
-over those of one sample: `first` is the first of `count` rows that are normalised together. A
-parameter is that of `columns_per_param` columns.
+x is (M, K) in C order. A channel has n adjacent columns: in all rows (batch norm), or in the rows
+of one sample. `first` is the first of `count` rows that are normalised together. An element of
+gamma or beta belongs to `columns_per_param` columns.
 
-Sums are taken of blocks of rows, whose number depends on the shape alone, and of any columns at a
-time: a column's sums do not depend on threads. They are in float64; those of float64 have another
-table for what their rounding has lost, which is None for others. What there is to know of each
-column lies in tables of as many numbers as columns, padded to whole vectors, one after the other.
+Sums are taken over blocks of rows, whose number depends only on the shape, and over any range of
+columns, so that the sums of a column do not depend on threads. They are in float64. For float64
+data they have a table of compensations, which is None for other dtypes. The constants of columns
+are in consecutive tables; each has a number per column, and is padded to whole vectors.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from .simd import broadcast, first_lane, fma, lanes, ones, range_scale, scalar_l
 from .sweeps import SQUARES_PER_FLUSH, TERMS_PER_FLUSH
 from .tasks import COUNT, FINISHED, arguments
 
-#: Rows that the mean of a channel is guessed from.
+#: Most rows from which the approximate mean of a channel is computed.
 MAX_SAMPLE_ROWS = 64
-#: Tables of a pass that normalises, and of one that takes gradients.
+#: Number of tables of the forward and of the backward pass.
 FORWARD_TABLES, BACKWARD_TABLES = 5, 6
 
 
 @njit(**INLINE)
 def load_partial(elements, i, count, like):
-    """`count` elements from i on, or a vector full if they are more."""
+    """Load `count` elements from i on, at most a whole vector; the other lanes are 0."""
     if count >= lanes(like):
         return load(elements, i, like)
     return load_masked(elements, i, count, like)
@@ -52,7 +52,7 @@ def load_partial(elements, i, count, like):
 
 @njit(**INLINE)
 def store_vector(elements, i, values, non_temporal):
-    """Put a vector of elements past the cache, or into it."""
+    """Store a vector, with a non-temporal store or not."""
     if non_temporal:
         store_non_temporal(elements, i, values)
     else:
@@ -61,7 +61,7 @@ def store_vector(elements, i, values, non_temporal):
 
 @njit(**INLINE)
 def store_partial(elements, i, values, count, non_temporal):
-    """Put `count` of some values to the elements from i on, or all if that is more."""
+    """Store the first `count` lanes, or the whole vector if it has fewer lanes."""
     if count < lanes(values):
         store_masked(elements, i, values, count)
     else:
@@ -70,9 +70,9 @@ def store_partial(elements, i, values, count, non_temporal):
 
 @njit(**CALLED)
 def approx_channel_means(x, table, n, first, count):
-    """The first table: a guess at each channel's mean, from its first column.
+    """Fill the first table: the approximate mean of each channel, from its first column.
 
-    It is exact if that is constant.
+    It is exact if the column is constant.
     """
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
     x_ptr, table_ptr, ones_vec = data_pointer(x), data_pointer(table), ones(table)
@@ -94,14 +94,14 @@ def approx_channel_means(x, table, n, first, count):
 
 @njit(**INLINE)
 def task_range(task, parts, padded, width):
-    """The block of a task, and its columns: each block is cut into so many parts."""
+    """Return the block of a task and its range of columns; a block has `parts` tasks."""
     block, part, vectors = task // parts, task % parts, padded // width
     return block, vectors * part // parts * width, vectors * (part + 1) // parts * width
 
 
 @njit(**CALLED)
 def forward_sums(x, table, sums, compensation, first, count, rows, parts, start, stop):
-    """Sums of d and d², where d is x without the guess, in tasks start to stop."""
+    """Take the sums of d and d² in tasks start to stop, where d is x - approx_mean."""
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
     x_ptr, table_ptr, ones_vec = data_pointer(x), data_pointer(table), ones(table)
     sums_ptr, compensation_ptr = data_pointer(sums), data_pointer(compensation)
@@ -126,10 +126,13 @@ def finalize_forward(
     x, gamma, beta, mean, var, rstd, table, sums, compensation, epsilon, n, columns_per_param,
     first, count,
 ):  # fmt: skip
-    """The statistics of all channels, and the tables: scale, offset, missed, weight, shift."""
+    """Store the statistics of all channels and fill the tables of `normalise_rows`.
+
+    They are scale, offset, mean_residual, weight and shift.
+    """
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
     channels = columns // n
-    before = first // count * channels  # of statistics, those of the samples before
+    before = first // count * channels  # statistics of the samples before
     reduce_blocks(sums, compensation, 2 * padded)
     x_ptr, gamma_ptr = data_pointer(x), data_pointer(gamma)
     beta_ptr, ones_vec = data_pointer(beta), ones(table)
@@ -157,7 +160,7 @@ def finalize_forward(
 
 @njit(**INLINE)
 def weight_and_shift(gamma, beta, param, scaled_rstd, ones_vec):
-    """Root times gamma, and beta, from their place."""
+    """Return scaled_rstd * gamma, and beta, for one parameter."""
     weight, shift = scaled_rstd, scalar_like(0.0, ones_vec)
     if gamma is not None:
         weight = scaled_rstd * first_lane(load_broadcast(gamma, param, ones_vec))
@@ -168,14 +171,14 @@ def weight_and_shift(gamma, beta, param, scaled_rstd, ones_vec):
 
 @njit(**INLINE)
 def set_column(table, padded, column, numbers):
-    """Put a column's numbers into the tables."""
+    """Store the constants of a column to the tables."""
     for k in range(len(numbers)):
         table[k * padded + column] = numbers[k]
 
 
 @njit(**CALLED)
 def finalize_inference(mean, var, gamma, beta, table, epsilon, n):
-    """The tables of `finalize_forward` for statistics that are given, of channels of n columns."""
+    """Fill the tables of `normalise_rows` from given statistics of channels of n columns."""
     padded = table.size // FORWARD_TABLES
     gamma_ptr, beta_ptr, ones_vec = data_pointer(gamma), data_pointer(beta), ones(table)
     unit, zero = scalar_like(1.0, ones_vec), scalar_like(0.0, ones_vec)
@@ -188,7 +191,7 @@ def finalize_inference(mean, var, gamma, beta, table, epsilon, n):
 
 @njit(**INLINE)
 def can_use_non_temporal(y, columns, non_temporal, ones_vec):
-    """Whether every row can be streamed to from its first element on."""
+    """Return whether non-temporal stores are wanted, and all rows are aligned to vectors."""
     return (
         non_temporal
         and columns % lanes(ones_vec) == 0
@@ -198,7 +201,7 @@ def can_use_non_temporal(y, columns, non_temporal, ones_vec):
 
 @njit(**CALLED)
 def normalise_rows(x, y, table, non_temporal, start, stop):
-    """Y for rows start to stop."""
+    """Write y for rows start to stop."""
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
     x_ptr, y_ptr = data_pointer(x), data_pointer(y)
     table_ptr, ones_vec = data_pointer(table), ones(table)
@@ -222,7 +225,7 @@ def normalise_rows(x, y, table, non_temporal, start, stop):
 
 @njit(**CALLED)
 def load_stats_tables(x, mean, rstd, table, n, first, count):
-    """The first two tables of a pass that takes gradients: mean and rstd of each column."""
+    """Fill the first two tables of the backward pass: mean and rstd of each column."""
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
     before = first // count * (columns // n)
     for column in range(columns):
@@ -232,7 +235,10 @@ def load_stats_tables(x, mean, rstd, table, n, first, count):
 
 @njit(**CALLED)
 def backward_sums(dy, x, table, sums, compensation, first, count, rows, parts, start, stop):
-    """Sums of d, dy and dy * d * rstd, in tasks start to stop; d as in `backward.sums`."""
+    """Take the sums of d, dy and dy * d * rstd in tasks start to stop.
+
+    d is that of `backward.gradient_lane_sums`.
+    """
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
     dy_ptr, x_ptr = data_pointer(dy), data_pointer(x)
     table_ptr, ones_vec = data_pointer(table), ones(table)
@@ -263,10 +269,10 @@ def backward_sums(dy, x, table, sums, compensation, first, count, rows, parts, s
 def finalize_backward(
     x, gamma, dgamma, dbeta, table, sums, compensation, n, columns_per_param, first, count
 ):
-    """The gradients of parameters, and the tables.
+    """Store the gradients of parameters and fill the tables of `write_dx_rows`.
 
-    After mean and rstd, these are minus missed, minus the projection and minus the mean of g, which
-    is dy times gamma, and gamma. Missed is told in units of x_hat, and is no part of it.
+    After mean and rstd, these are -x_hat_mean, -projection, -mean(g) and gamma, where g is
+    dy * gamma. x_hat_mean is the residual of the rounded mean in units of x_hat.
     """
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
     before = first // count * (columns // columns_per_param)
@@ -280,10 +286,10 @@ def finalize_backward(
         for column in range(start, start + n):
             sums[2 * padded + column] -= x_hat_mean * sums[padded + column]
         sum_g, sum_g_x_hat = 0.0, 0.0
-        for first_of_q in range(start, start + n, columns_per_param):
-            param = first_of_q // columns_per_param
-            sum_dy = sum_of(sums, padded + first_of_q, columns_per_param)
-            sum_dy_x_hat = sum_of(sums, 2 * padded + first_of_q, columns_per_param)
+        for first_column in range(start, start + n, columns_per_param):
+            param = first_column // columns_per_param
+            sum_dy = sum_of(sums, padded + first_column, columns_per_param)
+            sum_dy_x_hat = sum_of(sums, 2 * padded + first_column, columns_per_param)
             if dgamma is not None:
                 dgamma[before + param] = sum_dy_x_hat
             if dbeta is not None:
@@ -301,7 +307,7 @@ def finalize_backward(
 
 @njit(**CALLED)
 def write_dx_rows(dy, x, dx, table, non_temporal, start, stop):
-    """Dx for rows start to stop."""
+    """Write dx for rows start to stop."""
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
     dy_ptr, x_ptr, dx_ptr = data_pointer(dy), data_pointer(x), data_pointer(dx)
     table_ptr, ones_vec = data_pointer(table), ones(table)
@@ -331,7 +337,7 @@ def forward_of_samples(
     x, gamma, beta, y, mean, rstd, epsilon, n, columns_per_param, count, padded, non_temporal,
     start, stop,
 ):  # fmt: skip
-    """Samples start to stop, of so many rows, each by itself."""
+    """Normalise samples start to stop, of `count` rows each."""
     table, sums = np.empty(FORWARD_TABLES * padded, rstd.dtype), np.empty(2 * padded, np.float64)
     compensation = compensation_for(sums, rstd)
     for sample in range(start, stop):
@@ -351,7 +357,7 @@ def backward_of_samples(
     dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, columns_per_param, count, padded, non_temporal,
     start, stop,
 ):  # fmt: skip
-    """Samples start to stop, of so many rows, each with gradients of parameters of its own."""
+    """Process samples start to stop, of `count` rows each, with their own parameter gradients."""
     table, sums = np.empty(BACKWARD_TABLES * padded, rstd.dtype), np.empty(3 * padded, np.float64)
     compensation = compensation_for(sums, rstd)
     for sample in range(start, stop):
@@ -394,7 +400,7 @@ def settle_inference_task(kinds):
 
 
 def forward_sums_task(kinds):
-    """`forward_sums` as a task; who finishes the last part goes on with `finalize_forward`."""
+    """`forward_sums` as a task. Who finishes the last part calls `finalize_forward`."""
 
     def task(words, part, num_parts):
         given = arguments(words, kinds, part, num_parts)
@@ -416,7 +422,7 @@ def write_task(kinds):
 
 
 def backward_sums_task(kinds):
-    """`backward_sums` as a task; who finishes the last part goes on with `finalize_backward`."""
+    """`backward_sums` as a task. Who finishes the last part calls `finalize_backward`."""
 
     def task(words, part, num_parts):
         given = arguments(words, kinds, part, num_parts)
@@ -447,9 +453,9 @@ def forward_of_samples_task(kinds):
 
 
 def backward_of_samples_task(kinds):
-    """`backward_of_samples` as a task; who finishes the last part adds up their sums.
+    """`backward_of_samples` as a task. The thread that finishes the last part adds up the sums.
 
-    Where the sums of parameters go in the end is behind dgamma and dbeta.
+    The results of that follow dgamma and dbeta in the arguments.
     """
 
     def task(words, part, num_parts):

@@ -1,10 +1,10 @@
 """Dynamic tanh, y = tanh(alpha * x) * gamma + beta, and its gradients, for every dtype.
 
-As in `forward` and `backward`, what is None is left out at compile time. No element depends on
-another, so x is cut as the parameters lie beside it: into rows of a length, of which the last may
-be shorter, and these into segments. A row has one element of gamma and beta, or one in each column.
-A part of a task is a range of segments. Sums are kept apart for each segment, or for each column of
-a block of rows, and added up in order by who finishes last.
+As in `forward` and `backward`, code for an argument that is None is left out at compile time. The
+operation is elementwise, so x is split to fit the parameters: into rows of equal length (the last
+may be shorter), and these into segments. A row has one element of gamma and beta, or one for each
+column. A part of a task is a range of segments. There are partial sums for each segment, or for
+each column of a block of rows. The thread that finishes last adds them up in order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .tasks import FINISHED, arguments
 
 @njit(**INLINE)
 def normalise(x, y, x_offset, n, alpha, gamma, beta, param_offset, non_temporal):
-    """Y for n elements from o on, whose parameters are from p on."""
+    """Write y for n elements."""
     width = lanes(alpha)
     j = 0
     if non_temporal:
@@ -61,7 +61,7 @@ def normalise(x, y, x_offset, n, alpha, gamma, beta, param_offset, non_temporal)
 
 @njit(**INLINE)
 def segment_bounds(i, size, length, segment):
-    """Of a segment: its row, where it begins in that and in x, and how many elements it has."""
+    """Return the row of a segment, its offsets in the row and in x, and its length."""
     segments = -(-length // segment)
     row, left = i // segments, i % segments * segment
     x_offset = row * length + left
@@ -70,7 +70,7 @@ def segment_bounds(i, size, length, segment):
 
 @njit(**CALLED)
 def forward(x, alpha, gamma, beta, y, length, segment, parameters, non_temporal, start, stop):
-    """Segments start to stop. `parameters` is None if there is one for each column."""
+    """Process segments start to stop. `parameters` is None if each column has a parameter."""
     x_ptr, y_ptr = data_pointer(x), data_pointer(y)
     gamma_ptr, beta_ptr = data_pointer(gamma), data_pointer(beta)
     alpha_vec = load_broadcast(data_pointer(alpha), 0, ones(x))
@@ -89,9 +89,9 @@ def forward(x, alpha, gamma, beta, y, length, segment, parameters, non_temporal,
 
 @njit(**INLINE)
 def dx_vector(dy, x, i, count, alpha, gamma, param_offset, dx, non_temporal):
-    """Dx of a vector from element i on, or of `count` elements of it.
+    """Write dx of a vector from element i on, or of `count` elements.
 
-    Gives the terms of dbeta, dgamma and dalpha.
+    Returns the terms of dbeta, dgamma and dalpha.
     """
     if count is None:
         v, d = load(x, i, alpha), load(dy, i, alpha)
@@ -108,14 +108,14 @@ def dx_vector(dy, x, i, count, alpha, gamma, param_offset, dx, non_temporal):
             store_non_temporal(dx, i, values)
         else:
             store(dx, i, values)
-    if count is not None:  # gamma and alpha may be infinite
+    if count is not None:  # 0 * inf is NaN if gamma or alpha is infinite
         dgamma_terms, dalpha_terms = zero_tail(dgamma_terms, count), zero_tail(dalpha_terms, count)
     return d, dgamma_terms, dalpha_terms
 
 
 @njit(**INLINE)
 def can_use_non_temporal(dx, x_offset, non_temporal, like):
-    """Whether a segment of dx is streamed: vectors that began elsewhere had other sums."""
+    """Return whether a segment of dx is aligned; a prologue would change the order of sums."""
     return non_temporal and elements_to_alignment(dx, x_offset, like) == 0
 
 
@@ -124,7 +124,7 @@ def backward(
     dy, x, alpha, gamma, dx, dalpha, dgamma, dbeta, length, segment, parameters, non_temporal,
     start, stop,
 ):  # fmt: skip
-    """Segments start to stop of rows with a parameter each, and their sums in float64."""
+    """Process segments start to stop of rows with one parameter; take their sums in float64."""
     dy_ptr, x_ptr = data_pointer(dy), data_pointer(x)
     gamma_ptr, dx_ptr = data_pointer(gamma), data_pointer(dx)
     alpha_vec = load_broadcast(data_pointer(alpha), 0, ones(x))
@@ -161,7 +161,7 @@ def backward(
 
 @njit(**INLINE)
 def flush_if_present(sums, compensation, i, values):
-    """`flush_sums`, where there are sums."""
+    """Call `flush_sums` unless sums is None."""
     if sums is not None:
         flush_sums(sums, compensation, i, values)
 
@@ -171,9 +171,9 @@ def backward_of_columns(
     dy, x, alpha, gamma, dx, dalpha, dgamma, dgamma_comp, dbeta, dbeta_comp, length, padded,
     segment, rows, non_temporal, start, stop,
 ):  # fmt: skip
-    """Segments of blocks of rows, start to stop, with a parameter for each column.
+    """Process segments start to stop of blocks of rows, with a parameter for each column.
 
-    A block has a table of `padded` sums for each parameter, and each segment of it a sum for alpha.
+    A block has `padded` sums for gamma and for beta, and each of its segments has a sum for alpha.
     """
     dy_ptr, x_ptr = data_pointer(dy), data_pointer(x)
     gamma_ptr, dx_ptr = data_pointer(gamma), data_pointer(dx)
@@ -219,7 +219,7 @@ def backward_of_columns(
 
 @njit(**INLINE)
 def reduce_to_parameters(sums, size, trail, into):
-    """Each parameter's sum of the first `size` sums, of which `trail` after each other are its."""
+    """Add up the first `size` sums for each parameter; `trail` adjacent sums share a parameter."""
     for parameter in range(into.size):
         sum_, compensation = 0.0, 0.0
         for first in range(parameter * trail, size, into.size * trail):
@@ -230,7 +230,7 @@ def reduce_to_parameters(sums, size, trail, into):
 
 @njit(**INLINE)
 def reduce_segments(sums, segments, into):
-    """`reduce_to_parameters` of what segments have summed, of which a row has so many."""
+    """Reduce the sums of all segments; a row has `segments` segments."""
     if into is not None:
         reduce_to_parameters(sums, sums.size, segments, into)
 
@@ -245,7 +245,7 @@ def reduce_columns(sums, compensation, padded, length, repeat, into):
 
 @njit(**CALLED)
 def reduce_all(dalpha, dgamma, dbeta, into_dalpha, into_dgamma, into_dbeta, length, segment):
-    """Add up what `backward` has summed."""
+    """Reduce the partial sums of `backward`."""
     segments = -(-length // segment)
     reduce_segments(dalpha, 1, into_dalpha)
     reduce_segments(dgamma, segments, into_dgamma)
@@ -257,7 +257,7 @@ def reduce_all_columns(
     dalpha, dgamma, dgamma_comp, dbeta, dbeta_comp, into_dalpha, into_dgamma, into_dbeta,
     repeat, length, padded,
 ):  # fmt: skip
-    """Add up what `backward_of_columns` has summed."""
+    """Reduce the partial sums of `backward_of_columns`."""
     reduce_segments(dalpha, 1, into_dalpha)
     reduce_columns(dgamma, dgamma_comp, padded, length, repeat, into_dgamma)
     reduce_columns(dbeta, dbeta_comp, padded, length, repeat, into_dbeta)
@@ -273,7 +273,7 @@ def forward_task(kinds):
 
 
 def backward_task(kinds):
-    """`backward` as a task, and where sums go in the end. Who finishes last adds them up."""
+    """`backward` as a task. The thread that finishes last reduces the partial sums."""
 
     def task(words, part, num_parts):
         given = arguments(words, kinds, part, num_parts)
@@ -285,7 +285,7 @@ def backward_task(kinds):
 
 
 def backward_of_columns_task(kinds):
-    """`backward_of_columns` as a task, and where sums go in the end."""
+    """`backward_of_columns` as a task. The thread that finishes last reduces the partial sums."""
 
     def task(words, part, num_parts):
         given = arguments(words, kinds, part, num_parts)

@@ -1,7 +1,7 @@
-"""Passes over instances, which lie as rows, for every dtype: statistics, sums, and what is written.
+"""Passes over instances, which are rows, for every dtype: statistics, sums, affine maps, gradients.
 
-Batch-instance and switchable norm mix the statistics of instances in between. Each row is swept by
-one thread, so its results are the same whatever the others are.
+Batch-instance and switchable norm mix the statistics of instances between two passes. One thread
+processes a row, so the results of a row do not depend on other rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .tasks import arguments
 
 @njit(**CALLED)
 def statistics(x, mean, mean_residual, var, rstd, epsilon, is_large, start, stop):
-    """Rows start to stop. One whose squares leave the range of the dtype is scaled first."""
+    """Compute the statistics of rows start to stop. Rows with squares out of range are scaled."""
     n, x_ptr, ones_vec, mean_or_none = x.shape[1], data_pointer(x), ones(rstd), data_pointer(mean)
     inv_count, prefetch_distance = 1.0 / n, PREFETCH_BYTES // x.itemsize if is_large else 0
     zero = reduce_add(ones_vec - ones_vec)
@@ -42,7 +42,7 @@ def statistics(x, mean, mean_residual, var, rstd, epsilon, is_large, start, stop
 
 @njit(**CALLED)
 def affine(x, mean, mean_residual, rstd, scale, shift, y, non_temporal, start, stop):
-    """Rows start to stop of x̂ * scale + shift."""
+    """Write x̂ * scale + shift for rows start to stop."""
     n, x_ptr, y_ptr, ones_vec = x.shape[1], data_pointer(x), data_pointer(y), ones(rstd)
     mean_ptr, mean_residual_ptr = data_pointer(mean), data_pointer(mean_residual)
     rstd_ptr = data_pointer(rstd)
@@ -64,14 +64,14 @@ def affine(x, mean, mean_residual, rstd, scale, shift, y, non_temporal, start, s
 
 @njit(**INLINE)
 def reduce_add_wide(values, ones_vec):
-    """The sum of the lanes, in float64."""
+    """Return the horizontal sum in float64."""
     sum_, rest = accumulate(zeros_float64(ones_vec), zeros_float64(ones_vec), values)
     return reduce_add(sum_in_float64(sum_, rest, ones_vec))
 
 
 @njit(**CALLED)
 def sums_of_rows(dy, x, mean, rstd, mean_residual, sum_dy, sum_dy_x_hat, is_large, start, stop):
-    """What the rounded means of rows have missed, sums of dy, and of dy * x̂."""
+    """Compute the residuals of the rounded means, and the sums of dy and of dy * x̂."""
     n, dy_ptr, x_ptr, ones_vec = x.shape[1], data_pointer(dy), data_pointer(x), ones(rstd)
     mean_ptr, rstd_ptr = data_pointer(mean), data_pointer(rstd)
     inv_count, prefetch_distance = 1.0 / n, PREFETCH_BYTES // x.itemsize if is_large else 0
@@ -92,7 +92,7 @@ def sums_of_rows(dy, x, mean, rstd, mean_residual, sum_dy, sum_dy_x_hat, is_larg
 
 @njit(**CALLED)
 def gradient(dy, x, mean, mean_residual, rstd, weight, scale, shift, dx, non_temporal, start, stop):
-    """Rows start to stop of rstd * (dy * weight + x̂ * scale + shift)."""
+    """Write rstd * (dy * weight + x̂ * scale + shift) for rows start to stop."""
     n, dy_ptr, x_ptr = x.shape[1], data_pointer(dy), data_pointer(x)
     dx_ptr, ones_vec = data_pointer(dx), ones(rstd)
     mean_ptr, mean_residual_ptr = data_pointer(mean), data_pointer(mean_residual)

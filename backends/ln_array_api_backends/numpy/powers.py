@@ -1,9 +1,8 @@
-"""Power norm of any exponent, for float32 and 16-bit dtypes, by logarithms in float64.
+"""Power norm with any exponent, for float32 and 16-bit dtypes, by logarithms in float64.
 
-With w = log2(abs(x)), and the logarithm L of the norm, y is sign(x) * 2**(exponent * w - L). It is
-at most 1, whatever powers are: these and the norm need not be in the range of a dtype, but their
-logarithms are. What float64 does not hold of sums of squares is kept out of these by a shift: they
-are sums of 2**(2 * exponent * w - shift).
+With w = log2(abs(x)) and the logarithm L of the norm, y is sign(x) * 2**(exponent * w - L). It is
+at most 1, also where the powers and the norm are out of the range of a dtype. Sums of squares could
+overflow or underflow in float64, so they are sums of 2**(2 * exponent * w - shift).
 """
 
 from __future__ import annotations
@@ -42,19 +41,19 @@ from .simd import (
 )
 from .tasks import arguments
 
-#: The exponent up to which squares of powers of all numbers of float32 are in the range of float64.
+#: Largest exponent for which squared powers of all float32 numbers are in the range of float64.
 MAX_UNSHIFTED_EXPONENT = 3.0
 
 
 @njit(**INLINE)
 def powers(x, exponent, neg_shift):
-    """2**(exponent * log2(abs(x)) - shift) of a vector of float64, and 0 of 0."""
+    """Return 2**(exponent * log2(abs(x)) - shift) of a float64 vector, and 0 for 0."""
     return where_not_zero(x, exp2(fma(log2(absolute(x)), exponent, neg_shift)))
 
 
 @njit(**INLINE)
 def sum_of_powers(x, x_offset, n, ones_vec, exponent, neg_shift):
-    """The sum of `powers` of n elements from o on."""
+    """Return the sum of `powers` over n elements."""
     low_sum, high_sum = zeros_float64(ones_vec), zeros_float64(ones_vec)
     exponents, shifts = broadcast(exponent), broadcast(neg_shift)
     width = lanes(ones_vec)
@@ -70,7 +69,7 @@ def sum_of_powers(x, x_offset, n, ones_vec, exponent, neg_shift):
 
 @njit(**INLINE)
 def max_magnitude(x, x_offset, n, ones_vec):
-    """That of n elements from o on, or 1 if all are 0; NaN is passed over."""
+    """Return the largest magnitude of n elements, without NaN, or 1 if all are 0."""
     max_abs = ones_vec - ones_vec
     width = lanes(ones_vec)
     j = 0
@@ -83,7 +82,7 @@ def max_magnitude(x, x_offset, n, ones_vec):
 
 @njit(**INLINE)
 def log_of_norm(x, x_offset, n, ones_vec, exponent, epsilon):
-    """The logarithm of the norm of a row, and the norm."""
+    """Return the logarithm of the norm of a row, and the norm."""
     shift = 0.0
     if exponent > MAX_UNSHIFTED_EXPONENT:
         shift = 2 * exponent * math.log2(max_magnitude(x, x_offset, n, ones_vec))
@@ -100,7 +99,7 @@ def log_of_norm(x, x_offset, n, ones_vec, exponent, epsilon):
 
 @njit(**INLINE)
 def y_vector(x, constants):
-    """Y of a vector of elements. The sign of 0 is + below the first power, as roots have it."""
+    """Return y of a vector. For exponents below 1, the sign of 0 is +, as in `roots`."""
     exponent, neg_log_norm, nan_or_zero, zero = constants
     low, high = to_float64(x)
     low, high = powers(low, exponent, neg_log_norm), powers(high, exponent, neg_log_norm)
@@ -109,7 +108,7 @@ def y_vector(x, constants):
 
 @njit(**INLINE)
 def normalise_row(x, y, x_offset, n, ones_vec, constants, non_temporal):
-    """Y for n elements from o on."""
+    """Write y for n elements."""
     width = lanes(ones_vec)
     j = 0
     if non_temporal:
@@ -136,7 +135,7 @@ def normalise_row(x, y, x_offset, n, ones_vec, constants, non_temporal):
 
 @njit(**CALLED)
 def forward(x, y, norm, exponent, epsilon, non_temporal, start, stop):
-    """Rows start to stop."""
+    """Normalise rows start to stop."""
     n = x.shape[1]
     x_ptr, y_ptr = data_pointer(x), data_pointer(y)
     ones_vec = ones(norm)
@@ -144,7 +143,7 @@ def forward(x, y, norm, exponent, epsilon, non_temporal, start, stop):
     for row in range(start, stop):
         log, row_norm = log_of_norm(x_ptr, row * n, n, ones_vec, exponent, epsilon)
         norm[row] = scalar_like(row_norm, ones_vec)
-        # Zeros of a row that has no norm are NaN too.
+        # If the logarithm of the norm is not finite, all of y is NaN, also where x is 0.
         constants = broadcast(exponent), broadcast(-log), broadcast(log - log), zero
         normalise_row(x_ptr, y_ptr, row * n, n, ones_vec, constants, non_temporal)
     if non_temporal:
@@ -153,7 +152,7 @@ def forward(x, y, norm, exponent, epsilon, non_temporal, start, stop):
 
 @njit(**INLINE)
 def sum_of_products(dy, x, x_offset, n, ones_vec, exponent, neg_log_norm):
-    """The sum of dy * y over n elements from o on."""
+    """Return the sum of dy * y over n elements."""
     low_sum, high_sum = zeros_float64(ones_vec), zeros_float64(ones_vec)
     width = lanes(ones_vec)
     j = 0
@@ -172,7 +171,7 @@ def sum_of_products(dy, x, x_offset, n, ones_vec, exponent, neg_log_norm):
 
 @njit(**INLINE)
 def gradient(dy, x, exponent, neg_log_norm, neg_projection):
-    """Dx of a vector of float64. The derivative of a power is exponent * abs(y) / abs(x)."""
+    """Return dx of a float64 vector. The derivative of a power is exponent * abs(y) / abs(x)."""
     v = powers(x, exponent, neg_log_norm)
     slope = exponent * v / absolute(x)
     return where_not_zero(x, fma(with_sign_of(v, x), neg_projection, dy) * slope)
@@ -180,7 +179,7 @@ def gradient(dy, x, exponent, neg_log_norm, neg_projection):
 
 @njit(**INLINE)
 def dx_vector(dy, x, constants):
-    """Dx of a vector of elements."""
+    """Return dx of a vector of elements."""
     low, high = to_float64(x)
     low_dy, high_dy = to_float64(dy)
     low = gradient(low_dy, low, constants[0], constants[1], constants[2])
@@ -190,7 +189,7 @@ def dx_vector(dy, x, constants):
 
 @njit(**INLINE)
 def write_dx(dy, x, dx, x_offset, n, ones_vec, constants, non_temporal):
-    """Dx for n elements from o on."""
+    """Write dx for n elements."""
     width = lanes(ones_vec)
     j = 0
     if non_temporal:
@@ -232,10 +231,10 @@ def write_dx(dy, x, dx, x_offset, n, ones_vec, constants, non_temporal):
 
 @njit(**CALLED)
 def backward(dy, x, norm, dx, exponent, non_temporal, start, stop):
-    """Rows start to stop.
+    """Write dx for rows start to stop.
 
-    A norm that is out of range is that of powers without epsilon: a larger one would be in range,
-    unless powers are so large that epsilon does not matter.
+    The logarithm of a norm that is out of range is computed again, without epsilon: an epsilon that
+    matters keeps a small norm in range, and it does not matter for powers that overflow.
     """
     n = x.shape[1]
     dy_ptr, x_ptr, dx_ptr = data_pointer(dy), data_pointer(x), data_pointer(dx)

@@ -1,8 +1,8 @@
-"""Power norm by signed roots, which is that of its default exponent, for every dtype.
+"""Power norm with signed square roots (exponent 0.5, the default), for every dtype.
 
-The squares of roots are magnitudes, so the norm is sqrt(sum(abs(x)) + epsilon): the first sweep of
-a row takes no root. Sums are of float64, and of float64 with what their rounding loses. What is one
-number of each row is a lane of a vector, of as many rows as the first cache holds.
+The squares of the roots are magnitudes, so the norm is sqrt(sum(abs(x)) + epsilon): the first pass
+over a row takes no root. Sums are in float64, compensated for float64 data. Rows are processed in
+blocks that fit in L1, and each lane of a vector holds a statistic of one row.
 """
 
 from __future__ import annotations
@@ -51,18 +51,15 @@ from .simd import (
 from .sweeps import PREFETCH_BYTES
 from .tasks import arguments
 
-#: What brings a sum of float64 back into its range, and the root of that.
+#: Factor that brings an overflowing float64 sum back into range, and its square root.
 DOWNSCALE, SQRT_DOWNSCALE = 2.0**-128, 2.0**-64
-#: Numbers in a vector of float64 for each of as many rows as it has lanes.
+#: Numbers in as many float64 vectors as such a vector has lanes.
 SUMS = 64
 
 
 @njit(**INLINE)
 def sum_of_magnitudes(x, x_offset, n, ones_vec, scale, prefetch_distance):
-    """The sum of the magnitudes of n elements from o on, times scale unless that is None.
-
-    One in each lane of float64, which are to be added up.
-    """
+    """Return float64 lane sums of abs(x) over n elements, times scale unless that is None."""
     sum_, rest = zeros_float64(ones_vec), zeros_float64(ones_vec)
     width = lanes(ones_vec)
     j = 0
@@ -81,13 +78,13 @@ def sum_of_magnitudes(x, x_offset, n, ones_vec, scale, prefetch_distance):
 
 @njit(**INLINE)
 def scaled(values, scale):
-    """Values times a scale, unless that is None."""
+    """Multiply values by a scale, unless that is None."""
     return values if scale is None else values * scale
 
 
 @njit(**INLINE)
 def scaled_norm(x, x_offset, n, ones_vec, epsilon):
-    """The norm of a row, the sum of whose magnitudes is beyond float64."""
+    """Return the norm of a row whose sum of magnitudes overflows float64."""
     downscale = broadcast(scalar_like(DOWNSCALE, ones_vec))
     downscaled_sum = reduce_add(sum_of_magnitudes(x, x_offset, n, ones_vec, downscale, 0))
     return math.sqrt(downscaled_sum + epsilon * DOWNSCALE) / SQRT_DOWNSCALE
@@ -95,13 +92,13 @@ def scaled_norm(x, x_offset, n, ones_vec, epsilon):
 
 @njit(**INLINE)
 def signed_roots(x, inv_norm):
-    """The root of each magnitude times the inverse of a norm, with the sign; that of 0 is +."""
+    """Return sign(x) * sqrt(abs(x)) * inv_norm; the sign of 0 is +."""
     return with_sign_of(square_root(absolute(x)) * inv_norm, x + zeros(x))
 
 
 @njit(**INLINE)
 def normalise_row(x, y, x_offset, n, inv_norm, non_temporal):
-    """Y for n elements from o on."""
+    """Write y for n elements."""
     width = lanes(inv_norm)
     j = 0
     if non_temporal:
@@ -126,22 +123,19 @@ def normalise_row(x, y, x_offset, n, inv_norm, non_temporal):
 
 @njit(**INLINE)
 def choose_rows_per_block(n, size, lanes64):
-    """How many rows of n elements are taken at once, of so many that a vector has lanes for."""
+    """Return how many rows of n elements a block has; at most as many as a vector has lanes."""
     return max(1, min(lanes64, MAX_BLOCK_BYTES // (n * size)))
 
 
 @njit(**CALLED)
 def forward(x, y, norm, epsilon, non_temporal, start, stop):
-    """Rows start to stop."""
+    """Normalise rows start to stop."""
     n, size = x.shape[1], x.itemsize
     x_ptr, y_ptr, norm_ptr = data_pointer(x), data_pointer(y), data_pointer(norm)
     ones_vec = ones(norm)
     zero = zeros_float64(ones_vec)
-    lanes64, (_, _, max_float64), (_, _, max_number) = (
-        lanes(zero),
-        dtype_limits(zero),
-        dtype_limits(ones_vec),
-    )
+    lanes64 = lanes(zero)
+    (_, _, max_float64), (_, _, max_number) = dtype_limits(zero), dtype_limits(ones_vec)
     prefetch_distance = (
         PREFETCH_BYTES // size if non_temporal or n * size >= PREFETCH_MIN_ROW_BYTES else 0
     )
@@ -157,8 +151,8 @@ def forward(x, y, norm, epsilon, non_temporal, start, stop):
         squared_norm = reduce_add_rows(sums, 0, zero) + broadcast(epsilon)
         norm_vec = square_root(squared_norm)
         store_masked(norm_ptr, begin, from_float64(norm_vec, norm_vec, ones_vec), count)
-        # Of zeros and a tiny epsilon, y is 0, though the inverse be infinite in the dtype. Without
-        # epsilon it is infinite in float64 too, and y is NaN.
+        # For zeros and a tiny epsilon, y must be 0 although 1 / norm overflows in the dtype.
+        # Without epsilon, 1 / norm is infinite in float64 too, and y is NaN.
         inv_norm = broadcast(1.0) / norm_vec
         inv_norm = at_most(inv_norm, broadcast(max_number)) + (inv_norm - inv_norm)
         store(inv_norms, 0, from_float64(inv_norm, inv_norm, ones_vec))
@@ -179,7 +173,7 @@ def forward(x, y, norm, epsilon, non_temporal, start, stop):
 
 @njit(**INLINE)
 def sum_of_products(dy, x, x_offset, n, inv_norm, prefetch_distance):
-    """The sum of dy * y over n elements from o on; one in each lane of float64."""
+    """Return float64 lane sums of dy * y over n elements."""
     sum_, rest = zeros_float64(inv_norm), zeros_float64(inv_norm)
     width = lanes(inv_norm)
     j = 0
@@ -199,12 +193,12 @@ def sum_of_products(dy, x, x_offset, n, inv_norm, prefetch_distance):
 
 @njit(**INLINE)
 def dx_constants(inv_norm, neg_projection):
-    """What `dx_vector` needs: these two, half the inverse, and between what to multiply first.
+    """Return the constants of `dx_vector`, among them the bounds of two factors.
 
-    A gradient is a number times the inverse of the norm, times half the inverse of the root of an
-    element, which is at least that of the norm. Either product alone may be out of range. If the
-    first inverse is at least 1, one after the other does no harm: neither result is further from 1
-    than the last. If it is less, the inverses are multiplied first if they are on two sides of 1.
+    A gradient is a number times inv_norm, times half of 1 / sqrt(abs(x)), which is at least
+    inv_norm. Either product alone may be out of range. If inv_norm is at least 1, they can be
+    multiplied one after the other: neither result is further from 1 than the last. If it is less,
+    the two inverses are multiplied first if one is less and the other greater than 1.
     """
     ones_vec = ones_like(inv_norm)
     infinite = broadcast(scalar_like(math.inf, inv_norm))
@@ -216,13 +210,13 @@ def dx_constants(inv_norm, neg_projection):
 
 @njit(**INLINE)
 def ones_like(vector):
-    """A vector of ones like another."""
+    """Return a vector of ones like another."""
     return broadcast(scalar_like(1.0, vector))
 
 
 @njit(**INLINE)
 def dx_vector(dy, x, constants):
-    """Dx of a vector of elements."""
+    """Return dx of a vector of elements."""
     inv_norm, neg_projection, half, first, second = constants
     sqrt_abs_x = square_root(absolute(x))
     y = with_sign_of(sqrt_abs_x * inv_norm, x)
@@ -234,7 +228,7 @@ def dx_vector(dy, x, constants):
 
 @njit(**INLINE)
 def write_dx(dy, x, dx, x_offset, n, constants, non_temporal):
-    """Dx for n elements from o on."""
+    """Write dx for n elements."""
     ones_vec = constants[0]
     width = lanes(ones_vec)
     j = 0
@@ -277,7 +271,7 @@ def write_dx(dy, x, dx, x_offset, n, constants, non_temporal):
 
 @njit(**CALLED)
 def backward(dy, x, norm, dx, non_temporal, start, stop):
-    """Rows start to stop."""
+    """Write dx for rows start to stop."""
     n, size = x.shape[1], x.itemsize
     dy_ptr, x_ptr = data_pointer(dy), data_pointer(x)
     norm_ptr, dx_ptr = data_pointer(norm), data_pointer(dx)

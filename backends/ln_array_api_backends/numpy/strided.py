@@ -1,9 +1,9 @@
-"""Passes over rows along an axis that others follow, for every dtype.
+"""Passes over rows along an axis that is not the last, for every dtype.
 
-X is (K, N, I) in C order. The elements of a row are I apart, and I rows lie beside each other, so a
-lane of a vector is a row. What is swept at once is a tile: some of these rows, whose elements fill
-lines of the cache, and which stays in the second cache from one sweep to the next. Sums over a row
-depend on its length alone. Those of gradients of parameters depend on the shape.
+x is (K, N, I) in C order. The elements of a row have stride I, and the elements of I rows are
+adjacent, so each lane of a vector belongs to a row. A tile is some of these rows: their elements
+fill cache lines, and the tile stays in L2 between the passes. Sums over a row depend only on its
+length. Sums of parameter gradients depend on the shape.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ from .simd import (
 from .sweeps import SQUARES_PER_FLUSH, TERMS_PER_FLUSH, apply_affine, x_hat
 from .tasks import COUNT, FINISHED, arguments
 
-#: Elements of a row that its mean is guessed from.
+#: Most elements of a row from which its approximate mean is computed.
 MAX_SAMPLE_ELEMENTS = 16
-#: What is known of each row of a tile: scale, offset, rstd and minus missed; for gradients mean,
-#: rstd, minus missed, minus the mean of g and minus the projection.
+#: Number of tables with a constant per row of a tile: scale, offset, rstd and x_hat_correction;
+#: in the backward pass mean, rstd, x_hat_correction, -mean(g) and -projection.
 FORWARD_TABLES, BACKWARD_TABLES = 4, 5
-#: Elements of each row that are written at a time, and that are fetched ahead.
+#: Elements of each row that are written at a time, and the prefetch distance in such elements.
 ELEMENTS_PER_BLOCK, PREFETCH_ELEMENTS = 8, 16
 #: Numbers of float64 that two vectors hold.
 LANES = 16
 
 
 def empty_if_present(present, length, like):
-    """Memory for so many numbers of an array's dtype where another is present, else None."""
+    """Allocate `length` numbers of the dtype of `like`, or return None if `present` is None."""
 
 
 @overload(empty_if_present)
@@ -70,7 +70,7 @@ def _empty_if_present(present, length, like):
 
 @njit(**INLINE)
 def tile_of(unit, n, inner, width):
-    """Where a tile begins, its first row and how many it has: `width`, or what is left of I."""
+    """Return the offset of a tile, its first row and its number of rows, at most `width`."""
     tiles = -(-inner // width)
     sample, left = unit // tiles, unit % tiles * width
     return sample * n * inner + left, sample * inner + left, min(width, inner - left)
@@ -78,7 +78,7 @@ def tile_of(unit, n, inner, width):
 
 @njit(**INLINE)
 def compute_approx_means(x, x_offset, n, inner, count, table):
-    """The first table: guesses at the means of a tile's rows, exact where a row is constant."""
+    """Fill the first table: approximate means of the rows of a tile, exact for constant rows."""
     table_ptr, ones_vec = data_pointer(table), ones(table)
     num_samples = min(n, MAX_SAMPLE_ELEMENTS)
     inv_count = broadcast(scalar_like(1.0 / num_samples, ones_vec))
@@ -95,7 +95,7 @@ def compute_approx_means(x, x_offset, n, inner, count, table):
 
 @njit(**INLINE)
 def prefetch_tile(elements, i, rows, inner, count, num_lanes):
-    """Have a part of a tile fetched, line after line as they lie: some elements of each row."""
+    """Prefetch some elements of each row of a tile, in the order of memory."""
     for k in range(rows):
         for j in range(0, count, num_lanes):
             prefetch(elements, i + k * inner + j)
@@ -103,7 +103,7 @@ def prefetch_tile(elements, i, rows, inner, count, num_lanes):
 
 @njit(**INLINE)
 def deviation_sums1(x, i, begin, end, inner, count, approx_mean):
-    """Sums of d and d² over some elements of the rows from i on, where d is x - rough."""
+    """Return the sums of d and d² over some elements of a vector of rows; d is x - approx_mean."""
     deviation, square = zeros(approx_mean), zeros(approx_mean)
     for k in range(begin, end):
         d = load_partial(x, i + k * inner, count, approx_mean) - approx_mean
@@ -113,7 +113,7 @@ def deviation_sums1(x, i, begin, end, inner, count, approx_mean):
 
 @njit(**INLINE)
 def deviation_sums4(x, i, begin, end, inner, approx_means):
-    """As `deviation_sums1`, for four vectors of rows, whose elements are read line after line."""
+    """Return `deviation_sums1` of four vectors of rows, read in the order of memory."""
     r0, r1, r2, r3 = approx_means
     num_lanes = lanes(r0)
     zero = zeros(r0)
@@ -130,7 +130,7 @@ def deviation_sums4(x, i, begin, end, inner, approx_means):
 
 @njit(**INLINE)
 def deviation_sums_of_tile(x, x_offset, n, inner, count, table, sums, compensation, width):
-    """Sums of d and d² over each row of a tile, where d is x without the rough mean."""
+    """Take the sums of d and d² over each row of a tile, where d is x - approx_mean."""
     table_ptr, sums_ptr = data_pointer(table), data_pointer(sums)
     compensation_ptr, ones_vec = data_pointer(compensation), ones(table)
     num_lanes = lanes(ones_vec)
@@ -169,7 +169,7 @@ def deviation_sums_of_tile(x, x_offset, n, inner, count, table, sums, compensati
 
 @njit(**INLINE)
 def statistics_of_tile(x, x_offset, n, inner, row, count, mean, rstd, table, sums, epsilon, width):
-    """Mean and rstd of each row of a tile, and the tables."""
+    """Store mean and rstd of each row of a tile, and fill the tables."""
     mean_ptr, rstd_ptr = data_pointer(mean), data_pointer(rstd)
     table_ptr, sums_ptr = data_pointer(table), data_pointer(sums)
     ones_vec, zero64 = ones(table), zeros_float64(ones(table))
@@ -210,7 +210,7 @@ def statistics_of_tile(x, x_offset, n, inner, row, count, mean, rstd, table, sum
 
 @njit(**INLINE)
 def load_normalise_constants(table, j, width, mean, like):
-    """Of the rows of a vector: scale, offset, rstd and minus missed."""
+    """Load scale, offset, rstd and x_hat_correction for a vector of rows."""
     return (
         load(table, j, like),
         load(table, width + j, like),
@@ -221,14 +221,14 @@ def load_normalise_constants(table, j, width, mean, like):
 
 @njit(**INLINE)
 def normalised(values, row_constants, g, b):
-    """Y of a vector of elements, whose parameters these are."""
+    """Return y of a vector of elements with parameters g and b."""
     scale, offset, rstd, x_hat_correction = row_constants
     return apply_affine(x_hat(values, scale, offset, rstd, x_hat_correction), g, b, 0, None)
 
 
 @njit(**INLINE)
 def write_tile(x, y, x_offset, n, inner, count, mean, gamma, beta, table, width, non_temporal):
-    """Y of a tile, some elements of each row at a time, for which the tables are loaded once."""
+    """Write y of a tile, some elements of each row per load of the tables."""
     table_ptr, ones_vec = data_pointer(table), ones(table)
     num_lanes = lanes(ones_vec)
     for begin in range(0, n, ELEMENTS_PER_BLOCK):
@@ -260,7 +260,7 @@ def write_tile(x, y, x_offset, n, inner, count, mean, gamma, beta, table, width,
 
 @njit(**CALLED)
 def forward(x, gamma, beta, y, mean, rstd, epsilon, width, non_temporal, start, stop):
-    """Tiles start to stop."""
+    """Normalise tiles start to stop."""
     _, n, inner = x.shape
     x_ptr, y_ptr = data_pointer(x), data_pointer(y)
     gamma_ptr, beta_ptr = data_pointer(gamma), data_pointer(beta)
@@ -287,7 +287,7 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, width, non_temporal, start, 
 
 @njit(**INLINE)
 def load_stats_tables(row, count, mean, rstd, table, width):
-    """The first two tables for gradients: mean and rstd of each row; 0 beyond the last."""
+    """Fill the first two tables of the backward pass: mean and rstd of rows; 0 beyond the last."""
     table[: 2 * width] = 0
     for k in range(count):
         if mean is not None:
@@ -297,14 +297,14 @@ def load_stats_tables(row, count, mean, rstd, table, width):
 
 @njit(**INLINE)
 def add_terms(sums, d, g, rstd, scale):
-    """Sums of d * scale, of g and of g * d * rstd, with those of more elements."""
+    """Add d * scale, g and g * d * rstd to three sums."""
     sum_d, sum_g, sum_g_x_hat = sums
     return fma(d, scale, sum_d), sum_g + g, fma(g, d * rstd, sum_g_x_hat)
 
 
 @njit(**INLINE)
 def flush_tile_sums(sums, compensation, j, width, mean, lane_sums):
-    """Add these to the sums of the tile."""
+    """Add three lane sums to the sums of the tile."""
     sum_d, sum_g, sum_g_x_hat = lane_sums
     if mean is not None:
         flush_sums(sums, compensation, j, sum_d)
@@ -316,7 +316,7 @@ def flush_tile_sums(sums, compensation, j, width, mean, lane_sums):
 def gradient_sums_of_tile(
     dy, x, x_offset, n, inner, count, mean, gamma, table, sums, compensation, width
 ):  # fmt: skip
-    """Sums of d, g and g * d * rstd over each row, as in `backward.sums`, and the other tables."""
+    """Take the sums of `backward.gradient_lane_sums` over each row, and fill the other tables."""
     table_ptr, sums_ptr = data_pointer(table), data_pointer(sums)
     compensation_ptr, ones_vec = data_pointer(compensation), ones(table)
     num_lanes = lanes(ones_vec)
@@ -382,7 +382,7 @@ def gradient_sums_of_tile(
 
 @njit(**INLINE)
 def load_rounded(sums, j, like):
-    """As many sums in float64 as a vector has lanes, rounded to its dtype."""
+    """Load a vector of float64 sums, rounded to the dtype of `like`."""
     zero64 = zeros_float64(like)
     last = lanes(like) - lanes(zero64)
     return from_float64(load(sums, j, zero64), load(sums, j + last, zero64), like)
@@ -390,7 +390,7 @@ def load_rounded(sums, j, like):
 
 @njit(**INLINE)
 def load_dx_constants(table, j, width, mean, like):
-    """Of the rows of a vector: what `backward.step` takes."""
+    """Load the constants of `backward.dx_vector` for a vector of rows."""
     return (
         if_present(mean, load(table, j, like)),
         load(table, width + j, like),
@@ -402,7 +402,7 @@ def load_dx_constants(table, j, width, mean, like):
 
 @njit(**INLINE)
 def dx_vector(v, d, row_constants, gamma):
-    """Dx and x_hat of a vector of elements v whose gradient is d."""
+    """Return dx and x_hat of a vector of elements v with gradient d."""
     mean, rstd, x_hat_correction, neg_mean_g, neg_projection = row_constants
     x_hat = exact_x_hat(v, mean, rstd, x_hat_correction)
     return fma(x_hat, neg_projection, scaled_dy(d, gamma, 0, None, neg_mean_g)) * rstd, x_hat
@@ -412,7 +412,7 @@ def dx_vector(v, d, row_constants, gamma):
 def write_dx_tile(
     dy, x, dx, x_offset, n, inner, count, mean, gamma, table, dgamma, dbeta, width, non_temporal
 ):  # fmt: skip
-    """Dx of a tile, and its sums of dgamma and dbeta; two elements of each row at a time."""
+    """Write dx and the sums of dgamma and dbeta of a tile, two elements of each row at a time."""
     table_ptr, ones_vec = data_pointer(table), ones(table)
     num_lanes = lanes(ones_vec)
     zero = ones_vec - ones_vec
@@ -466,7 +466,7 @@ def write_dx_tile(
 
 @njit(**INLINE)
 def flush_param_sums(sums, compensation, sums_offset, tile_sums, acc_like):
-    """Add a tile's sums of a parameter to those of its block, from q on."""
+    """Add the sums of a tile to those of its block, which begin at sums_offset."""
     if sums is not None:
         ones_vec = ones(acc_like)
         sums_ptr, compensation_ptr = data_pointer(sums), data_pointer(compensation)
@@ -482,10 +482,10 @@ def backward(
     dy, x, mean, rstd, gamma, dx, dgamma, dbeta, dgamma_comp, dbeta_comp, width, tiles,
     non_temporal, start, stop,
 ):  # fmt: skip
-    """Blocks start to stop of so many tiles, which have sums of dgamma and dbeta of their own.
+    """Process blocks start to stop of `tiles` tiles, each with sums of dgamma and dbeta.
 
-    Numba frees an array after its last use, so one that lives for all blocks is not replaced by its
-    memory before them.
+    Numba frees an array after its last use, so pointers to arrays that are used by all blocks are
+    taken inside of the loop.
     """
     num_samples, n, inner = x.shape
     dy_ptr, x_ptr, gamma_ptr = data_pointer(dy), data_pointer(x), data_pointer(gamma)
@@ -522,7 +522,7 @@ def backward(
 
 @njit(**CALLED)
 def reduce_param_sums(sums, compensation, blocks, into):
-    """The sums of all blocks of a parameter, with what they have lost, where they belong."""
+    """Add up the compensated sums of all blocks, and store them to `into`."""
     if sums is not None:
         reduce_blocks(sums, compensation, sums.size // blocks)
         for k in range(into.size):
@@ -539,7 +539,7 @@ def forward_task(kinds):
 
 
 def backward_task(kinds):
-    """`backward` as a task; who finishes the last part adds up the sums of dgamma and dbeta."""
+    """`backward` as a task. The thread that finishes the last part reduces dgamma and dbeta."""
 
     def task(words, part, num_parts):
         given = arguments(words, kinds, part, num_parts)

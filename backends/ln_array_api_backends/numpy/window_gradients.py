@@ -1,8 +1,8 @@
-"""Gradients of windows: what each element gets from all windows that it is in, tile by tile.
+"""Gradients of local normalisation, tile by tile: sums over all windows that contain an element.
 
-As in `ln_array_api.kernels.windows.windows_backward`, which gives the terms and their weights. Sums
-over windows are merged from those over runs, about an anchor that is chosen among them: it is a
-field of its own, as are its weight, the sum of totals and that of moments.
+The terms and their weights are those of `ln_array_api.kernels.windows.windows_backward`. Sums over
+windows are merged from those over runs, about an anchor that is chosen from these. Anchors, their
+weights, sums of totals and sums of moments are fields.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from .window_runs import BLOCK, first_step, merge_windows
 from .windows import load_tile, pitch_of, scale_factor, scale_field, tile_of, workspace
 
 #: Fields of a tile: x; offsets of runs along rows and of windows; total, moment and weight of each
-#: window; two more for sums, which else take the places of what is done with.
+#: window; two more for sums, which otherwise reuse fields that are no longer needed.
 FIELDS = 9
 #: Gradients of very large x are very small. They are multiplied by this power of two until they
-#: are summed, so that the parts of a sum are no denormal numbers.
+#: are summed, so that terms are not subnormal.
 LIFT = 2.0**44
 
 
 @njit(**INLINE)
 def load_sums(fields, places, q, ones_vec):
-    """Of a run its anchor, the weight of that, the sum of totals and that of moments about it."""
+    """Load the anchor of a run, its weight, the sum of totals, and that of moments about it."""
     return (
         load(fields, places[0] + q, ones_vec),
         load(fields, places[1] + q, ones_vec),
@@ -48,7 +48,7 @@ def load_sums(fields, places, q, ones_vec):
 
 @njit(**INLINE)
 def sums_of_both(first, second):
-    """Those of two runs together, about the anchor that weighs more."""
+    """Merge the sums of two runs, about the anchor with the larger weight."""
     a, weight_a, total_a, moment_a = first
     b, weight_b, total_b, moment_b = second
     anchor = where_at_least(weight_a, weight_b, a, b)
@@ -59,9 +59,9 @@ def sums_of_both(first, second):
 
 @njit(**CALLED)
 def merge_sums(fields, runs, singles, target, o, rows, places, pitch, stride, has_single, ones_vec):
-    """Sums of runs twice as long, of those of runs that lie so far apart; `has_single` one place.
+    """Merge sums of runs with those `stride` elements further on, and with a place if `has_single`.
 
-    The fields of `runs`, `singles` and `target` are taken from element o on.
+    The fields of `runs`, `singles` and `target` are used from element o on.
     """
     for i in range(rows):
         for j in range(0, places, lanes(ones_vec)):
@@ -79,9 +79,9 @@ def merge_sums(fields, runs, singles, target, o, rows, places, pitch, stride, ha
 
 @njit(**ONCE)
 def merge_all_sums(space, singles, first, second, rows, columns, radius, pitch, ones_vec):
-    """Sums over the windows of a tile, from the fields of single places. Gives where they are.
+    """Merge the sums over the windows of a tile from those of single places; return their fields.
 
-    The second place may be that of the singles.
+    These are `first` or `second`, which may be the fields of the singles.
     """
     fields, runs, length = data_pointer(space), singles, 2 * radius[1] + 1
     block, high = max(1, BLOCK * lanes(ones_vec) // 2 // pitch), rows + 2 * radius[0]
@@ -112,7 +112,7 @@ def merge_all_sums(space, singles, first, second, rows, columns, radius, pitch, 
 
 @njit(**INLINE)
 def store_zeros(fields, places, q, count, ones_vec):
-    """Windows that are not there: their weight, total and moment are 0."""
+    """Store weight, total and moment 0 for windows outside of the plane."""
     for j in range(0, count, lanes(ones_vec)):
         store(fields, places[1] + q + j, zeros(ones_vec))
         store(fields, places[2] + q + j, zeros(ones_vec))
@@ -121,7 +121,7 @@ def store_zeros(fields, places, q, count, ones_vec):
 
 @njit(**INLINE)
 def lift_of(factor):
-    """What the gradients of x times a factor are multiplied by until they are summed."""
+    """Return the factor of gradients until they are summed, for x scaled by `factor`."""
     return LIFT if factor < 1 else 1.0
 
 
@@ -130,18 +130,18 @@ def store_terms(
     space, x, offset, centre, singles, dy, rstd, p, width, across, t, down, u,
     shape, inside, before, pitch, factor, ones_vec,
 ):  # fmt: skip
-    """The fields of single places: weight, total and moment of the window around each.
+    """Store weight, total and moment of the window around each place of a tile.
 
-    Of a tile with such a shape, of which windows are where `before` tells, as many as `inside`
-    tells. Element p of dy and rstd is the first of them. The counts of their elements are the
-    product of those in the tables across and down from t and u on.
+    The tile has `shape`; its windows begin at `before` (row, column), and `inside` is their number.
+    Element p of dy and rstd belongs to the first. The number of elements of a window is the product
+    of the numbers in the tables across (from t on) and down (from u on).
     """
     fields, across_ptr, down_ptr = data_pointer(space), data_pointer(across), data_pointer(down)
-    # rstd / factor overflows in a constant window of large values. Its parts, steep and rest, do
-    # not, and are multiplied by the deviation, which is 0 there, one after the other.
+    # rstd / factor overflows in a constant window of large values. Its two factors do not, and are
+    # multiplied by the deviation, which is 0 there, one after the other.
     lift = broadcast(scalar_like(lift_of(factor), ones_vec))
     steepness = broadcast(scalar_like(lift_of(factor) if factor < 1 else 1.0 / factor, ones_vec))
-    unsteep = broadcast(scalar_like(1.0 / (factor * LIFT) if factor < 1 else 1.0, ones_vec))
+    remaining_scale = broadcast(scalar_like(1.0 / (factor * LIFT) if factor < 1 else 1.0, ones_vec))
     rows, columns = shape
     for row in range(rows):
         i, q = row - before[0], row * pitch
@@ -159,7 +159,7 @@ def store_terms(
             g = load_partial(dy, p + i * width + j, inside[1] - j, ones_vec) * (r * lift)
             steep = r * steepness
             weighted_g = g / (load(across_ptr, t + j, ones_vec) * high)
-            total = weighted_g * (deviation * steep * unsteep) * unsteep * steep
+            total = weighted_g * (deviation * steep * remaining_scale) * remaining_scale * steep
             store(fields, singles[1] + q + j, absolute(total))
             store(fields, singles[2] + q + j, total)
             store(fields, singles[3] + q + j, negative(fma(total, deviation, weighted_g)))
@@ -168,7 +168,7 @@ def store_terms(
 
 @njit(**ONCE)
 def write_dx(space, x, sums, dy, rstd, dx, o, rows, columns, pitch, width, factor, ones_vec):
-    """Dx of a tile, from element o on."""
+    """Write dx of a tile, from element o on."""
     fields = data_pointer(space)
     lift = broadcast(scalar_like(lift_of(factor), ones_vec))
     unlift = broadcast(scalar_like(1.0 / lift_of(factor), ones_vec))
@@ -188,10 +188,10 @@ def backward(
     dy, x, rstd, dx, across, strips, down, bands,
     radius_down, radius_across, rows, columns, start, stop,
 ):  # fmt: skip
-    """Tiles start to stop, of so many rows and columns.
+    """Process tiles start to stop, of `rows` rows and `columns` columns.
 
-    The tables of a tile, for all windows that its elements are in, are numbered `strips` and
-    `bands`, by its column and its row.
+    `strips` and `bands` are the numbers of the tables of a tile, by its column and its row. The
+    tables are for all windows that contain an element of the tile.
     """
     radius = (radius_down, radius_across)
     dy_ptr, x_ptr, rstd_ptr = data_pointer(dy), data_pointer(x), data_pointer(rstd)
@@ -202,7 +202,7 @@ def backward(
     f = field_stride
     for unit in range(start, stop):
         plane, row, column, num_rows, num_columns = tile_of(unit, x.shape, rows, columns)
-        # The windows that elements of the tile are in, and x as far as these reach.
+        # The windows that contain elements of the tile, and x in these windows.
         row_0, column_0 = max(row - radius_down, 0), max(column - radius_across, 0)
         inside = (
             min(row + num_rows + radius_down, height) - row_0,
@@ -222,7 +222,7 @@ def backward(
             max(-top, 0), min(top + high, height) - max(top, 0), inside[0], inside[1],
             radius, pitch, ones_vec,
         )  # fmt: skip
-        # Sums begin where a window does of which the tile's first element is the last.
+        # Sums begin at the window whose last element is the first of the tile.
         origin = field + (row - row_0) * pitch + column - column_0
         singles = (origin, field + 5 * f, field + 3 * f, field + 4 * f)
         centre = radius_down * pitch + radius_across

@@ -1,12 +1,12 @@
 """Moments of windows, merged from those of runs: along the rows of a tile, then down its columns.
 
 Runs are doubled until they are as long as a window, as in `ln_array_api.kernels.windows`, which
-tells why moments are merged, and not sums subtracted. What an element gets depends on its window
-alone, and not on the tile that it is in.
+explains why moments are merged, and sums are not subtracted. The result for an element depends only
+on its window, and not on its tile.
 
-Fields lie in one workspace, each from some number on, and row by row at one pitch. A mean is kept
-as an offset: how far it is beyond the first element of its run, the anchor. Places beyond the
-border repeat what is at the border, so that an anchor is in the plane, and weigh nothing.
+All fields are in one workspace, with the same pitch, and are given by their offsets. A mean is
+stored as its difference from the first element of its run, the anchor. Places beyond the border
+repeat the border, so that an anchor is in the plane, and have weight 0.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .access import data_pointer, load, load_broadcast, load_field, store, unrel
 from .compile import CALLED, INLINE, ONCE
 from .simd import fma, lanes
 
-#: Vectors of a field that are merged along rows before the next ones: their fields stay in the
-#: first cache, and what is loaded was not stored just before.
+#: Vectors of a field that are merged along rows at a time: they stay in L1, and a load does not
+#: follow the store to its address too soon.
 BLOCK = 48
-#: Tables of each step of doubling: the weights of a merger, and those of one with a single place.
+#: Tables of a doubling step: two weights for the merge of two runs, two for that with a place.
 TABLES = 4
 
 
 @njit(**INLINE)
 def first_step(radius):
-    """The length of the shortest runs, which is 1, and the bit of a window's that is next to it.
+    """Return the length of the shortest runs, 1, and the second highest bit of a window's length.
 
-    Bits of a length from the highest on tell whether runs, once doubled, get one place more. The
-    integer is typed, since what takes a literal would be compiled for that first.
+    The bits of the length, from the highest on, decide whether doubled runs get one more place. The
+    integer is typed, since Numba would compile functions for the literal first.
     """
     bit = 1
     while 2 * bit <= 2 * radius + 1:
@@ -40,7 +40,7 @@ def first_step(radius):
 
 @njit(**INLINE)
 def offset_of(anchor, offset, second_anchor, second_offset):
-    """How far the mean of one run is beyond that of another. An offset that is None is 0."""
+    """Return the difference of the means of two runs. An offset that is None is 0."""
     step = second_anchor - anchor
     if offset is None:
         if second_offset is None:
@@ -53,7 +53,7 @@ def offset_of(anchor, offset, second_anchor, second_offset):
 
 @njit(**INLINE)
 def mean_of_both(offset, step, weight):
-    """The offset of two runs together."""
+    """Return the offset of two merged runs."""
     if offset is None:
         return weight * step
     return fma(weight, step, offset)
@@ -61,7 +61,7 @@ def mean_of_both(offset, step, weight):
 
 @njit(**INLINE)
 def variance_of_both(variance, step, weight, cross_weight, second_variance, ones_vec):
-    """The variance of two runs together. One that is None is 0."""
+    """Return the variance of two merged runs. A variance that is None is 0."""
     between = cross_weight * step
     if second_variance is None:
         if variance is None:
@@ -72,7 +72,7 @@ def variance_of_both(variance, step, weight, cross_weight, second_variance, ones
 
 @njit(**INLINE)
 def weight_at(tables, t, place, down, ones_vec):
-    """The number of a place in a table: in every lane down columns, else of as many places."""
+    """Load a weight: for a vector of places along rows, or one for all lanes down columns."""
     if down is None:
         return load(tables, t + place, ones_vec)
     return load_broadcast(tables, t + place, ones_vec)
@@ -83,10 +83,11 @@ def merge(
     fields, tables, x, runs, singles, target, variance,
     rows, places, pitch, stride, has_single, t, pad, down, ones_vec,
 ):  # fmt: skip
-    """Runs twice as long, of runs that lie so far apart; `has_single` one place.
+    """Merge runs with those `stride` elements further on, and with a place if `has_single`.
 
-    `runs`, `singles` and `target` are where offsets are: of runs, which may be the target, of
-    single places and of the result. None are all 0. Variances are so many elements behind them.
+    `runs`, `singles` and `target` are the fields of offsets of runs, of single places and of the
+    result. `runs` may be the target; None means that all are 0. The fields of variances follow
+    `variance` elements later.
     """
     for i in range(rows):
         for j in range(0, places, lanes(ones_vec)):
@@ -129,7 +130,7 @@ def merge(
 
 @njit(**INLINE)
 def single_places(fields, x, offset, count, variance, ones_vec):
-    """Offsets and variances of runs of one place: 0, but NaN where x is not finite."""
+    """Store offsets and variances of runs of one place: 0, or NaN where x is not finite."""
     for j in range(0, count, lanes(ones_vec)):
         values = load(fields, x + j, ones_vec)
         store(fields, offset + j, values - values)
@@ -151,11 +152,12 @@ def merge_windows(
     space, across, strip, down, band, x, offset, second, variance,
     before, count, rows, columns, radius, pitch, ones_vec,
 ):  # fmt: skip
-    """Offsets of all windows of a tile, and variances. Gives where they are: at one of two places.
+    """Compute the offsets and variances of all windows of a tile, and return their field.
 
-    The field x has rows and columns for as many windows and what they reach to, `count` rows of
-    them in the plane, after `before` that are not. `across` and `down` are tables, of which those
-    numbered `strip` and `band` are for this tile. `radius` is that down and across.
+    The field x has `rows` rows and `columns` columns, and those within the radius around them.
+    `count` of its rows are in the plane, after `before` rows that are not. `across` and `down` are
+    tables; `strip` and `band` are the numbers of those for this tile. `radius` is (down, across).
+    The result is in `offset` or in `second`.
     """
     fields, across_ptr, down_ptr = data_pointer(space), data_pointer(across), data_pointer(down)
     pad, length = across.shape[2], 2 * radius[1] + 1
@@ -185,9 +187,7 @@ def merge_windows(
             edge = min(max(i, before), last)
             repeat(fields, offset + edge * pitch, offset + i * pitch, columns, variance, ones_vec)
     pad, length, runs = down.shape[2], 2 * radius[0] + 1, offset
-    for j in range(
-        0, columns, lanes(ones_vec)
-    ):  # all rows of a vector, which stay in the first cache
+    for j in range(0, columns, lanes(ones_vec)):  # all rows of a vector, which stay in L1
         (n, bit), t, runs = first_step(radius[0]), band * down.shape[1] * pad, offset
         while bit:
             has_single = length & bit != 0

@@ -1,7 +1,7 @@
-"""Passes over planes whose elements are normalised by the windows around them, tile by tile.
+"""Local normalisation of planes, tile by tile: each element by the window around it.
 
-X is (P, H, W). The fields of a tile stay in the second cache: x, as far as its windows reach, and
-what `window_runs` makes of it.
+x is (P, H, W). The fields of a tile stay in L2: x including the windows at its border, and the
+moments that `window_runs` computes.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from .window_runs import merge_windows
 
 #: Fields of a tile: x, offset and variance of runs along rows, and both of windows.
 FIELDS = 5
-#: Vectors of a page, and how much further in it than the one before a field begins: a load from
-#: where the processor takes it for what was just stored to another page has to wait.
+#: Vectors in a page, and the offset within a page from field to field: a load waits for a recent
+#: store to the same offset in another page (4K aliasing).
 PAGE_VECTORS, FIELD_OFFSET = 64, 13
 
 
 @njit(**ONCE)
 def load_tile(x, plane, height, width, top, rows, left, columns, space, to, pitch, ones_vec):
-    """Put a part of a plane, which may reach beyond its borders, into a field.
+    """Copy a part of a plane, which may extend beyond the borders, to a field.
 
-    `plane` is the plane's first element, and `to` that of the field. Gives the largest magnitude
-    that is finite.
+    `plane` is the offset of the plane, and `to` that of the field. Returns the largest finite
+    magnitude.
     """
     field = data_pointer(space)
     first, last = max(left, 0), min(left + columns, width)
@@ -65,10 +65,10 @@ def load_tile(x, plane, height, width, top, rows, left, columns, space, to, pitc
 
 @njit(**INLINE)
 def scale_factor(max_abs, epsilon, ones_vec):
-    """What brings the squares of numbers up to `max_abs`, or epsilon, into the range of the dtype.
+    """Return the power of two that brings squares of numbers up to `max_abs` into range.
 
-    The sum of 2³¹ squares does not overflow, nor does the square of a difference of one ulp
-    underflow. It is 1 for most, and changes no bit of what is in range.
+    A sum of 2³¹ squares does not overflow, and the square of a difference of one ulp does not
+    underflow. It is 1 for most data, and changes no bits of results in range.
     """
     min_normal, _, _ = dtype_limits(ones_vec)
     sqrt_epsilon = math.sqrt(epsilon)
@@ -87,7 +87,7 @@ def scale_factor(max_abs, epsilon, ones_vec):
 
 @njit(**ONCE)
 def scale_field(space, o, count, factor, ones_vec):
-    """Multiply so many numbers of a field, and those that follow in the last vector."""
+    """Multiply `count` numbers of a field, rounded up to whole vectors, by a factor."""
     field, factors = data_pointer(space), broadcast(scalar_like(factor, ones_vec))
     for j in range(0, count, lanes(ones_vec)):
         store(field, o + j, load(field, o + j, ones_vec) * factors)
@@ -95,7 +95,7 @@ def scale_field(space, o, count, factor, ones_vec):
 
 @njit(**INLINE)
 def tile_of(unit, shape, rows, columns):
-    """Of a tile: its plane's first element, its first row and column, and how many it has."""
+    """Return the offset of the plane of a tile, its first row and column, and its shape."""
     _, height, width = shape
     bands, strips = -(-height // rows), -(-width // columns)
     plane, tile = unit // (bands * strips), unit % (bands * strips)
@@ -111,18 +111,18 @@ def tile_of(unit, shape, rows, columns):
 
 @njit(**INLINE)
 def pitch_of(places, ones_vec):
-    """From row to row of a field: whole vectors, and one more for what is beyond the last place.
+    """Return the stride of the rows of a field: whole vectors, and one after the last place.
 
-    They are an odd number, so that a column of vectors is spread over all sets of the cache.
+    The number of vectors is odd, so that a column of vectors is spread over all cache sets.
     """
     return (-(-places // lanes(ones_vec)) + 1 | 1) * lanes(ones_vec)
 
 
 @njit(**INLINE)
 def workspace(rows, pitch, count, like):
-    """Memory for so many fields, where the first begins, and how far it is to the next.
+    """Allocate `count` fields; return the array, the offset of the first, and their stride.
 
-    The array has to go to all that works in it, since it is free after its last use.
+    Functions get the array and not a pointer, since Numba frees it after its last use.
     """
     ones_vec = ones(like)
     field_stride = (
@@ -137,17 +137,15 @@ def write_tile(
     space, x, offset, variance, y, mean, rstd, first_y,
     rows, columns, radius, pitch, width, factor, epsilon, ones_vec,
 ):  # fmt: skip
-    """Y of a tile, and mean and rstd where they are wanted, from element o on."""
+    """Write y of a tile, and mean and rstd unless these are None, from element first_y on."""
     fields = data_pointer(space)
     min_normal, _, max_number = dtype_limits(ones_vec)
     variance_epsilon, epsilon_rstd = 0.0, math.inf
     if epsilon > 0:
         variance_epsilon = max(epsilon * factor * factor, min_normal)
         epsilon_rstd = min(1.0 / math.sqrt(epsilon), max_number)
-    variance_epsilon, epsilon_rstd = (
-        broadcast(scalar_like(variance_epsilon, ones_vec)),
-        broadcast(scalar_like(epsilon_rstd, ones_vec)),
-    )
+    variance_epsilon = broadcast(scalar_like(variance_epsilon, ones_vec))
+    epsilon_rstd = broadcast(scalar_like(epsilon_rstd, ones_vec))
     scale = broadcast(scalar_like(factor, ones_vec))
     unscale = broadcast(scalar_like(1.0 / factor, ones_vec))
     centre = radius[0] * pitch + radius[1]
@@ -162,7 +160,7 @@ def write_tile(
             store_partial(y, y_offset, deviation * rstd_vec, columns - j, False)
             if mean is not None:
                 store_partial(mean, y_offset, (anchor + mean_offset) * unscale, columns - j, False)
-                # Where all is alike, epsilon alone makes rstd, which may be out of range if scaled.
+                # In a constant window rstd depends only on epsilon, and may overflow if scaled.
                 rstd_vec = where_at_least(zeros(ones_vec), square, epsilon_rstd, rstd_vec * scale)
                 store_partial(rstd, y_offset, rstd_vec, columns - j, False)
 
@@ -172,9 +170,9 @@ def forward(
     x, y, mean, rstd, across, strips, down, bands, epsilon,
     radius_down, radius_across, rows, columns, start, stop,
 ):  # fmt: skip
-    """Tiles start to stop, of so many rows and columns.
+    """Normalise tiles start to stop, of `rows` rows and `columns` columns.
 
-    The tables of a tile are numbered `strips` and `bands`, by its column and its row.
+    `strips` and `bands` are the numbers of the tables of a tile, by its column and its row.
     """
     radius = (radius_down, radius_across)
     x_ptr, y_ptr, mean_ptr = data_pointer(x), data_pointer(y), data_pointer(mean)
