@@ -40,9 +40,9 @@ FAULTS = (
     Fault(
         "the gradient of an instance trusts the rounded mean",
         INSTANCES,
-        "(ones_vec - ones_vec) - load_broadcast(mean_residual_ptr, row, ones_vec) * rstd_vec,\n"
+        "zeros(ones_vec) - load_broadcast(mean_residual_ptr, row, ones_vec) * rstd_vec,\n"
         "            load_broadcast(shift_ptr",
-        "ones_vec - ones_vec,\n            load_broadcast(shift_ptr",
+        "zeros(ones_vec),\n            load_broadcast(shift_ptr",
         RIGHT,
     ),
 )

@@ -159,7 +159,7 @@ def gradient_sums_of_segments(
     dy, x, x_offset, n, segments, mean, rstd, gamma, param_offset, ones_vec
 ):
     """Return the broadcast sums of a row of segments of n elements, each with one gamma."""
-    zero = ones_vec - ones_vec
+    zero = zeros(ones_vec)
     sum_d, sum_g, sum_g_x_hat = zero, zero, zero
     comp_d, comp_g, comp_g_x_hat = zero, zero, zero
     for segment in range(segments):
@@ -344,7 +344,7 @@ def load_dx_constants(mean, rstd, row, d_means, g_means, projections, index, one
     They are mean, rstd, x_hat_correction, -mean(g) and -projection. The correction subtracts the
     residual of the rounded mean from x_hat.
     """
-    zero = ones_vec - ones_vec
+    zero = zeros(ones_vec)
     r = load_broadcast(rstd, row, ones_vec)
     _, unscale = range_scale(r)
     x_hat_correction = zero - load_broadcast(d_means, index, ones_vec) * (r * unscale)

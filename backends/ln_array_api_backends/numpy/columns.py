@@ -32,7 +32,7 @@ from .column_sums import clear, compensation_for, flush_sums, reduce_blocks, sum
 from .compile import CALLED, INLINE
 from .gradient_sums import put_first, reduce_partials
 from .moments import compute_rstd, finalize_moments
-from .simd import broadcast, first_lane, fma, lanes, ones, range_scale, scalar_like
+from .simd import broadcast, first_lane, fma, lanes, ones, range_scale, scalar_like, zeros
 from .sweeps import SQUARES_PER_FLUSH, TERMS_PER_FLUSH
 from .tasks import COUNT, FINISHED, arguments
 
@@ -80,7 +80,7 @@ def approx_channel_means(x, table, n, first, count):
     inv_count = broadcast(scalar_like(1.0 / num_samples, ones_vec))
     for j in range(0, padded, lanes(ones_vec)):
         anchor = load_partial(x_ptr, first * columns + j, columns - j, ones_vec)
-        difference_sum = ones_vec - ones_vec
+        difference_sum = zeros(ones_vec)
         for k in range(1, num_samples):
             row = first + count * k // num_samples
             difference_sum = difference_sum + (
@@ -113,7 +113,7 @@ def forward_sums(x, table, sums, compensation, first, count, rows, parts, start,
             end = min(begin + SQUARES_PER_FLUSH, last)
             for j in range(left, right, lanes(ones_vec)):
                 approx_mean = load(table_ptr, j, ones_vec)
-                deviation, square = ones_vec - ones_vec, ones_vec - ones_vec
+                deviation, square = zeros(ones_vec), zeros(ones_vec)
                 for row in range(begin, end):
                     d = load_partial(x_ptr, row * columns + j, columns - j, ones_vec) - approx_mean
                     deviation, square = deviation + d, fma(d, d, square)
@@ -252,8 +252,8 @@ def backward_sums(dy, x, table, sums, compensation, first, count, rows, parts, s
             for j in range(left, right, lanes(ones_vec)):
                 mean, rstd = load(table_ptr, j, ones_vec), load(table_ptr, padded + j, ones_vec)
                 scale, _ = range_scale(rstd)
-                sum_d, sum_dy = ones_vec - ones_vec, ones_vec - ones_vec
-                sum_dy_x_hat = ones_vec - ones_vec
+                sum_d, sum_dy = zeros(ones_vec), zeros(ones_vec)
+                sum_dy_x_hat = zeros(ones_vec)
                 for row in range(begin, end):
                     i = row * columns + j
                     d = load_partial(x_ptr, i, columns - j, ones_vec) - mean

@@ -18,6 +18,7 @@ from .simd import (
     reduce_add,
     reduce_add_rows,
     scalar_like,
+    zeros,
 )
 from .sweeps import (
     PREFETCH_BYTES,
@@ -93,7 +94,7 @@ def normalise_pipelined(
     ones_vec = ones(rstd)
     row_tail, x_offset = stack_alloc(ones_vec, LANES), start * n
     approx_mean = (
-        reduce_add(ones_vec - ones_vec)
+        reduce_add(zeros(ones_vec))
         if mean is None
         else compute_approx_mean(x, x_offset, n, ones_vec)
     )
@@ -109,7 +110,7 @@ def normalise_pipelined(
         )  # fmt: skip
         if row + 1 < stop:
             approx_mean = (
-                reduce_add(ones_vec - ones_vec)
+                reduce_add(zeros(ones_vec))
                 if mean is None
                 else compute_approx_mean(x, x_offset + n, n, ones_vec)
             )
@@ -142,7 +143,7 @@ def normalise_blocks(
     squares = stack_alloc(zeros_float64(ones_vec), SUMS)
     samples, lanes64 = stack_alloc(ones_vec, LANES_SQUARED), lanes(zeros_float64(ones_vec))
     rows_per_block = min(rows_per_block, width)
-    store(approx_means, 0, ones_vec - ones_vec)
+    store(approx_means, 0, zeros(ones_vec))
     for begin in range(start, stop, rows_per_block):
         count = min(rows_per_block, stop - begin)
         if mean is not None:

@@ -13,7 +13,7 @@ from .backward import gradient_lane_sums, write_dx
 from .compile import CALLED, INLINE
 from .doubles import accumulate, sum_in_float64, zeros_float64
 from .moments import deviation_sums_of_pieces, finalize_moments
-from .simd import broadcast, first_lane, ones, range_scale, reduce_add, scalar_like
+from .simd import broadcast, first_lane, ones, range_scale, reduce_add, scalar_like, zeros
 from .sweeps import PREFETCH_BYTES, compensated_add, compute_approx_mean, normalise
 from .tasks import arguments
 
@@ -23,7 +23,7 @@ def statistics(x, mean, mean_residual, var, rstd, epsilon, is_large, start, stop
     """Compute the statistics of rows start to stop. Rows with squares out of range are scaled."""
     n, x_ptr, ones_vec, mean_or_none = x.shape[1], data_pointer(x), ones(rstd), data_pointer(mean)
     inv_count, prefetch_distance = 1.0 / n, PREFETCH_BYTES // x.itemsize if is_large else 0
-    zero = reduce_add(ones_vec - ones_vec)
+    zero = reduce_add(zeros(ones_vec))
     for row in range(start, stop):
         pieces = (row * n, n, 1, n)
         approx_mean = compute_approx_mean(x_ptr, row * n, n, ones_vec)
@@ -52,9 +52,9 @@ def affine(x, mean, mean_residual, rstd, scale, shift, y, non_temporal, start, s
         range_factor, unscale = range_scale(rstd_vec)
         normalise(
             x_ptr, y_ptr, row * n, n, range_factor,
-            (ones_vec - ones_vec) - load_broadcast(mean_ptr, row, ones_vec) * range_factor,
+            zeros(ones_vec) - load_broadcast(mean_ptr, row, ones_vec) * range_factor,
             rstd_vec * unscale,
-            (ones_vec - ones_vec) - load_broadcast(mean_residual_ptr, row, ones_vec) * rstd_vec,
+            zeros(ones_vec) - load_broadcast(mean_residual_ptr, row, ones_vec) * rstd_vec,
             load_broadcast(scale_ptr, row, ones_vec), load_broadcast(shift_ptr, row, ones_vec), 0,
             non_temporal,
         )  # fmt: skip
@@ -103,7 +103,7 @@ def gradient(dy, x, mean, mean_residual, rstd, weight, scale, shift, dx, non_tem
         rstd_vec = load_broadcast(rstd_ptr, row, ones_vec)
         row_constants = (
             load_broadcast(mean_ptr, row, ones_vec), rstd_vec,
-            (ones_vec - ones_vec) - load_broadcast(mean_residual_ptr, row, ones_vec) * rstd_vec,
+            zeros(ones_vec) - load_broadcast(mean_residual_ptr, row, ones_vec) * rstd_vec,
             load_broadcast(shift_ptr, row, ones_vec), load_broadcast(scale_ptr, row, ones_vec),
         )  # fmt: skip
         g = load_broadcast(weight_ptr, row, ones_vec)

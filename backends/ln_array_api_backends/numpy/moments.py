@@ -27,6 +27,7 @@ from .simd import (
     reduce_add_rows,
     reduce_max,
     scalar_like,
+    zeros,
 )
 from .sweeps import compensated_add, compute_approx_mean, deviation_sums, with_compensation
 
@@ -71,7 +72,7 @@ def scale_factor(x, pieces, ones_vec, epsilon):
     min_normal, _, _ = dtype_limits(ones_vec)
     max_exponent = -math.frexp(min_normal)[1] - 22
     width = lanes(ones_vec)
-    max_abs = ones_vec - ones_vec
+    max_abs = zeros(ones_vec)
     start, n, num_pieces, stride = pieces
     for piece in range(num_pieces):
         x_offset, j = start + piece * stride, 0
@@ -101,7 +102,7 @@ def scaled_moments(x, pieces, inv_count, ones_vec, mean_or_none, epsilon):
     """Return a factor, and of x * factor: approximate mean, its residual, variance and rstd."""
     factor = scale_factor(x, pieces, ones_vec, epsilon)
     unit, scale = scalar_like(1.0, ones_vec), broadcast(scalar_like(factor, ones_vec))
-    approx_mean = reduce_add(ones_vec - ones_vec)
+    approx_mean = reduce_add(zeros(ones_vec))
     if mean_or_none is not None:
         approx_mean = compute_approx_mean(x, pieces[0], pieces[1], scale)
     mean_residual, variance = moments_about(x, pieces, inv_count, scale, approx_mean, mean_or_none)

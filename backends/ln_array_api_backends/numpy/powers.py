@@ -38,6 +38,7 @@ from .simd import (
     where_not_zero,
     with_sign_of,
     zero_tail,
+    zeros,
 )
 from .tasks import arguments
 
@@ -70,7 +71,7 @@ def sum_of_powers(x, x_offset, n, ones_vec, exponent, neg_shift):
 @njit(**INLINE)
 def max_magnitude(x, x_offset, n, ones_vec):
     """Return the largest magnitude of n elements, without NaN, or 1 if all are 0."""
-    max_abs = ones_vec - ones_vec
+    max_abs = zeros(ones_vec)
     width = lanes(ones_vec)
     j = 0
     while j < n:

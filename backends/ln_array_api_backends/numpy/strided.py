@@ -84,7 +84,7 @@ def compute_approx_means(x, x_offset, n, inner, count, table):
     inv_count = broadcast(scalar_like(1.0 / num_samples, ones_vec))
     for j in range(0, count, lanes(ones_vec)):
         anchor = load_partial(x, x_offset + j, count - j, ones_vec)
-        difference_sum = ones_vec - ones_vec
+        difference_sum = zeros(ones_vec)
         for k in range(1, num_samples):
             difference_sum = difference_sum + (
                 load_partial(x, x_offset + n * k // num_samples * inner + j, count - j, ones_vec)
@@ -320,7 +320,7 @@ def gradient_sums_of_tile(
     table_ptr, sums_ptr = data_pointer(table), data_pointer(sums)
     compensation_ptr, ones_vec = data_pointer(compensation), ones(table)
     num_lanes = lanes(ones_vec)
-    zero = ones_vec - ones_vec
+    zero = zeros(ones_vec)
     clear(sums, compensation)
     for begin in range(0, n, TERMS_PER_FLUSH):
         end = min(begin + TERMS_PER_FLUSH, n)
@@ -415,7 +415,7 @@ def write_dx_tile(
     """Write dx and the sums of dgamma and dbeta of a tile, two elements of each row at a time."""
     table_ptr, ones_vec = data_pointer(table), ones(table)
     num_lanes = lanes(ones_vec)
-    zero = ones_vec - ones_vec
+    zero = zeros(ones_vec)
     quarter = num_lanes // 4
     all_sums = stack_alloc(ones_vec, LANES)
     for k in range(0, n - 1, 2):
