@@ -13,7 +13,7 @@ from numba import types
 from ln_array_api.backend import FamilySpec, Spec
 
 from .array_tasks import bind, max_parts_of, use_threads
-from .calls import ACCUMULATION, ITEMSIZE, Argument, allocator, array_of
+from .calls import ITEMSIZE, Argument, accumulation_dtype, allocator, array_of
 from .tasks import Task
 
 ABSENT: Argument = types.none, None
@@ -43,7 +43,7 @@ class CallContext:
         """For arrays of a shape at the kernels, and so many elements of gamma and of beta."""
         self.spec, self.shape, self.non_temporal = spec, shape, non_temporal
         self.size = math.prod(shape) * ITEMSIZE[spec.dtype]
-        self._acc_name = ACCUMULATION.get(spec.dtype, "float32")
+        self._acc_name = accumulation_dtype(spec.dtype)
         self.acc_dtype = np.dtype(self._acc_name)
         self.x, self.dy = array_of(spec.dtype, *shape), array_of(spec.dy, *shape)
         self.gamma, self.beta = array_of(spec.gamma, parameters), array_of(spec.beta, parameters)

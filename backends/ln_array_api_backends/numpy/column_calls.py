@@ -17,7 +17,7 @@ from ln_array_api.backend import Layout, Primitive, RowsSpec
 
 from . import columns
 from .call_context import ABSENT, CallContext, boolean, integer
-from .calls import ITEMSIZE, Argument, array_of, may_stream
+from .calls import ITEMSIZE, Argument, array_of, should_use_non_temporal
 from .simd import BYTES
 from .sweeps import TERMS_PER_FLUSH
 
@@ -156,13 +156,13 @@ def prepare_groups(
         return None  # dy lies otherwise, and would have to be copied
     rows = math.prod(split[kept:group])
     m = math.prod(split[:kept]) * rows
-    streams = may_stream(m, m * k * ITEMSIZE[spec.dtype])
-    context = CallContext(spec, (m, k), spec.parameters, non_temporal=streams)
-    n, per = k // split[group], k // spec.parameters
+    non_temporal = should_use_non_temporal(m, m * k * ITEMSIZE[spec.dtype])
+    context = CallContext(spec, (m, k), spec.parameters, non_temporal=non_temporal)
+    n, columns_per_param = k // split[group], k // spec.parameters
     make = _forward_groups if primitive == "rows_forward" else _backward_groups
     count = "1 thread" if context.max_parts == 1 else "several threads"
     reason = f"compiled by Numba for {spec.dtype}, by columns of each sample as they lie, {count}"
-    return make(context, n, per, rows), reason
+    return make(context, n, columns_per_param, rows), reason
 
 
 def contiguous(values: Any) -> Any:
@@ -172,7 +172,9 @@ def contiguous(values: Any) -> Any:
     return np.require(values, values.dtype.newbyteorder("="), ("C", "A"))
 
 
-def _forward_groups(context: CallContext, n: int, per: int, rows: int) -> Callable[..., Any]:
+def _forward_groups(
+    context: CallContext, n: int, columns_per_param: int, rows: int
+) -> Callable[..., Any]:
     m, k = context.shape
     samples, groups = m // rows, k // n
     run = context.bind(
@@ -180,7 +182,7 @@ def _forward_groups(context: CallContext, n: int, per: int, rows: int) -> Callab
         samples,
         *(context.x, context.gamma, context.beta, context.x, *[context.acc(samples * groups)] * 2),
         (types.float64, context.spec.epsilon),
-        *map(integer, (n, per, rows, _table_width(context))),
+        *map(integer, (n, columns_per_param, rows, _table_width(context))),
         boolean(context.non_temporal),
     )
 
@@ -193,9 +195,11 @@ def _forward_groups(context: CallContext, n: int, per: int, rows: int) -> Callab
     return call
 
 
-def _backward_groups(context: CallContext, n: int, per: int, rows: int) -> Callable[..., Any]:
+def _backward_groups(
+    context: CallContext, n: int, columns_per_param: int, rows: int
+) -> Callable[..., Any]:
     m, k = context.shape
-    samples, parameters = m // rows, k // per
+    samples, parameters = m // rows, k // columns_per_param
     need_dx, *needs = context.spec.need
     dx, *sums = context.gradients(samples * parameters)
     run = context.bind(
@@ -203,7 +207,7 @@ def _backward_groups(context: CallContext, n: int, per: int, rows: int) -> Calla
         samples,
         *(context.dy, context.x, *[context.acc(samples * k // n)] * 2, context.gamma),
         *(dx, *sums, *context.gradients(parameters)[1:]),
-        *map(integer, (n, per, rows, _table_width(context))),
+        *map(integer, (n, columns_per_param, rows, _table_width(context))),
         boolean(context.non_temporal),
     )
 

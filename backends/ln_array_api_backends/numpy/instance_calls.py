@@ -13,7 +13,7 @@ from ln_array_api.backend import FamilySpec
 
 from . import instances
 from .call_context import CallContext, boolean
-from .calls import ITEMSIZE, may_stream
+from .calls import ITEMSIZE, should_use_non_temporal
 
 #: Bytes of x from which it comes from memory, and is fetched ahead.
 PREFETCHED = 12 << 20
@@ -22,7 +22,7 @@ PREFETCHED = 12 << 20
 def _context(spec: FamilySpec) -> CallContext:
     m, n = spec.shape
     size = m * n * ITEMSIZE[spec.dtype]
-    return CallContext(spec, spec.shape, 0, non_temporal=may_stream(m, size))
+    return CallContext(spec, spec.shape, 0, non_temporal=should_use_non_temporal(m, size))
 
 
 def _is_large(spec: FamilySpec) -> bool:
