@@ -20,7 +20,7 @@ import numba
 from ln_array_api_backends.numpy import backward as kernels
 from ln_array_api_backends.numpy.calls import rows_per_partial, rows_per_run
 from ln_array_api_backends.numpy.compile import OPTIONS, STORAGE_DTYPES
-from ln_array_api_backends.numpy.gradient_sums import reduce_partials as add_up_kernel
+from ln_array_api_backends.numpy.gradient_sums import reduce_partials as reduce_partials_kernel
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -34,7 +34,7 @@ DTYPES = {
 
 
 @numba.njit(**OPTIONS)
-def some_blocks(
+def backward_blocks(
     dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, first, last
 ):
     kernels.backward_blocks(
@@ -43,8 +43,8 @@ def some_blocks(
 
 
 @numba.njit(**OPTIONS)
-def add_up(partial, blocks):
-    add_up_kernel(partial, blocks)
+def reduce_partials(partial, blocks):
+    reduce_partials_kernel(partial, blocks)
 
 
 ALL = (True, True, True)
@@ -147,9 +147,9 @@ def run(
     )
     blocks, parts = -(-m // rows), 3 if parallel else 1
     for part in reversed(range(parts)):
-        some_blocks(*given, blocks * part // parts, blocks * (part + 1) // parts)
+        backward_blocks(*given, blocks * part // parts, blocks * (part + 1) // parts)
     for sums in (dgamma, dbeta):
-        add_up(sums, blocks)
+        reduce_partials(sums, blocks)
     return Gradients(
         dx, *(None if each is None else each[:parameters].copy() for each in (dgamma, dbeta))
     )
@@ -351,11 +351,11 @@ def test_blocks_are_added_up_and_rounded_once(dtype: Any, n: int) -> None:
     partial[200] = -1e5
     exact = np.asarray([math.fsum(column) for column in partial.T.tolist()]).astype(dtype)
     sums = partial.ravel().copy()
-    add_up(sums, 300)
+    reduce_partials(sums, 300)
     np.testing.assert_array_equal(sums[:n], exact)
     if n > 1:
         assert (partial.sum(axis=0) != exact).any()
-    add_up(None, 300)
+    reduce_partials(None, 300)
 
 
 def test_the_number_of_rows_in_a_block_depends_on_the_shape_alone() -> None:
@@ -394,7 +394,7 @@ def test_rows_beyond_2_to_the_31_elements() -> None:
         x[-block:], dy[-block:] = arrays.x, arrays.dy
         mean[-block:], rstd[-block:] = arrays.mean, arrays.rstd
         constants = (1, None, False, block, block, m // block - 1, m // block)
-        some_blocks(dy, x, mean, rstd, arrays.gamma, dx, None, None, *constants)
+        backward_blocks(dy, x, mean, rstd, arrays.gamma, dx, None, None, *constants)
         expected = run(arrays, need=(True, False, False)).dx
         np.testing.assert_array_equal(bits(dx[-block:]), bits(expected))
         assert not dx[m - block - (1 << 21) :][: 2 * block].any()

@@ -142,7 +142,7 @@ def test_no_threshold_changes_a_bit(
         monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
         monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_BYTES", streamed)
         monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_ROW_BYTES", (1, 1))
-        monkeypatch.setattr(instance_calls, "PREFETCHED", streamed)
+        monkeypatch.setattr(instance_calls, "PREFETCH_MIN_BYTES", streamed)
         monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
         assert [each.tobytes() for each in case.results()] == expected
 
