@@ -131,18 +131,19 @@ def _gradients(xp: Any, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> An
 
 def streaming_copy(x: np.ndarray, threads: int) -> Call:
     """A copy with stores past the cache, in parallel: what memory can do at best."""
-    from ln_array_api_backends.numpy.access import fence, load, memory, stream
+    from ln_array_api_backends.numpy.access import data_pointer, fence, load, store_non_temporal
     from ln_array_api_backends.numpy.memory import MemoryPool
     from ln_array_api_backends.numpy.simd import lanes, ones
     from numba import njit, prange
 
     @njit(parallel=True)
     def copy(x, y, parts):  # type: ignore[no-untyped-def]
-        one, source, result = ones(x), memory(x), memory(y)
+        one, source, result = ones(x), data_pointer(x), data_pointer(y)
         vectors = x.size // lanes(one)
         for part in prange(parts):
             for k in range(vectors * part // parts, vectors * (part + 1) // parts):
-                stream(result, k * lanes(one), load(source, k * lanes(one), one))
+                i = k * lanes(one)
+                store_non_temporal(result, i, load(source, i, one))
             fence()
 
     target = MemoryPool(0).empty(x.shape, x.dtype)

@@ -23,8 +23,8 @@ OF_CALLS = (
     Fault(
         "blocks of columns depend on the number of threads",
         COLUMN_CALLS,
-        "rows = -(-max(ROWS, -(-m // BLOCKS)) // RUN) * RUN",
-        "rows = -(-max(ROWS, -(-m // context.max_parts)) // RUN) * RUN",
+        "rows = -(-max(ROWS, -(-m // BLOCKS)) // TERMS_PER_FLUSH) * TERMS_PER_FLUSH",
+        "rows = -(-max(ROWS, -(-m // context.max_parts)) // TERMS_PER_FLUSH) * TERMS_PER_FLUSH",
         unit("backends/numpy/test_channels.py", "threshold and 2500 and float64"),
     ),
     Fault(
@@ -182,7 +182,7 @@ OF_THREADS = (
         unit("backends/numpy/test_threads.py", "another_caller"),
     ),
     Fault(
-        "all tasks have the same number",
+        "all task_count have the same number",
         CLAIMS,
         "pool[NUMBER] % _MAX_NUMBER + 1",
         "1",
@@ -201,8 +201,8 @@ OF_MEMORY = (
     Fault(
         "memory that is taken stays free",
         MEMORY,
-        "memory = free.pop(place)",
-        "memory = free[place]",
+        "buffer = free.pop(place)",
+        "buffer = free[place]",
         unit("backends/numpy/test_memory.py", "live_arrays"),
     ),
     Fault(
@@ -222,8 +222,8 @@ OF_MEMORY = (
     Fault(
         "a view of a loan gives the memory back",
         MEMORY,
-        "        return np.ndarray(shape, dtype, loan)",
-        "        return np.frombuffer(memory.aligned, dtype, math.prod(shape)).reshape(shape)",
+        "        return np.ndarray(shape, dtype, base)",
+        "        return np.frombuffer(buffer.aligned, dtype, math.prod(shape)).reshape(shape)",
         unit("backends/numpy/test_memory.py"),
     ),
     Fault(

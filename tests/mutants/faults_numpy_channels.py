@@ -24,22 +24,22 @@ OF_CHANNELS = (
     Fault(
         "the last sample alone counts in the gradients of a channel",
         CHANNELS,
-        "b, rest_b = put_aside(b, rest_b, bb)",
-        "b, rest_b = put_aside(zero, zero, bb)",
+        "b, rest_b = accumulate(b, rest_b, bb)",
+        "b, rest_b = accumulate(zero, zero, bb)",
         LONG,
     ),
     Fault(
         "gradients of a channel are divided by the number of samples",
         CHANNELS,
-        "zero, share = doubles(one), 1.0 / (samples * n)",
-        "zero, share = doubles(one), 1.0 / samples",
+        "zero, inv_count = zeros_float64(ones_vec), 1.0 / (samples * n)",
+        "zero, inv_count = zeros_float64(ones_vec), 1.0 / samples",
         LONG,
     ),
     Fault(
         "what the mean of a channel has missed is no part of dx",
         CHANNELS,
-        "this = (mu, r, splat(number(-missed, one)), minus_mean, minus_projection)",
-        "this = (mu, r, splat(number(-0.0, one)), minus_mean, minus_projection)",
+        "broadcast(scalar_like(-x_hat_mean, ones_vec)),\n                neg_mean_g,",
+        "broadcast(scalar_like(-0.0, ones_vec)),\n                neg_mean_g,",
         unit("backends/numpy/test_channels.py", "far_from_zero"),
     ),
     Fault(
@@ -52,8 +52,8 @@ OF_CHANNELS = (
     Fault(
         "channels in use ignore a small epsilon",
         CHANNELS,
-        "root = root_of(var[channel], epsilon, one)",
-        "root = root_of(var[channel], 0.0 if epsilon < 1e-9 else epsilon, one)",
+        "rstd = compute_rstd(var[channel], epsilon, ones_vec)",
+        "rstd = compute_rstd(var[channel], 0.0 if epsilon < 1e-9 else epsilon, ones_vec)",
         suite("test_a_small_epsilon_counts", backend="numpy"),
     ),
     Fault(
@@ -66,8 +66,8 @@ OF_CHANNELS = (
     Fault(
         "dx of channels with gamma has the projection without it",
         CHANNELS,
-        "minus_mean, minus_projection = minus_mean * g, minus_projection * g",
-        "minus_mean = minus_mean * g",
+        "neg_mean_g, neg_projection = neg_mean_g * g, neg_projection * g",
+        "neg_mean_g = neg_mean_g * g",
         LONG,
     ),
 )
@@ -76,15 +76,15 @@ OF_COLUMNS = (
     Fault(
         "who finishes the first part goes on with sums of columns",
         COLUMNS,
-        "if increment(words, FINISHED) == num_parts - 1:\n            settle_forward(",
-        "if increment(words, FINISHED) == 0:\n            settle_forward(",
+        "if increment(words, FINISHED) == num_parts - 1:\n            finalize_forward(",
+        "if increment(words, FINISHED) == 0:\n            finalize_forward(",
         COLUMN,
     ),
     Fault(
         "who finishes the first part goes on with gradients of columns",
         COLUMNS,
-        "if increment(words, FINISHED) == num_parts - 1:\n            settle_backward(",
-        "if increment(words, FINISHED) == 0:\n            settle_backward(",
+        "if increment(words, FINISHED) == num_parts - 1:\n            finalize_backward(",
+        "if increment(words, FINISHED) == 0:\n            finalize_backward(",
         COLUMN,
     ),
     Fault(
@@ -104,8 +104,8 @@ OF_COLUMNS = (
     Fault(
         "sums of columns for gradients overwrite each other's blocks",
         COLUMNS,
-        "q = block * 3 * padded",
-        "q = block * 2 * padded",
+        "sums_offset = block * 3 * padded",
+        "sums_offset = block * 2 * padded",
         COLUMN,
     ),
     Fault(
@@ -118,15 +118,15 @@ OF_COLUMNS = (
     Fault(
         "the last row of each block is left out of squares",
         COLUMNS,
-        "end = min(begin + RUN_OF_SQUARES, last)",
-        "end = min(begin + RUN_OF_SQUARES, max(last - 1, begin + 1))",
+        "end = min(begin + SQUARES_PER_FLUSH, last)",
+        "end = min(begin + SQUARES_PER_FLUSH, max(last - 1, begin + 1))",
         SHORT,
     ),
     Fault(
         "the last row of each block is left out of gradients",
         COLUMNS,
-        "end = min(begin + RUN, last)",
-        "end = min(begin + RUN, max(last - 1, begin + 1))",
+        "end = min(begin + TERMS_PER_FLUSH, last)",
+        "end = min(begin + TERMS_PER_FLUSH, max(last - 1, begin + 1))",
         SHORT,
     ),
     Fault(
@@ -139,8 +139,8 @@ OF_COLUMNS = (
     Fault(
         "columns in use ignore a small epsilon",
         COLUMNS,
-        "root = root_of(var[channel], epsilon, one)",
-        "root = root_of(var[channel], 0.0 if epsilon < 1e-9 else epsilon, one)",
+        "rstd = compute_rstd(var[channel], epsilon, ones_vec)",
+        "rstd = compute_rstd(var[channel], 0.0 if epsilon < 1e-9 else epsilon, ones_vec)",
         suite("test_a_small_epsilon_counts", backend="numpy"),
     ),
     Fault(
@@ -153,22 +153,23 @@ OF_COLUMNS = (
     Fault(
         "what a channel's guess has missed stays in y",
         COLUMNS,
-        "            d = d - load(table_, 2 * padded + j, one)\n",
+        "            d = d - load(table_ptr, 2 * padded + j, ones_vec)\n",
         "",
         COLUMN,
     ),
     Fault(
         "what the mean of a column has missed is a part of the projection",
         COLUMNS,
-        "sums[2 * padded + column] -= missed * sums[padded + column]",
-        "sums[2 * padded + column] -= 0 * missed",
+        "sums[2 * padded + column] -= x_hat_mean * sums[padded + column]",
+        "sums[2 * padded + column] -= 0 * x_hat_mean",
         unit("backends/numpy/test_channels.py", "far_from_zero"),
     ),
     Fault(
         "sums of a sample go on with those of the last",
         COLUMNS,
-        "        clear(sums, lost)\n        guess(",
-        "        if sample == start:\n            clear(sums, lost)\n        guess(",
+        "        clear(sums, compensation)\n        approx_channel_means(",
+        "        if sample == start:\n            clear(sums, compensation)\n"
+        "        approx_channel_means(",
         large("group_norm and last"),
     ),
     Fault(
@@ -181,8 +182,8 @@ OF_COLUMNS = (
     Fault(
         "y of columns that is stored past the cache is not that of others",
         COLUMNS,
-        "        stream(elements, i, values)\n",
-        "        stream(elements, i, values + values)\n",
+        "        store_non_temporal(elements, i, values)\n",
+        "        store_non_temporal(elements, i, values + values)\n",
         unit("backends/numpy/test_column_calls.py", "past_the_cache"),
     ),
 )
@@ -191,29 +192,29 @@ OF_COLUMN_SUMS = (
     Fault(
         "only the first block of columns counts",
         COLUMN_SUMS,
-        "    add_up(sums, sums.size // length)\n",
-        "    add_up(sums, 1)\n",
+        "    reduce_partials(sums, sums.size // length)\n",
+        "    reduce_partials(sums, 1)\n",
         COLUMN,
     ),
     Fault(
         "what long columns of float64 lose is dropped",
         COLUMN_SUMS,
-        "sums[i] += lost[i]",
-        "sums[i] += 0 * lost[i]",
+        "sums[i] += compensation[i]",
+        "sums[i] += 0 * compensation[i]",
         suite("test_dy_of_long_columns", backend="numpy"),
     ),
     Fault(
         "the second half of a vector of columns is summed for one run of rows alone",
         COLUMN_SUMS,
-        "put_aside(load(sums, i, zero), load(sums, last, zero), values)",
-        "put_aside(load(sums, i, zero), zero, values)",
+        "accumulate(load(sums, i, zero), load(sums, last, zero), values)",
+        "accumulate(load(sums, i, zero), zero, values)",
         COLUMN,
     ),
     Fault(
         "sums of float64 are cleared without what they lose",
         COLUMN_SUMS,
-        "        lost[:] = 0\n",
-        "        lost[:] = lost\n",
+        "        compensation[:] = 0\n",
+        "        compensation[:] = compensation\n",
         unit("backends/numpy/test_column_calls.py", "float64"),
     ),
 )

@@ -12,37 +12,37 @@ FAULTS = (
     Fault(
         "what rounding took from the mean of an instance is lost",
         INSTANCES,
-        "mean[row, 0], missed[row, 0] = rounded_mean / factor, rest / factor",
-        "mean[row, 0], missed[row, 0] = rounded_mean / factor, zero",
+        "mean[row, 0], mean_residual[row, 0] = rounded_mean / factor, residual / factor",
+        "mean[row, 0], mean_residual[row, 0] = rounded_mean / factor, zero",
         RIGHT,
     ),
     Fault(
         "rstd is that of a scaled instance",
         INSTANCES,
-        "rstd[row, 0] = root * factor",
-        "rstd[row, 0] = root",
+        "rstd[row, 0] = scaled_rstd * factor",
+        "rstd[row, 0] = scaled_rstd",
         RIGHT,
     ),
     Fault(
         "deviations of an instance leave the range",
         INSTANCES,
-        "in_range, unscale = range_scale(root)\n        normalise(",
-        "in_range, unscale = one, one\n        normalise(",
+        "range_factor, unscale = range_scale(rstd_vec)\n        normalise(",
+        "range_factor, unscale = ones_vec, ones_vec\n        normalise(",
         unit(TEST, "largest"),
     ),
     Fault(
         "the sum of dy * x̂ trusts the rounded mean",
         INSTANCES,
-        "total_in_double(c, one) - rest * peak(root * unscale) * of_row",
-        "total_in_double(c, one)",
+        "reduce_add_wide(c, ones_vec) - d_mean * first_lane(rstd_vec * unscale) * row_sum",
+        "reduce_add_wide(c, ones_vec)",
         RIGHT,
     ),
     Fault(
         "the gradient of an instance trusts the rounded mean",
         INSTANCES,
-        "element(mean_, row, one), root, (one - one) - element(missed_, row, one) * root,\n"
-        "            element(shift_",
-        "element(mean_, row, one), root, one - one,\n            element(shift_",
+        "zeros(ones_vec) - load_broadcast(mean_residual_ptr, row, ones_vec) * rstd_vec,\n"
+        "            load_broadcast(shift_ptr",
+        "zeros(ones_vec),\n            load_broadcast(shift_ptr",
         RIGHT,
     ),
 )

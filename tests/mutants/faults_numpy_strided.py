@@ -21,22 +21,23 @@ FAULTS = (
     Fault(
         "the last vector of a tile is read in full",
         STRIDED,
-        "d = some(x, i + k * inner, count, rough) - rough",
-        "d = load(x, i + k * inner, rough) - rough",
+        "d = load_partial(x, i + k * inner, count, approx_mean) - approx_mean",
+        "d = load(x, i + k * inner, approx_mean) - approx_mean",
         unit("backends/numpy/test_strided.py", "behind"),
     ),
     Fault(
         "sums of squares are not put aside",
         STRIDED,
-        "for begin in range(0, n, RUN_OF_SQUARES):\n        end = min(begin + RUN_OF_SQUARES, n)",
+        "for begin in range(0, n, SQUARES_PER_FLUSH):\n"
+        "        end = min(begin + SQUARES_PER_FLUSH, n)",
         "for begin in range(0, n, n):\n        end = n",
         COLUMNS,
     ),
     Fault(
         "a tile keeps the sums of the one before",
         STRIDED,
-        "    clear(sums, lost)\n    for begin in range(0, n, RUN_OF_SQUARES):",
-        "    for begin in range(0, n, RUN_OF_SQUARES):",
+        "    clear(sums, compensation)\n    for begin in range(0, n, SQUARES_PER_FLUSH):",
+        "    for begin in range(0, n, SQUARES_PER_FLUSH):",
         COLUMNS,
     ),
     Fault(
@@ -49,8 +50,8 @@ FAULTS = (
     Fault(
         "a row that is rescaled keeps the rstd of what it was scaled to",
         STRIDED,
-        "rstd[row + k] = root * factor",
-        "rstd[row + k] = root",
+        "rstd[row + k] = scaled_rstd * factor",
+        "rstd[row + k] = scaled_rstd",
         ODD,
     ),
     Fault(
@@ -63,8 +64,8 @@ FAULTS = (
     Fault(
         "what the mean has missed is a part of the projection of a column",
         STRIDED,
-        "minus(projection - missed * mean_g)",
-        "minus(projection)",
+        "negative(projection - x_hat_mean * mean_g)",
+        "negative(projection)",
         COLUMNS,
     ),
     Fault(
@@ -77,23 +78,23 @@ FAULTS = (
     Fault(
         "sums of dgamma and dbeta take each other's places",
         STRIDED,
-        "totals(of_dgamma_0, of_dgamma_1, of_dbeta_0, of_dbeta_1)",
-        "totals(of_dbeta_0, of_dgamma_1, of_dgamma_0, of_dbeta_1)",
+        "reduce_add4(dgamma_acc0, dgamma_acc1, dbeta_acc0, dbeta_acc1)",
+        "reduce_add4(dbeta_acc0, dgamma_acc1, dgamma_acc0, dbeta_acc1)",
         COLUMNS,
     ),
     Fault(
         "the first block of tiles alone counts",
         STRIDED,
-        "gather(sums, lost, sums.size // blocks)",
-        "gather(sums, lost, sums.size)",
+        "reduce_blocks(sums, compensation, sums.size // blocks)",
+        "reduce_blocks(sums, compensation, sums.size)",
         COLUMNS,
     ),
     Fault(
         "the sums of a block of tiles are those of its last",
         STRIDED,
-        "            add_of_tile(dbeta, dbeta_lost, q, of_dbeta, rstd)",
-        "            clear_from(dbeta, q, padded)\n"
-        "            add_of_tile(dbeta, dbeta_lost, q, of_dbeta, rstd)",
+        "            flush_param_sums(dbeta, dbeta_comp, sums_offset, tile_dbeta, rstd)",
+        "            clear_from(dbeta, sums_offset, padded)\n"
+        "            flush_param_sums(dbeta, dbeta_comp, sums_offset, tile_dbeta, rstd)",
         ALIKE,
     ),
     Fault(

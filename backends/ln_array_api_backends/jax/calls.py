@@ -153,7 +153,7 @@ def _forward(
     rows = _rows(x.shape, axes, _axes_of(gamma, beta))
     spec = rows.spec(x, gamma, beta, center)._replace(epsilon=epsilon)
     arguments = calls.forward_arguments(spec)
-    task = Task(forward_task, arguments, calls.tasks("rows_forward", spec))
+    task = Task(forward_task, arguments, calls.task_count("rows_forward", spec))
     run = _called(task, arguments, calls.FORWARD_INPUTS, calls.FORWARD_OUTPUTS, x, spec)
 
     def kernel(x: Any, *parameters: Any) -> list[Any]:
@@ -177,11 +177,11 @@ def _backward(
     varies = set(parameter_axes) if need[1] or need[2] else _axes_of(gamma)
     rows = _rows(x.shape, axes, varies)
     spec = rows.spec(x, gamma, None, mean is not None)._replace(need=need, dy=_name(dy))
-    count = calls.tasks("rows_backward", spec)
+    count = calls.task_count("rows_backward", spec)
     arguments = calls.backward_arguments(spec)
     task = Task(backward_task, arguments, count)
     # Sums of a single block are what is wanted; those of several are of no more use.
-    in_the_end = [calls.DGAMMA_IN_THE_END, calls.DBETA_IN_THE_END] if count > 1 else []
+    in_the_end = [calls.DGAMMA_RESULT, calls.DBETA_RESULT] if count > 1 else []
     outputs = [calls.DX, *in_the_end, calls.DGAMMA, calls.DBETA]
     run = _called(task, arguments, calls.BACKWARD_INPUTS, outputs, x, spec)
 

@@ -1,8 +1,8 @@
-"""How vectors come from memory and go back there.
+"""Vector loads and stores.
 
-Memory is addressed by the number of an element, from 0, without checks. 16-bit elements are
-converted in registers. Numba does not know their dtypes, so such arrays come as views: float16 as
-int16, bfloat16 as uint16.
+An address is a pointer and the index of an element, which is not checked. 16-bit elements are
+converted in registers. Numba does not know their dtypes, so kernels get such arrays as views:
+float16 as int16, bfloat16 as uint16.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .simd import (
     I64,
     NUMBER,
     Vector,
+    build_broadcast,
     call,
-    first_lanes,
-    spread,
+    prefix_mask,
     suffix,
 )
 
-#: How elements lie in memory.
+#: The LLVM type of an element in memory, by the dtype that Numba sees.
 _STORED = {
     types.float32: FLOAT,
     types.float64: DOUBLE,
@@ -45,7 +45,7 @@ def _address(builder: Any, pointer: Any, index: Any) -> Any:
 
 
 def _widen(builder: Any, value: Any, stored: Any, number: Any, lanes: int) -> Any:
-    """Elements as they are stored, in the dtype that is computed in."""
+    """Convert a vector from the dtype in memory to the dtype of the computation."""
     wide = ir.VectorType(number, lanes)
     if stored == types.uint16:
         whole = ir.VectorType(I32, lanes)
@@ -58,7 +58,7 @@ def _widen(builder: Any, value: Any, stored: Any, number: Any, lanes: int) -> An
 
 
 def _narrow(builder: Any, value: Any, stored: Any, lanes: int) -> Any:
-    """Numbers as they will be stored, rounded to nearest, ties to even."""
+    """Convert a vector to the dtype in memory, rounded to nearest, ties to even."""
     if stored == types.uint16:
         whole = ir.VectorType(I32, lanes)
 
@@ -77,10 +77,10 @@ def _narrow(builder: Any, value: Any, stored: Any, lanes: int) -> Any:
 
 
 @intrinsic
-def memory(typing: Any, array: Any) -> Any:
-    """Where the elements of an array begin, without the array. None is just itself.
+def data_pointer(typing: Any, array: Any) -> Any:
+    """Return the pointer to the first element of an array, or None for None.
 
-    What goes from function to function in place of the array, which is counted at each.
+    Functions pass the pointer instead of the array, whose reference count would change each time.
     """
     if isinstance(array, types.NoneType):
         return array(array), lambda context, builder, signature, args: args[0]
@@ -93,7 +93,10 @@ def memory(typing: Any, array: Any) -> Any:
 
 @intrinsic
 def load(typing: Any, elements: Any, index: Any, like: Any) -> Any:
-    """The elements from `index` on, in the dtype of the vector `like`. A vector is just itself."""
+    """Load a vector from `index` on, in the dtype of the vector `like`.
+
+    If `elements` is a vector, return it unchanged.
+    """
     if isinstance(elements, Vector):
         return elements(elements, index, like), lambda context, builder, signature, args: args[0]
 
@@ -109,10 +112,10 @@ def load(typing: Any, elements: Any, index: Any, like: Any) -> Any:
 
 @intrinsic
 def unrelated(typing: Any, index: Any) -> Any:
-    """An index, of which the compiler is not to know how it follows from others.
+    """Return an index whose origin is hidden from the compiler.
 
-    Where many fields are read and written at one index, it takes seconds to find out how to step
-    through all of them, to no avail.
+    Where many fields are read and written at one index, LLVM's loop strength reduction takes
+    seconds, without a gain.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -123,7 +126,7 @@ def unrelated(typing: Any, index: Any) -> Any:
 
 @intrinsic
 def load_field(typing: Any, elements: Any, field: Any, more: Any, index: Any, like: Any) -> Any:
-    """The elements from field + more + index on. Where field or more is None, it is just None."""
+    """Load a vector from field + more + index on; return None if field or more is None."""
     if isinstance(field, types.NoneType) or isinstance(more, types.NoneType):
         signature = types.none(elements, field, more, types.intp, like)
         return signature, lambda context, builder, signature, args: context.get_dummy_value()
@@ -138,8 +141,8 @@ def load_field(typing: Any, elements: Any, field: Any, more: Any, index: Any, li
 
 
 @intrinsic
-def load_first(typing: Any, elements: Any, index: Any, count: Any, like: Any) -> Any:
-    """As `load`, but of the first `count` elements alone; the rest is 0, and is not read."""
+def load_masked(typing: Any, elements: Any, index: Any, count: Any, like: Any) -> Any:
+    """Load the first `count` lanes; the others are 0, and their memory is not read."""
     if isinstance(elements, Vector):
         signature = elements(elements, index, count, like)
         return signature, lambda context, builder, signature, args: args[0]
@@ -153,7 +156,7 @@ def load_first(typing: Any, elements: Any, index: Any, count: Any, like: Any) ->
             kind,
             builder.bitcast(address, kind.as_pointer()),
             I32(elements.dtype.bitwidth // 8),
-            first_lanes(builder, args[2], like.lanes),
+            prefix_mask(builder, args[2], like.lanes),
             ir.Constant(kind, None),
         )
         return _widen(builder, value, elements.dtype, NUMBER[like.scalar], like.lanes)
@@ -162,8 +165,8 @@ def load_first(typing: Any, elements: Any, index: Any, count: Any, like: Any) ->
 
 
 @intrinsic
-def element(typing: Any, elements: Any, index: Any, like: Any) -> Any:
-    """One element in every lane. None is just itself."""
+def load_broadcast(typing: Any, elements: Any, index: Any, like: Any) -> Any:
+    """Load one element and broadcast it to all lanes; return None for None."""
     if isinstance(elements, types.NoneType):
         return elements(elements, index, like), lambda context, builder, signature, args: args[0]
 
@@ -172,34 +175,39 @@ def element(typing: Any, elements: Any, index: Any, like: Any) -> Any:
         address = _address(builder, args[0], args[1])
         address = builder.bitcast(address, kind.as_pointer())
         value = builder.load(address, align=elements.dtype.bitwidth // 8)
-        value = spread(builder, value, like.lanes)
+        value = build_broadcast(builder, value, like.lanes)
         return _widen(builder, value, elements.dtype, NUMBER[like.scalar], like.lanes)
 
     return like(elements, types.intp, like), generate
 
 
 @intrinsic(prefer_literal=True)
-def scratch(typing: Any, like: Any, length: Any) -> Any:
-    """Memory on the stack for so many numbers, a literal; with indices, and no values yet."""
+def stack_alloc(typing: Any, like: Any, length: Any) -> Any:
+    """Allocate uninitialised stack memory for `length` numbers of the dtype of `like`.
+
+    `length` is a literal. The result is a pointer, which can be indexed.
+    """
     count = length.literal_value
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = cgutils.alloca_once(builder, NUMBER[like.scalar], size=count)
-        place.align = BYTES  # where a vector would cross two lines, it would wait for its store
+        place.align = BYTES  # store forwarding fails for a vector that crosses two cache lines
         return place
 
     return types.CPointer(like.scalar)(like, length), generate
 
 
-def _store(elements: Any, vector: Any, *, stream: bool) -> Any:
+def _store(elements: Any, vector: Any, *, non_temporal: bool) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.VectorType(_STORED[elements.dtype], vector.lanes)
         address = _address(builder, args[0], args[1])
         address = builder.bitcast(address, kind.as_pointer())
         size = elements.dtype.bitwidth // 8
         value = _narrow(builder, args[2], elements.dtype, vector.lanes)
-        instruction = builder.store(value, address, align=size * vector.lanes if stream else size)
-        if stream:
+        instruction = builder.store(
+            value, address, align=size * vector.lanes if non_temporal else size
+        )
+        if non_temporal:
             metadata = builder.module.add_metadata([ir.Constant(I32, 1)])
             instruction.set_metadata("nontemporal", metadata)
         return context.get_dummy_value()
@@ -209,19 +217,22 @@ def _store(elements: Any, vector: Any, *, stream: bool) -> Any:
 
 @intrinsic
 def store(typing: Any, elements: Any, index: Any, vector: Any) -> Any:
-    """Put a vector to the elements from `index` on."""
-    return _store(elements, vector, stream=False)
+    """Store a vector to the elements from `index` on."""
+    return _store(elements, vector, non_temporal=False)
 
 
 @intrinsic
-def stream(typing: Any, elements: Any, index: Any, vector: Any) -> Any:
-    """As `store`, past the cache; where `elements_to_alignment` is 0. A `fence` must follow."""
-    return _store(elements, vector, stream=True)
+def store_non_temporal(typing: Any, elements: Any, index: Any, vector: Any) -> Any:
+    """Store a vector with a non-temporal store.
+
+    `elements_to_alignment` must be 0 for the address, and a `fence` must follow.
+    """
+    return _store(elements, vector, non_temporal=True)
 
 
 @intrinsic
-def store_first(typing: Any, elements: Any, index: Any, vector: Any, count: Any) -> Any:
-    """As `store`, but of the first `count` lanes alone."""
+def store_masked(typing: Any, elements: Any, index: Any, vector: Any, count: Any) -> Any:
+    """Store only the first `count` lanes of a vector."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.VectorType(_STORED[elements.dtype], vector.lanes)
@@ -233,7 +244,7 @@ def store_first(typing: Any, elements: Any, index: Any, vector: Any, count: Any)
             _narrow(builder, args[2], elements.dtype, vector.lanes),
             builder.bitcast(address, kind.as_pointer()),
             I32(elements.dtype.bitwidth // 8),
-            first_lanes(builder, args[3], vector.lanes),
+            prefix_mask(builder, args[3], vector.lanes),
         )
         return context.get_dummy_value()
 
@@ -242,16 +253,16 @@ def store_first(typing: Any, elements: Any, index: Any, vector: Any, count: Any)
 
 @intrinsic
 def prefetch(typing: Any, elements: Any, index: Any) -> Any:
-    """Have the cache line of an element fetched, which may lie beyond the elements.
+    """Prefetch the cache line of an element into L2. The index may be out of bounds.
 
-    Into the second cache: the first has its hands full with the rows that are being swept.
+    L1 is needed for the rows that are being processed.
     """
     return _prefetch(elements, to_write=False)
 
 
 @intrinsic
 def prefetch_to_write(typing: Any, elements: Any, index: Any) -> Any:
-    """As `prefetch`, of a line that will be stored to."""
+    """Prefetch the cache line of an element that will be stored to."""
     return _prefetch(elements, to_write=True)
 
 
@@ -267,7 +278,7 @@ def _prefetch(elements: Any, *, to_write: bool) -> Any:
 
 @intrinsic
 def fence(typing: Any) -> Any:
-    """Have all stores seen by every thread before what follows."""
+    """Make all earlier stores visible to all threads before later operations."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.fence("seq_cst")
@@ -278,9 +289,9 @@ def fence(typing: Any) -> Any:
 
 @intrinsic
 def elements_to_alignment(typing: Any, elements: Any, index: Any, like: Any) -> Any:
-    """How many elements from `index` on lie before one where a vector of them can be streamed to.
+    """Count the elements from `index` to the next address that is aligned to a whole vector.
 
-    They are fewer than a vector has.
+    Non-temporal stores need that alignment. The count is less than the number of lanes.
     """
     size = 0 if isinstance(elements, types.NoneType) else elements.dtype.bitwidth // 8
 
@@ -288,7 +299,7 @@ def elements_to_alignment(typing: Any, elements: Any, index: Any, like: Any) -> 
         if not size:
             return I64(0)
         address = builder.ptrtoint(_address(builder, args[0], args[1]), I64)
-        ahead = builder.and_(builder.neg(address), I64(size * like.lanes - 1))
-        return builder.lshr(ahead, I64(size.bit_length() - 1))
+        gap = builder.and_(builder.neg(address), I64(size * like.lanes - 1))
+        return builder.lshr(gap, I64(size.bit_length() - 1))
 
     return types.intp(elements, types.intp, like), generate

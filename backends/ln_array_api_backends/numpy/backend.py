@@ -59,16 +59,16 @@ class NumPyBackend(RowsBackend, ChannelsBackend):
         size = math.prod(spec.shape) * calls.ITEMSIZE[spec.dtype]
         count = threads.thread_count() if array_tasks.use_threads(size) else 1
         if isinstance(spec, ChannelsSpec):
-            streams = channel_calls.streams(spec)
+            non_temporal = channel_calls.uses_non_temporal(spec)
             way = ", by columns" if channel_calls.is_by_columns(spec) else ", by channels"
         else:
-            streams, way = calls.streams(primitive, spec), ""
-            count = min(count, calls.tasks(primitive, spec))
+            non_temporal, way = calls.uses_non_temporal(primitive, spec), ""
+            count = min(count, calls.task_count(primitive, spec))
         return ", ".join(
             (
                 f"compiled by Numba for {spec.dtype}{way}",
                 "1 thread" if count == 1 else f"{count} threads",
-                "streaming stores" if streams else "cached stores",
-                "memory from the pool" if size >= calls.POOLED else "fresh memory",
+                "streaming stores" if non_temporal else "cached stores",
+                "memory from the pool" if size >= calls.POOLED_MIN_BYTES else "fresh memory",
             )
         )

@@ -1,4 +1,4 @@
-"""What the tasks for a kind of call have in common: the types of arrays, memory, and threads."""
+"""The common context of the tasks of a call: types of arrays, allocation, and threads."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from numba import types
 from ln_array_api.backend import FamilySpec, Spec
 
 from .array_tasks import bind, max_parts_of, use_threads
-from .calls import ACCUMULATION, ITEMSIZE, Argument, allocator, array_of
+from .calls import ITEMSIZE, Argument, accumulation_dtype, allocator, array_of
 from .tasks import Task
 
 ABSENT: Argument = types.none, None
 
 
 def integer(value: int) -> Argument:
-    """An argument that is an integer."""
+    """Return an integer argument of a task."""
     return types.int64, value
 
 
 def boolean(value: bool) -> Argument:
-    """An argument that is true or false."""
+    """Return a boolean argument of a task."""
     return types.boolean, value
 
 
 class CallContext:
-    """A kind of call, whose kernels get arrays of one shape."""
+    """The context of calls with one spec, whose kernels get arrays of one shape."""
 
     def __init__(
         self,
@@ -40,10 +40,10 @@ class CallContext:
         *,
         non_temporal: bool,
     ) -> None:
-        """For arrays of a shape at the kernels, and so many elements of gamma and of beta."""
+        """Take the shape of arrays in the kernels, and the length of gamma and of beta."""
         self.spec, self.shape, self.non_temporal = spec, shape, non_temporal
         self.size = math.prod(shape) * ITEMSIZE[spec.dtype]
-        self._acc_name = ACCUMULATION.get(spec.dtype, "float32")
+        self._acc_name = accumulation_dtype(spec.dtype)
         self.acc_dtype = np.dtype(self._acc_name)
         self.x, self.dy = array_of(spec.dtype, *shape), array_of(spec.dy, *shape)
         self.gamma, self.beta = array_of(spec.gamma, parameters), array_of(spec.beta, parameters)
@@ -51,11 +51,11 @@ class CallContext:
         self._new = allocator(self.size)
 
     def acc(self, *shape: int) -> Argument:
-        """An argument that is an array in the accumulation dtype."""
+        """Return an array argument in the accumulation dtype."""
         return array_of(self._acc_name, *shape)
 
     def gradients(self, parameters: int) -> tuple[Argument, Argument, Argument]:
-        """The arguments dx, dgamma and dbeta, as far as they are needed."""
+        """Return the arguments dx, dgamma and dbeta; those that are not needed are absent."""
         kinds = self.x, self.acc(parameters), self.acc(parameters)
         dx, dgamma, dbeta = (
             kind if need else ABSENT for kind, need in zip(kinds, self.spec.need, strict=True)
@@ -65,16 +65,16 @@ class CallContext:
     def bind(
         self, make: Callable[[str], Any], count: int, *arguments: Argument
     ) -> Callable[..., None]:
-        """A function of the arrays that are the first arguments, which runs a task of `count`."""
+        """Return a function of the leading array arguments, which runs a task of `count` items."""
         arrays = [isinstance(kind, types.Array) or kind == types.none for kind, _ in arguments]
         num_arrays = arrays.index(False) if False in arrays else len(arrays)
         task = Task(make, arguments, count)
         return bind(task, num_arrays, max_parts_of(count, self.size), self.size)
 
     def empty(self, dtype: Any) -> np.ndarray:
-        """Memory for a result of the shape of x, as the kernels have it."""
+        """Allocate a result with the shape of x in the kernels."""
         return self._new(self.shape, dtype)
 
     def new(self, *shape: int) -> np.ndarray:
-        """Memory for a result in the accumulation dtype."""
+        """Allocate a result in the accumulation dtype."""
         return np.empty(shape, self.acc_dtype)

@@ -11,50 +11,55 @@ from numba import types
 from ln_array_api.backend import Primitive, RowsSpec
 
 from .array_tasks import bind, max_parts_of
-from .backward import SHORT, backward_task
+from .backward import MAX_SHORT_ROW_BYTES, backward_task
 from .compile import array_type
 from .forward import forward_task
 from .memory import memory_pool
 from .simd import BYTES
-from .sweeps import RUN
+from .sweeps import TERMS_PER_FLUSH
 from .tasks import Task
 
-#: Bytes of a result from which its memory comes from the pool.
-POOLED = 1 << 20
-#: Bytes of a result from which it is stored past the cache, which it would not fit in.
-STREAMED = 12 << 20
-#: Bytes of a row from which that is faster: of one that is whole lines of the cache, and of others.
-STREAMED_ROWS = 512, 2048
-LINE = 64
-ACCUMULATION = {"float64": "float64"}
+#: Smallest result whose memory comes from the pool.
+POOLED_MIN_BYTES = 1 << 20
+#: Smallest result that is written with non-temporal stores, since it does not fit in the cache.
+NON_TEMPORAL_MIN_BYTES = 12 << 20
+#: Smallest row of such results: of whole cache lines, and of other rows.
+NON_TEMPORAL_MIN_ROW_BYTES = 512, 2048
+CACHE_LINE_BYTES = 64
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
-def may_stream(m: int, size: int) -> bool:
-    """Whether a result of m rows and so many bytes had better be stored past the cache."""
+def accumulation_dtype(name: str) -> str:
+    """Return the name of the dtype in which elements of a dtype are computed."""
+    return "float64" if name == "float64" else "float32"
+
+
+def should_use_non_temporal(m: int, size: int) -> bool:
+    """Return whether non-temporal stores are faster for a result of m rows and `size` bytes."""
     row = size // m
-    return size >= STREAMED and row >= STREAMED_ROWS[row % LINE > 0]
+    min_row = NON_TEMPORAL_MIN_ROW_BYTES[row % CACHE_LINE_BYTES > 0]
+    return size >= NON_TEMPORAL_MIN_BYTES and row >= min_row
 
 
-def streams(primitive: Primitive, spec: RowsSpec) -> bool:
-    """Whether the result of a call is stored past the cache, unless it takes the place of x."""
+def uses_non_temporal(primitive: Primitive, spec: RowsSpec) -> bool:
+    """Return whether the result of a call is written with non-temporal stores, unless in place."""
     m, n = spec.shape
-    large = may_stream(m, m * n * ITEMSIZE[spec.dtype])
+    large = should_use_non_temporal(m, m * n * ITEMSIZE[spec.dtype])
     if primitive == "rows_forward":
         return large
-    # Sums over a segment would depend on where that begins in memory.
+    # The order of sums over a segment would depend on its address.
     return large and spec.need[0] and spec.repeat == 1
 
 
-def tasks(primitive: Primitive, spec: RowsSpec) -> int:
-    """How many threads a call has work for: for each row, or each block of rows that are summed."""
+def task_count(primitive: Primitive, spec: RowsSpec) -> int:
+    """Return how many parts a call has at most: rows, or blocks of rows with partial sums."""
     m = spec.shape[0]
-    return m if primitive == "rows_forward" else -(-m // rows_in_a_block(m, spec.groups))
+    return m if primitive == "rows_forward" else -(-m // rows_per_partial(m, spec.groups))
 
 
 def allocator(size: int) -> Callable[..., np.ndarray]:
     """What gives an array of a shape and dtype for a result of so many bytes."""
-    return np.empty if size < POOLED else memory_pool.empty
+    return np.empty if size < POOLED_MIN_BYTES else memory_pool.empty
 
 
 #: A type of Numba, and a value of it: of an array the shape, of None nothing.
@@ -66,7 +71,7 @@ FORWARD_INPUTS, FORWARD_OUTPUTS = range(3), range(3, 6)
 #: The same of dy, x, mean, rstd and gamma; and of gradients, those of parameters as sums of each
 #: block and, of a task, as they are in the end.
 BACKWARD_INPUTS, DX = range(5), 5
-DGAMMA, DBETA, DGAMMA_IN_THE_END, DBETA_IN_THE_END = range(6, 10)
+DGAMMA, DBETA, DGAMMA_RESULT, DBETA_RESULT = range(6, 10)
 
 
 def array_of(dtype: str | None, *shape: int) -> Argument:
@@ -80,47 +85,47 @@ def _repeat(spec: RowsSpec) -> Argument:
 
 def forward_arguments(spec: RowsSpec, *, in_place: bool = False) -> tuple[Argument, ...]:
     """The arguments of `forward`, without start and stop; `in_place` is whether y is x."""
-    (m, n), single = spec.shape, ACCUMULATION.get(spec.dtype, "float32")
+    (m, n), acc_name = spec.shape, accumulation_dtype(spec.dtype)
     return (
         array_of(spec.dtype, m, n),
         array_of(spec.gamma, spec.parameters),
         array_of(spec.beta, spec.parameters),
         array_of(spec.dtype, m, n),
-        array_of(single if spec.center else None, m, 1),
-        array_of(single, m, 1),
+        array_of(acc_name if spec.center else None, m, 1),
+        array_of(acc_name, m, 1),
         (types.float64, spec.epsilon),
         (types.int64, spec.groups),
         _repeat(spec),
-        (types.boolean, not in_place and streams("rows_forward", spec)),
+        (types.boolean, not in_place and uses_non_temporal("rows_forward", spec)),
     )
 
 
 def backward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
     """The arguments of `backward_task`.
 
-    The sums of a single block are the gradients. Those of several get a place of their own, which
-    is an argument in any case, so that one block and several are one thing to compile.
+    The sums of a single block are the gradients. The sums of several blocks are separate arrays.
+    These are arguments in any case, so that one kernel is compiled for both.
     """
-    (m, n), single = spec.shape, ACCUMULATION.get(spec.dtype, "float32")
-    blocks = tasks("rows_backward", spec)
+    (m, n), acc_name = spec.shape, accumulation_dtype(spec.dtype)
+    blocks = task_count("rows_backward", spec)
     sums = blocks * spec.parameters
     need_dx, need_dgamma, need_dbeta = spec.need
     return (
         array_of(spec.dy, m, n),
         array_of(spec.dtype, m, n),
-        array_of(single if spec.center else None, m, 1),
-        array_of(single, m, 1),
+        array_of(acc_name if spec.center else None, m, 1),
+        array_of(acc_name, m, 1),
         array_of(spec.gamma, spec.parameters),
         array_of(spec.dtype if need_dx else None, m, n),
-        array_of(single if need_dgamma else None, sums),
-        array_of(single if need_dbeta else None, sums),
-        array_of(single if need_dgamma else None, spec.parameters),
-        array_of(single if need_dbeta else None, spec.parameters),
+        array_of(acc_name if need_dgamma else None, sums),
+        array_of(acc_name if need_dbeta else None, sums),
+        array_of(acc_name if need_dgamma else None, spec.parameters),
+        array_of(acc_name if need_dbeta else None, spec.parameters),
         (types.int64, spec.groups),
         _repeat(spec),
-        (types.boolean, streams("rows_backward", spec)),
-        (types.int64, rows_in_a_block(m, spec.groups)),
-        (types.int64, rows_in_a_run(n, spec.dtype, spec.groups, spec.repeat)),
+        (types.boolean, uses_non_temporal("rows_backward", spec)),
+        (types.int64, rows_per_partial(m, spec.groups)),
+        (types.int64, rows_per_run(n, spec.dtype, spec.groups, spec.repeat)),
     )
 
 
@@ -132,8 +137,8 @@ def prepare(primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
 def _forward(spec: RowsSpec) -> Callable[..., Any]:
     (m, n), center = spec.shape, spec.center
     size = m * n * ITEMSIZE[spec.dtype]
-    acc_dtype = np.dtype(ACCUMULATION.get(spec.dtype, "float32"))
-    non_temporal = streams("rows_forward", spec)
+    acc_dtype = np.dtype(accumulation_dtype(spec.dtype))
+    non_temporal = uses_non_temporal("rows_forward", spec)
 
     def bound(in_place: bool) -> Callable[..., None]:
         task = Task(forward_task, forward_arguments(spec, in_place=in_place), m)
@@ -155,29 +160,29 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     return call
 
 
-def rows_in_a_block(m: int, groups: int) -> int:
-    """How many rows' terms of dgamma and dbeta are added up before the sums of blocks are."""
+def rows_per_partial(m: int, groups: int) -> int:
+    """Return how many rows have common partial sums of dgamma and dbeta (a block)."""
     return groups * max(8, min(64, m // groups // 4))
 
 
-def rows_in_a_run(n: int, dtype: str, groups: int, repeat: int) -> int:
-    """How many of these are, before the sums of runs are.
+def rows_per_run(n: int, dtype: str, groups: int, repeat: int) -> int:
+    """Return how many rows of a block have common sums (a run).
 
-    Rows of whole vectors are taken by twos, or by fours if they are short, and first added to each
-    other: then there are fewer terms.
+    The terms of two rows of whole vectors, or of four if they are short, are first added to each
+    other, so that there are fewer terms.
     """
-    single = np.dtype(ACCUMULATION.get(dtype, "float32"))
-    if groups > 1 or repeat > 1 or n * single.itemsize % BYTES > 0:
-        return groups * RUN
-    return RUN * (4 if n * ITEMSIZE[dtype] <= SHORT else 2)
+    acc_dtype = np.dtype(accumulation_dtype(dtype))
+    if groups > 1 or repeat > 1 or n * acc_dtype.itemsize % BYTES > 0:
+        return groups * TERMS_PER_FLUSH
+    return TERMS_PER_FLUSH * (4 if n * ITEMSIZE[dtype] <= MAX_SHORT_ROW_BYTES else 2)
 
 
 def _backward(spec: RowsSpec) -> Callable[..., Any]:
     m, n = spec.shape
     size = m * n * ITEMSIZE[spec.dtype]
-    acc_dtype = np.dtype(ACCUMULATION.get(spec.dtype, "float32"))
+    acc_dtype = np.dtype(accumulation_dtype(spec.dtype))
     need_dx, need_dgamma, need_dbeta = spec.need
-    blocks, parameters = tasks("rows_backward", spec), spec.parameters
+    blocks, parameters = task_count("rows_backward", spec), spec.parameters
     task = Task(backward_task, backward_arguments(spec), blocks)
     run = bind(task, 10, max_parts_of(blocks, size), size)
     new, empty, shape, sums = allocator(size), np.empty, (m, n), blocks * parameters

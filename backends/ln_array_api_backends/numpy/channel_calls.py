@@ -12,26 +12,26 @@ from ln_array_api.backend import ChannelsSpec, Primitive
 
 from . import channels, column_calls
 from .call_context import CallContext, boolean
-from .calls import ITEMSIZE, may_stream
+from .calls import ITEMSIZE, should_use_non_temporal
 from .column_calls import COLUMNS
 
-#: Elements of a channel that must lie together for it to be swept as pieces, if its columns are
-#: few enough for tables; and if they are not.
+#: Smallest number of adjacent elements of a channel for which it is processed as pieces: if its
+#: columns are few enough for tables, and if they are not.
 SHORT, SHORT_IF_MANY = 64, 16
 
 
 def is_by_columns(spec: ChannelsSpec) -> bool:
-    """Whether rows are swept with all channels beside each other, not a channel after the other."""
+    """Return whether rows are processed with all channels, and not channel by channel."""
     _, c, s = spec.shape
     return s < (SHORT if c * s <= COLUMNS else SHORT_IF_MANY)
 
 
-def streams(spec: ChannelsSpec) -> bool:
-    """Whether results had better be stored past the cache."""
+def uses_non_temporal(spec: ChannelsSpec) -> bool:
+    """Return whether results are written with non-temporal stores."""
     _, c, s = spec.shape
     size = math.prod(spec.shape) * ITEMSIZE[spec.dtype]
     together = (c * s if is_by_columns(spec) else s) * ITEMSIZE[spec.dtype]
-    return may_stream(size // together, size)
+    return should_use_non_temporal(size // together, size)
 
 
 def prepare(primitive: Primitive, spec: ChannelsSpec) -> Callable[..., Any]:
@@ -39,7 +39,7 @@ def prepare(primitive: Primitive, spec: ChannelsSpec) -> Callable[..., Any]:
     by_columns = is_by_columns(spec)
     samples, c, s = spec.shape
     shape = (samples, c * s) if by_columns else spec.shape
-    context = CallContext(spec, shape, c, non_temporal=streams(spec))
+    context = CallContext(spec, shape, c, non_temporal=uses_non_temporal(spec))
     if primitive == "channels_forward":
         run = column_calls.forward(context, s) if by_columns else _forward(context)
         return _forward_call(context, run, c)

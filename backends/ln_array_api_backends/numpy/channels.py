@@ -1,126 +1,157 @@
-"""Passes over channels that lie in pieces, one for each sample, for every dtype.
+"""Passes over channels that consist of a piece per sample, for every dtype.
 
-As in `forward` and `backward`, what is None is left out at compile time. A channel is swept twice,
-and all of it by one thread: the second sweep mostly finds it in the cache.
+As in `forward` and `backward`, code for an argument that is None is left out at compile time. One
+thread does both passes over a channel, so that the second mostly finds it in the cache.
 """
 
 from __future__ import annotations
 
 from numba import njit
 
-from .access import element, fence, memory
-from .backward import differentiate, sums
+from .access import data_pointer, fence, load_broadcast
+from .backward import gradient_lane_sums, write_dx
 from .compile import CALLED, INLINE
-from .doubles import doubles, put_aside, put_together
-from .moments import judged, mean_of, root_of, sums_of_pieces
-from .simd import number, ones, peak, range_scale, splat, total
-from .sweeps import normalise, rough_mean
+from .doubles import accumulate, sum_in_float64, zeros_float64
+from .moments import compute_rstd, deviation_sums_of_pieces, finalize_moments, unscaled_mean
+from .simd import broadcast, first_lane, ones, range_scale, reduce_add, scalar_like
+from .sweeps import compute_approx_mean, normalise
 from .tasks import arguments
 
 
 @njit(**INLINE)
-def guess(x, where, one):
-    """A guess at the mean of a channel, from four pieces; exact if it is constant."""
-    o, n, pieces, apart = where
-    first = rough_mean(x, o, n, one)
-    rest = first - first
+def approx_channel_mean(x, pieces, ones_vec):
+    """Return the approximate mean of a channel from four pieces; exact for a constant channel."""
+    x_offset, n, num_pieces, stride = pieces
+    first = compute_approx_mean(x, x_offset, n, ones_vec)
+    difference_sum = first - first
     for quarter in range(1, 4):
-        rest += rough_mean(x, o + pieces * quarter // 4 * apart, n, one) - first
-    return first + rest * number(0.25, one)
+        difference_sum += (
+            compute_approx_mean(x, x_offset + num_pieces * quarter // 4 * stride, n, ones_vec)
+            - first
+        )
+    return first + difference_sum * scalar_like(0.25, ones_vec)
 
 
 @njit(**INLINE)
-def keep(mean, var, rstd, channel, factor, rough, missed, variance, root):
-    """Put the statistics of a channel, of which those given are of x times factor, into place."""
-    mean[channel] = mean_of(factor, rough, missed)
+def store_stats(
+    mean, var, rstd, channel, factor, approx_mean, mean_residual, variance, scaled_rstd
+):
+    """Store the statistics of a channel; the given ones are those of x * factor."""
+    mean[channel] = unscaled_mean(factor, approx_mean, mean_residual)
     if var is not None:
         var[channel] = variance / factor / factor
-    rstd[channel] = root * factor
+    rstd[channel] = scaled_rstd * factor
 
 
 @njit(**CALLED)
-def forward(x, gamma, beta, y, mean, var, rstd, epsilon, streams, start, stop):
-    """Channels start to stop. One whose squares leave the range of the dtype is scaled first."""
+def forward(x, gamma, beta, y, mean, var, rstd, epsilon, non_temporal, start, stop):
+    """Normalise channels start to stop. Channels with squares out of range are scaled."""
     samples, channels, n = x.shape
-    x_, y_, gamma_, beta_ = memory(x), memory(y), memory(gamma), memory(beta)
-    one, centered = ones(rstd), memory(mean)
-    share = 1.0 / (samples * n)
-    apart = channels * n
-    ahead = apart if streams else 0  # while a piece is swept, the next one is fetched
+    x_ptr, y_ptr = data_pointer(x), data_pointer(y)
+    gamma_ptr, beta_ptr = data_pointer(gamma), data_pointer(beta)
+    ones_vec, mean_or_none = ones(rstd), data_pointer(mean)
+    inv_count = 1.0 / (samples * n)
+    stride = channels * n
+    prefetch_distance = stride if non_temporal else 0  # the next piece is prefetched
     for channel in range(start, stop):
-        where = (channel * n, n, samples, apart)
-        rough = guess(x_, where, one)
-        deviation, square = sums_of_pieces(x_, where, one, splat(-rough), ahead)
-        factor, rough, missed, variance, root = judged(
-            x_, where, share, one, centered, epsilon, rough, deviation, square
+        pieces = (channel * n, n, samples, stride)
+        approx_mean = approx_channel_mean(x_ptr, pieces, ones_vec)
+        deviation, square = deviation_sums_of_pieces(
+            x_ptr, pieces, ones_vec, broadcast(-approx_mean), prefetch_distance
         )
-        keep(mean, var, rstd, channel, factor, rough, missed, variance, root)
-        g, b = element(gamma_, channel, one), element(beta_, channel, one)
+        factor, approx_mean, mean_residual, variance, scaled_rstd = finalize_moments(
+            x_ptr, pieces, inv_count, ones_vec, mean_or_none, epsilon, approx_mean, deviation,
+            square,
+        )  # fmt: skip
+        store_stats(
+            mean, var, rstd, channel, factor, approx_mean, mean_residual, variance, scaled_rstd
+        )
+        g = load_broadcast(gamma_ptr, channel, ones_vec)
+        b = load_broadcast(beta_ptr, channel, ones_vec)
         for sample in range(samples):
             normalise(
-                x_, y_, channel * n + sample * apart, n, splat(factor), splat(-rough),
-                splat(root), splat(-missed * root), g, b, 0, streams,
+                x_ptr, y_ptr, channel * n + sample * stride, n, broadcast(factor),
+                broadcast(-approx_mean), broadcast(scaled_rstd),
+                broadcast(-mean_residual * scaled_rstd), g, b, 0, non_temporal,
             )  # fmt: skip
-    if streams:
+    if non_temporal:
         fence()
 
 
 @njit(**CALLED)
-def inference(x, mean, var, gamma, beta, y, epsilon, streams, start, stop):
-    """Pieces start to stop, in the order of memory."""
+def inference(x, mean, var, gamma, beta, y, epsilon, non_temporal, start, stop):
+    """Normalise pieces start to stop by given statistics, in the order of memory."""
     channels, n = x.shape[1:]
-    x_, y_, gamma_, beta_ = memory(x), memory(y), memory(gamma), memory(beta)
-    one = ones(var)
+    x_ptr, y_ptr = data_pointer(x), data_pointer(y)
+    gamma_ptr, beta_ptr = data_pointer(gamma), data_pointer(beta)
+    ones_vec = ones(var)
     for piece in range(start, stop):
         channel = piece % channels
-        root = root_of(var[channel], epsilon, one)
-        g, b = element(gamma_, channel, one), element(beta_, channel, one)
+        rstd = compute_rstd(var[channel], epsilon, ones_vec)
+        g = load_broadcast(gamma_ptr, channel, ones_vec)
+        b = load_broadcast(beta_ptr, channel, ones_vec)
         normalise(
-            x_, y_, piece * n, n, one, splat(-mean[channel]), splat(root), None, g, b, 0, streams
-        )
-    if streams:
+            x_ptr, y_ptr, piece * n, n, ones_vec, broadcast(-mean[channel]), broadcast(rstd), None,
+            g, b, 0, non_temporal,
+        )  # fmt: skip
+    if non_temporal:
         fence()
 
 
 @njit(**CALLED)
-def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, streams, start, stop):
-    """Channels start to stop."""
+def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, non_temporal, start, stop):
+    """Process channels start to stop."""
     samples, channels, n = x.shape
-    dy_, x_, gamma_, dx_ = memory(dy), memory(x), memory(gamma), memory(dx)
-    mean_, rstd_ = memory(mean), memory(rstd)
-    one = ones(rstd)
-    zero, share = doubles(one), 1.0 / (samples * n)
-    apart = channels * n
-    ahead = apart if streams else 0
+    dy_ptr, x_ptr = data_pointer(dy), data_pointer(x)
+    gamma_ptr, dx_ptr = data_pointer(gamma), data_pointer(dx)
+    mean_ptr, rstd_ptr = data_pointer(mean), data_pointer(rstd)
+    ones_vec = ones(rstd)
+    zero, inv_count = zeros_float64(ones_vec), 1.0 / (samples * n)
+    stride = channels * n
+    prefetch_distance = stride if non_temporal else 0
     for channel in range(start, stop):
-        mu, r = element(mean_, channel, one), element(rstd_, channel, one)
+        mu = load_broadcast(mean_ptr, channel, ones_vec)
+        r = load_broadcast(rstd_ptr, channel, ones_vec)
         a, b, c, rest_a, rest_b, rest_c = zero, zero, zero, zero, zero, zero
         for sample in range(samples):
-            o = channel * n + sample * apart
-            aa, bb, cc = sums(dy_, x_, o, n, mu, r, None, 0, ahead)
-            a, rest_a = put_aside(a, rest_a, aa)
-            b, rest_b = put_aside(b, rest_b, bb)
-            c, rest_c = put_aside(c, rest_c, cc)
-        of_dy = total(put_together(b, rest_b, one))
+            x_offset = channel * n + sample * stride
+            aa, bb, cc = gradient_lane_sums(
+                dy_ptr, x_ptr, x_offset, n, mu, r, None, 0, prefetch_distance
+            )
+            a, rest_a = accumulate(a, rest_a, aa)
+            b, rest_b = accumulate(b, rest_b, bb)
+            c, rest_c = accumulate(c, rest_c, cc)
+        sum_dy = reduce_add(sum_in_float64(b, rest_b, ones_vec))
         _, unscale = range_scale(r)
-        # In units of x_hat, no part of which it is.
-        missed = total(put_together(a, rest_a, one)) * share * peak(r * unscale)
-        of_x_hat_dy = total(put_together(c, rest_c, one)) - missed * of_dy
+        # The residual of the rounded mean, in units of x_hat.
+        x_hat_mean = (
+            reduce_add(sum_in_float64(a, rest_a, ones_vec)) * inv_count * first_lane(r * unscale)
+        )
+        sum_dy_x_hat = reduce_add(sum_in_float64(c, rest_c, ones_vec)) - x_hat_mean * sum_dy
         if dgamma is not None:
-            dgamma[channel] = of_x_hat_dy
+            dgamma[channel] = sum_dy_x_hat
         if dbeta is not None:
-            dbeta[channel] = of_dy
+            dbeta[channel] = sum_dy
         if dx is not None:
-            g = element(gamma_, channel, one)
-            minus_mean = splat(number(-of_dy * share, one))
-            minus_projection = splat(number(-of_x_hat_dy * share, one))
+            g = load_broadcast(gamma_ptr, channel, ones_vec)
+            neg_mean_g = broadcast(scalar_like(-sum_dy * inv_count, ones_vec))
+            neg_projection = broadcast(scalar_like(-sum_dy_x_hat * inv_count, ones_vec))
             if gamma is not None:
-                minus_mean, minus_projection = minus_mean * g, minus_projection * g
-            this = (mu, r, splat(number(-missed, one)), minus_mean, minus_projection)
+                neg_mean_g, neg_projection = neg_mean_g * g, neg_projection * g
+            row_constants = (
+                mu,
+                r,
+                broadcast(scalar_like(-x_hat_mean, ones_vec)),
+                neg_mean_g,
+                neg_projection,
+            )
             for sample in range(samples):
-                o = channel * n + sample * apart
-                differentiate(dy_, x_, o, n, this, g, 0, dx_, None, None, 0, streams, 0)
-    if streams:
+                x_offset = channel * n + sample * stride
+                write_dx(
+                    dy_ptr, x_ptr, x_offset, n, row_constants, g, 0, dx_ptr, None, None, 0,
+                    non_temporal, 0,
+                )  # fmt: skip
+    if non_temporal:
         fence()
 
 

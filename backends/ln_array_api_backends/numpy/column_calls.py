@@ -1,7 +1,7 @@
 """From a spec to compiled kernels for columns: batch norm's channels, and groups of channels last.
 
-Groups of channels last lie as columns of each sample: group norm and instance norm read them there,
-instead of bringing rows together first.
+If channels are the last axis, groups are columns of each sample: group norm and instance norm read
+them in place, instead of copying them to rows first.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from ln_array_api.backend import Layout, Primitive, RowsSpec
 
 from . import columns
 from .call_context import ABSENT, CallContext, boolean, integer
-from .calls import ITEMSIZE, Argument, array_of, may_stream
+from .calls import ITEMSIZE, Argument, array_of, should_use_non_temporal
 from .simd import BYTES
-from .sweeps import RUN
+from .sweeps import TERMS_PER_FLUSH
 
-#: Columns of which the tables stay in the second cache.
+#: Most columns for which the tables stay in L2.
 COLUMNS = 16384
-#: Blocks of rows with sums of their own, at most, and how many rows they have at least.
+#: Most blocks of rows with partial sums, and fewest rows of a block.
 BLOCKS, ROWS = 32, 64
 
 
 def _table_width(context: CallContext) -> int:
-    """How many numbers a table has."""
+    """Return how many numbers a table has."""
     lanes = BYTES // context.acc_dtype.itemsize
     return -(-context.shape[1] // lanes) * lanes
 
 
 class _BlockedSums:
-    """Sums over all rows, in blocks of them, and parts of the columns."""
+    """The partial sums of a call: for blocks of rows and ranges of columns."""
 
     def __init__(self, context: CallContext, num_sums: int) -> None:
         m = context.shape[0]
-        rows = -(-max(ROWS, -(-m // BLOCKS)) // RUN) * RUN
+        rows = -(-max(ROWS, -(-m // BLOCKS)) // TERMS_PER_FLUSH) * TERMS_PER_FLUSH
         blocks = -(-m // rows)
         self.count = blocks * context.max_parts
         length = blocks * num_sums * _table_width(context)
@@ -49,32 +49,32 @@ class _BlockedSums:
         self._length = length
 
     def new(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Memory for the sums, and for what they lose."""
+        """Allocate the sums and their compensation."""
         length = self._length
         return np.zeros(length), np.zeros(length) if self.compensated else None
 
 
 def forward(context: CallContext, n: int) -> Callable[..., None]:
-    """Batch norm, of channels of n columns each."""
+    """Return a function that runs batch norm, of channels of n columns."""
     m, c = context.shape[0], context.shape[1] // n
     length = columns.FORWARD_TABLES * _table_width(context)
     table, sums = context.acc(length), _BlockedSums(context, 2)
-    guess = context.bind(
+    approx_means = context.bind(
         columns.guess_task, 1, context.x, table, integer(n), integer(0), integer(m)
     )
-    settle = context.bind(
+    finalize = context.bind(
         columns.forward_sums_task,
         sums.count,
         *(context.x, context.gamma, context.beta, *[context.acc(c)] * 3, table, *sums.arrays),
         *((types.float64, context.spec.epsilon), integer(n), *sums.options),
     )
-    write = _write(context, table)
+    normalise_rows = _write(context, table)
 
     def run(x: Any, gamma: Any, beta: Any, y: Any, *statistics: Any) -> None:
         table = context.new(length)
-        guess(x, table)
-        settle(x, gamma, beta, *statistics, table, *sums.new())
-        write(x, y, table)
+        approx_means(x, table)
+        finalize(x, gamma, beta, *statistics, table, *sums.new())
+        normalise_rows(x, y, table)
 
     return run
 
@@ -85,55 +85,55 @@ def _write(context: CallContext, table: Argument) -> Callable[..., None]:
 
 
 def inference(context: CallContext, n: int) -> Callable[..., None]:
-    """Batch norm by given statistics, of channels of n columns each."""
+    """Return a function that runs batch norm by given statistics, of channels of n columns."""
     c = context.shape[1] // n
     length = columns.FORWARD_TABLES * _table_width(context)
     table = context.acc(length)
-    settle = context.bind(
+    finalize = context.bind(
         columns.settle_inference_task,
         1,
         *(*[context.acc(c)] * 2, context.gamma, context.beta, table),
         *((types.float64, context.spec.epsilon), integer(n)),
     )
-    write = _write(context, table)
+    normalise_rows = _write(context, table)
 
     def run(x: Any, mean: Any, var: Any, gamma: Any, beta: Any, y: Any) -> None:
         table = context.new(length)
-        settle(mean, var, gamma, beta, table)
-        write(x, y, table)
+        finalize(mean, var, gamma, beta, table)
+        normalise_rows(x, y, table)
 
     return run
 
 
 def backward(context: CallContext, n: int) -> Callable[..., None]:
-    """The gradients of batch norm, of channels of n columns each."""
+    """Return a function that computes the gradients of batch norm, of channels of n columns."""
     m, c = context.shape[0], context.shape[1] // n
     length = columns.BACKWARD_TABLES * _table_width(context)
     table, sums = context.acc(length), _BlockedSums(context, 3)
     statistics = [context.acc(c)] * 2
-    know = context.bind(
+    load_stats = context.bind(
         columns.know_task, 1, context.x, *statistics, table, *map(integer, (n, 0, m))
     )
     dx, dgamma, dbeta = context.gradients(c)
-    settle = context.bind(
+    finalize = context.bind(
         columns.backward_sums_task,
         sums.count,
         *(context.dy, context.x, context.gamma, dgamma, dbeta, table, *sums.arrays),
         *(integer(n), *sums.options),
     )
-    differentiate: Any = None
+    write_dx_rows: Any = None
     if dx is not ABSENT:
         arguments = context.dy, context.x, dx, table, boolean(context.non_temporal)
-        differentiate = context.bind(columns.differentiate_task, m, *arguments)
+        write_dx_rows = context.bind(columns.differentiate_task, m, *arguments)
 
     def run(
         dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, dx: Any, dgamma: Any, dbeta: Any
     ) -> None:
         table = context.new(length)
-        know(x, mean, rstd, table)
-        settle(dy, x, gamma, dgamma, dbeta, table, *sums.new())
+        load_stats(x, mean, rstd, table)
+        finalize(dy, x, gamma, dgamma, dbeta, table, *sums.new())
         if dx is not None:
-            differentiate(dy, x, dx, table)
+            write_dx_rows(dy, x, dx, table)
 
     return run
 
@@ -141,7 +141,7 @@ def backward(context: CallContext, n: int) -> Callable[..., None]:
 def prepare_groups(
     primitive: Primitive, spec: RowsSpec, layout: Layout
 ) -> tuple[Callable[..., Any], str] | None:
-    """What runs a rows primitive on groups that lie as columns of samples, or None for others."""
+    """Return what runs a rows primitive on groups that are columns of samples, else None."""
     if not layout.strides:
         return None
     split, group = layout.shape, layout.parameter_axes[0]
@@ -153,26 +153,28 @@ def prepare_groups(
     if not as_columns or math.prod(split[kept:group]) == 1 or k > COLUMNS or not spec.center:
         return None
     if primitive == "rows_backward" and layout.dy is None:
-        return None  # dy lies otherwise, and would have to be copied
+        return None  # dy has another layout, and has to be copied
     rows = math.prod(split[kept:group])
     m = math.prod(split[:kept]) * rows
-    streams = may_stream(m, m * k * ITEMSIZE[spec.dtype])
-    context = CallContext(spec, (m, k), spec.parameters, non_temporal=streams)
-    n, per = k // split[group], k // spec.parameters
+    non_temporal = should_use_non_temporal(m, m * k * ITEMSIZE[spec.dtype])
+    context = CallContext(spec, (m, k), spec.parameters, non_temporal=non_temporal)
+    n, columns_per_param = k // split[group], k // spec.parameters
     make = _forward_groups if primitive == "rows_forward" else _backward_groups
     count = "1 thread" if context.max_parts == 1 else "several threads"
     reason = f"compiled by Numba for {spec.dtype}, by columns of each sample as they lie, {count}"
-    return make(context, n, per, rows), reason
+    return make(context, n, columns_per_param, rows), reason
 
 
 def contiguous(values: Any) -> Any:
-    """A parameter or a statistic as its kernel takes it."""
+    """Return a parameter or statistic contiguous, aligned and in native byte order."""
     if values is None:
         return None
     return np.require(values, values.dtype.newbyteorder("="), ("C", "A"))
 
 
-def _forward_groups(context: CallContext, n: int, per: int, rows: int) -> Callable[..., Any]:
+def _forward_groups(
+    context: CallContext, n: int, columns_per_param: int, rows: int
+) -> Callable[..., Any]:
     m, k = context.shape
     samples, groups = m // rows, k // n
     run = context.bind(
@@ -180,7 +182,7 @@ def _forward_groups(context: CallContext, n: int, per: int, rows: int) -> Callab
         samples,
         *(context.x, context.gamma, context.beta, context.x, *[context.acc(samples * groups)] * 2),
         (types.float64, context.spec.epsilon),
-        *map(integer, (n, per, rows, _table_width(context))),
+        *map(integer, (n, columns_per_param, rows, _table_width(context))),
         boolean(context.non_temporal),
     )
 
@@ -193,9 +195,11 @@ def _forward_groups(context: CallContext, n: int, per: int, rows: int) -> Callab
     return call
 
 
-def _backward_groups(context: CallContext, n: int, per: int, rows: int) -> Callable[..., Any]:
+def _backward_groups(
+    context: CallContext, n: int, columns_per_param: int, rows: int
+) -> Callable[..., Any]:
     m, k = context.shape
-    samples, parameters = m // rows, k // per
+    samples, parameters = m // rows, k // columns_per_param
     need_dx, *needs = context.spec.need
     dx, *sums = context.gradients(samples * parameters)
     run = context.bind(
@@ -203,7 +207,7 @@ def _backward_groups(context: CallContext, n: int, per: int, rows: int) -> Calla
         samples,
         *(context.dy, context.x, *[context.acc(samples * k // n)] * 2, context.gamma),
         *(dx, *sums, *context.gradients(parameters)[1:]),
-        *map(integer, (n, per, rows, _table_width(context))),
+        *map(integer, (n, columns_per_param, rows, _table_width(context))),
         boolean(context.non_temporal),
     )
 

@@ -1,4 +1,4 @@
-"""Sums of columns in float64, and what those of float64 lose: None beside all others."""
+"""Sums of columns in float64. For float64 data they are compensated; else compensation is None."""
 
 from __future__ import annotations
 
@@ -8,59 +8,59 @@ from numba.extending import overload
 
 from .access import load, store
 from .compile import INLINE
-from .doubles import doubles, put_aside
-from .gradient_sums import add_up
+from .doubles import accumulate, zeros_float64
+from .gradient_sums import reduce_partials
 from .simd import lanes
-from .sweeps import plus, with_lost
+from .sweeps import compensated_add, with_compensation
 
 
 @njit(**INLINE)
-def add_to(sums, lost, i, values):
-    """Add values to sums in float64 from i on; of float64, what that rounds off to what is lost."""
-    zero = doubles(values)
-    if lost is None:  # of float32
+def flush_sums(sums, compensation, i, values):
+    """Add a vector to the float64 sums from i on; for float64 data, with compensation."""
+    zero = zeros_float64(values)
+    if compensation is None:  # of float32
         last = i + lanes(zero)
-        new, rest = put_aside(load(sums, i, zero), load(sums, last, zero), values)
+        new, rest = accumulate(load(sums, i, zero), load(sums, last, zero), values)
         store(sums, last, rest)
     else:
-        new, rest = put_aside(load(sums, i, zero), load(lost, i, zero), values)
-        store(lost, i, rest)
+        new, rest = accumulate(load(sums, i, zero), load(compensation, i, zero), values)
+        store(compensation, i, rest)
     store(sums, i, new)
 
 
 @njit(**INLINE)
-def gather(sums, lost, length):
-    """Add what was lost, unless that is NaN, and the sums of all blocks into those of the first."""
-    if lost is not None:
+def reduce_blocks(sums, compensation, length):
+    """Add the compensation, unless it is NaN, and add the sums of all blocks into the first."""
+    if compensation is not None:
         for i in range(sums.size):
-            if lost[i] == lost[i]:  # as it is not beside an infinity
-                sums[i] += lost[i]
-    add_up(sums, sums.size // length)
+            if compensation[i] == compensation[i]:  # not NaN, as for an infinite sum
+                sums[i] += compensation[i]
+    reduce_partials(sums, sums.size // length)
 
 
 @njit(**INLINE)
 def sum_of(sums, start, count):
-    """The sum of `count` numbers in float64 from a place on."""
-    sum_, lost = 0.0, 0.0
+    """Return the compensated sum of `count` float64 numbers from `start` on."""
+    sum_, compensation = 0.0, 0.0
     for i in range(start, start + count):
-        sum_, lost = plus(sum_, lost, sums[i])
-    return with_lost(sum_, lost)
+        sum_, compensation = compensated_add(sum_, compensation, sums[i])
+    return with_compensation(sum_, compensation)
 
 
 @njit(**INLINE)
-def clear(sums, lost):
-    """Set sums and what they have lost to 0."""
+def clear(sums, compensation):
+    """Set sums and their compensation to 0."""
     sums[:] = 0
-    if lost is not None:
-        lost[:] = 0
+    if compensation is not None:
+        compensation[:] = 0
 
 
-def lost_of(sums, single):
-    """Memory for what sums lose, or None for those of float32; `single` is an array of a dtype."""
+def compensation_for(sums, acc_like):
+    """Allocate the compensation of sums for float64 data, else None; `acc_like` has that dtype."""
 
 
-@overload(lost_of)
-def _lost_of(sums, single):
-    if single.dtype == types.float64:
-        return lambda sums, single: np.empty_like(sums)
-    return lambda sums, single: None
+@overload(compensation_for)
+def _compensation_for(sums, acc_like):
+    if acc_like.dtype == types.float64:
+        return lambda sums, acc_like: np.empty_like(sums)
+    return lambda sums, acc_like: None

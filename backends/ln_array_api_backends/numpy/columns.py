@@ -1,13 +1,13 @@
-"""Passes over columns, some of which beside each other are normalised together, for every dtype.
+"""Passes over columns; adjacent columns may be normalised together. For every dtype.
 
-X is (M, K), row after row in memory. Channels are n columns each, over all rows, in batch norm, or
-over those of one sample: `first` is the first of `count` rows that are normalised together. A
-parameter is that of `per` columns.
+x is (M, K) in C order. A channel has n adjacent columns: in all rows (batch norm), or in the rows
+of one sample. `first` is the first of `count` rows that are normalised together. An element of
+gamma or beta belongs to `columns_per_param` columns.
 
-Sums are taken of blocks of rows, whose number depends on the shape alone, and of any columns at a
-time: a column's sums do not depend on threads. They are in float64; those of float64 have another
-table for what their rounding has lost, which is None for others. What there is to know of each
-column lies in tables of as many numbers as columns, padded to whole vectors, one after the other.
+Sums are taken over blocks of rows, whose number depends only on the shape, and over any range of
+columns, so that the sums of a column do not depend on threads. They are in float64. For float64
+data they have a table of compensations, which is None for other dtypes. The constants of columns
+are in consecutive tables; each has a number per column, and is padded to whole vectors.
 """
 
 from __future__ import annotations
@@ -16,195 +16,216 @@ import numpy as np
 from numba import njit
 
 from .access import (
-    element,
+    data_pointer,
     elements_to_alignment,
     fence,
     load,
-    load_first,
-    memory,
+    load_broadcast,
+    load_masked,
     store,
-    store_first,
-    stream,
+    store_masked,
+    store_non_temporal,
 )
 from .atomics import increment
-from .channels import keep
-from .column_sums import add_to, clear, gather, lost_of, sum_of
+from .channels import store_stats
+from .column_sums import clear, compensation_for, flush_sums, reduce_blocks, sum_of
 from .compile import CALLED, INLINE
-from .gradient_sums import add_up, put_first
-from .moments import judged, root_of
-from .simd import fma, lanes, number, ones, peak, range_scale, splat
-from .sweeps import RUN, RUN_OF_SQUARES
+from .gradient_sums import put_first, reduce_partials
+from .moments import compute_rstd, finalize_moments
+from .simd import broadcast, first_lane, fma, lanes, ones, range_scale, scalar_like, zeros
+from .sweeps import SQUARES_PER_FLUSH, TERMS_PER_FLUSH
 from .tasks import COUNT, FINISHED, arguments
 
-#: Rows that the mean of a channel is guessed from.
-SAMPLE = 64
-#: Tables of a pass that normalises, and of one that takes gradients.
+#: Most rows from which the approximate mean of a channel is computed.
+MAX_SAMPLE_ROWS = 64
+#: Number of tables of the forward and of the backward pass.
 FORWARD_TABLES, BACKWARD_TABLES = 5, 6
 
 
 @njit(**INLINE)
-def some(elements, i, count, like):
-    """`count` elements from i on, or a vector full if they are more."""
+def load_partial(elements, i, count, like):
+    """Load `count` elements from i on, at most a whole vector; the other lanes are 0."""
     if count >= lanes(like):
         return load(elements, i, like)
-    return load_first(elements, i, count, like)
+    return load_masked(elements, i, count, like)
 
 
 @njit(**INLINE)
-def put(elements, i, values, streams):
-    """Put a vector of elements past the cache, or into it."""
-    if streams:
-        stream(elements, i, values)
+def store_vector(elements, i, values, non_temporal):
+    """Store a vector, with a non-temporal store or not."""
+    if non_temporal:
+        store_non_temporal(elements, i, values)
     else:
         store(elements, i, values)
 
 
 @njit(**INLINE)
-def put_some(elements, i, values, count, streams):
-    """Put `count` of some values to the elements from i on, or all if that is more."""
+def store_partial(elements, i, values, count, non_temporal):
+    """Store the first `count` lanes, or the whole vector if it has fewer lanes."""
     if count < lanes(values):
-        store_first(elements, i, values, count)
+        store_masked(elements, i, values, count)
     else:
-        put(elements, i, values, streams)
+        store_vector(elements, i, values, non_temporal)
 
 
 @njit(**CALLED)
-def guess(x, table, n, first, count):
-    """The first table: a guess at each channel's mean, from its first column.
+def approx_channel_means(x, table, n, first, count):
+    """Fill the first table: the approximate mean of each channel, from its first column.
 
-    It is exact if that is constant.
+    It is exact if the column is constant.
     """
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
-    x_, table_, one = memory(x), memory(table), ones(table)
-    some_rows = min(count, SAMPLE)
-    share = splat(number(1.0 / some_rows, one))
-    for j in range(0, padded, lanes(one)):
-        top = some(x_, first * columns + j, columns - j, one)
-        rest = one - one
-        for k in range(1, some_rows):
-            row = first + count * k // some_rows
-            rest = rest + (some(x_, row * columns + j, columns - j, one) - top)
-        store(table_, j, top + rest * share)
+    x_ptr, table_ptr, ones_vec = data_pointer(x), data_pointer(table), ones(table)
+    num_samples = min(count, MAX_SAMPLE_ROWS)
+    inv_count = broadcast(scalar_like(1.0 / num_samples, ones_vec))
+    for j in range(0, padded, lanes(ones_vec)):
+        anchor = load_partial(x_ptr, first * columns + j, columns - j, ones_vec)
+        difference_sum = zeros(ones_vec)
+        for k in range(1, num_samples):
+            row = first + count * k // num_samples
+            difference_sum = difference_sum + (
+                load_partial(x_ptr, row * columns + j, columns - j, ones_vec) - anchor
+            )
+        store(table_ptr, j, anchor + difference_sum * inv_count)
     if n > 1:
         for column in range(columns):
             table[column] = table[column // n * n]
 
 
 @njit(**INLINE)
-def bounds(task, parts, padded, width):
-    """The block of a task, and its columns: each block is cut into so many parts."""
+def task_range(task, parts, padded, width):
+    """Return the block of a task and its range of columns; a block has `parts` tasks."""
     block, part, vectors = task // parts, task % parts, padded // width
     return block, vectors * part // parts * width, vectors * (part + 1) // parts * width
 
 
 @njit(**CALLED)
-def forward_sums(x, table, sums, lost, first, count, rows, parts, start, stop):
-    """Sums of d and d², where d is x without the guess, in tasks start to stop."""
+def forward_sums(x, table, sums, compensation, first, count, rows, parts, start, stop):
+    """Take the sums of d and d² in tasks start to stop, where d is x - approx_mean."""
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
-    x_, table_, one = memory(x), memory(table), ones(table)
-    sums_, lost_ = memory(sums), memory(lost)
+    x_ptr, table_ptr, ones_vec = data_pointer(x), data_pointer(table), ones(table)
+    sums_ptr, compensation_ptr = data_pointer(sums), data_pointer(compensation)
     for task in range(start, stop):
-        block, left, right = bounds(task, parts, padded, lanes(one))
-        q = block * 2 * padded
+        block, left, right = task_range(task, parts, padded, lanes(ones_vec))
+        sums_offset = block * 2 * padded
         last = first + min(count, (block + 1) * rows)
-        for begin in range(first + block * rows, last, RUN_OF_SQUARES):
-            end = min(begin + RUN_OF_SQUARES, last)
-            for j in range(left, right, lanes(one)):
-                rough = load(table_, j, one)
-                deviation, square = one - one, one - one
+        for begin in range(first + block * rows, last, SQUARES_PER_FLUSH):
+            end = min(begin + SQUARES_PER_FLUSH, last)
+            for j in range(left, right, lanes(ones_vec)):
+                approx_mean = load(table_ptr, j, ones_vec)
+                deviation, square = zeros(ones_vec), zeros(ones_vec)
                 for row in range(begin, end):
-                    d = some(x_, row * columns + j, columns - j, one) - rough
+                    d = load_partial(x_ptr, row * columns + j, columns - j, ones_vec) - approx_mean
                     deviation, square = deviation + d, fma(d, d, square)
-                add_to(sums_, lost_, q + j, deviation)
-                add_to(sums_, lost_, q + padded + j, square)
+                flush_sums(sums_ptr, compensation_ptr, sums_offset + j, deviation)
+                flush_sums(sums_ptr, compensation_ptr, sums_offset + padded + j, square)
 
 
 @njit(**CALLED)
-def settle_forward(
-    x, gamma, beta, mean, var, rstd, table, sums, lost, epsilon, n, per, first, count
-):
-    """The statistics of all channels, and the tables: scale, offset, missed, weight, shift."""
+def finalize_forward(
+    x, gamma, beta, mean, var, rstd, table, sums, compensation, epsilon, n, columns_per_param,
+    first, count,
+):  # fmt: skip
+    """Store the statistics of all channels and fill the tables of `normalise_rows`.
+
+    They are scale, offset, mean_residual, weight and shift.
+    """
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
     channels = columns // n
-    before = first // count * channels  # of statistics, those of the samples before
-    gather(sums, lost, 2 * padded)
-    x_, gamma_, beta_, one = memory(x), memory(gamma), memory(beta), ones(table)
-    share = 1.0 / (count * n)
+    before = first // count * channels  # statistics of the samples before
+    reduce_blocks(sums, compensation, 2 * padded)
+    x_ptr, gamma_ptr = data_pointer(x), data_pointer(gamma)
+    beta_ptr, ones_vec = data_pointer(beta), ones(table)
+    inv_count = 1.0 / (count * n)
     for channel in range(channels):
         start = channel * n
-        rough = table[start]
+        approx_mean = table[start]
         deviation = sum_of(sums, start, n)
         square = sum_of(sums, padded + start, n)
-        where = (first * columns + start, n, count, columns)
-        factor, rough, missed, variance, root = judged(
-            x_, where, share, one, memory(mean), epsilon, rough, deviation, square
-        )
-        keep(mean, var, rstd, before + channel, factor, rough, missed, variance, root)
+        pieces = (first * columns + start, n, count, columns)
+        factor, approx_mean, mean_residual, variance, scaled_rstd = finalize_moments(
+            x_ptr, pieces, inv_count, ones_vec, data_pointer(mean), epsilon, approx_mean, deviation,
+            square,
+        )  # fmt: skip
+        store_stats(
+            mean, var, rstd, before + channel, factor, approx_mean, mean_residual, variance,
+            scaled_rstd,
+        )  # fmt: skip
         for column in range(start, start + n):
-            weight, shift = weight_and_shift(gamma_, beta_, column // per, root, one)
-            fill(table, padded, column, (factor, -rough, missed, weight, shift))
+            weight, shift = weight_and_shift(
+                gamma_ptr, beta_ptr, column // columns_per_param, scaled_rstd, ones_vec
+            )
+            set_column(table, padded, column, (factor, -approx_mean, mean_residual, weight, shift))
 
 
 @njit(**INLINE)
-def weight_and_shift(gamma, beta, place, root, one):
-    """Root times gamma, and beta, from their place."""
-    weight, shift = root, number(0.0, one)
+def weight_and_shift(gamma, beta, param, scaled_rstd, ones_vec):
+    """Return scaled_rstd * gamma, and beta, for one parameter."""
+    weight, shift = scaled_rstd, scalar_like(0.0, ones_vec)
     if gamma is not None:
-        weight = root * peak(element(gamma, place, one))
+        weight = scaled_rstd * first_lane(load_broadcast(gamma, param, ones_vec))
     if beta is not None:
-        shift = peak(element(beta, place, one))
+        shift = first_lane(load_broadcast(beta, param, ones_vec))
     return weight, shift
 
 
 @njit(**INLINE)
-def fill(table, padded, column, numbers):
-    """Put a column's numbers into the tables."""
+def set_column(table, padded, column, numbers):
+    """Store the constants of a column to the tables."""
     for k in range(len(numbers)):
         table[k * padded + column] = numbers[k]
 
 
 @njit(**CALLED)
-def settle_inference(mean, var, gamma, beta, table, epsilon, n):
-    """The tables of `settle_forward` for statistics that are given, of channels of n columns."""
+def finalize_inference(mean, var, gamma, beta, table, epsilon, n):
+    """Fill the tables of `normalise_rows` from given statistics of channels of n columns."""
     padded = table.size // FORWARD_TABLES
-    gamma_, beta_, one = memory(gamma), memory(beta), ones(table)
-    unit, zero = number(1.0, one), number(0.0, one)
+    gamma_ptr, beta_ptr, ones_vec = data_pointer(gamma), data_pointer(beta), ones(table)
+    unit, zero = scalar_like(1.0, ones_vec), scalar_like(0.0, ones_vec)
     for channel in range(mean.size):
-        root = root_of(var[channel], epsilon, one)
-        weight, shift = weight_and_shift(gamma_, beta_, channel, root, one)
+        rstd = compute_rstd(var[channel], epsilon, ones_vec)
+        weight, shift = weight_and_shift(gamma_ptr, beta_ptr, channel, rstd, ones_vec)
         for column in range(channel * n, (channel + 1) * n):
-            fill(table, padded, column, (unit, -mean[channel], zero, weight, shift))
+            set_column(table, padded, column, (unit, -mean[channel], zero, weight, shift))
 
 
 @njit(**INLINE)
-def streamable(y, columns, streams, one):
-    """Whether every row can be streamed to from its first element on."""
-    return streams and columns % lanes(one) == 0 and elements_to_alignment(y, 0, one) == 0
+def can_use_non_temporal(y, columns, non_temporal, ones_vec):
+    """Return whether non-temporal stores are wanted, and all rows are aligned to vectors."""
+    return (
+        non_temporal
+        and columns % lanes(ones_vec) == 0
+        and elements_to_alignment(y, 0, ones_vec) == 0
+    )
 
 
 @njit(**CALLED)
-def write(x, y, table, streams, start, stop):
-    """Y for rows start to stop."""
+def normalise_rows(x, y, table, non_temporal, start, stop):
+    """Write y for rows start to stop."""
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
-    x_, y_, table_, one = memory(x), memory(y), memory(table), ones(table)
-    streams = streamable(y_, columns, streams, one)
+    x_ptr, y_ptr = data_pointer(x), data_pointer(y)
+    table_ptr, ones_vec = data_pointer(table), ones(table)
+    non_temporal = can_use_non_temporal(y_ptr, columns, non_temporal, ones_vec)
     for row in range(start, stop):
-        o = row * columns
-        for j in range(0, columns, lanes(one)):
+        x_offset = row * columns
+        for j in range(0, columns, lanes(ones_vec)):
             count = columns - j
             d = fma(
-                some(x_, o + j, count, one), load(table_, j, one), load(table_, padded + j, one)
+                load_partial(x_ptr, x_offset + j, count, ones_vec),
+                load(table_ptr, j, ones_vec),
+                load(table_ptr, padded + j, ones_vec),
             )
-            d = d - load(table_, 2 * padded + j, one)
-            weight, shift = load(table_, 3 * padded + j, one), load(table_, 4 * padded + j, one)
-            put_some(y_, o + j, fma(d, weight, shift), count, streams)
-    if streams:
+            d = d - load(table_ptr, 2 * padded + j, ones_vec)
+            weight = load(table_ptr, 3 * padded + j, ones_vec)
+            shift = load(table_ptr, 4 * padded + j, ones_vec)
+            store_partial(y_ptr, x_offset + j, fma(d, weight, shift), count, non_temporal)
+    if non_temporal:
         fence()
 
 
 @njit(**CALLED)
-def know(x, mean, rstd, table, n, first, count):
-    """The first two tables of a pass that takes gradients: mean and rstd of each column."""
+def load_stats_tables(x, mean, rstd, table, n, first, count):
+    """Fill the first two tables of the backward pass: mean and rstd of each column."""
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
     before = first // count * (columns // n)
     for column in range(columns):
@@ -213,194 +234,211 @@ def know(x, mean, rstd, table, n, first, count):
 
 
 @njit(**CALLED)
-def backward_sums(dy, x, table, sums, lost, first, count, rows, parts, start, stop):
-    """Sums of d, dy and dy * d * rstd, in tasks start to stop; d as in `backward.sums`."""
-    columns, padded = x.shape[1], table.size // BACKWARD_TABLES
-    dy_, x_, table_, one = memory(dy), memory(x), memory(table), ones(table)
-    sums_, lost_ = memory(sums), memory(lost)
-    for task in range(start, stop):
-        block, left, right = bounds(task, parts, padded, lanes(one))
-        q = block * 3 * padded
-        last = first + min(count, (block + 1) * rows)
-        for begin in range(first + block * rows, last, RUN):
-            end = min(begin + RUN, last)
-            for j in range(left, right, lanes(one)):
-                mean, rstd = load(table_, j, one), load(table_, padded + j, one)
-                scale, _ = range_scale(rstd)
-                of_d, of_dy, of_product = one - one, one - one, one - one
-                for row in range(begin, end):
-                    i = row * columns + j
-                    d = some(x_, i, columns - j, one) - mean
-                    g = some(dy_, i, columns - j, one)
-                    of_d, of_dy = fma(d, scale, of_d), of_dy + g
-                    of_product = fma(g, d * rstd, of_product)
-                add_to(sums_, lost_, q + j, of_d)
-                add_to(sums_, lost_, q + padded + j, of_dy)
-                add_to(sums_, lost_, q + 2 * padded + j, of_product)
+def backward_sums(dy, x, table, sums, compensation, first, count, rows, parts, start, stop):
+    """Take the sums of d, dy and dy * d * rstd in tasks start to stop.
 
-
-@njit(**CALLED)
-def settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, count):
-    """The gradients of parameters, and the tables.
-
-    After mean and rstd, these are minus missed, minus the projection and minus the mean of g, which
-    is dy times gamma, and gamma. Missed is told in units of x_hat, and is no part of it.
+    d is that of `backward.gradient_lane_sums`.
     """
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
-    before = first // count * (columns // per)
-    gather(sums, lost, 3 * padded)
-    gamma_, table_, one = memory(gamma), memory(table), ones(table)
-    share, unit = 1.0 / (count * n), number(1.0, one)
-    for start in range(0, columns, n):
-        r = element(table_, padded + start, one)
-        _, unscale = range_scale(r)
-        missed = sum_of(sums, start, n) * share * peak(r * unscale)
-        for column in range(start, start + n):
-            sums[2 * padded + column] -= missed * sums[padded + column]
-        of_g, of_product = 0.0, 0.0
-        for first_of_q in range(start, start + n, per):
-            q = first_of_q // per
-            of_dy = sum_of(sums, padded + first_of_q, per)
-            of_x_hat_dy = sum_of(sums, 2 * padded + first_of_q, per)
-            if dgamma is not None:
-                dgamma[before + q] = of_x_hat_dy
-            if dbeta is not None:
-                dbeta[before + q] = of_dy
-            g, _ = weight_and_shift(gamma_, None, q, unit, one)
-            of_g, of_product = of_g + g * of_dy, of_product + g * of_x_hat_dy
-        mean_g, projection = number(of_g * share, one), number(of_product * share, one)
-        missed = number(missed, one)
-        for column in range(start, start + n):
-            g, _ = weight_and_shift(gamma_, None, column // per, unit, one)
-            known = (table[column], table[padded + column])
-            fill(table, padded, column, (*known, -missed, -projection, -mean_g, g))
+    dy_ptr, x_ptr = data_pointer(dy), data_pointer(x)
+    table_ptr, ones_vec = data_pointer(table), ones(table)
+    sums_ptr, compensation_ptr = data_pointer(sums), data_pointer(compensation)
+    for task in range(start, stop):
+        block, left, right = task_range(task, parts, padded, lanes(ones_vec))
+        sums_offset = block * 3 * padded
+        last = first + min(count, (block + 1) * rows)
+        for begin in range(first + block * rows, last, TERMS_PER_FLUSH):
+            end = min(begin + TERMS_PER_FLUSH, last)
+            for j in range(left, right, lanes(ones_vec)):
+                mean, rstd = load(table_ptr, j, ones_vec), load(table_ptr, padded + j, ones_vec)
+                scale, _ = range_scale(rstd)
+                sum_d, sum_dy = zeros(ones_vec), zeros(ones_vec)
+                sum_dy_x_hat = zeros(ones_vec)
+                for row in range(begin, end):
+                    i = row * columns + j
+                    d = load_partial(x_ptr, i, columns - j, ones_vec) - mean
+                    g = load_partial(dy_ptr, i, columns - j, ones_vec)
+                    sum_d, sum_dy = fma(d, scale, sum_d), sum_dy + g
+                    sum_dy_x_hat = fma(g, d * rstd, sum_dy_x_hat)
+                flush_sums(sums_ptr, compensation_ptr, sums_offset + j, sum_d)
+                flush_sums(sums_ptr, compensation_ptr, sums_offset + padded + j, sum_dy)
+                flush_sums(sums_ptr, compensation_ptr, sums_offset + 2 * padded + j, sum_dy_x_hat)
 
 
 @njit(**CALLED)
-def differentiate(dy, x, dx, table, streams, start, stop):
-    """Dx for rows start to stop."""
+def finalize_backward(
+    x, gamma, dgamma, dbeta, table, sums, compensation, n, columns_per_param, first, count
+):
+    """Store the gradients of parameters and fill the tables of `write_dx_rows`.
+
+    After mean and rstd, these are -x_hat_mean, -projection, -mean(g) and gamma, where g is
+    dy * gamma. x_hat_mean is the residual of the rounded mean in units of x_hat.
+    """
     columns, padded = x.shape[1], table.size // BACKWARD_TABLES
-    dy_, x_, dx_, table_, one = memory(dy), memory(x), memory(dx), memory(table), ones(table)
-    streams = streamable(dx_, columns, streams, one)
+    before = first // count * (columns // columns_per_param)
+    reduce_blocks(sums, compensation, 3 * padded)
+    gamma_ptr, table_ptr, ones_vec = data_pointer(gamma), data_pointer(table), ones(table)
+    inv_count, unit = 1.0 / (count * n), scalar_like(1.0, ones_vec)
+    for start in range(0, columns, n):
+        r = load_broadcast(table_ptr, padded + start, ones_vec)
+        _, unscale = range_scale(r)
+        x_hat_mean = sum_of(sums, start, n) * inv_count * first_lane(r * unscale)
+        for column in range(start, start + n):
+            sums[2 * padded + column] -= x_hat_mean * sums[padded + column]
+        sum_g, sum_g_x_hat = 0.0, 0.0
+        for first_column in range(start, start + n, columns_per_param):
+            param = first_column // columns_per_param
+            sum_dy = sum_of(sums, padded + first_column, columns_per_param)
+            sum_dy_x_hat = sum_of(sums, 2 * padded + first_column, columns_per_param)
+            if dgamma is not None:
+                dgamma[before + param] = sum_dy_x_hat
+            if dbeta is not None:
+                dbeta[before + param] = sum_dy
+            g, _ = weight_and_shift(gamma_ptr, None, param, unit, ones_vec)
+            sum_g, sum_g_x_hat = sum_g + g * sum_dy, sum_g_x_hat + g * sum_dy_x_hat
+        mean_g = scalar_like(sum_g * inv_count, ones_vec)
+        projection = scalar_like(sum_g_x_hat * inv_count, ones_vec)
+        x_hat_mean = scalar_like(x_hat_mean, ones_vec)
+        for column in range(start, start + n):
+            g, _ = weight_and_shift(gamma_ptr, None, column // columns_per_param, unit, ones_vec)
+            stats = (table[column], table[padded + column])
+            set_column(table, padded, column, (*stats, -x_hat_mean, -projection, -mean_g, g))
+
+
+@njit(**CALLED)
+def write_dx_rows(dy, x, dx, table, non_temporal, start, stop):
+    """Write dx for rows start to stop."""
+    columns, padded = x.shape[1], table.size // BACKWARD_TABLES
+    dy_ptr, x_ptr, dx_ptr = data_pointer(dy), data_pointer(x), data_pointer(dx)
+    table_ptr, ones_vec = data_pointer(table), ones(table)
+    non_temporal = can_use_non_temporal(dx_ptr, columns, non_temporal, ones_vec)
     for row in range(start, stop):
-        o = row * columns
-        for j in range(0, columns, lanes(one)):
+        x_offset = row * columns
+        for j in range(0, columns, lanes(ones_vec)):
             count = columns - j
-            mean, rstd = load(table_, j, one), load(table_, padded + j, one)
-            missed, projection = (
-                load(table_, 2 * padded + j, one),
-                load(table_, 3 * padded + j, one),
+            mean, rstd = load(table_ptr, j, ones_vec), load(table_ptr, padded + j, ones_vec)
+            x_hat_correction = load(table_ptr, 2 * padded + j, ones_vec)
+            neg_projection = load(table_ptr, 3 * padded + j, ones_vec)
+            neg_mean_g = load(table_ptr, 4 * padded + j, ones_vec)
+            g = load(table_ptr, 5 * padded + j, ones_vec)
+            x_hat = fma(
+                load_partial(x_ptr, x_offset + j, count, ones_vec) - mean, rstd, x_hat_correction
             )
-            mean_dy, g = load(table_, 4 * padded + j, one), load(table_, 5 * padded + j, one)
-            h = fma(some(x_, o + j, count, one) - mean, rstd, missed)
-            d = fma(some(dy_, o + j, count, one), g, mean_dy)
-            put_some(dx_, o + j, fma(h, projection, d) * rstd, count, streams)
-    if streams:
+            d = fma(load_partial(dy_ptr, x_offset + j, count, ones_vec), g, neg_mean_g)
+            store_partial(
+                dx_ptr, x_offset + j, fma(x_hat, neg_projection, d) * rstd, count, non_temporal
+            )
+    if non_temporal:
         fence()
 
 
 @njit(**CALLED)
 def forward_of_samples(
-    x, gamma, beta, y, mean, rstd, epsilon, n, per, count, padded, streams, start, stop
-):
-    """Samples start to stop, of so many rows, each by itself."""
+    x, gamma, beta, y, mean, rstd, epsilon, n, columns_per_param, count, padded, non_temporal,
+    start, stop,
+):  # fmt: skip
+    """Normalise samples start to stop, of `count` rows each."""
     table, sums = np.empty(FORWARD_TABLES * padded, rstd.dtype), np.empty(2 * padded, np.float64)
-    lost = lost_of(sums, rstd)
+    compensation = compensation_for(sums, rstd)
     for sample in range(start, stop):
         first = sample * count
-        clear(sums, lost)
-        guess(x, table, n, first, count)
-        forward_sums(x, table, sums, lost, first, count, count, 1, 0, 1)
-        settle_forward(
-            x, gamma, beta, mean, None, rstd, table, sums, lost, epsilon, n, per, first, count
-        )
-        write(x, y, table, streams, first, first + count)
+        clear(sums, compensation)
+        approx_channel_means(x, table, n, first, count)
+        forward_sums(x, table, sums, compensation, first, count, count, 1, 0, 1)
+        finalize_forward(
+            x, gamma, beta, mean, None, rstd, table, sums, compensation, epsilon, n,
+            columns_per_param, first, count,
+        )  # fmt: skip
+        normalise_rows(x, y, table, non_temporal, first, first + count)
 
 
 @njit(**CALLED)
 def backward_of_samples(
-    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, per, count, padded, streams, start, stop
-):
-    """Samples start to stop, of so many rows, each with gradients of parameters of its own."""
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, n, columns_per_param, count, padded, non_temporal,
+    start, stop,
+):  # fmt: skip
+    """Process samples start to stop, of `count` rows each, with their own parameter gradients."""
     table, sums = np.empty(BACKWARD_TABLES * padded, rstd.dtype), np.empty(3 * padded, np.float64)
-    lost = lost_of(sums, rstd)
+    compensation = compensation_for(sums, rstd)
     for sample in range(start, stop):
         first = sample * count
-        clear(sums, lost)
-        know(x, mean, rstd, table, n, first, count)
-        backward_sums(dy, x, table, sums, lost, first, count, count, 1, 0, 1)
-        settle_backward(x, gamma, dgamma, dbeta, table, sums, lost, n, per, first, count)
+        clear(sums, compensation)
+        load_stats_tables(x, mean, rstd, table, n, first, count)
+        backward_sums(dy, x, table, sums, compensation, first, count, count, 1, 0, 1)
+        finalize_backward(
+            x, gamma, dgamma, dbeta, table, sums, compensation, n, columns_per_param, first, count
+        )
         if dx is not None:
-            differentiate(dy, x, dx, table, streams, first, first + count)
+            write_dx_rows(dy, x, dx, table, non_temporal, first, first + count)
 
 
 def guess_task(kinds):
-    """`guess` as a task of one part."""
+    """`approx_channel_means` as a task of one part."""
 
     def task(words, part, num_parts):
-        guess(*(arguments(words, kinds, part, num_parts)[:-2]))
+        approx_channel_means(*(arguments(words, kinds, part, num_parts)[:-2]))
 
     return task
 
 
 def know_task(kinds):
-    """`know` as a task of one part."""
+    """`load_stats_tables` as a task of one part."""
 
     def task(words, part, num_parts):
-        know(*(arguments(words, kinds, part, num_parts)[:-2]))
+        load_stats_tables(*(arguments(words, kinds, part, num_parts)[:-2]))
 
     return task
 
 
 def settle_inference_task(kinds):
-    """`settle_inference` as a task of one part."""
+    """`finalize_inference` as a task of one part."""
 
     def task(words, part, num_parts):
-        settle_inference(*(arguments(words, kinds, part, num_parts)[:-2]))
+        finalize_inference(*(arguments(words, kinds, part, num_parts)[:-2]))
 
     return task
 
 
 def forward_sums_task(kinds):
-    """`forward_sums` as a task; who finishes the last part goes on with `settle_forward`."""
+    """`forward_sums` as a task. Who finishes the last part calls `finalize_forward`."""
 
     def task(words, part, num_parts):
         given = arguments(words, kinds, part, num_parts)
         tables, n = given[6:9], given[10]
         forward_sums(*(given[:1] + tables + (0,) + given[11:]))
         if increment(words, FINISHED) == num_parts - 1:
-            settle_forward(*(given[:11] + (n, 0) + given[11:12]))  # noqa: RUF005 # as Numba can
+            finalize_forward(*(given[:11] + (n, 0) + given[11:12]))  # noqa: RUF005 # as Numba can
 
     return task
 
 
 def write_task(kinds):
-    """`write` as a task."""
+    """`normalise_rows` as a task."""
 
     def task(words, part, num_parts):
-        write(*arguments(words, kinds, part, num_parts))
+        normalise_rows(*arguments(words, kinds, part, num_parts))
 
     return task
 
 
 def backward_sums_task(kinds):
-    """`backward_sums` as a task; who finishes the last part goes on with `settle_backward`."""
+    """`backward_sums` as a task. Who finishes the last part calls `finalize_backward`."""
 
     def task(words, part, num_parts):
         given = arguments(words, kinds, part, num_parts)
         tables, (n, count) = given[5:8], given[8:10]
         backward_sums(*(given[:2] + tables + (0,) + given[9:]))
         if increment(words, FINISHED) == num_parts - 1:
-            settle_backward(*(given[1:5] + tables + (n, n, 0, count)))
+            finalize_backward(*(given[1:5] + tables + (n, n, 0, count)))
 
     return task
 
 
 def differentiate_task(kinds):
-    """`differentiate` as a task."""
+    """`write_dx_rows` as a task."""
 
     def task(words, part, num_parts):
-        differentiate(*arguments(words, kinds, part, num_parts))
+        write_dx_rows(*arguments(words, kinds, part, num_parts))
 
     return task
 
@@ -415,9 +453,9 @@ def forward_of_samples_task(kinds):
 
 
 def backward_of_samples_task(kinds):
-    """`backward_of_samples` as a task; who finishes the last part adds up their sums.
+    """`backward_of_samples` as a task. The thread that finishes the last part adds up the sums.
 
-    Where the sums of parameters go in the end is behind dgamma and dbeta.
+    The results of that follow dgamma and dbeta in the arguments.
     """
 
     def task(words, part, num_parts):
@@ -425,8 +463,8 @@ def backward_of_samples_task(kinds):
         backward_of_samples(*(given[:8] + given[10:]))
         if increment(words, FINISHED) == num_parts - 1:
             samples = words[COUNT]
-            add_up(given[6], samples)
-            add_up(given[7], samples)
+            reduce_partials(given[6], samples)
+            reduce_partials(given[7], samples)
             put_first(given[6], given[8])
             put_first(given[7], given[9])
 

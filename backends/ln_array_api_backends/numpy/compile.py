@@ -10,12 +10,12 @@ import numpy as np
 from numba import from_dtype, types
 
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
-#: For what kernels call. Without entries from Python and C, which nobody calls, it takes a sixth
-#: less time to compile.
+#: For functions that kernels call. Without entries from Python and C, which nobody calls, they
+#: compile in a sixth less time.
 CALLED: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-#: For what a kernel calls in one place: it is compiled with the kernel, and not before that too.
+#: For functions with a single call: they are compiled only as a part of their caller.
 ONCE: dict[str, Any] = {**CALLED, "inline": "always"}
-#: For what kernels consist of.
+#: For functions that are inlined by LLVM.
 INLINE: dict[str, Any] = {**CALLED, "forceinline": True}
 #: For small tasks: to release the interpreter's lock would cost more than they do.
 WITH_GIL: dict[str, Any] = {**OPTIONS, "nogil": False}

@@ -1,4 +1,8 @@
-"""Sums of vectors in float64, or of float64 with what their rounding loses; and back from these."""
+"""Sums of vectors in float64; sums of float64 vectors are compensated.
+
+A sum is a pair of float64 vectors. For float32 terms, they are the sums of the lower and of the
+upper halves. For float64 terms, they are the sum and its compensation.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import DOUBLE, FLOAT, Vector, call, lanes_of, spread, suffix
+from .simd import DOUBLE, FLOAT, Vector, build_broadcast, call, lanes_of, suffix
 
 
 def _halves(builder: Any, value: Any) -> list[Any]:
-    """Both halves of a vector of float32, in float64."""
+    """Emit the conversion of both halves of a float32 vector to float64."""
     half = value.type.count // 2
     return [
         builder.fpext(
@@ -24,8 +28,8 @@ def _halves(builder: Any, value: Any) -> list[Any]:
 
 
 @intrinsic
-def doubles(typing: Any, like: Any) -> Any:
-    """A vector of zeros in float64, whatever another is of."""
+def zeros_float64(typing: Any, like: Any) -> Any:
+    """Return a float64 vector of zeros, for a `like` of either dtype."""
     kind = Vector(types.float64)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -35,8 +39,8 @@ def doubles(typing: Any, like: Any) -> Any:
 
 
 @intrinsic
-def in_doubles(typing: Any, vector: Any) -> Any:
-    """Both halves of a vector of float32, in float64; a vector of float64, and it again."""
+def to_float64(typing: Any, vector: Any) -> Any:
+    """Convert both halves of a float32 vector to float64; return a float64 vector twice."""
     kind = Vector(types.float64)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -48,11 +52,11 @@ def in_doubles(typing: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def put_aside(typing: Any, sum_: Any, rest: Any, values: Any) -> Any:
-    """A sum of vectors in two vectors of float64, with another added to it.
+def accumulate(typing: Any, sum_: Any, rest: Any, values: Any) -> Any:
+    """Add a vector to a sum, the pair (`sum_`, `rest`).
 
-    Of float32, they are the sums of the halves. Of float64, they are the sum, and what its rounding
-    has lost, by Knuth, The Art of Computer Programming 2, 4.2.2, theorem B.
+    Float64 terms are added with two-sum: Knuth, The Art of Computer Programming 2, 4.2.2,
+    theorem B.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -63,26 +67,26 @@ def put_aside(typing: Any, sum_: Any, rest: Any, values: Any) -> Any:
         else:
             new = builder.fadd(total, value)
             added = builder.fsub(new, total)
-            lost = builder.fadd(
+            compensation = builder.fadd(
                 builder.fsub(total, builder.fsub(new, added)), builder.fsub(value, added)
             )
-            pair = new, builder.fadd(more, lost)
+            pair = new, builder.fadd(more, compensation)
         return context.make_tuple(builder, signature.return_type, pair)
 
     return types.UniTuple(sum_, 2)(sum_, rest, values), generate
 
 
-def _without_nan(builder: Any, lost: Any) -> Any:
-    """What a sum has lost: nothing where that is NaN, as it is beside an infinity."""
-    known = builder.fcmp_ordered("ord", lost, lost)
-    return builder.select(known, lost, ir.Constant(lost.type, None))
+def _without_nan(builder: Any, compensation: Any) -> Any:
+    """Emit a compensation with 0 in place of NaN, which it is where the sum is infinite."""
+    known = builder.fcmp_ordered("ord", compensation, compensation)
+    return builder.select(known, compensation, ir.Constant(compensation.type, None))
 
 
 @intrinsic
-def put_together(typing: Any, sum_: Any, rest: Any, like: Any) -> Any:
-    """The sum that `put_aside` has made of vectors like another, so much in each lane of float64.
+def sum_in_float64(typing: Any, sum_: Any, rest: Any, like: Any) -> Any:
+    """Return the sum that `accumulate` made of vectors like `like`, as lanes of float64.
 
-    Of float32, half of the lanes are added to the other half.
+    For float32 terms, the sums of the halves are added.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -95,8 +99,8 @@ def put_together(typing: Any, sum_: Any, rest: Any, like: Any) -> Any:
 
 
 @intrinsic
-def rounded(typing: Any, sum_: Any, rest: Any, like: Any) -> Any:
-    """The sum that `put_aside` has made of vectors like another, lane by lane, in their dtype."""
+def sum_in_dtype(typing: Any, sum_: Any, rest: Any, like: Any) -> Any:
+    """Return the sum that `accumulate` made of vectors like `like`, lane by lane in their dtype."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         total, more, value = args
@@ -108,15 +112,15 @@ def rounded(typing: Any, sum_: Any, rest: Any, like: Any) -> Any:
 
 
 def _joined(builder: Any, first: Any, last: Any, kind: Any) -> Any:
-    """The vector of float32 whose halves these of float64 are."""
+    """Emit the float32 vector whose halves are two float64 vectors."""
     half = ir.VectorType(FLOAT, kind.count // 2)
     low, high = builder.fptrunc(first, half), builder.fptrunc(last, half)
     return lanes_of(builder, low, high, list(range(kind.count)))
 
 
 @intrinsic
-def from_doubles(typing: Any, first: Any, last: Any, like: Any) -> Any:
-    """The vector whose halves these are, rounded to the dtype of another; `first` if of float64."""
+def from_float64(typing: Any, first: Any, last: Any, like: Any) -> Any:
+    """Round two float64 vectors to the halves of a vector like `like`; `first` if it is float64."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = args[2].type
@@ -126,25 +130,25 @@ def from_doubles(typing: Any, first: Any, last: Any, like: Any) -> Any:
 
 
 @intrinsic
-def inverse_root(typing: Any, vector: Any, like: Any) -> Any:
-    """1 / sqrt of each lane of float64, as exact as another vector's dtype can hold it.
+def reciprocal_sqrt(typing: Any, vector: Any, like: Any) -> Any:
+    """Return 1 / sqrt of each float64 lane, as exact as the dtype of `like` can hold it.
 
-    For float32 it is computed in that, and made up for by a step of Newton's method.
+    For float32 it is computed in float32, followed by one Newton step in float64.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = args[0]
         wide = value.type
-        one = spread(builder, DOUBLE(1.0), wide.count)
+        one = build_broadcast(builder, DOUBLE(1.0), wide.count)
         if like.scalar == types.float64:
             return builder.fdiv(one, call(builder, f"llvm.sqrt.{suffix(wide)}", wide, value))
         kind = ir.VectorType(FLOAT, wide.count)
         narrow = builder.fptrunc(value, kind)
         root = call(builder, f"llvm.sqrt.{suffix(kind)}", kind, narrow)
-        root = builder.fdiv(spread(builder, FLOAT(1.0), wide.count), root)
+        root = builder.fdiv(build_broadcast(builder, FLOAT(1.0), wide.count), root)
         root = builder.fpext(root, wide)
         error = builder.fsub(one, builder.fmul(builder.fmul(value, root), root))
-        half = spread(builder, DOUBLE(0.5), wide.count)
+        half = build_broadcast(builder, DOUBLE(0.5), wide.count)
         return builder.fadd(root, builder.fmul(builder.fmul(root, half), error))
 
     return vector(vector, like), generate

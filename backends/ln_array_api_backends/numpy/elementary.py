@@ -14,7 +14,7 @@ from numba import njit
 from numba.extending import intrinsic
 
 from .compile import INLINE
-from .simd import I64, at_least, at_most, call, splat, suffix
+from .simd import I64, at_least, at_most, broadcast, call, suffix
 
 #: log2(1 + f) / f for 1 + f from 1 / sqrt(2) to sqrt(2). Times f, it is off by 2.4e-13.
 _LOG2 = (
@@ -46,9 +46,9 @@ _EXP2 = (
     1.5310079402249296e-05,
     1.3255224878668817e-06,
 )
-#: Exponents of 2 between which results are normal numbers.
+#: Smallest and largest exponent of 2 for which results are normal numbers.
 _LEAST, _MOST = -1022.0, 1023.0
-#: Beside it, a number of float64 is rounded to an integer, which stands in its last bits.
+#: A float64 number added to it is rounded to an integer, which is in the last bits of the sum.
 _ROUNDER = 1.5 * 2.0**52
 
 _BIAS = 1023 << 52
@@ -56,52 +56,56 @@ _ROOT_OF_HALF = 0x3FE6A09E667F3BCD
 _TWO_TO_52 = 0x4330000000000000
 
 
-def _all(kind: Any, value: Any) -> Any:
+def _constant_vector(kind: Any, value: Any) -> Any:
     return ir.Constant(kind, [value] * kind.count)
 
 
 def _polynomial(builder: Any, x: Any, coefficients: tuple[float, ...]) -> Any:
     """By Horner's rule."""
-    result = _all(x.type, coefficients[-1])
+    result = _constant_vector(x.type, coefficients[-1])
     for each in reversed(coefficients[:-1]):
-        constant = _all(x.type, each)
+        constant = _constant_vector(x.type, each)
         result = call(builder, f"llvm.fma.{suffix(x.type)}", x.type, result, x, constant)
     return result
 
 
 @intrinsic
 def _log2(typing: Any, vector: Any) -> Any:
-    """The logarithm of each lane, a positive normal number; finite of everything else."""
+    """Return log2 of each lane, if it is a positive normal number; else a finite number."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole, number = ir.VectorType(I64, vector.lanes), args[0].type
-        bits = builder.bitcast(args[0], whole)
+        int_type, float_type = ir.VectorType(I64, vector.lanes), args[0].type
+        bits = builder.bitcast(args[0], int_type)
         # 2**exponent times a number from 1 / sqrt(2) to sqrt(2).
-        moved = builder.add(bits, _all(whole, _BIAS - _ROOT_OF_HALF))
-        exponent = builder.lshr(moved, _all(whole, 52))
-        rest = builder.sub(bits, builder.shl(exponent, _all(whole, 52)))
-        rest = builder.bitcast(builder.add(rest, _all(whole, _BIAS)), number)
+        moved = builder.add(bits, _constant_vector(int_type, _BIAS - _ROOT_OF_HALF))
+        exponent = builder.lshr(moved, _constant_vector(int_type, 52))
+        mantissa = builder.sub(bits, builder.shl(exponent, _constant_vector(int_type, 52)))
+        mantissa = builder.bitcast(
+            builder.add(mantissa, _constant_vector(int_type, _BIAS)), float_type
+        )
         # An integer of 12 bits becomes a number as the last bits of 2**52.
-        exponent = builder.bitcast(builder.or_(exponent, _all(whole, _TWO_TO_52)), number)
-        exponent = builder.fsub(exponent, _all(number, 2.0**52 + 1023))
-        f = builder.fsub(rest, _all(number, 1.0))
+        exponent = builder.bitcast(
+            builder.or_(exponent, _constant_vector(int_type, _TWO_TO_52)), float_type
+        )
+        exponent = builder.fsub(exponent, _constant_vector(float_type, 2.0**52 + 1023))
+        f = builder.fsub(mantissa, _constant_vector(float_type, 1.0))
         product = _polynomial(builder, f, _LOG2)
-        return call(builder, f"llvm.fma.{suffix(number)}", number, f, product, exponent)
+        return call(builder, f"llvm.fma.{suffix(float_type)}", float_type, f, product, exponent)
 
     return vector(vector), generate
 
 
 @intrinsic
 def _exp2(typing: Any, vector: Any) -> Any:
-    """2 to the power of each lane, from `_LEAST` to `_MOST`, or NaN."""
+    """Return 2 to the power of each lane, which is from `_LEAST` to `_MOST`, or NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole, number = ir.VectorType(I64, vector.lanes), args[0].type
-        rounder = _all(number, _ROUNDER)
-        beside = builder.fadd(args[0], rounder)
-        f = builder.fsub(args[0], builder.fsub(beside, rounder))
-        scale = builder.shl(builder.bitcast(beside, whole), _all(whole, 52))
-        scale = builder.bitcast(builder.add(scale, _all(whole, _BIAS)), number)
+        int_type, float_type = ir.VectorType(I64, vector.lanes), args[0].type
+        rounder = _constant_vector(float_type, _ROUNDER)
+        shifted = builder.fadd(args[0], rounder)
+        f = builder.fsub(args[0], builder.fsub(shifted, rounder))
+        scale = builder.shl(builder.bitcast(shifted, int_type), _constant_vector(int_type, 52))
+        scale = builder.bitcast(builder.add(scale, _constant_vector(int_type, _BIAS)), float_type)
         return builder.fmul(_polynomial(builder, f, _EXP2), scale)
 
     return vector(vector), generate
@@ -109,11 +113,11 @@ def _exp2(typing: Any, vector: Any) -> Any:
 
 @njit(**INLINE)
 def log2(magnitudes):
-    """The logarithm of each lane of float64, a normal number; finite of 0, NaN of what is not."""
+    """Return log2 of each float64 lane; finite for 0, and NaN for what is not finite."""
     return _log2(magnitudes) + (magnitudes - magnitudes)
 
 
 @njit(**INLINE)
 def exp2(exponents):
-    """2 to the power of each lane of float64; the ends of the normal numbers beyond these."""
-    return _exp2(at_most(at_least(exponents, splat(_LEAST)), splat(_MOST)))
+    """Return 2 to the power of each float64 lane, clamped to the normal numbers."""
+    return _exp2(at_most(at_least(exponents, broadcast(_LEAST)), broadcast(_MOST)))

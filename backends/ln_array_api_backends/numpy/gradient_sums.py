@@ -1,8 +1,8 @@
-"""Sums over rows for dgamma and dbeta: of a run of rows, of the runs of a block, of the blocks.
+"""Sums over rows for dgamma and dbeta: over runs of rows, over the runs of a block, over blocks.
 
-Each sum of a run is of few terms, since all may be rounded in one direction if they are alike, as
-gradients of a mean are; that of two or four alike is exact. The sums of the blocks are added up in
-float64, or with what their rounding loses.
+A run has few rows: if their terms are equal, as gradients of a mean are, all are rounded in one
+direction. The sum of two or four equal terms is exact. The sums of the blocks are added in float64;
+those of float64 are compensated.
 """
 
 from __future__ import annotations
@@ -11,120 +11,136 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from .access import load, load_first, memory, store, store_first
+from .access import data_pointer, load, load_masked, store, store_masked
 from .compile import CALLED, INLINE
-from .doubles import doubles, put_aside, rounded
+from .doubles import accumulate, sum_in_dtype, zeros_float64
 from .simd import fma, lanes, ones
 
 
 @njit(**INLINE)
-def add(d, h, dgamma, dbeta, q, count):
-    """Add the terms of dgamma and dbeta to their elements from q on, as far as they are wanted."""
+def accumulate_params(d, x_hat, dgamma, dbeta, grad_offset, count):
+    """Add the terms of one row to dgamma and dbeta, unless these are None."""
     if count is None:
         if dgamma is not None:
-            store(dgamma, q, fma(d, h, load(dgamma, q, d)))
+            store(dgamma, grad_offset, fma(d, x_hat, load(dgamma, grad_offset, d)))
         if dbeta is not None:
-            store(dbeta, q, load(dbeta, q, d) + d)
+            store(dbeta, grad_offset, load(dbeta, grad_offset, d) + d)
     else:
         if dgamma is not None:
-            store_first(dgamma, q, fma(d, h, load_first(dgamma, q, count, d)), count)
+            store_masked(
+                dgamma,
+                grad_offset,
+                fma(d, x_hat, load_masked(dgamma, grad_offset, count, d)),
+                count,
+            )
         if dbeta is not None:
-            store_first(dbeta, q, load_first(dbeta, q, count, d) + d, count)
+            store_masked(dbeta, grad_offset, load_masked(dbeta, grad_offset, count, d) + d, count)
 
 
 @njit(**INLINE)
-def add_both(d0, h0, d1, h1, dgamma, dbeta, q):
-    """As `add`, for two rows one after the other: their sum is exact where they are alike."""
+def accumulate_params2(d0, x_hat0, d1, x_hat1, dgamma, dbeta, grad_offset):
+    """Add the terms of two rows; they are added to each other first, which is exact if equal."""
     if dgamma is not None:
-        store(dgamma, q, load(dgamma, q, d0) + fma(d1, h1, d0 * h0))
+        store(dgamma, grad_offset, load(dgamma, grad_offset, d0) + fma(d1, x_hat1, d0 * x_hat0))
     if dbeta is not None:
-        store(dbeta, q, load(dbeta, q, d0) + (d0 + d1))
+        store(dbeta, grad_offset, load(dbeta, grad_offset, d0) + (d0 + d1))
 
 
 @njit(**INLINE)
-def add_four(d0, h0, d1, h1, d2, h2, d3, h3, dgamma, dbeta, q):
-    """As `add_both`, for four rows."""
+def accumulate_params4(d0, x_hat0, d1, x_hat1, d2, x_hat2, d3, x_hat3, dgamma, dbeta, grad_offset):
+    """Add the terms of four rows; they are added to each other first."""
     if dgamma is not None:
-        terms = fma(d1, h1, d0 * h0) + fma(d3, h3, d2 * h2)
-        store(dgamma, q, load(dgamma, q, d0) + terms)
+        terms = fma(d1, x_hat1, d0 * x_hat0) + fma(d3, x_hat3, d2 * x_hat2)
+        store(dgamma, grad_offset, load(dgamma, grad_offset, d0) + terms)
     if dbeta is not None:
-        store(dbeta, q, load(dbeta, q, d0) + ((d0 + d1) + (d2 + d3)))
+        store(dbeta, grad_offset, load(dbeta, grad_offset, d0) + ((d0 + d1) + (d2 + d3)))
 
 
-def room_for(sums, n):
-    """Memory for n more numbers like some sums, or None for none."""
+def empty_or_none(sums, n):
+    """Allocate n numbers of the dtype of `sums`, or return None if that is None."""
 
 
-@overload(room_for)
-def _room_for(sums, n):
+@overload(empty_or_none)
+def _empty_or_none(sums, n):
     if isinstance(sums, types.NoneType):
         return lambda sums, n: None
     return lambda sums, n: np.empty(n, sums.dtype)
 
 
 @njit(**INLINE)
-def add_to(sums, q, value):
-    """Add a number to the sum at place q."""
+def add_to(sums, grad_offset, value):
+    """Add a number to one sum."""
     if sums is not None:
-        sums[q] += value
+        sums[grad_offset] += value
 
 
 @njit(**INLINE)
-def clear(sums, q, n):
-    """Set n sums from q on to 0."""
+def clear(sums, grad_offset, n):
+    """Set n sums from grad_offset on to 0."""
     if sums is not None:
-        sums[q : q + n] = 0
+        sums[grad_offset : grad_offset + n] = 0
 
 
 @njit(**INLINE)
-def add_run(sums, q, run, single):
-    """Add the sums of a run of rows to those from q on."""
+def add_run(sums, grad_offset, run, acc_like):
+    """Add the sums of a run of rows to those from grad_offset on."""
     if sums is not None:
-        one = ones(single)
-        sums_, run_, width, n = memory(sums), memory(run), lanes(one), run.size
+        ones_vec = ones(acc_like)
+        sums_ptr, run_ptr, width, n = (
+            data_pointer(sums),
+            data_pointer(run),
+            lanes(ones_vec),
+            run.size,
+        )
         j = 0
         while j + width <= n:
-            store(sums_, q + j, load(sums_, q + j, one) + load(run_, j, one))
+            store(
+                sums_ptr,
+                grad_offset + j,
+                load(sums_ptr, grad_offset + j, ones_vec) + load(run_ptr, j, ones_vec),
+            )
             j += width
         if j < n:
-            both = load_first(sums_, q + j, n - j, one) + load_first(run_, j, n - j, one)
-            store_first(sums_, q + j, both, n - j)
+            both = load_masked(sums_ptr, grad_offset + j, n - j, ones_vec) + load_masked(
+                run_ptr, j, n - j, ones_vec
+            )
+            store_masked(sums_ptr, grad_offset + j, both, n - j)
 
 
 @njit(**CALLED)
-def add_up(partial, blocks):
-    """The sums of the blocks into those of the first, in order, and rounded once at the end."""
+def reduce_partials(partial, blocks):
+    """Add the partial sums of all blocks, in order, into those of the first; round once."""
     if partial is not None:
-        one = ones(partial)
-        zero, width = doubles(one), lanes(one)
+        ones_vec = ones(partial)
+        zero, width = zeros_float64(ones_vec), lanes(ones_vec)
         n = partial.size // blocks
-        sums = memory(partial)
+        sums = data_pointer(partial)
         j = 0
         while j + 4 * width <= n:
             a, b, c, d = zero, zero, zero, zero
             rest_a, rest_b, rest_c, rest_d = zero, zero, zero, zero
             for i in range(j, j + blocks * n, n):
-                a, rest_a = put_aside(a, rest_a, load(sums, i, one))
-                b, rest_b = put_aside(b, rest_b, load(sums, i + width, one))
-                c, rest_c = put_aside(c, rest_c, load(sums, i + 2 * width, one))
-                d, rest_d = put_aside(d, rest_d, load(sums, i + 3 * width, one))
-            store(sums, j, rounded(a, rest_a, one))
-            store(sums, j + width, rounded(b, rest_b, one))
-            store(sums, j + 2 * width, rounded(c, rest_c, one))
-            store(sums, j + 3 * width, rounded(d, rest_d, one))
+                a, rest_a = accumulate(a, rest_a, load(sums, i, ones_vec))
+                b, rest_b = accumulate(b, rest_b, load(sums, i + width, ones_vec))
+                c, rest_c = accumulate(c, rest_c, load(sums, i + 2 * width, ones_vec))
+                d, rest_d = accumulate(d, rest_d, load(sums, i + 3 * width, ones_vec))
+            store(sums, j, sum_in_dtype(a, rest_a, ones_vec))
+            store(sums, j + width, sum_in_dtype(b, rest_b, ones_vec))
+            store(sums, j + 2 * width, sum_in_dtype(c, rest_c, ones_vec))
+            store(sums, j + 3 * width, sum_in_dtype(d, rest_d, ones_vec))
             j += 4 * width
         while j < n:
             count = min(width, n - j)
             a, rest_a = zero, zero
             for i in range(j, j + blocks * n, n):
-                a, rest_a = put_aside(a, rest_a, load_first(sums, i, count, one))
-            store_first(sums, j, rounded(a, rest_a, one), count)
+                a, rest_a = accumulate(a, rest_a, load_masked(sums, i, count, ones_vec))
+            store_masked(sums, j, sum_in_dtype(a, rest_a, ones_vec), count)
             j += width
 
 
 @njit(**INLINE)
 def put_first(sums, into):
-    """The sums of the first block into an array of their own, if there is one."""
+    """Copy the sums of the first block to the array `into`, if that is not None."""
     if into is not None:
         for i in range(into.size):
             into[i] = sums[i]

@@ -1,10 +1,10 @@
 """Dynamic tanh, y = tanh(alpha * x) * gamma + beta, and its gradients, for every dtype.
 
-As in `forward` and `backward`, what is None is left out at compile time. No element depends on
-another, so x is cut as the parameters lie beside it: into rows of a length, of which the last may
-be shorter, and these into segments. A row has one element of gamma and beta, or one in each column.
-A part of a task is a range of segments. Sums are kept apart for each segment, or for each column of
-a block of rows, and added up in order by who finishes last.
+As in `forward` and `backward`, code for an argument that is None is left out at compile time. The
+operation is elementwise, so x is split to fit the parameters: into rows of equal length (the last
+may be shorter), and these into segments. A row has one element of gamma and beta, or one for each
+column. A part of a task is a range of segments. There are partial sums for each segment, or for
+each column of a block of rows. The thread that finishes last adds them up in order.
 """
 
 from __future__ import annotations
@@ -12,242 +12,255 @@ from __future__ import annotations
 from numba import njit
 
 from .access import (
-    element,
+    data_pointer,
     elements_to_alignment,
     fence,
     load,
-    load_first,
-    memory,
+    load_broadcast,
+    load_masked,
     store,
-    store_first,
-    stream,
+    store_masked,
+    store_non_temporal,
 )
 from .atomics import increment
-from .backward import times
-from .column_sums import add_to, gather
+from .backward import scaled_dy
+from .column_sums import flush_sums, reduce_blocks
 from .compile import CALLED, INLINE
-from .doubles import doubles, put_aside, put_together
+from .doubles import accumulate, sum_in_float64, zeros_float64
 from .gradient_sums import clear
-from .simd import keep_first, lanes, ones, total
-from .sweeps import plus, scaled_and_shifted, with_lost
+from .simd import lanes, ones, reduce_add, zero_tail
+from .sweeps import apply_affine, compensated_add, with_compensation
 from .tangent import tangent, tangent_and_slope
 from .tasks import FINISHED, arguments
 
 
 @njit(**INLINE)
-def squash(x, y, o, n, alpha, gamma, beta, p, streams):
-    """Y for n elements from o on, whose parameters are from p on."""
+def normalise(x, y, x_offset, n, alpha, gamma, beta, param_offset, non_temporal):
+    """Write y for n elements."""
     width = lanes(alpha)
     j = 0
-    if streams:
-        j = min(elements_to_alignment(y, o, alpha), n)
+    if non_temporal:
+        j = min(elements_to_alignment(y, x_offset, alpha), n)
         if j:
-            values = tangent(load_first(x, o, j, alpha) * alpha)
-            store_first(y, o, scaled_and_shifted(values, gamma, beta, p, j), j)
+            values = tangent(load_masked(x, x_offset, j, alpha) * alpha)
+            store_masked(y, x_offset, apply_affine(values, gamma, beta, param_offset, j), j)
     while j + width <= n:
-        values = tangent(load(x, o + j, alpha) * alpha)
-        values = scaled_and_shifted(values, gamma, beta, p + j, None)
-        if streams:
-            stream(y, o + j, values)
+        values = tangent(load(x, x_offset + j, alpha) * alpha)
+        values = apply_affine(values, gamma, beta, param_offset + j, None)
+        if non_temporal:
+            store_non_temporal(y, x_offset + j, values)
         else:
-            store(y, o + j, values)
+            store(y, x_offset + j, values)
         j += width
     if j < n:
-        values = tangent(load_first(x, o + j, n - j, alpha) * alpha)
-        store_first(y, o + j, scaled_and_shifted(values, gamma, beta, p + j, n - j), n - j)
+        values = tangent(load_masked(x, x_offset + j, n - j, alpha) * alpha)
+        store_masked(
+            y, x_offset + j, apply_affine(values, gamma, beta, param_offset + j, n - j), n - j
+        )
 
 
 @njit(**INLINE)
-def bounds(i, size, length, segment):
-    """Of a segment: its row, where it begins in that and in x, and how many elements it has."""
+def segment_bounds(i, size, length, segment):
+    """Return the row of a segment, its offsets in the row and in x, and its length."""
     segments = -(-length // segment)
     row, left = i // segments, i % segments * segment
-    o = row * length + left
-    return row, left, o, min(segment, length - left, size - o)
+    x_offset = row * length + left
+    return row, left, x_offset, min(segment, length - left, size - x_offset)
 
 
 @njit(**CALLED)
-def forward(x, alpha, gamma, beta, y, length, segment, parameters, streams, start, stop):
-    """Segments start to stop. `parameters` is None if there is one for each column."""
-    x_, y_, gamma_, beta_ = memory(x), memory(y), memory(gamma), memory(beta)
-    alpha_ = element(memory(alpha), 0, ones(x))
+def forward(x, alpha, gamma, beta, y, length, segment, parameters, non_temporal, start, stop):
+    """Process segments start to stop. `parameters` is None if each column has a parameter."""
+    x_ptr, y_ptr = data_pointer(x), data_pointer(y)
+    gamma_ptr, beta_ptr = data_pointer(gamma), data_pointer(beta)
+    alpha_vec = load_broadcast(data_pointer(alpha), 0, ones(x))
     for i in range(start, stop):
-        row, left, o, n = bounds(i, x.size, length, segment)
+        row, left, x_offset, n = segment_bounds(i, x.size, length, segment)
         if parameters is None:
-            squash(x_, y_, o, n, alpha_, gamma_, beta_, left, streams)
+            normalise(x_ptr, y_ptr, x_offset, n, alpha_vec, gamma_ptr, beta_ptr, left, non_temporal)
         else:
-            place = row % parameters
-            g, b = element(gamma_, place, alpha_), element(beta_, place, alpha_)
-            squash(x_, y_, o, n, alpha_, g, b, 0, streams)
-    if streams:
+            param = row % parameters
+            g = load_broadcast(gamma_ptr, param, alpha_vec)
+            b = load_broadcast(beta_ptr, param, alpha_vec)
+            normalise(x_ptr, y_ptr, x_offset, n, alpha_vec, g, b, 0, non_temporal)
+    if non_temporal:
         fence()
 
 
 @njit(**INLINE)
-def differentiate(dy, x, i, count, alpha, gamma, p, dx, streams):
-    """Dx of a vector from element i on, or of `count` elements of it.
+def dx_vector(dy, x, i, count, alpha, gamma, param_offset, dx, non_temporal):
+    """Write dx of a vector from element i on, or of `count` elements.
 
-    Gives the terms of dbeta, dgamma and dalpha.
+    Returns the terms of dbeta, dgamma and dalpha.
     """
     if count is None:
         v, d = load(x, i, alpha), load(dy, i, alpha)
     else:
-        v, d = load_first(x, i, count, alpha), load_first(dy, i, count, alpha)
+        v, d = load_masked(x, i, count, alpha), load_masked(dy, i, count, alpha)
     t, slope = tangent_and_slope(v * alpha)
-    g = times(d, gamma, p, count, None)
-    of_gamma, of_alpha = d * t, g * (slope * v)
+    g = scaled_dy(d, gamma, param_offset, count, None)
+    dgamma_terms, dalpha_terms = d * t, g * (slope * v)
     if dx is not None:
         values = g * (slope * alpha)
         if count is not None:
-            store_first(dx, i, values, count)
-        elif streams:
-            stream(dx, i, values)
+            store_masked(dx, i, values, count)
+        elif non_temporal:
+            store_non_temporal(dx, i, values)
         else:
             store(dx, i, values)
-    if count is not None:  # gamma and alpha may be infinite
-        of_gamma, of_alpha = keep_first(of_gamma, count), keep_first(of_alpha, count)
-    return d, of_gamma, of_alpha
+    if count is not None:  # 0 * inf is NaN if gamma or alpha is infinite
+        dgamma_terms, dalpha_terms = zero_tail(dgamma_terms, count), zero_tail(dalpha_terms, count)
+    return d, dgamma_terms, dalpha_terms
 
 
 @njit(**INLINE)
-def streams_to(dx, o, streams, like):
-    """Whether a segment of dx is streamed: vectors that began elsewhere had other sums."""
-    return streams and elements_to_alignment(dx, o, like) == 0
+def can_use_non_temporal(dx, x_offset, non_temporal, like):
+    """Return whether a segment of dx is aligned; a prologue would change the order of sums."""
+    return non_temporal and elements_to_alignment(dx, x_offset, like) == 0
 
 
 @njit(**CALLED)
 def backward(
-    dy, x, alpha, gamma, dx, dalpha, dgamma, dbeta, length, segment, parameters, streams,
+    dy, x, alpha, gamma, dx, dalpha, dgamma, dbeta, length, segment, parameters, non_temporal,
     start, stop,
 ):  # fmt: skip
-    """Segments start to stop of rows with a parameter each, and their sums in float64."""
-    dy_, x_, gamma_, dx_ = memory(dy), memory(x), memory(gamma), memory(dx)
-    alpha_ = element(memory(alpha), 0, ones(x))
-    zero, width = doubles(alpha_), lanes(alpha_)
+    """Process segments start to stop of rows with one parameter; take their sums in float64."""
+    dy_ptr, x_ptr = data_pointer(dy), data_pointer(x)
+    gamma_ptr, dx_ptr = data_pointer(gamma), data_pointer(dx)
+    alpha_vec = load_broadcast(data_pointer(alpha), 0, ones(x))
+    zero, width = zeros_float64(alpha_vec), lanes(alpha_vec)
     for i in range(start, stop):
-        row, _, o, n = bounds(i, x.size, length, segment)
-        g = element(gamma_, row % parameters, alpha_)
-        streamed = streams_to(dx_, o, streams, alpha_)
+        row, _, x_offset, n = segment_bounds(i, x.size, length, segment)
+        g = load_broadcast(gamma_ptr, row % parameters, alpha_vec)
+        segment_non_temporal = can_use_non_temporal(dx_ptr, x_offset, non_temporal, alpha_vec)
         a, b, c, rest_a, rest_b, rest_c = zero, zero, zero, zero, zero, zero
         j = 0
         while j < n:
             if j + width <= n:
-                aa, bb, cc = differentiate(dy_, x_, o + j, None, alpha_, g, 0, dx_, streamed)
+                aa, bb, cc = dx_vector(
+                    dy_ptr, x_ptr, x_offset + j, None, alpha_vec, g, 0, dx_ptr, segment_non_temporal
+                )
             else:
-                aa, bb, cc = differentiate(dy_, x_, o + j, n - j, alpha_, g, 0, dx_, streamed)
-            a, rest_a = put_aside(a, rest_a, aa)
-            b, rest_b = put_aside(b, rest_b, bb)
-            c, rest_c = put_aside(c, rest_c, cc)
+                aa, bb, cc = dx_vector(
+                    dy_ptr, x_ptr, x_offset + j, n - j, alpha_vec, g, 0, dx_ptr,
+                    segment_non_temporal,
+                )  # fmt: skip
+            a, rest_a = accumulate(a, rest_a, aa)
+            b, rest_b = accumulate(b, rest_b, bb)
+            c, rest_c = accumulate(c, rest_c, cc)
             j += width
         if dbeta is not None:
-            dbeta[i] = total(put_together(a, rest_a, alpha_))
+            dbeta[i] = reduce_add(sum_in_float64(a, rest_a, alpha_vec))
         if dgamma is not None:
-            dgamma[i] = total(put_together(b, rest_b, alpha_))
+            dgamma[i] = reduce_add(sum_in_float64(b, rest_b, alpha_vec))
         if dalpha is not None:
-            dalpha[i] = total(put_together(c, rest_c, alpha_))
-    if streams:
+            dalpha[i] = reduce_add(sum_in_float64(c, rest_c, alpha_vec))
+    if non_temporal:
         fence()
 
 
 @njit(**INLINE)
-def add_first(sums, lost, i, values):
-    """`add_to`, where there are sums."""
+def flush_if_present(sums, compensation, i, values):
+    """Call `flush_sums` unless sums is None."""
     if sums is not None:
-        add_to(sums, lost, i, values)
+        flush_sums(sums, compensation, i, values)
 
 
 @njit(**CALLED)
 def backward_of_columns(
-    dy, x, alpha, gamma, dx, dalpha, dgamma, dgamma_lost, dbeta, dbeta_lost, length, padded,
-    segment, rows, streams, start, stop,
+    dy, x, alpha, gamma, dx, dalpha, dgamma, dgamma_comp, dbeta, dbeta_comp, length, padded,
+    segment, rows, non_temporal, start, stop,
 ):  # fmt: skip
-    """Segments of blocks of rows, start to stop, with a parameter for each column.
+    """Process segments start to stop of blocks of rows, with a parameter for each column.
 
-    A block has a table of `padded` sums for each parameter, and each segment of it a sum for alpha.
+    A block has `padded` sums for gamma and for beta, and each of its segments has a sum for alpha.
     """
-    dy_, x_, gamma_, dx_ = memory(dy), memory(x), memory(gamma), memory(dx)
-    dgamma_, dgamma_lost_ = memory(dgamma), memory(dgamma_lost)
-    dbeta_, dbeta_lost_ = memory(dbeta), memory(dbeta_lost)
-    alpha_ = element(memory(alpha), 0, ones(x))
-    zero, width = doubles(alpha_), lanes(alpha_)
+    dy_ptr, x_ptr = data_pointer(dy), data_pointer(x)
+    gamma_ptr, dx_ptr = data_pointer(gamma), data_pointer(dx)
+    dgamma_ptr, dgamma_comp_ptr = data_pointer(dgamma), data_pointer(dgamma_comp)
+    dbeta_ptr, dbeta_comp_ptr = data_pointer(dbeta), data_pointer(dbeta_comp)
+    alpha_vec = load_broadcast(data_pointer(alpha), 0, ones(x))
+    zero, width = zeros_float64(alpha_vec), lanes(alpha_vec)
     end = -(-x.size // length)
     for i in range(start, stop):
-        block, left, _, _ = bounds(i, x.size, length, segment)
-        q = block * padded + left
-        clear(dgamma, q, min(segment, padded - left))
-        clear(dgamma_lost, q, min(segment, padded - left))
-        clear(dbeta, q, min(segment, padded - left))
-        clear(dbeta_lost, q, min(segment, padded - left))
+        block, left, _, _ = segment_bounds(i, x.size, length, segment)
+        sums_offset = block * padded + left
+        clear(dgamma, sums_offset, min(segment, padded - left))
+        clear(dgamma_comp, sums_offset, min(segment, padded - left))
+        clear(dbeta, sums_offset, min(segment, padded - left))
+        clear(dbeta_comp, sums_offset, min(segment, padded - left))
         c, rest = zero, zero
         for row in range(block * rows, min(end, (block + 1) * rows)):
-            o = row * length + left
-            n = min(segment, length - left, x.size - o)
-            streamed = streams_to(dx_, o, streams, alpha_)
+            x_offset = row * length + left
+            n = min(segment, length - left, x.size - x_offset)
+            segment_non_temporal = can_use_non_temporal(dx_ptr, x_offset, non_temporal, alpha_vec)
             j = 0
             while j < n:
                 count = n - j
                 if count >= width:
-                    aa, bb, cc = differentiate(
-                        dy_, x_, o + j, None, alpha_, gamma_, left + j, dx_, streamed
-                    )
+                    aa, bb, cc = dx_vector(
+                        dy_ptr, x_ptr, x_offset + j, None, alpha_vec, gamma_ptr, left + j, dx_ptr,
+                        segment_non_temporal,
+                    )  # fmt: skip
                 else:
-                    aa, bb, cc = differentiate(
-                        dy_, x_, o + j, count, alpha_, gamma_, left + j, dx_, streamed
-                    )
-                add_first(dbeta_, dbeta_lost_, q + j, aa)
-                add_first(dgamma_, dgamma_lost_, q + j, bb)
-                c, rest = put_aside(c, rest, cc)
+                    aa, bb, cc = dx_vector(
+                        dy_ptr, x_ptr, x_offset + j, count, alpha_vec, gamma_ptr, left + j, dx_ptr,
+                        segment_non_temporal,
+                    )  # fmt: skip
+                flush_if_present(dbeta_ptr, dbeta_comp_ptr, sums_offset + j, aa)
+                flush_if_present(dgamma_ptr, dgamma_comp_ptr, sums_offset + j, bb)
+                c, rest = accumulate(c, rest, cc)
                 j += width
         if dalpha is not None:
-            dalpha[i] = total(put_together(c, rest, alpha_))
-    if streams:
+            dalpha[i] = reduce_add(sum_in_float64(c, rest, alpha_vec))
+    if non_temporal:
         fence()
 
 
 @njit(**INLINE)
-def fold(sums, size, trail, into):
-    """Each parameter's sum of the first `size` sums, of which `trail` after each other are its."""
+def reduce_to_parameters(sums, size, trail, into):
+    """Add up the first `size` sums for each parameter; `trail` adjacent sums share a parameter."""
     for parameter in range(into.size):
-        sum_, lost = 0.0, 0.0
+        sum_, compensation = 0.0, 0.0
         for first in range(parameter * trail, size, into.size * trail):
             for i in range(first, first + trail):
-                sum_, lost = plus(sum_, lost, sums[i])
-        into[parameter] = with_lost(sum_, lost)
+                sum_, compensation = compensated_add(sum_, compensation, sums[i])
+        into[parameter] = with_compensation(sum_, compensation)
 
 
 @njit(**INLINE)
-def fold_segments(sums, segments, into):
-    """`fold` of what segments have summed, of which a row has so many."""
+def reduce_segments(sums, segments, into):
+    """Reduce the sums of all segments; a row has `segments` segments."""
     if into is not None:
-        fold(sums, sums.size, segments, into)
+        reduce_to_parameters(sums, sums.size, segments, into)
 
 
 @njit(**INLINE)
-def fold_columns(sums, lost, padded, length, repeat, into):
-    """`fold` of what blocks have summed of each column, of which so many share a parameter."""
+def reduce_columns(sums, compensation, padded, length, repeat, into):
+    """Reduce the sums of the columns of all blocks; `repeat` columns share a parameter."""
     if into is not None:
-        gather(sums, lost, padded)
-        fold(sums, length, repeat, into)
+        reduce_blocks(sums, compensation, padded)
+        reduce_to_parameters(sums, length, repeat, into)
 
 
 @njit(**CALLED)
-def finish(dalpha, dgamma, dbeta, into_dalpha, into_dgamma, into_dbeta, length, segment):
-    """Add up what `backward` has summed."""
+def reduce_all(dalpha, dgamma, dbeta, into_dalpha, into_dgamma, into_dbeta, length, segment):
+    """Reduce the partial sums of `backward`."""
     segments = -(-length // segment)
-    fold_segments(dalpha, 1, into_dalpha)
-    fold_segments(dgamma, segments, into_dgamma)
-    fold_segments(dbeta, segments, into_dbeta)
+    reduce_segments(dalpha, 1, into_dalpha)
+    reduce_segments(dgamma, segments, into_dgamma)
+    reduce_segments(dbeta, segments, into_dbeta)
 
 
 @njit(**CALLED)
-def finish_columns(
-    dalpha, dgamma, dgamma_lost, dbeta, dbeta_lost, into_dalpha, into_dgamma, into_dbeta,
+def reduce_all_columns(
+    dalpha, dgamma, dgamma_comp, dbeta, dbeta_comp, into_dalpha, into_dgamma, into_dbeta,
     repeat, length, padded,
 ):  # fmt: skip
-    """Add up what `backward_of_columns` has summed."""
-    fold_segments(dalpha, 1, into_dalpha)
-    fold_columns(dgamma, dgamma_lost, padded, length, repeat, into_dgamma)
-    fold_columns(dbeta, dbeta_lost, padded, length, repeat, into_dbeta)
+    """Reduce the partial sums of `backward_of_columns`."""
+    reduce_segments(dalpha, 1, into_dalpha)
+    reduce_columns(dgamma, dgamma_comp, padded, length, repeat, into_dgamma)
+    reduce_columns(dbeta, dbeta_comp, padded, length, repeat, into_dbeta)
 
 
 def forward_task(kinds):
@@ -260,24 +273,24 @@ def forward_task(kinds):
 
 
 def backward_task(kinds):
-    """`backward` as a task, and where sums go in the end. Who finishes last adds them up."""
+    """`backward` as a task. The thread that finishes last reduces the partial sums."""
 
     def task(words, part, num_parts):
         given = arguments(words, kinds, part, num_parts)
         backward(*(given[:8] + given[11:]))
         if increment(words, FINISHED) == num_parts - 1:
-            finish(*given[5:13])
+            reduce_all(*given[5:13])
 
     return task
 
 
 def backward_of_columns_task(kinds):
-    """`backward_of_columns` as a task, and where sums go in the end."""
+    """`backward_of_columns` as a task. The thread that finishes last reduces the partial sums."""
 
     def task(words, part, num_parts):
         given = arguments(words, kinds, part, num_parts)
         backward_of_columns(*(given[:10] + given[14:]))
         if increment(words, FINISHED) == num_parts - 1:
-            finish_columns(*given[5:16])
+            reduce_all_columns(*given[5:16])
 
     return task

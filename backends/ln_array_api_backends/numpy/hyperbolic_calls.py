@@ -12,7 +12,7 @@ from ln_array_api.backend import FamilySpec
 
 from . import hyperbolic
 from .call_context import ABSENT, CallContext, boolean, integer
-from .calls import ITEMSIZE, Argument, allocator, array_of, may_stream
+from .calls import ITEMSIZE, Argument, allocator, array_of, should_use_non_temporal
 from .simd import BYTES
 
 #: Elements of a row that is taken at once, at most, in a forward and in a backward pass; the tables
@@ -62,11 +62,11 @@ def forward(spec: FamilySpec) -> Callable[..., Any]:
         *(integer(this.length), integer(SEGMENT), _optional(this.parameters)),
         boolean(context.non_temporal),
     )
-    beside = _beside(this)
+    expand = _expander(this)
 
     def call(x: Any, alpha: Any, gamma: Any, beta: Any) -> Any:
         y = context.empty(x.dtype)
-        run(x, alpha, beside(gamma), beside(beta), y)
+        run(x, alpha, expand(gamma), expand(beta), y)
         return y
 
     return call
@@ -86,16 +86,16 @@ def backward(spec: FamilySpec) -> Callable[..., Any] | None:
 def _context(spec: FamilySpec, this: Cut) -> CallContext:
     """The types of arrays and so on, of gamma and beta as the kernels get them."""
     parameters = this.parameters or this.length
-    streams = may_stream(this.rows, math.prod(spec.shape) * ITEMSIZE[spec.dtype])
-    return CallContext(spec, spec.shape, parameters, non_temporal=streams)
+    non_temporal = should_use_non_temporal(this.rows, math.prod(spec.shape) * ITEMSIZE[spec.dtype])
+    return CallContext(spec, spec.shape, parameters, non_temporal=non_temporal)
 
 
 def _optional(value: int | None) -> Argument:
     return ABSENT if value is None else integer(value)
 
 
-def _beside(this: Cut) -> Callable[[Any], Any]:
-    """What makes of a parameter what lies beside a row, or beside rows one after the other."""
+def _expander(this: Cut) -> Callable[[Any], Any]:
+    """Return a function that repeats a parameter for the columns of a row, or of several rows."""
     if this.repeat == this.times == 1:
         return lambda values: values
     return lambda values: (
@@ -165,27 +165,27 @@ def _backward_of_columns(spec: FamilySpec, context: CallContext, this: Cut) -> C
     gradients = _Gradients(spec, context, count, length, length)
     compensated = context.acc_dtype == np.float64
     need_dx = spec.need[0]
-    of_alpha, of_gamma, of_beta = gradients.sums
+    alpha_sums, gamma_sums, beta_sums = gradients.sums
     run = context.bind(
         hyperbolic.backward_of_columns_task,
         count,
         *(context.dy, context.x, array_of(spec.alpha, 1), context.gamma),
-        *(context.x if need_dx else ABSENT, of_alpha),
-        *(of_gamma, of_gamma if compensated else ABSENT),
-        *(of_beta, of_beta if compensated else ABSENT),
+        *(context.x if need_dx else ABSENT, alpha_sums),
+        *(gamma_sums, gamma_sums if compensated else ABSENT),
+        *(beta_sums, beta_sums if compensated else ABSENT),
         *gradients.results,
         *map(integer, (this.repeat, this.length, padded, SEGMENT_OF_SUMS, rows)),
         boolean(context.non_temporal and need_dx),
     )
-    beside = _beside(this)
+    expand = _expander(this)
 
     def call(dy: Any, x: Any, alpha: Any, gamma: Any) -> Any:
         dx = context.empty(x.dtype) if need_dx else None
-        of_alpha, of_gamma, of_beta = gradients.new_sums()
-        _, gamma_lost, beta_lost = gradients.new_sums() if compensated else (None,) * 3
+        alpha_sums, gamma_sums, beta_sums = gradients.new_sums()
+        _, gamma_comp, beta_comp = gradients.new_sums() if compensated else (None,) * 3
         results = gradients.new_results()
-        sums = of_alpha, of_gamma, gamma_lost, of_beta, beta_lost
-        run(dy, x, alpha, beside(gamma), dx, *sums, *results)
+        sums = alpha_sums, gamma_sums, gamma_comp, beta_sums, beta_comp
+        run(dy, x, alpha, expand(gamma), dx, *sums, *results)
         return dx, *results
 
     return call

@@ -1,4 +1,4 @@
-"""From a spec to compiled kernels for instances that lie as rows."""
+"""From a spec to compiled kernels for instances, which are rows."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ln_array_api.backend import FamilySpec
 
 from . import instances
 from .call_context import CallContext, boolean
-from .calls import ITEMSIZE, may_stream
+from .calls import ITEMSIZE, should_use_non_temporal
 
-#: Bytes of x from which it comes from memory, and is fetched ahead.
-PREFETCHED = 12 << 20
+#: Smallest x that is prefetched, since it does not fit in the cache.
+PREFETCH_MIN_BYTES = 12 << 20
 
 
 def _context(spec: FamilySpec) -> CallContext:
     m, n = spec.shape
     size = m * n * ITEMSIZE[spec.dtype]
-    return CallContext(spec, spec.shape, 0, non_temporal=may_stream(m, size))
+    return CallContext(spec, spec.shape, 0, non_temporal=should_use_non_temporal(m, size))
 
 
 def _is_large(spec: FamilySpec) -> bool:
-    return math.prod(spec.shape) * ITEMSIZE[spec.dtype] >= PREFETCHED
+    return math.prod(spec.shape) * ITEMSIZE[spec.dtype] >= PREFETCH_MIN_BYTES
 
 
 def statistics(spec: FamilySpec) -> Callable[..., Any]:
-    """What runs ``instances_statistics``."""
+    """Return what runs ``instances_statistics``."""
     context, m = _context(spec), spec.shape[0]
     run = context.bind(
         instances.statistics_task,
@@ -48,7 +48,7 @@ def statistics(spec: FamilySpec) -> Callable[..., Any]:
 
 
 def affine(spec: FamilySpec) -> Callable[..., Any]:
-    """What runs ``instances_affine``."""
+    """Return what runs ``instances_affine``."""
     context, m = _context(spec), spec.shape[0]
     run = context.bind(
         instances.affine_task,
@@ -65,7 +65,7 @@ def affine(spec: FamilySpec) -> Callable[..., Any]:
 
 
 def sums(spec: FamilySpec) -> Callable[..., Any]:
-    """What runs ``instances_sums``."""
+    """Return what runs ``instances_sums``."""
     context, m = _context(spec), spec.shape[0]
     run = context.bind(
         instances.sums_task,
@@ -82,7 +82,7 @@ def sums(spec: FamilySpec) -> Callable[..., Any]:
 
 
 def gradient(spec: FamilySpec) -> Callable[..., Any]:
-    """What runs ``instances_gradient``."""
+    """Return what runs ``instances_gradient``."""
     context, m = _context(spec), spec.shape[0]
     run = context.bind(
         instances.gradient_task,

@@ -1,98 +1,116 @@
-"""Passes over instances, which lie as rows, for every dtype: statistics, sums, and what is written.
+"""Passes over instances, which are rows, for every dtype: statistics, sums, affine maps, gradients.
 
-Batch-instance and switchable norm mix the statistics of instances in between. Each row is swept by
-one thread, so its results are the same whatever the others are.
+Batch-instance and switchable norm mix the statistics of instances between two passes. One thread
+processes a row, so the results of a row do not depend on other rows.
 """
 
 from __future__ import annotations
 
 from numba import njit
 
-from .access import element, fence, memory
-from .backward import differentiate, sums
+from .access import data_pointer, fence, load_broadcast
+from .backward import gradient_lane_sums, write_dx
 from .compile import CALLED, INLINE
-from .doubles import doubles, put_aside, put_together
-from .moments import judged, sums_of_pieces
-from .simd import number, ones, peak, range_scale, splat, total
-from .sweeps import AHEAD, normalise, plus, rough_mean
+from .doubles import accumulate, sum_in_float64, zeros_float64
+from .moments import deviation_sums_of_pieces, finalize_moments
+from .simd import broadcast, first_lane, ones, range_scale, reduce_add, scalar_like, zeros
+from .sweeps import PREFETCH_BYTES, compensated_add, compute_approx_mean, normalise
 from .tasks import arguments
 
 
 @njit(**CALLED)
-def statistics(x, mean, missed, var, rstd, epsilon, is_large, start, stop):
-    """Rows start to stop. One whose squares leave the range of the dtype is scaled first."""
-    n, x_, one, centered = x.shape[1], memory(x), ones(rstd), memory(mean)
-    share, ahead = 1.0 / n, AHEAD // x.itemsize if is_large else 0
-    zero = total(one - one)
+def statistics(x, mean, mean_residual, var, rstd, epsilon, is_large, start, stop):
+    """Compute the statistics of rows start to stop. Rows with squares out of range are scaled."""
+    n, x_ptr, ones_vec, mean_or_none = x.shape[1], data_pointer(x), ones(rstd), data_pointer(mean)
+    inv_count, prefetch_distance = 1.0 / n, PREFETCH_BYTES // x.itemsize if is_large else 0
+    zero = reduce_add(zeros(ones_vec))
     for row in range(start, stop):
-        where = (row * n, n, 1, n)
-        rough = rough_mean(x_, row * n, n, one)
-        deviation, square = sums_of_pieces(x_, where, one, splat(-rough), ahead)
-        factor, rough, rest, variance, root = judged(
-            x_, where, share, one, centered, epsilon, rough, deviation, square
+        pieces = (row * n, n, 1, n)
+        approx_mean = compute_approx_mean(x_ptr, row * n, n, ones_vec)
+        deviation, square = deviation_sums_of_pieces(
+            x_ptr, pieces, ones_vec, broadcast(-approx_mean), prefetch_distance
         )
-        rounded_mean, rest = plus(rough, zero, rest)
-        mean[row, 0], missed[row, 0] = rounded_mean / factor, rest / factor
+        factor, approx_mean, residual, variance, scaled_rstd = finalize_moments(
+            x_ptr, pieces, inv_count, ones_vec, mean_or_none, epsilon, approx_mean, deviation,
+            square,
+        )  # fmt: skip
+        rounded_mean, residual = compensated_add(approx_mean, zero, residual)
+        mean[row, 0], mean_residual[row, 0] = rounded_mean / factor, residual / factor
         var[row, 0] = variance / factor / factor
-        rstd[row, 0] = root * factor
+        rstd[row, 0] = scaled_rstd * factor
 
 
 @njit(**CALLED)
-def affine(x, mean, missed, rstd, scale, shift, y, streams, start, stop):
-    """Rows start to stop of x̂ * scale + shift."""
-    n, x_, y_, one = x.shape[1], memory(x), memory(y), ones(rstd)
-    mean_, missed_, rstd_ = memory(mean), memory(missed), memory(rstd)
-    scale_, shift_ = memory(scale), memory(shift)
+def affine(x, mean, mean_residual, rstd, scale, shift, y, non_temporal, start, stop):
+    """Write x̂ * scale + shift for rows start to stop."""
+    n, x_ptr, y_ptr, ones_vec = x.shape[1], data_pointer(x), data_pointer(y), ones(rstd)
+    mean_ptr, mean_residual_ptr = data_pointer(mean), data_pointer(mean_residual)
+    rstd_ptr = data_pointer(rstd)
+    scale_ptr, shift_ptr = data_pointer(scale), data_pointer(shift)
     for row in range(start, stop):
-        root = element(rstd_, row, one)
-        in_range, unscale = range_scale(root)
+        rstd_vec = load_broadcast(rstd_ptr, row, ones_vec)
+        range_factor, unscale = range_scale(rstd_vec)
         normalise(
-            x_, y_, row * n, n, in_range, (one - one) - element(mean_, row, one) * in_range,
-            root * unscale, (one - one) - element(missed_, row, one) * root,
-            element(scale_, row, one), element(shift_, row, one), 0, streams,
+            x_ptr, y_ptr, row * n, n, range_factor,
+            zeros(ones_vec) - load_broadcast(mean_ptr, row, ones_vec) * range_factor,
+            rstd_vec * unscale,
+            zeros(ones_vec) - load_broadcast(mean_residual_ptr, row, ones_vec) * rstd_vec,
+            load_broadcast(scale_ptr, row, ones_vec), load_broadcast(shift_ptr, row, ones_vec), 0,
+            non_temporal,
         )  # fmt: skip
-    if streams:
+    if non_temporal:
         fence()
 
 
 @njit(**INLINE)
-def total_in_double(values, one):
-    """The sum of the lanes, in float64."""
-    sum_, rest = put_aside(doubles(one), doubles(one), values)
-    return total(put_together(sum_, rest, one))
+def reduce_add_wide(values, ones_vec):
+    """Return the horizontal sum in float64."""
+    sum_, rest = accumulate(zeros_float64(ones_vec), zeros_float64(ones_vec), values)
+    return reduce_add(sum_in_float64(sum_, rest, ones_vec))
 
 
 @njit(**CALLED)
-def sums_of_rows(dy, x, mean, rstd, missed, of_dy, of_product, is_large, start, stop):
-    """What the rounded means of rows have missed, sums of dy, and of dy * x̂."""
-    n, dy_, x_, one = x.shape[1], memory(dy), memory(x), ones(rstd)
-    mean_, rstd_ = memory(mean), memory(rstd)
-    share, ahead = 1.0 / n, AHEAD // x.itemsize if is_large else 0
+def sums_of_rows(dy, x, mean, rstd, mean_residual, sum_dy, sum_dy_x_hat, is_large, start, stop):
+    """Compute the residuals of the rounded means, and the sums of dy and of dy * x̂."""
+    n, dy_ptr, x_ptr, ones_vec = x.shape[1], data_pointer(dy), data_pointer(x), ones(rstd)
+    mean_ptr, rstd_ptr = data_pointer(mean), data_pointer(rstd)
+    inv_count, prefetch_distance = 1.0 / n, PREFETCH_BYTES // x.itemsize if is_large else 0
     for row in range(start, stop):
-        root = element(rstd_, row, one)
-        a, b, c = sums(dy_, x_, row * n, n, element(mean_, row, one), root, None, 0, ahead)
-        _, unscale = range_scale(root)
-        rest, of_row = total_in_double(a, one) * share, total_in_double(b, one)
-        missed[row, 0] = number(rest, one) * peak(unscale)
-        of_dy[row, 0] = of_row
-        of_product[row, 0] = total_in_double(c, one) - rest * peak(root * unscale) * of_row
-
-
-@njit(**CALLED)
-def gradient(dy, x, mean, missed, rstd, weight, scale, shift, dx, streams, start, stop):
-    """Rows start to stop of rstd * (dy * weight + x̂ * scale + shift)."""
-    n, dy_, x_, dx_, one = x.shape[1], memory(dy), memory(x), memory(dx), ones(rstd)
-    mean_, missed_, rstd_ = memory(mean), memory(missed), memory(rstd)
-    weight_, scale_, shift_ = memory(weight), memory(scale), memory(shift)
-    for row in range(start, stop):
-        root = element(rstd_, row, one)
-        this = (
-            element(mean_, row, one), root, (one - one) - element(missed_, row, one) * root,
-            element(shift_, row, one), element(scale_, row, one),
+        rstd_vec = load_broadcast(rstd_ptr, row, ones_vec)
+        a, b, c = gradient_lane_sums(
+            dy_ptr, x_ptr, row * n, n, load_broadcast(mean_ptr, row, ones_vec), rstd_vec, None, 0,
+            prefetch_distance,
         )  # fmt: skip
-        g = element(weight_, row, one)
-        differentiate(dy_, x_, row * n, n, this, g, 0, dx_, None, None, 0, streams, 0)
-    if streams:
+        _, unscale = range_scale(rstd_vec)
+        d_mean, row_sum = reduce_add_wide(a, ones_vec) * inv_count, reduce_add_wide(b, ones_vec)
+        mean_residual[row, 0] = scalar_like(d_mean, ones_vec) * first_lane(unscale)
+        sum_dy[row, 0] = row_sum
+        sum_dy_x_hat[row, 0] = (
+            reduce_add_wide(c, ones_vec) - d_mean * first_lane(rstd_vec * unscale) * row_sum
+        )
+
+
+@njit(**CALLED)
+def gradient(dy, x, mean, mean_residual, rstd, weight, scale, shift, dx, non_temporal, start, stop):
+    """Write rstd * (dy * weight + x̂ * scale + shift) for rows start to stop."""
+    n, dy_ptr, x_ptr = x.shape[1], data_pointer(dy), data_pointer(x)
+    dx_ptr, ones_vec = data_pointer(dx), ones(rstd)
+    mean_ptr, mean_residual_ptr = data_pointer(mean), data_pointer(mean_residual)
+    rstd_ptr = data_pointer(rstd)
+    weight_ptr, scale_ptr = data_pointer(weight), data_pointer(scale)
+    shift_ptr = data_pointer(shift)
+    for row in range(start, stop):
+        rstd_vec = load_broadcast(rstd_ptr, row, ones_vec)
+        row_constants = (
+            load_broadcast(mean_ptr, row, ones_vec), rstd_vec,
+            zeros(ones_vec) - load_broadcast(mean_residual_ptr, row, ones_vec) * rstd_vec,
+            load_broadcast(shift_ptr, row, ones_vec), load_broadcast(scale_ptr, row, ones_vec),
+        )  # fmt: skip
+        g = load_broadcast(weight_ptr, row, ones_vec)
+        write_dx(
+            dy_ptr, x_ptr, row * n, n, row_constants, g, 0, dx_ptr, None, None, 0, non_temporal, 0
+        )
+    if non_temporal:
         fence()
 
 

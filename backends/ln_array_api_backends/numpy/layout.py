@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .access import memory
+from .access import data_pointer
 from .compile import OPTIONS
 from .memory import memory_pool
 
@@ -25,12 +25,9 @@ def _copy(source, target):
     """Copy (K, M, N) block by block of the last two axes."""
     k, m, n = source.shape
     size = source.itemsize
-    along_k, along_m, along_n = (
-        source.strides[0] // size,
-        source.strides[1] // size,
-        source.strides[2] // size,
-    )
-    here, there = memory(source), memory(target)
+    along_k, along_m = source.strides[0] // size, source.strides[1] // size
+    along_n = source.strides[2] // size
+    here, there = data_pointer(source), data_pointer(target)
     for outer in range(k):
         for top in range(0, m, _BLOCK):
             for left in range(0, n, _BLOCK):

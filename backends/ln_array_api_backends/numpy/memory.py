@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-#: Where new memory begins in a page, in turn: aligned to 64 bytes, and not where the system's does,
-#: nor that of the result before. A processor takes a load for one of what was just stored if their
-#: addresses differ by whole pages, and waits: rows of 4096 bytes next to theirs take twice as long.
-_PAGE, _PLACES = 4096, itertools.cycle((2048, 3072, 1024))
+#: Offsets of new memory in a page, in turn: aligned to 64 bytes, and different from those of the
+#: system and of the last result. A load waits for a recent store whose address differs by whole
+#: pages (4K aliasing): rows of 4096 bytes would take twice as long.
+_PAGE, _PAGE_OFFSETS = 4096, itertools.cycle((2048, 3072, 1024))
 _DEFAULT_LIMIT = 512 << 20
 
 
@@ -66,10 +66,10 @@ class MemoryPool:
     def __init__(self, limit: int = _DEFAULT_LIMIT) -> None:
         self._limit = self._checked(limit)
         self._lock = threading.Lock()
-        self._free: list[_Memory] = []  # the one that has waited longest first
+        self._free: list[_Buffer] = []  # the one that has waited longest first
         # An array can die anywhere, while this thread holds the lock too. So memory that comes
         # back is put here, where that needs no lock, and sorted in as soon as nobody holds it.
-        self._returned: deque[_Memory] = deque()
+        self._returned: deque[_Buffer] = deque()
         self._used_bytes = self._free_bytes = self._hits = self._misses = 0
 
     @staticmethod
@@ -86,65 +86,65 @@ class MemoryPool:
     @limit.setter
     def limit(self, limit: int) -> None:
         self._limit = self._checked(limit)
-        self._settle()
+        self._reclaim()
 
     def stats(self) -> PoolStats:
         """Bytes in use and free, and how often the pool had what was wanted."""
-        self._settle()
+        self._reclaim()
         with self._lock:
             stats = PoolStats(self._used_bytes, self._free_bytes, self._hits, self._misses)
-        self._settle()
+        self._reclaim()
         return stats
 
     def free_all(self) -> None:
         """Give all memory that is not in use back to the system."""
-        self._settle()
+        self._reclaim()
         with self._lock:
             freed, self._free, self._free_bytes = self._free, [], 0
         del freed  # outside the lock, since it may take a while
-        self._settle()
+        self._reclaim()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array in C order, aligned to 64 bytes, whose values are whatever was there."""
         dtype = np.dtype(dtype)
         size = _rounded(math.prod(shape) * dtype.itemsize + _PAGE)
         if self._returned:
-            self._settle()
-        memory = self._take(size)
-        loan = _Loan(size - _PAGE, np.uint8, memory.aligned)
-        loan.pool, loan.memory = self, memory
-        return np.ndarray(shape, dtype, loan)
+            self._reclaim()
+        buffer = self._acquire(size)
+        base = _PooledBase(size - _PAGE, np.uint8, buffer.aligned)
+        base.pool, base.buffer = self, buffer
+        return np.ndarray(shape, dtype, base)
 
-    def _take(self, size: int) -> _Memory:
+    def _acquire(self, size: int) -> _Buffer:
         with self._lock:
             free = self._free
             for place in range(len(free) - 1, -1, -1):  # the latest is warmest
                 if free[place].nbytes == size:
-                    memory = free.pop(place)
+                    buffer = free.pop(place)
                     self._free_bytes -= size
                     self._hits += 1
                     break
             else:
-                memory = _Memory(size)
+                buffer = _Buffer(size)
                 self._misses += 1
             self._used_bytes += size
         if self._returned:  # while this thread held the lock
-            self._settle()
-        return memory
+            self._reclaim()
+        return buffer
 
-    def _give_back(self, memory: _Memory) -> None:
-        self._returned.append(memory)
-        self._settle()
+    def _give_back(self, buffer: _Buffer) -> None:
+        self._returned.append(buffer)
+        self._reclaim()
 
-    def _settle(self) -> None:
-        """Sort in what has been returned, unless somebody is in there and will do so after that."""
+    def _reclaim(self) -> None:
+        """Move returned buffers to the free ones, unless another thread holds the lock and will."""
         while (self._returned or self._free_bytes > self._limit) and self._lock.acquire(False):
             try:
                 while self._returned:
-                    memory = self._returned.popleft()
-                    self._used_bytes -= memory.nbytes
-                    self._free_bytes += memory.nbytes
-                    self._free.append(memory)
+                    buffer = self._returned.popleft()
+                    self._used_bytes -= buffer.nbytes
+                    self._free_bytes += buffer.nbytes
+                    self._free.append(buffer)
                 while self._free_bytes > self._limit:
                     self._free_bytes -= self._free.pop(0).nbytes
             finally:
@@ -162,30 +162,30 @@ def _rounded(nbytes: int) -> int:
     return -(-nbytes // step) * step
 
 
-class _Memory:
+class _Buffer:
     """A piece of memory that a pool has taken from the system."""
 
-    aligned: Any  # what has the buffer protocol
+    aligned: Any  # an object with the buffer protocol
     nbytes: int
     __slots__ = ("aligned", "nbytes")
 
     def __init__(self, nbytes: int) -> None:
-        memory = np.empty(nbytes, np.uint8)
-        ahead = (next(_PLACES) - memory.ctypes.data) % _PAGE
+        buffer = np.empty(nbytes, np.uint8)
+        offset = (next(_PAGE_OFFSETS) - buffer.ctypes.data) % _PAGE
         self.nbytes = nbytes
-        # No array or memoryview of one: a loan's views would have that array as their base instead.
-        self.aligned = (ctypes.c_ubyte * (nbytes - ahead)).from_buffer(memory, ahead)  # type: ignore[arg-type]
+        # Not an array or a memoryview of one: views would have that array as their base instead.
+        self.aligned = (ctypes.c_ubyte * (nbytes - offset)).from_buffer(buffer, offset)  # type: ignore[arg-type]
 
 
-class _Loan(np.ndarray):
-    """Memory on loan from a pool: the base of an array, and so of all its views."""
+class _PooledBase(np.ndarray):
+    """The base of a pooled array, and so of all its views; gives the memory back when it dies."""
 
-    pool: MemoryPool | None = None  # views of the loan and copies have none
-    memory: _Memory
+    pool: MemoryPool | None = None  # None for views and copies of the base
+    buffer: _Buffer
 
     def __del__(self) -> None:
         if self.pool is not None:
-            self.pool._give_back(self.memory)
+            self.pool._give_back(self.buffer)
 
 
 #: The pool of this backend's results.

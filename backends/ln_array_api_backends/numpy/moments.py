@@ -1,7 +1,9 @@
-"""From the sums over a row to its mean and variance, as good as its dtype can hold them.
+"""Mean and variance from sums about an approximate mean, as exact as the dtype can hold them.
 
-What is normalised together lies in so many pieces of n elements, each `apart` elements from the one
-before: in one, for rows. `where` is the first element, n, the number of pieces and `apart`.
+Elements that are normalised together are one piece (rows) or several (channels). `pieces` is the
+index of the first element, the length n of a piece, the number of pieces, and their stride.
+`mean_or_none` is None for RMS norm; its value is not used. `inv_count` is 1 / the number of
+elements. The mean is `approx_mean` + `mean_residual`.
 """
 
 from __future__ import annotations
@@ -10,167 +12,213 @@ import math
 
 from numba import njit
 
-from .access import load_first, store
+from .access import load_masked, store
 from .compile import CALLED, INLINE
-from .doubles import doubles, from_doubles, inverse_root
+from .doubles import from_float64, reciprocal_sqrt, zeros_float64
 from .simd import (
+    absolute,
     all_at_most,
+    broadcast,
+    dtype_limits,
+    first_lane,
+    fmax,
     lanes,
-    largest,
-    limits,
-    magnitude,
-    number,
-    peak,
-    splat,
-    total,
-    totals_of,
+    reduce_add,
+    reduce_add_rows,
+    reduce_max,
+    scalar_like,
+    zeros,
 )
-from .sweeps import plus, rough_mean, sums, with_lost
+from .sweeps import compensated_add, compute_approx_mean, deviation_sums, with_compensation
 
 
 @njit(**INLINE)
-def moments(deviation, square, share, centered):
-    """What a rough mean has missed, and the variance, or the mean square if `centered` is None.
+def moments(deviation, square, inv_count, mean_or_none):
+    """Return the residual of the approximate mean, and the variance (RMS norm: the mean square).
 
-    Of numbers in float64, or of vectors of these.
+    The sums are float64 numbers or vectors.
     """
-    missed = deviation * share
-    if centered is None:
-        return missed, square * share
-    return missed, square * share - missed * missed
+    mean_residual = deviation * inv_count
+    if mean_or_none is None:
+        return mean_residual, square * inv_count
+    return mean_residual, square * inv_count - mean_residual * mean_residual
 
 
 @njit(**INLINE)
-def sums_of_pieces(x, where, scale, offset, ahead):
-    """Sums of d and of d², where d is x * scale + offset."""
-    o, n, pieces, apart = where
-    deviation, square = sums(x, o, n, scale, offset, ahead)
-    lost_deviation, lost_square = 0.0, 0.0
-    for piece in range(1, pieces):
-        one_more, square_more = sums(x, o + piece * apart, n, scale, offset, ahead)
-        deviation, lost_deviation = plus(deviation, lost_deviation, one_more)
-        square, lost_square = plus(square, lost_square, square_more)
-    return with_lost(deviation, lost_deviation), with_lost(square, lost_square)
+def deviation_sums_of_pieces(x, pieces, scale, offset, prefetch_distance):
+    """Return the sums of d and of d² over all pieces, where d is x * scale + offset."""
+    x_offset, n, num_pieces, stride = pieces
+    deviation, square = deviation_sums(x, x_offset, n, scale, offset, prefetch_distance)
+    comp_deviation, comp_square = 0.0, 0.0
+    for piece in range(1, num_pieces):
+        more_deviation, more_square = deviation_sums(
+            x, x_offset + piece * stride, n, scale, offset, prefetch_distance
+        )
+        deviation, comp_deviation = compensated_add(deviation, comp_deviation, more_deviation)
+        square, comp_square = compensated_add(square, comp_square, more_square)
+    return with_compensation(deviation, comp_deviation), with_compensation(square, comp_square)
 
 
 @njit(**CALLED)
-def remainder(x, where, share, scale, rough, centered):
-    """The moments of x times scale about a rough mean."""
-    deviation, square = sums_of_pieces(x, where, scale, splat(-rough), 0)
-    return moments(deviation, square, share, centered)
+def moments_about(x, pieces, inv_count, scale, approx_mean, mean_or_none):
+    """Return the `moments` of x * scale about an approximate mean."""
+    deviation, square = deviation_sums_of_pieces(x, pieces, scale, broadcast(-approx_mean), 0)
+    return moments(deviation, square, inv_count, mean_or_none)
 
 
 @njit(**CALLED)
-def power_of_two(x, where, one, epsilon):
-    """What brings a row, or the root of epsilon, close to 1, as far as the dtype holds it."""
-    smallest, _, _ = limits(one)
-    reach = -math.frexp(smallest)[1] - 22
-    width = lanes(one)
-    top = one - one
-    start, n, pieces, apart = where
-    for piece in range(pieces):
-        o, j = start + piece * apart, 0
+def scale_factor(x, pieces, ones_vec, epsilon):
+    """Return the power of two that scales max(abs(x), sqrt(epsilon)) to nearly 1, within limits."""
+    min_normal, _, _ = dtype_limits(ones_vec)
+    max_exponent = -math.frexp(min_normal)[1] - 22
+    width = lanes(ones_vec)
+    max_abs = zeros(ones_vec)
+    start, n, num_pieces, stride = pieces
+    for piece in range(num_pieces):
+        x_offset, j = start + piece * stride, 0
         while j < n:
-            top = largest(top, magnitude(load_first(x, o + j, min(width, n - j), one)))
+            max_abs = fmax(
+                max_abs, absolute(load_masked(x, x_offset + j, min(width, n - j), ones_vec))
+            )
             j += width
-    size = max(float(peak(top)), math.sqrt(epsilon))
+    size = max(float(reduce_max(max_abs)), math.sqrt(epsilon))
     if not 0.0 < size < math.inf:
         return 1.0
-    return math.ldexp(1.0, min(max(-math.frexp(size)[1], -reach), reach))
+    return math.ldexp(1.0, min(max(-math.frexp(size)[1], -max_exponent), max_exponent))
 
 
 @njit(**INLINE)
-def root_of(variance, epsilon, one):
-    """1 / sqrt(variance + epsilon)."""
-    above = variance + epsilon
-    _, least, most = limits(one)
-    if least <= above <= most:  # as for lanes, bit for bit
-        return number(peak(inverse_root(splat(above), one)), one)
-    return number(1.0 / math.sqrt(above), one)
+def compute_rstd(variance, epsilon, ones_vec):
+    """Return 1 / sqrt(variance + epsilon)."""
+    var_eps = variance + epsilon
+    _, min_mean_square, max_mean_square = dtype_limits(ones_vec)
+    if min_mean_square <= var_eps <= max_mean_square:  # the same bits as for lanes
+        return scalar_like(first_lane(reciprocal_sqrt(broadcast(var_eps), ones_vec)), ones_vec)
+    return scalar_like(1.0 / math.sqrt(var_eps), ones_vec)
 
 
 @njit(**CALLED)
-def rescaled(x, where, share, one, centered, epsilon):
-    """Factor; and of x times factor: rough mean, what that missed, variance, rstd."""
-    factor = power_of_two(x, where, one, epsilon)
-    unit, scale = number(1.0, one), splat(number(factor, one))
-    rough = total(one - one)
-    if centered is not None:
-        rough = rough_mean(x, where[0], where[1], scale)
-    missed, variance = remainder(x, where, share, scale, rough, centered)
-    if centered is not None:
-        rough = number(rough + missed, one)
-        missed, variance = remainder(x, where, share, scale, rough, centered)
+def scaled_moments(x, pieces, inv_count, ones_vec, mean_or_none, epsilon):
+    """Return a factor, and of x * factor: approximate mean, its residual, variance and rstd."""
+    factor = scale_factor(x, pieces, ones_vec, epsilon)
+    unit, scale = scalar_like(1.0, ones_vec), broadcast(scalar_like(factor, ones_vec))
+    approx_mean = reduce_add(zeros(ones_vec))
+    if mean_or_none is not None:
+        approx_mean = compute_approx_mean(x, pieces[0], pieces[1], scale)
+    mean_residual, variance = moments_about(x, pieces, inv_count, scale, approx_mean, mean_or_none)
+    if mean_or_none is not None:
+        approx_mean = scalar_like(approx_mean + mean_residual, ones_vec)
+        mean_residual, variance = moments_about(
+            x, pieces, inv_count, scale, approx_mean, mean_or_none
+        )
     if variance == 0 and epsilon > 0:
-        # Epsilon alone makes rstd. That of x times factor may be out of range if x is constant.
-        _, _, most = limits(one)
-        alone = min(1.0 / math.sqrt(epsilon), most)
-        if alone > most * factor:
-            return unit, number(rough / factor, one), number(0.0, one), 0.0, number(alone, one)
-        return number(factor, one), rough, number(missed, one), 0.0, number(alone / factor, one)
-    root = root_of(variance, epsilon * factor * factor, one)
-    return number(factor, one), rough, number(missed, one), variance, root
+        # rstd depends only on epsilon. That of x * factor may be out of range if x is constant.
+        _, _, max_mean_square = dtype_limits(ones_vec)
+        epsilon_rstd = min(1.0 / math.sqrt(epsilon), max_mean_square)
+        if epsilon_rstd > max_mean_square * factor:
+            return (
+                unit,
+                scalar_like(approx_mean / factor, ones_vec),
+                scalar_like(0.0, ones_vec),
+                0.0,
+                scalar_like(epsilon_rstd, ones_vec),
+            )
+        return (
+            scalar_like(factor, ones_vec),
+            approx_mean,
+            scalar_like(mean_residual, ones_vec),
+            0.0,
+            scalar_like(epsilon_rstd / factor, ones_vec),
+        )
+    scaled_rstd = compute_rstd(variance, epsilon * factor * factor, ones_vec)
+    return (
+        scalar_like(factor, ones_vec),
+        approx_mean,
+        scalar_like(mean_residual, ones_vec),
+        variance,
+        scaled_rstd,
+    )
 
 
 @njit(**INLINE)
-def judged(x, where, share, one, centered, epsilon, rough, deviation, square):
-    """As `rescaled`, from the sums about a rough mean, as far as these are good enough."""
-    missed, variance = moments(deviation, square, share, centered)
-    if centered is not None and missed * missed > 0.5 * variance:
-        # The guess was far off, and the difference of the two would lose digits.
-        rough = number(rough + missed, one)
-        missed, variance = remainder(x, where, share, one, rough, centered)
-    _, least, most = limits(one)
-    if not least <= variance + epsilon <= most:
-        return rescaled(x, where, share, one, centered, epsilon)
-    root = root_of(variance, epsilon, one)
-    return number(1.0, one), rough, number(missed, one), variance, root
+def finalize_moments(
+    x, pieces, inv_count, ones_vec, mean_or_none, epsilon, approx_mean, deviation, square
+):
+    """Return what `scaled_moments` does, from given sums unless they are not accurate enough."""
+    mean_residual, variance = moments(deviation, square, inv_count, mean_or_none)
+    if mean_or_none is not None and mean_residual * mean_residual > 0.5 * variance:
+        # The approximate mean is far off: the difference in `moments` would lose digits.
+        approx_mean = scalar_like(approx_mean + mean_residual, ones_vec)
+        mean_residual, variance = moments_about(
+            x, pieces, inv_count, ones_vec, approx_mean, mean_or_none
+        )
+    _, min_mean_square, max_mean_square = dtype_limits(ones_vec)
+    if not min_mean_square <= variance + epsilon <= max_mean_square:
+        return scaled_moments(x, pieces, inv_count, ones_vec, mean_or_none, epsilon)
+    scaled_rstd = compute_rstd(variance, epsilon, ones_vec)
+    return (
+        scalar_like(1.0, ones_vec),
+        approx_mean,
+        scalar_like(mean_residual, ones_vec),
+        variance,
+        scaled_rstd,
+    )
 
 
 @njit(**INLINE)
-def judged_lanes(deviation, square, share, one, centered, epsilon, count):
-    """What rough means have missed, rstd, and whether both can be used in `count` lanes."""
-    _, least, most = limits(one)
-    missed, variance = moments(deviation, square, splat(share), centered)
-    above = variance + splat(epsilon)
-    good = all_at_most(splat(least), above, count) and all_at_most(above, splat(most), count)
-    if centered is not None:
-        good = good and all_at_most(missed * missed, splat(0.5) * variance, count)
-    return missed, inverse_root(above, one), good
+def finalize_moments_vector(deviation, square, inv_count, ones_vec, mean_or_none, epsilon, count):
+    """Return mean residuals, rstds, and whether both are accurate in the first `count` lanes."""
+    _, min_mean_square, max_mean_square = dtype_limits(ones_vec)
+    mean_residual, variance = moments(deviation, square, broadcast(inv_count), mean_or_none)
+    var_eps = variance + broadcast(epsilon)
+    good = all_at_most(broadcast(min_mean_square), var_eps, count) and all_at_most(
+        var_eps, broadcast(max_mean_square), count
+    )
+    if mean_or_none is not None:
+        good = good and all_at_most(mean_residual * mean_residual, broadcast(0.5) * variance, count)
+    return mean_residual, reciprocal_sqrt(var_eps, ones_vec), good
 
 
 @njit(**INLINE)
-def judged_together(deviation, square, deviations, squares, share, one, centered, epsilon, count):
-    """As `judged` for `count` rows, whose sums are the lanes of two vectors of float64 each.
+def finalize_moments_lanes(
+    deviation, square, deviations, squares, inv_count, ones_vec, mean_or_none, epsilon, count
+):
+    """Return mean residuals and rstds of `count` rows, one per lane, and whether all are accurate.
 
-    Gives what rough means have missed and rstd, of a row in each lane, and whether all can be used.
-    Puts the sums of the lanes into memory if not.
+    The sums of the rows are the lanes of two float64 vectors each. If not all are accurate, the
+    sums are stored to `deviations` and `squares`.
     """
-    some = lanes(deviation[0])
-    missed, root, good = judged_lanes(deviation[0], square[0], share, one, centered, epsilon, count)
-    more_missed, more_root = missed, root
-    if count > some:
-        more_missed, more_root, more_good = judged_lanes(
-            deviation[1], square[1], share, one, centered, epsilon, count - some
+    width64 = lanes(deviation[0])
+    mean_residual, scaled_rstd, good = finalize_moments_vector(
+        deviation[0], square[0], inv_count, ones_vec, mean_or_none, epsilon, count
+    )
+    more_residual, more_rstd = mean_residual, scaled_rstd
+    if count > width64:
+        more_residual, more_rstd, more_good = finalize_moments_vector(
+            deviation[1], square[1], inv_count, ones_vec, mean_or_none, epsilon, count - width64
         )
         good = good and more_good
     if not good:
         for half in range(2):
-            store(deviations, half * some, deviation[half])
-            store(squares, half * some, square[half])
-    return from_doubles(missed, more_missed, one), from_doubles(root, more_root, one), good
+            store(deviations, half * width64, deviation[half])
+            store(squares, half * width64, square[half])
+    return (
+        from_float64(mean_residual, more_residual, ones_vec),
+        from_float64(scaled_rstd, more_rstd, ones_vec),
+        good,
+    )
 
 
 @njit(**INLINE)
-def totals_in_doubles(numbers, count, one):
-    """The totals of vectors of float64 in memory, of `count` rows, in two vectors of float64."""
-    zero = doubles(one)
-    some = lanes(zero)
-    first = totals_of(numbers, 0, zero)
-    return first, totals_of(numbers, some * some, zero) if count > some else first
+def reduce_add_float64(numbers, count, ones_vec):
+    """Return the horizontal sums of `count` float64 vectors in memory, in two float64 vectors."""
+    zero = zeros_float64(ones_vec)
+    width64 = lanes(zero)
+    first = reduce_add_rows(numbers, 0, zero)
+    return first, reduce_add_rows(numbers, width64 * width64, zero) if count > width64 else first
 
 
 @njit(**INLINE)
-def mean_of(factor, rough, missed):
-    """The mean of x, from that of x times factor."""
-    return rough + missed if factor == 1 else (rough + missed) / factor
+def unscaled_mean(factor, approx_mean, mean_residual):
+    """Return the mean of x from that of x * factor."""
+    return approx_mean + mean_residual if factor == 1 else (approx_mean + mean_residual) / factor

@@ -13,7 +13,7 @@ from ln_array_api.backend import FamilySpec, RowsSpec
 
 from . import calls, powers, roots
 from .call_context import CallContext, boolean
-from .calls import ACCUMULATION, ITEMSIZE, may_stream
+from .calls import ITEMSIZE, accumulation_dtype, should_use_non_temporal
 
 #: The exponent up to which errors of logarithms, which it multiplies, leave powers 10 digits.
 LARGEST_EXPONENT = 256.0
@@ -25,12 +25,12 @@ def forward(spec: FamilySpec) -> Callable[..., Any] | None:
         return _first_forward(spec)
     context, m = _context(spec), spec.shape[0]
     places = context.x, context.x, context.acc(m)
-    epsilon, streams = (types.float64, spec.epsilon), boolean(context.non_temporal)
+    epsilon, non_temporal = (types.float64, spec.epsilon), boolean(context.non_temporal)
     if spec.exponent == 0.5:
-        run = context.bind(roots.forward_task, m, *places, epsilon, streams)
+        run = context.bind(roots.forward_task, m, *places, epsilon, non_temporal)
     elif _has_logarithms(spec):
         exponent = types.float64, spec.exponent
-        run = context.bind(powers.forward_task, m, *places, exponent, epsilon, streams)
+        run = context.bind(powers.forward_task, m, *places, exponent, epsilon, non_temporal)
     else:
         return None
 
@@ -48,12 +48,12 @@ def backward(spec: FamilySpec) -> Callable[..., Any] | None:
         return _first_backward(spec)
     context, m = _context(spec), spec.shape[0]
     places = context.dy, context.x, context.acc(m), context.x
-    streams = boolean(context.non_temporal)
+    non_temporal = boolean(context.non_temporal)
     if spec.exponent == 0.5:
-        run = context.bind(roots.backward_task, m, *places, streams)
+        run = context.bind(roots.backward_task, m, *places, non_temporal)
     elif _has_logarithms(spec):
         exponent = types.float64, spec.exponent
-        run = context.bind(powers.backward_task, m, *places, exponent, streams)
+        run = context.bind(powers.backward_task, m, *places, exponent, non_temporal)
     else:
         return None
 
@@ -67,7 +67,8 @@ def backward(spec: FamilySpec) -> Callable[..., Any] | None:
 
 def _context(spec: FamilySpec) -> CallContext:
     m, n = spec.shape
-    return CallContext(spec, (m, n), 0, non_temporal=may_stream(m, m * n * ITEMSIZE[spec.dtype]))
+    non_temporal = should_use_non_temporal(m, m * n * ITEMSIZE[spec.dtype])
+    return CallContext(spec, (m, n), 0, non_temporal=non_temporal)
 
 
 def _has_logarithms(spec: FamilySpec) -> bool:
@@ -80,7 +81,7 @@ def _rows(spec: FamilySpec, **details: Any) -> tuple[RowsSpec, Any, float]:
 
     It is taken care of by gamma, one number for all elements.
     """
-    (m, n), dtype = spec.shape, ACCUMULATION.get(spec.dtype, "float32")
+    (m, n), dtype = spec.shape, accumulation_dtype(spec.dtype)
     x = spec.library, spec.device, (m, n), spec.dtype
     rows = RowsSpec(*x, gamma=dtype, beta=None, center=False, repeat=n, **details)
     root = math.sqrt(n)

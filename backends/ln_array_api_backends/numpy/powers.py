@@ -1,9 +1,8 @@
-"""Power norm of any exponent, for float32 and 16-bit dtypes, by logarithms in float64.
+"""Power norm with any exponent, for float32 and 16-bit dtypes, by logarithms in float64.
 
-With w = log2(abs(x)), and the logarithm L of the norm, y is sign(x) * 2**(exponent * w - L). It is
-at most 1, whatever powers are: these and the norm need not be in the range of a dtype, but their
-logarithms are. What float64 does not hold of sums of squares is kept out of these by a shift: they
-are sums of 2**(2 * exponent * w - shift).
+With w = log2(abs(x)) and the logarithm L of the norm, y is sign(x) * 2**(exponent * w - L). It is
+at most 1, also where the powers and the norm are out of the range of a dtype. Sums of squares could
+overflow or underflow in float64, so they are sums of 2**(2 * exponent * w - shift).
 """
 
 from __future__ import annotations
@@ -13,215 +12,245 @@ import math
 from numba import njit
 
 from .access import (
+    data_pointer,
     elements_to_alignment,
     fence,
     load,
-    load_first,
-    memory,
+    load_masked,
     store,
-    store_first,
-    stream,
+    store_masked,
+    store_non_temporal,
 )
 from .compile import CALLED, INLINE
-from .doubles import doubles, from_doubles, in_doubles
+from .doubles import from_float64, to_float64, zeros_float64
 from .elementary import exp2, log2
 from .simd import (
+    absolute,
+    broadcast,
+    dtype_limits,
     fma,
-    keep_first,
+    fmax,
     lanes,
-    largest,
-    limits,
-    magnitude,
-    number,
     ones,
-    peak,
-    splat,
-    total,
+    reduce_add,
+    reduce_max,
+    scalar_like,
     where_not_zero,
     with_sign_of,
+    zero_tail,
+    zeros,
 )
 from .tasks import arguments
 
-#: The exponent up to which squares of powers of all numbers of float32 are in the range of float64.
-IN_RANGE = 3.0
+#: Largest exponent for which squared powers of all float32 numbers are in the range of float64.
+MAX_UNSHIFTED_EXPONENT = 3.0
 
 
 @njit(**INLINE)
-def powers(x, exponent, minus_shift):
-    """2**(exponent * log2(abs(x)) - shift) of a vector of float64, and 0 of 0."""
-    return where_not_zero(x, exp2(fma(log2(magnitude(x)), exponent, minus_shift)))
+def powers(x, exponent, neg_shift):
+    """Return 2**(exponent * log2(abs(x)) - shift) of a float64 vector, and 0 for 0."""
+    return where_not_zero(x, exp2(fma(log2(absolute(x)), exponent, neg_shift)))
 
 
 @njit(**INLINE)
-def sum_of_powers(x, o, n, one, exponent, minus_shift):
-    """The sum of `powers` of n elements from o on."""
-    low_sum, high_sum = doubles(one), doubles(one)
-    exponents, shifts = splat(exponent), splat(minus_shift)
-    width = lanes(one)
+def sum_of_powers(x, x_offset, n, ones_vec, exponent, neg_shift):
+    """Return the sum of `powers` over n elements."""
+    low_sum, high_sum = zeros_float64(ones_vec), zeros_float64(ones_vec)
+    exponents, shifts = broadcast(exponent), broadcast(neg_shift)
+    width = lanes(ones_vec)
     j = 0
     while j < n:
         # Elements beyond the last are 0, and so are powers of these.
-        low, high = in_doubles(load_first(x, o + j, min(width, n - j), one))
+        low, high = to_float64(load_masked(x, x_offset + j, min(width, n - j), ones_vec))
         low_sum = low_sum + powers(low, exponents, shifts)
         high_sum = high_sum + powers(high, exponents, shifts)
         j += width
-    return total(low_sum + high_sum)
+    return reduce_add(low_sum + high_sum)
 
 
 @njit(**INLINE)
-def largest_magnitude(x, o, n, one):
-    """That of n elements from o on, or 1 if all are 0; NaN is passed over."""
-    top = one - one
-    width = lanes(one)
+def max_magnitude(x, x_offset, n, ones_vec):
+    """Return the largest magnitude of n elements, without NaN, or 1 if all are 0."""
+    max_abs = zeros(ones_vec)
+    width = lanes(ones_vec)
     j = 0
     while j < n:
-        top = largest(top, magnitude(load_first(x, o + j, min(width, n - j), one)))
+        max_abs = fmax(max_abs, absolute(load_masked(x, x_offset + j, min(width, n - j), ones_vec)))
         j += width
-    size = number(peak(top), doubles(one))
+    size = scalar_like(reduce_max(max_abs), zeros_float64(ones_vec))
     return size if size > 0 else 1.0
 
 
 @njit(**INLINE)
-def log_of_norm(x, o, n, one, exponent, epsilon):
-    """The logarithm of the norm of a row, and the norm."""
+def log_of_norm(x, x_offset, n, ones_vec, exponent, epsilon):
+    """Return the logarithm of the norm of a row, and the norm."""
     shift = 0.0
-    if exponent > IN_RANGE:
-        shift = 2 * exponent * math.log2(largest_magnitude(x, o, n, one))
-    squares = sum_of_powers(x, o, n, one, 2 * exponent, -shift)
+    if exponent > MAX_UNSHIFTED_EXPONENT:
+        shift = 2 * exponent * math.log2(max_magnitude(x, x_offset, n, ones_vec))
+    squares = sum_of_powers(x, x_offset, n, ones_vec, 2 * exponent, -shift)
     if shift == 0:
         squares += epsilon
         return 0.5 * math.log2(squares), math.sqrt(squares)
-    of_squares, of_epsilon = math.log2(squares) + shift, math.log2(epsilon)
-    if of_squares < of_epsilon:
-        of_squares, of_epsilon = of_epsilon, of_squares
-    log = 0.5 * (of_squares + math.log2(1 + 2.0 ** (of_epsilon - of_squares)))
+    log_squares, log_epsilon = math.log2(squares) + shift, math.log2(epsilon)
+    if log_squares < log_epsilon:
+        log_squares, log_epsilon = log_epsilon, log_squares
+    log = 0.5 * (log_squares + math.log2(1 + 2.0 ** (log_epsilon - log_squares)))
     return log, 2.0**log
 
 
 @njit(**INLINE)
-def normalised(x, row):
-    """Y of a vector of elements. The sign of 0 is + below the first power, as roots have it."""
-    exponent, minus_log, spoiled, zero = row
-    low, high = in_doubles(x)
-    low, high = powers(low, exponent, minus_log), powers(high, exponent, minus_log)
-    return with_sign_of(from_doubles(low + spoiled, high + spoiled, x), x + zero)
+def y_vector(x, constants):
+    """Return y of a vector. For exponents below 1, the sign of 0 is +, as in `roots`."""
+    exponent, neg_log_norm, nan_or_zero, zero = constants
+    low, high = to_float64(x)
+    low, high = powers(low, exponent, neg_log_norm), powers(high, exponent, neg_log_norm)
+    return with_sign_of(from_float64(low + nan_or_zero, high + nan_or_zero, x), x + zero)
 
 
 @njit(**INLINE)
-def write(x, y, o, n, one, row, streams):
-    """Y for n elements from o on."""
-    width = lanes(one)
+def normalise_row(x, y, x_offset, n, ones_vec, constants, non_temporal):
+    """Write y for n elements."""
+    width = lanes(ones_vec)
     j = 0
-    if streams:
-        j = min(elements_to_alignment(y, o, one), n)
+    if non_temporal:
+        j = min(elements_to_alignment(y, x_offset, ones_vec), n)
         if j:
-            store_first(y, o, normalised(load_first(x, o, j, one), row), j)
+            store_masked(y, x_offset, y_vector(load_masked(x, x_offset, j, ones_vec), constants), j)
         while j + width <= n:
-            stream(y, o + j, normalised(load(x, o + j, one), row))
+            store_non_temporal(
+                y, x_offset + j, y_vector(load(x, x_offset + j, ones_vec), constants)
+            )
             j += width
     else:
         while j + width <= n:
-            store(y, o + j, normalised(load(x, o + j, one), row))
+            store(y, x_offset + j, y_vector(load(x, x_offset + j, ones_vec), constants))
             j += width
     if j < n:
-        store_first(y, o + j, normalised(load_first(x, o + j, n - j, one), row), n - j)
+        store_masked(
+            y,
+            x_offset + j,
+            y_vector(load_masked(x, x_offset + j, n - j, ones_vec), constants),
+            n - j,
+        )
 
 
 @njit(**CALLED)
-def forward(x, y, norm, exponent, epsilon, streams, start, stop):
-    """Rows start to stop."""
+def forward(x, y, norm, exponent, epsilon, non_temporal, start, stop):
+    """Normalise rows start to stop."""
     n = x.shape[1]
-    x_, y_ = memory(x), memory(y)
-    one = ones(norm)
-    zero = splat(number(0.0 if exponent < 1 else -0.0, one))
+    x_ptr, y_ptr = data_pointer(x), data_pointer(y)
+    ones_vec = ones(norm)
+    zero = broadcast(scalar_like(0.0 if exponent < 1 else -0.0, ones_vec))
     for row in range(start, stop):
-        log, of_row = log_of_norm(x_, row * n, n, one, exponent, epsilon)
-        norm[row] = number(of_row, one)
-        # Zeros of a row that has no norm are NaN too.
-        this = splat(exponent), splat(-log), splat(log - log), zero
-        write(x_, y_, row * n, n, one, this, streams)
-    if streams:
+        log, row_norm = log_of_norm(x_ptr, row * n, n, ones_vec, exponent, epsilon)
+        norm[row] = scalar_like(row_norm, ones_vec)
+        # If the logarithm of the norm is not finite, all of y is NaN, also where x is 0.
+        constants = broadcast(exponent), broadcast(-log), broadcast(log - log), zero
+        normalise_row(x_ptr, y_ptr, row * n, n, ones_vec, constants, non_temporal)
+    if non_temporal:
         fence()
 
 
 @njit(**INLINE)
-def sum_of_products(dy, x, o, n, one, exponent, minus_log):
-    """The sum of dy * y over n elements from o on."""
-    low_sum, high_sum = doubles(one), doubles(one)
-    width = lanes(one)
+def sum_of_products(dy, x, x_offset, n, ones_vec, exponent, neg_log_norm):
+    """Return the sum of dy * y over n elements."""
+    low_sum, high_sum = zeros_float64(ones_vec), zeros_float64(ones_vec)
+    width = lanes(ones_vec)
     j = 0
     while j < n:
         count = min(width, n - j)
-        low, high = in_doubles(load_first(x, o + j, count, one))
-        low_dy, high_dy = in_doubles(keep_first(load_first(dy, o + j, count, one), count))
-        low_y = with_sign_of(powers(low, exponent, minus_log), low)
-        high_y = with_sign_of(powers(high, exponent, minus_log), high)
+        low, high = to_float64(load_masked(x, x_offset + j, count, ones_vec))
+        low_dy, high_dy = to_float64(
+            zero_tail(load_masked(dy, x_offset + j, count, ones_vec), count)
+        )
+        low_y = with_sign_of(powers(low, exponent, neg_log_norm), low)
+        high_y = with_sign_of(powers(high, exponent, neg_log_norm), high)
         low_sum, high_sum = fma(low_dy, low_y, low_sum), fma(high_dy, high_y, high_sum)
         j += width
-    return total(low_sum + high_sum)
+    return reduce_add(low_sum + high_sum)
 
 
 @njit(**INLINE)
-def gradient(dy, x, exponent, minus_log, minus_projection):
-    """Dx of a vector of float64. The derivative of a power is exponent * abs(y) / abs(x)."""
-    v = powers(x, exponent, minus_log)
-    slope = exponent * v / magnitude(x)
-    return where_not_zero(x, fma(with_sign_of(v, x), minus_projection, dy) * slope)
+def gradient(dy, x, exponent, neg_log_norm, neg_projection):
+    """Return dx of a float64 vector. The derivative of a power is exponent * abs(y) / abs(x)."""
+    v = powers(x, exponent, neg_log_norm)
+    slope = exponent * v / absolute(x)
+    return where_not_zero(x, fma(with_sign_of(v, x), neg_projection, dy) * slope)
 
 
 @njit(**INLINE)
-def gradients(dy, x, row):
-    """Dx of a vector of elements."""
-    low, high = in_doubles(x)
-    low_dy, high_dy = in_doubles(dy)
-    low = gradient(low_dy, low, row[0], row[1], row[2])
-    high = gradient(high_dy, high, row[0], row[1], row[2])
-    return from_doubles(low, high, x)
+def dx_vector(dy, x, constants):
+    """Return dx of a vector of elements."""
+    low, high = to_float64(x)
+    low_dy, high_dy = to_float64(dy)
+    low = gradient(low_dy, low, constants[0], constants[1], constants[2])
+    high = gradient(high_dy, high, constants[0], constants[1], constants[2])
+    return from_float64(low, high, x)
 
 
 @njit(**INLINE)
-def differentiate(dy, x, dx, o, n, one, row, streams):
-    """Dx for n elements from o on."""
-    width = lanes(one)
+def write_dx(dy, x, dx, x_offset, n, ones_vec, constants, non_temporal):
+    """Write dx for n elements."""
+    width = lanes(ones_vec)
     j = 0
-    if streams:
-        j = min(elements_to_alignment(dx, o, one), n)
+    if non_temporal:
+        j = min(elements_to_alignment(dx, x_offset, ones_vec), n)
         if j:
-            values = gradients(load_first(dy, o, j, one), load_first(x, o, j, one), row)
-            store_first(dx, o, values, j)
+            values = dx_vector(
+                load_masked(dy, x_offset, j, ones_vec),
+                load_masked(x, x_offset, j, ones_vec),
+                constants,
+            )
+            store_masked(dx, x_offset, values, j)
         while j + width <= n:
-            stream(dx, o + j, gradients(load(dy, o + j, one), load(x, o + j, one), row))
+            store_non_temporal(
+                dx,
+                x_offset + j,
+                dx_vector(
+                    load(dy, x_offset + j, ones_vec), load(x, x_offset + j, ones_vec), constants
+                ),
+            )
             j += width
     else:
         while j + width <= n:
-            store(dx, o + j, gradients(load(dy, o + j, one), load(x, o + j, one), row))
+            store(
+                dx,
+                x_offset + j,
+                dx_vector(
+                    load(dy, x_offset + j, ones_vec), load(x, x_offset + j, ones_vec), constants
+                ),
+            )
             j += width
     if j < n:
-        values = gradients(load_first(dy, o + j, n - j, one), load_first(x, o + j, n - j, one), row)
-        store_first(dx, o + j, values, n - j)
+        values = dx_vector(
+            load_masked(dy, x_offset + j, n - j, ones_vec),
+            load_masked(x, x_offset + j, n - j, ones_vec),
+            constants,
+        )
+        store_masked(dx, x_offset + j, values, n - j)
 
 
 @njit(**CALLED)
-def backward(dy, x, norm, dx, exponent, streams, start, stop):
-    """Rows start to stop.
+def backward(dy, x, norm, dx, exponent, non_temporal, start, stop):
+    """Write dx for rows start to stop.
 
-    A norm that is out of range is that of powers without epsilon: a larger one would be in range,
-    unless powers are so large that epsilon does not matter.
+    The logarithm of a norm that is out of range is computed again, without epsilon: an epsilon that
+    matters keeps a small norm in range, and it does not matter for powers that overflow.
     """
     n = x.shape[1]
-    dy_, x_, dx_ = memory(dy), memory(x), memory(dx)
-    one = ones(norm)
-    smallest, _, _ = limits(one)
+    dy_ptr, x_ptr, dx_ptr = data_pointer(dy), data_pointer(x), data_pointer(dx)
+    ones_vec = ones(norm)
+    min_normal, _, _ = dtype_limits(ones_vec)
     for row in range(start, stop):
-        given = number(norm[row], doubles(one))
+        given = scalar_like(norm[row], zeros_float64(ones_vec))
         log = math.log2(given)
-        if given < smallest or given == math.inf:
-            log, _ = log_of_norm(x_, row * n, n, one, exponent, 0.0)
-        exponents, minus_log = splat(exponent), splat(-log)
-        projection = sum_of_products(dy_, x_, row * n, n, one, exponents, minus_log)
-        this = exponents, minus_log, splat(-projection)
-        differentiate(dy_, x_, dx_, row * n, n, one, this, streams)
-    if streams:
+        if given < min_normal or given == math.inf:
+            log, _ = log_of_norm(x_ptr, row * n, n, ones_vec, exponent, 0.0)
+        exponents, neg_log_norm = broadcast(exponent), broadcast(-log)
+        projection = sum_of_products(dy_ptr, x_ptr, row * n, n, ones_vec, exponents, neg_log_norm)
+        constants = exponents, neg_log_norm, broadcast(-projection)
+        write_dx(dy_ptr, x_ptr, dx_ptr, row * n, n, ones_vec, constants, non_temporal)
+    if non_temporal:
         fence()
 
 

@@ -1,8 +1,8 @@
-"""Power norm by signed roots, which is that of its default exponent, for every dtype.
+"""Power norm with signed square roots (exponent 0.5, the default), for every dtype.
 
-The squares of roots are magnitudes, so the norm is sqrt(sum(abs(x)) + epsilon): the first sweep of
-a row takes no root. Sums are of float64, and of float64 with what their rounding loses. What is one
-number of each row is a lane of a vector, of as many rows as the first cache holds.
+The squares of the roots are magnitudes, so the norm is sqrt(sum(abs(x)) + epsilon): the first pass
+over a row takes no root. Sums are in float64, compensated for float64 data. Rows are processed in
+blocks that fit in L1, and each lane of a vector holds a statistic of one row.
 """
 
 from __future__ import annotations
@@ -12,258 +12,296 @@ import math
 from numba import njit
 
 from .access import (
-    element,
+    data_pointer,
     elements_to_alignment,
     fence,
     load,
-    load_first,
-    memory,
+    load_broadcast,
+    load_masked,
     prefetch,
-    scratch,
+    stack_alloc,
     store,
-    store_first,
-    stream,
+    store_masked,
+    store_non_temporal,
 )
 from .compile import CALLED, INLINE
-from .doubles import doubles, from_doubles, put_aside, put_together
-from .forward import AT_ONCE_BYTES, LANES, PREFETCHED
+from .doubles import accumulate, from_float64, sum_in_float64, zeros_float64
+from .forward import LANES, MAX_BLOCK_BYTES, PREFETCH_MIN_ROW_BYTES
 from .simd import (
+    absolute,
     all_at_most,
     at_least,
     at_most,
+    broadcast,
+    dtype_limits,
+    first_lane,
     fma,
-    keep_first,
     lanes,
-    limits,
-    magnitude,
-    minus,
-    number,
+    negative,
     ones,
-    peak,
-    splat,
+    reduce_add,
+    reduce_add_rows,
+    scalar_like,
     square_root,
-    total,
-    totals_of,
     where_not_zero,
     with_sign_of,
+    zero_tail,
     zeros,
 )
-from .sweeps import AHEAD
+from .sweeps import PREFETCH_BYTES
 from .tasks import arguments
 
-#: What brings a sum of float64 back into its range, and the root of that.
-SMALL, ROOT_OF_SMALL = 2.0**-128, 2.0**-64
-#: Numbers in a vector of float64 for each of as many rows as it has lanes.
+#: Factor that brings an overflowing float64 sum back into range, and its square root.
+DOWNSCALE, SQRT_DOWNSCALE = 2.0**-128, 2.0**-64
+#: Numbers in as many float64 vectors as such a vector has lanes.
 SUMS = 64
 
 
 @njit(**INLINE)
-def sum_of_magnitudes(x, o, n, one, scale, ahead):
-    """The sum of the magnitudes of n elements from o on, times scale unless that is None.
-
-    One in each lane of float64, which are to be added up.
-    """
-    sum_, rest = doubles(one), doubles(one)
-    width = lanes(one)
+def sum_of_magnitudes(x, x_offset, n, ones_vec, scale, prefetch_distance):
+    """Return float64 lane sums of abs(x) over n elements, times scale unless that is None."""
+    sum_, rest = zeros_float64(ones_vec), zeros_float64(ones_vec)
+    width = lanes(ones_vec)
     j = 0
     while j + width <= n:
-        if ahead:
-            prefetch(x, o + j + ahead)
-        sum_, rest = put_aside(sum_, rest, scaled(magnitude(load(x, o + j, one)), scale))
+        if prefetch_distance:
+            prefetch(x, x_offset + j + prefetch_distance)
+        sum_, rest = accumulate(
+            sum_, rest, scaled(absolute(load(x, x_offset + j, ones_vec)), scale)
+        )
         j += width
     if j < n:
-        values = magnitude(load_first(x, o + j, n - j, one))
-        sum_, rest = put_aside(sum_, rest, scaled(values, scale))
-    return put_together(sum_, rest, one)
+        values = absolute(load_masked(x, x_offset + j, n - j, ones_vec))
+        sum_, rest = accumulate(sum_, rest, scaled(values, scale))
+    return sum_in_float64(sum_, rest, ones_vec)
 
 
 @njit(**INLINE)
 def scaled(values, scale):
-    """Values times a scale, unless that is None."""
+    """Multiply values by a scale, unless that is None."""
     return values if scale is None else values * scale
 
 
 @njit(**INLINE)
-def root_beyond(x, o, n, one, epsilon):
-    """The norm of a row, the sum of whose magnitudes is beyond float64."""
-    small = splat(number(SMALL, one))
-    of_small = total(sum_of_magnitudes(x, o, n, one, small, 0))
-    return math.sqrt(of_small + epsilon * SMALL) / ROOT_OF_SMALL
+def scaled_norm(x, x_offset, n, ones_vec, epsilon):
+    """Return the norm of a row whose sum of magnitudes overflows float64."""
+    downscale = broadcast(scalar_like(DOWNSCALE, ones_vec))
+    downscaled_sum = reduce_add(sum_of_magnitudes(x, x_offset, n, ones_vec, downscale, 0))
+    return math.sqrt(downscaled_sum + epsilon * DOWNSCALE) / SQRT_DOWNSCALE
 
 
 @njit(**INLINE)
-def signed_roots(x, inverse):
-    """The root of each magnitude times the inverse of a norm, with the sign; that of 0 is +."""
-    return with_sign_of(square_root(magnitude(x)) * inverse, x + zeros(x))
+def signed_roots(x, inv_norm):
+    """Return sign(x) * sqrt(abs(x)) * inv_norm; the sign of 0 is +."""
+    return with_sign_of(square_root(absolute(x)) * inv_norm, x + zeros(x))
 
 
 @njit(**INLINE)
-def write(x, y, o, n, inverse, streams):
-    """Y for n elements from o on."""
-    width = lanes(inverse)
+def normalise_row(x, y, x_offset, n, inv_norm, non_temporal):
+    """Write y for n elements."""
+    width = lanes(inv_norm)
     j = 0
-    if streams:
-        j = min(elements_to_alignment(y, o, inverse), n)
+    if non_temporal:
+        j = min(elements_to_alignment(y, x_offset, inv_norm), n)
         if j:
-            store_first(y, o, signed_roots(load_first(x, o, j, inverse), inverse), j)
+            store_masked(
+                y, x_offset, signed_roots(load_masked(x, x_offset, j, inv_norm), inv_norm), j
+            )
         while j + width <= n:
-            stream(y, o + j, signed_roots(load(x, o + j, inverse), inverse))
+            store_non_temporal(
+                y, x_offset + j, signed_roots(load(x, x_offset + j, inv_norm), inv_norm)
+            )
             j += width
     else:
         while j + width <= n:
-            store(y, o + j, signed_roots(load(x, o + j, inverse), inverse))
+            store(y, x_offset + j, signed_roots(load(x, x_offset + j, inv_norm), inv_norm))
             j += width
     if j < n:
-        values = signed_roots(load_first(x, o + j, n - j, inverse), inverse)
-        store_first(y, o + j, values, n - j)
+        values = signed_roots(load_masked(x, x_offset + j, n - j, inv_norm), inv_norm)
+        store_masked(y, x_offset + j, values, n - j)
 
 
 @njit(**INLINE)
-def rows_at_once(n, size, some):
-    """How many rows of n elements are taken at once, of so many that a vector has lanes for."""
-    return max(1, min(some, AT_ONCE_BYTES // (n * size)))
+def choose_rows_per_block(n, size, lanes64):
+    """Return how many rows of n elements a block has; at most as many as a vector has lanes."""
+    return max(1, min(lanes64, MAX_BLOCK_BYTES // (n * size)))
 
 
 @njit(**CALLED)
-def forward(x, y, norm, epsilon, streams, start, stop):
-    """Rows start to stop."""
+def forward(x, y, norm, epsilon, non_temporal, start, stop):
+    """Normalise rows start to stop."""
     n, size = x.shape[1], x.itemsize
-    x_, y_, norm_ = memory(x), memory(y), memory(norm)
-    one = ones(norm)
-    zero = doubles(one)
-    some, (_, _, most), (_, _, largest) = lanes(zero), limits(zero), limits(one)
-    ahead = AHEAD // size if streams or n * size >= PREFETCHED else 0
-    at_once = rows_at_once(n, size, some)
-    sums, inverses = scratch(zero, SUMS), scratch(one, LANES)
-    for begin in range(start, stop, at_once):
-        count = min(at_once, stop - begin)
+    x_ptr, y_ptr, norm_ptr = data_pointer(x), data_pointer(y), data_pointer(norm)
+    ones_vec = ones(norm)
+    zero = zeros_float64(ones_vec)
+    lanes64 = lanes(zero)
+    (_, _, max_float64), (_, _, max_number) = dtype_limits(zero), dtype_limits(ones_vec)
+    prefetch_distance = (
+        PREFETCH_BYTES // size if non_temporal or n * size >= PREFETCH_MIN_ROW_BYTES else 0
+    )
+    rows_per_block = choose_rows_per_block(n, size, lanes64)
+    sums, inv_norms = stack_alloc(zero, SUMS), stack_alloc(ones_vec, LANES)
+    for begin in range(start, stop, rows_per_block):
+        count = min(rows_per_block, stop - begin)
         for k in range(count):
-            in_lanes = sum_of_magnitudes(x_, (begin + k) * n, n, one, None, ahead)
-            store(sums, k * some, in_lanes)
-        above = totals_of(sums, 0, zero) + splat(epsilon)
-        root = square_root(above)
-        store_first(norm_, begin, from_doubles(root, root, one), count)
-        # Of zeros and a tiny epsilon, y is 0, though the inverse be infinite in the dtype. Without
-        # epsilon it is infinite in float64 too, and y is NaN.
-        inverse = splat(1.0) / root
-        inverse = at_most(inverse, splat(largest)) + (inverse - inverse)
-        store(inverses, 0, from_doubles(inverse, inverse, one))
-        if not all_at_most(above, splat(most), count):
+            lane_sums = sum_of_magnitudes(
+                x_ptr, (begin + k) * n, n, ones_vec, None, prefetch_distance
+            )
+            store(sums, k * lanes64, lane_sums)
+        squared_norm = reduce_add_rows(sums, 0, zero) + broadcast(epsilon)
+        norm_vec = square_root(squared_norm)
+        store_masked(norm_ptr, begin, from_float64(norm_vec, norm_vec, ones_vec), count)
+        # For zeros and a tiny epsilon, y must be 0 although 1 / norm overflows in the dtype.
+        # Without epsilon, 1 / norm is infinite in float64 too, and y is NaN.
+        inv_norm = broadcast(1.0) / norm_vec
+        inv_norm = at_most(inv_norm, broadcast(max_number)) + (inv_norm - inv_norm)
+        store(inv_norms, 0, from_float64(inv_norm, inv_norm, ones_vec))
+        if not all_at_most(squared_norm, broadcast(max_float64), count):
             for k in range(count):
-                if total(load(sums, k * some, zero)) + epsilon == math.inf:
-                    of_row = root_beyond(x_, (begin + k) * n, n, one, epsilon)
-                    norm[begin + k] = of_row
-                    inverses[k] = 1.0 / of_row
+                if reduce_add(load(sums, k * lanes64, zero)) + epsilon == math.inf:
+                    row_norm = scaled_norm(x_ptr, (begin + k) * n, n, ones_vec, epsilon)
+                    norm[begin + k] = row_norm
+                    inv_norms[k] = 1.0 / row_norm
         for k in range(count):
-            write(x_, y_, (begin + k) * n, n, element(inverses, k, one), streams)
-    if streams:
+            normalise_row(
+                x_ptr, y_ptr, (begin + k) * n, n, load_broadcast(inv_norms, k, ones_vec),
+                non_temporal,
+            )  # fmt: skip
+    if non_temporal:
         fence()
 
 
 @njit(**INLINE)
-def sum_of_products(dy, x, o, n, inverse, ahead):
-    """The sum of dy * y over n elements from o on; one in each lane of float64."""
-    sum_, rest = doubles(inverse), doubles(inverse)
-    width = lanes(inverse)
+def sum_of_products(dy, x, x_offset, n, inv_norm, prefetch_distance):
+    """Return float64 lane sums of dy * y over n elements."""
+    sum_, rest = zeros_float64(inv_norm), zeros_float64(inv_norm)
+    width = lanes(inv_norm)
     j = 0
     while j + width <= n:
-        if ahead:
-            prefetch(x, o + j + ahead)
-            prefetch(dy, o + j + ahead)
-        y = signed_roots(load(x, o + j, inverse), inverse)
-        sum_, rest = put_aside(sum_, rest, load(dy, o + j, inverse) * y)
+        if prefetch_distance:
+            prefetch(x, x_offset + j + prefetch_distance)
+            prefetch(dy, x_offset + j + prefetch_distance)
+        y = signed_roots(load(x, x_offset + j, inv_norm), inv_norm)
+        sum_, rest = accumulate(sum_, rest, load(dy, x_offset + j, inv_norm) * y)
         j += width
     if j < n:
-        y = signed_roots(load_first(x, o + j, n - j, inverse), inverse)
-        product = keep_first(load_first(dy, o + j, n - j, inverse) * y, n - j)
-        sum_, rest = put_aside(sum_, rest, product)
-    return put_together(sum_, rest, inverse)
+        y = signed_roots(load_masked(x, x_offset + j, n - j, inv_norm), inv_norm)
+        product = zero_tail(load_masked(dy, x_offset + j, n - j, inv_norm) * y, n - j)
+        sum_, rest = accumulate(sum_, rest, product)
+    return sum_in_float64(sum_, rest, inv_norm)
 
 
 @njit(**INLINE)
-def of_row(inverse, minus_projection):
-    """What `gradients` needs: these two, half the inverse, and between what to multiply first.
+def dx_constants(inv_norm, neg_projection):
+    """Return the constants of `dx_vector`, among them the bounds of two factors.
 
-    A gradient is a number times the inverse of the norm, times half the inverse of the root of an
-    element, which is at least that of the norm. Either product alone may be out of range. If the
-    first inverse is at least 1, one after the other does no harm: neither result is further from 1
-    than the last. If it is less, the inverses are multiplied first if they are on two sides of 1.
+    A gradient is a number times inv_norm, times half of 1 / sqrt(abs(x)), which is at least
+    inv_norm. Either product alone may be out of range. If inv_norm is at least 1, they can be
+    multiplied one after the other: neither result is further from 1 than the last. If it is less,
+    the two inverses are multiplied first if one is less and the other greater than 1.
     """
-    one = ones_like(inverse)
-    far = splat(number(math.inf, inverse))
-    is_small = peak(inverse) < 1
-    first = far if is_small else one
-    second = one if is_small else far
-    return inverse, minus_projection, inverse * splat(number(0.5, inverse)), first, second
+    ones_vec = ones_like(inv_norm)
+    infinite = broadcast(scalar_like(math.inf, inv_norm))
+    is_small = first_lane(inv_norm) < 1
+    first = infinite if is_small else ones_vec
+    second = ones_vec if is_small else infinite
+    return inv_norm, neg_projection, inv_norm * broadcast(scalar_like(0.5, inv_norm)), first, second
 
 
 @njit(**INLINE)
 def ones_like(vector):
-    """A vector of ones like another."""
-    return splat(number(1.0, vector))
+    """Return a vector of ones like another."""
+    return broadcast(scalar_like(1.0, vector))
 
 
 @njit(**INLINE)
-def gradients(dy, x, row):
-    """Dx of a vector of elements."""
-    inverse, minus_projection, half, first, second = row
-    root = square_root(magnitude(x))
-    y = with_sign_of(root * inverse, x)
-    of_root = ones_like(root) / root
-    above = at_least(at_most(of_root, first), ones_like(root))
-    dx = fma(y, minus_projection, dy) * (half * above) * at_most(of_root, second)
+def dx_vector(dy, x, constants):
+    """Return dx of a vector of elements."""
+    inv_norm, neg_projection, half, first, second = constants
+    sqrt_abs_x = square_root(absolute(x))
+    y = with_sign_of(sqrt_abs_x * inv_norm, x)
+    inv_sqrt_abs_x = ones_like(sqrt_abs_x) / sqrt_abs_x
+    clamped = at_least(at_most(inv_sqrt_abs_x, first), ones_like(sqrt_abs_x))
+    dx = fma(y, neg_projection, dy) * (half * clamped) * at_most(inv_sqrt_abs_x, second)
     return where_not_zero(x, dx)
 
 
 @njit(**INLINE)
-def differentiate(dy, x, dx, o, n, row, streams):
-    """Dx for n elements from o on."""
-    one = row[0]
-    width = lanes(one)
+def write_dx(dy, x, dx, x_offset, n, constants, non_temporal):
+    """Write dx for n elements."""
+    ones_vec = constants[0]
+    width = lanes(ones_vec)
     j = 0
-    if streams:
-        j = min(elements_to_alignment(dx, o, one), n)
+    if non_temporal:
+        j = min(elements_to_alignment(dx, x_offset, ones_vec), n)
         if j:
-            values = gradients(load_first(dy, o, j, one), load_first(x, o, j, one), row)
-            store_first(dx, o, values, j)
+            values = dx_vector(
+                load_masked(dy, x_offset, j, ones_vec),
+                load_masked(x, x_offset, j, ones_vec),
+                constants,
+            )
+            store_masked(dx, x_offset, values, j)
         while j + width <= n:
-            stream(dx, o + j, gradients(load(dy, o + j, one), load(x, o + j, one), row))
+            store_non_temporal(
+                dx,
+                x_offset + j,
+                dx_vector(
+                    load(dy, x_offset + j, ones_vec), load(x, x_offset + j, ones_vec), constants
+                ),
+            )
             j += width
     else:
         while j + width <= n:
-            store(dx, o + j, gradients(load(dy, o + j, one), load(x, o + j, one), row))
+            store(
+                dx,
+                x_offset + j,
+                dx_vector(
+                    load(dy, x_offset + j, ones_vec), load(x, x_offset + j, ones_vec), constants
+                ),
+            )
             j += width
     if j < n:
-        values = gradients(load_first(dy, o + j, n - j, one), load_first(x, o + j, n - j, one), row)
-        store_first(dx, o + j, values, n - j)
+        values = dx_vector(
+            load_masked(dy, x_offset + j, n - j, ones_vec),
+            load_masked(x, x_offset + j, n - j, ones_vec),
+            constants,
+        )
+        store_masked(dx, x_offset + j, values, n - j)
 
 
 @njit(**CALLED)
-def backward(dy, x, norm, dx, streams, start, stop):
-    """Rows start to stop."""
+def backward(dy, x, norm, dx, non_temporal, start, stop):
+    """Write dx for rows start to stop."""
     n, size = x.shape[1], x.itemsize
-    dy_, x_, norm_, dx_ = memory(dy), memory(x), memory(norm), memory(dx)
-    one = ones(norm)
-    zero = doubles(one)
-    some = lanes(zero)
-    ahead = AHEAD // size if streams or n * size >= PREFETCHED else 0
-    at_once = rows_at_once(n, 2 * size, some)
-    sums, inverses, projections = scratch(zero, SUMS), scratch(one, LANES), scratch(one, LANES)
-    for begin in range(start, stop, at_once):
-        count = min(at_once, stop - begin)
-        inverse = splat(1.0) / load_first(norm_, begin, count, zero)
-        store(inverses, 0, from_doubles(inverse, inverse, one))
+    dy_ptr, x_ptr = data_pointer(dy), data_pointer(x)
+    norm_ptr, dx_ptr = data_pointer(norm), data_pointer(dx)
+    ones_vec = ones(norm)
+    zero = zeros_float64(ones_vec)
+    lanes64 = lanes(zero)
+    prefetch_distance = (
+        PREFETCH_BYTES // size if non_temporal or n * size >= PREFETCH_MIN_ROW_BYTES else 0
+    )
+    rows_per_block = choose_rows_per_block(n, 2 * size, lanes64)
+    sums, inv_norms = stack_alloc(zero, SUMS), stack_alloc(ones_vec, LANES)
+    projections = stack_alloc(ones_vec, LANES)
+    for begin in range(start, stop, rows_per_block):
+        count = min(rows_per_block, stop - begin)
+        inv_norm = broadcast(1.0) / load_masked(norm_ptr, begin, count, zero)
+        store(inv_norms, 0, from_float64(inv_norm, inv_norm, ones_vec))
         for k in range(count):
-            in_lanes = sum_of_products(
-                dy_, x_, (begin + k) * n, n, element(inverses, k, one), ahead
+            lane_sums = sum_of_products(
+                dy_ptr, x_ptr, (begin + k) * n, n, load_broadcast(inv_norms, k, ones_vec),
+                prefetch_distance,
+            )  # fmt: skip
+            store(sums, k * lanes64, lane_sums)
+        projection = negative(reduce_add_rows(sums, 0, zero))
+        store(projections, 0, from_float64(projection, projection, ones_vec))
+        for k in range(count):
+            constants = dx_constants(
+                load_broadcast(inv_norms, k, ones_vec), load_broadcast(projections, k, ones_vec)
             )
-            store(sums, k * some, in_lanes)
-        projection = minus(totals_of(sums, 0, zero))
-        store(projections, 0, from_doubles(projection, projection, one))
-        for k in range(count):
-            row = of_row(element(inverses, k, one), element(projections, k, one))
-            differentiate(dy_, x_, dx_, (begin + k) * n, n, row, streams)
-    if streams:
+            write_dx(dy_ptr, x_ptr, dx_ptr, (begin + k) * n, n, constants, non_temporal)
+    if non_temporal:
         fence()
 
 

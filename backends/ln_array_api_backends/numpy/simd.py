@@ -1,9 +1,9 @@
-"""Vectors for Numba: 64 bytes of numbers in a register, and what can be computed with them.
+"""Vectors of 64 bytes for Numba, and their arithmetic.
 
-What is written with these is computed in the order in which it is written, on every machine and in
-every function that it is inlined into: the compiler may not reassociate a sum, nor contract a
-product and a sum that were not asked for as `fma`. That is what makes results the same to the bit
-whatever the number of rows, threads or the kind of store.
+Operations are executed in the order in which they are written, on every machine and in every
+function that they are inlined into: the compiler may not reassociate sums, nor contract a product
+and a sum to an `fma` that was not written. So results have the same bits for any number of rows
+and of threads, and for either kind of store.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NUMBER = {types.float32: FLOAT, types.float64: DOUBLE}
 
 
 class Vector(types.Type):  # type: ignore[misc]
-    """As many float32 or float64 as fill 64 bytes."""
+    """A vector of 16 float32 or 8 float64."""
 
     def __init__(self, scalar: Any) -> None:
         self.scalar, self.lanes = scalar, BYTES * 8 // scalar.bitwidth
@@ -62,19 +62,19 @@ for _operation, _instruction in (
 
 
 def call(builder: Any, name: str, result: Any, *args: Any) -> Any:
-    """Call a function of LLVM's by its name."""
+    """Emit a call of an LLVM intrinsic by its name."""
     function = ir.FunctionType(result, [each.type for each in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
 
 
 def suffix(vector: Any) -> str:
-    """How LLVM's intrinsics call a type of vectors."""
+    """Return the suffix of LLVM's intrinsics for a type of vectors."""
     names = {HALF: "f16", FLOAT: "f32", DOUBLE: "f64", I16: "i16"}
     return f"v{vector.count}{names[vector.element]}"
 
 
-def spread(builder: Any, value: Any, lanes: int) -> Any:
-    """A number in every lane."""
+def build_broadcast(builder: Any, value: Any, lanes: int) -> Any:
+    """Emit a broadcast of a number to all lanes."""
     kind = ir.VectorType(value.type, lanes)
     undefined = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(undefined, value, I32(0))
@@ -83,26 +83,28 @@ def spread(builder: Any, value: Any, lanes: int) -> Any:
     )
 
 
-def first_lanes(builder: Any, count: Any, lanes: int) -> Any:
-    """A mask of the first `count` lanes."""
+def prefix_mask(builder: Any, count: Any, lanes: int) -> Any:
+    """Emit a mask of the first `count` lanes."""
     numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-    return builder.icmp_signed("<", numbers, spread(builder, builder.trunc(count, I32), lanes))
+    return builder.icmp_signed(
+        "<", numbers, build_broadcast(builder, builder.trunc(count, I32), lanes)
+    )
 
 
 @intrinsic
 def ones(typing: Any, array: Any) -> Any:
-    """A vector of ones, in the dtype that elements of an array are computed in."""
+    """Return a vector of ones in the dtype in which elements of an array are computed."""
     kind = Vector(types.float64 if array.dtype == types.float64 else types.float32)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return spread(builder, NUMBER[kind.scalar](1.0), kind.lanes)
+        return build_broadcast(builder, NUMBER[kind.scalar](1.0), kind.lanes)
 
     return kind(array), generate
 
 
 @intrinsic
 def zeros(typing: Any, like: Any) -> Any:
-    """A vector of zeros like another, which may hold NaN."""
+    """Return a vector of zeros like another, which may hold NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return ir.Constant(args[0].type, None)
@@ -111,19 +113,19 @@ def zeros(typing: Any, like: Any) -> Any:
 
 
 @intrinsic
-def splat(typing: Any, value: Any) -> Any:
-    """A vector of one number, in its dtype."""
+def broadcast(typing: Any, value: Any) -> Any:
+    """Broadcast a number to all lanes of a vector of its dtype."""
     kind = Vector(value)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return spread(builder, args[0], kind.lanes)
+        return build_broadcast(builder, args[0], kind.lanes)
 
     return kind(value), generate
 
 
 @intrinsic
 def lanes(typing: Any, vector: Any) -> Any:
-    """How many numbers a vector holds."""
+    """Return the number of lanes of a vector."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return I64(vector.lanes)
@@ -132,8 +134,8 @@ def lanes(typing: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def number(typing: Any, value: Any, like: Any) -> Any:
-    """A number in the dtype of a vector's lanes."""
+def scalar_like(typing: Any, value: Any, like: Any) -> Any:
+    """Cast a number to the dtype of a vector."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return context.cast(builder, args[0], value, like.scalar)
@@ -142,10 +144,10 @@ def number(typing: Any, value: Any, like: Any) -> Any:
 
 
 @intrinsic
-def limits(typing: Any, like: Any) -> Any:
-    """Of a dtype: its smallest normal number; the least and most that a mean of squares may be.
+def dtype_limits(typing: Any, like: Any) -> Any:
+    """Return the smallest normal number of a dtype, and the safe range of a mean square.
 
-    Below the least, squares of the larger elements may have lost digits by underflow.
+    Below that range, squares of the larger elements may have lost digits by underflow.
     """
     single, double = (2.0**-126, 2.0**-100, _MOST_FLOAT), (2.0**-1022, 2.0**-900, _MOST_DOUBLE)
     values = single if like.scalar == types.float32 else double
@@ -158,9 +160,9 @@ def limits(typing: Any, like: Any) -> Any:
 
 @intrinsic
 def range_scale(typing: Any, rstd: Any) -> Any:
-    """A power of two for each lane of rstd, and what undoes it: times it, deviations add up.
+    """Return a power of two for each lane of rstd, by which deviations are scaled, and its inverse.
 
-    It is 1 unless these are so large that their sum could leave the range of the dtype.
+    It is 1 unless deviations are so large that their sum could leave the range of the dtype.
     """
     least = 2.0**-64 if rstd.scalar == types.float32 else 2.0**-512
 
@@ -178,27 +180,27 @@ def range_scale(typing: Any, rstd: Any) -> Any:
 
 
 @intrinsic
-def beside(typing: Any, other: Any, vector: Any) -> Any:
-    """A vector where `other` is present, else None; decided when compiling."""
+def if_present(typing: Any, other: Any, vector: Any) -> Any:
+    """Return `vector` if `other` is not None, else None; decided at compile time."""
     if isinstance(other, types.NoneType):
         return other(other, vector), lambda context, builder, signature, args: args[0]
     return vector(other, vector), lambda context, builder, signature, args: args[1]
 
 
 @intrinsic
-def keep_first(typing: Any, vector: Any, count: Any) -> Any:
-    """The first `count` lanes, and 0 in the others."""
+def zero_tail(typing: Any, vector: Any, count: Any) -> Any:
+    """Set the lanes from `count` on to 0."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         zero = ir.Constant(args[0].type, None)
-        return builder.select(first_lanes(builder, args[1], vector.lanes), args[0], zero)
+        return builder.select(prefix_mask(builder, args[1], vector.lanes), args[0], zero)
 
     return vector(vector, types.intp), generate
 
 
 @intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
-    """A * b + c, rounded once."""
+    """Return a * b + c, rounded once."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return call(builder, f"llvm.fma.{suffix(args[0].type)}", args[0].type, *args)
@@ -207,8 +209,8 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
-def minus(typing: Any, vector: Any) -> Any:
-    """Each lane with the other sign, that of 0 included, which 0 less a lane does not give."""
+def negative(typing: Any, vector: Any) -> Any:
+    """Negate each lane, also the sign of 0, which a subtraction from 0 does not."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.fneg(args[0])
@@ -217,8 +219,8 @@ def minus(typing: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def largest(typing: Any, a: Any, b: Any) -> Any:
-    """The larger of each pair of lanes; not NaN where one of them is a number."""
+def fmax(typing: Any, a: Any, b: Any) -> Any:
+    """Return the larger of each pair of lanes; where one is NaN, the other."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return call(builder, f"llvm.maxnum.{suffix(args[0].type)}", args[0].type, *args)
@@ -227,8 +229,8 @@ def largest(typing: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def magnitude(typing: Any, vector: Any) -> Any:
-    """The absolute value of each lane."""
+def absolute(typing: Any, vector: Any) -> Any:
+    """Return the absolute value of each lane."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return call(builder, f"llvm.fabs.{suffix(args[0].type)}", args[0].type, *args)
@@ -238,7 +240,7 @@ def magnitude(typing: Any, vector: Any) -> Any:
 
 @intrinsic
 def square_root(typing: Any, vector: Any) -> Any:
-    """The square root of each lane."""
+    """Return the square root of each lane."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return call(builder, f"llvm.sqrt.{suffix(args[0].type)}", args[0].type, *args)
@@ -248,7 +250,7 @@ def square_root(typing: Any, vector: Any) -> Any:
 
 @intrinsic
 def with_sign_of(typing: Any, vector: Any, other: Any) -> Any:
-    """The absolute value of each lane with the sign of another vector's, that of 0 included."""
+    """Return each lane with the sign of another vector's lane, also that of 0."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return call(builder, f"llvm.copysign.{suffix(args[0].type)}", args[0].type, *args)
@@ -258,7 +260,7 @@ def with_sign_of(typing: Any, vector: Any, other: Any) -> Any:
 
 @intrinsic
 def at_most(typing: Any, vector: Any, bound: Any) -> Any:
-    """The smaller of each pair of lanes; NaN where the first is NaN."""
+    """Return the smaller of each pair of lanes; NaN where the first is NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         above = builder.fcmp_ordered("<", args[1], args[0])
@@ -269,7 +271,7 @@ def at_most(typing: Any, vector: Any, bound: Any) -> Any:
 
 @intrinsic
 def at_least(typing: Any, vector: Any, bound: Any) -> Any:
-    """The larger of each pair of lanes; NaN where the first is NaN."""
+    """Return the larger of each pair of lanes; NaN where the first is NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         below = builder.fcmp_ordered(">", args[1], args[0])
@@ -280,7 +282,7 @@ def at_least(typing: Any, vector: Any, bound: Any) -> Any:
 
 @intrinsic
 def where_not_zero(typing: Any, condition: Any, vector: Any) -> Any:
-    """Each lane where that of another vector is not 0, and 0 where it is."""
+    """Return the lanes of `vector` where `condition` is not 0, and 0 elsewhere."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         zero = ir.Constant(args[0].type, None)
@@ -291,7 +293,7 @@ def where_not_zero(typing: Any, condition: Any, vector: Any) -> Any:
 
 @intrinsic
 def where_at_least(typing: Any, a: Any, b: Any, chosen: Any, other: Any) -> Any:
-    """The lanes of `chosen` where a is at least b, those of `other` where not, or NaN."""
+    """Return the lanes of `chosen` where a >= b, and those of `other` elsewhere, also for NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">=", *args[:2]), *args[2:])
@@ -300,12 +302,12 @@ def where_at_least(typing: Any, a: Any, b: Any, chosen: Any, other: Any) -> Any:
 
 
 def lanes_of(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:
-    """Lanes of two vectors, by their numbers: those of the second follow those of the first."""
+    """Emit a shuffle of two vectors; lane numbers of the second follow those of the first."""
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(numbers)), numbers))
 
 
 def _fold(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
-    """All lanes combined: halves with halves, until one is left."""
+    """Emit a reduction of all lanes: combine halves until one lane is left."""
     lanes = value.type.count
     while lanes > 1:
         lanes //= 2
@@ -318,8 +320,8 @@ def _fold(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
 
 
 @intrinsic
-def total(typing: Any, vector: Any) -> Any:
-    """The sum of the lanes: halves added to halves."""
+def reduce_add(typing: Any, vector: Any) -> Any:
+    """Return the horizontal sum: halves are added to halves."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _fold(builder, args[0], builder.fadd)
@@ -328,11 +330,11 @@ def total(typing: Any, vector: Any) -> Any:
 
 
 def _fold_together(builder: Any, vectors: list[Any]) -> Any:
-    """Each vector's lanes added up as by `total`, bit for bit, in an equal share of the lanes.
+    """Emit the `reduce_add` of several vectors, each in an equal number of adjacent lanes.
 
-    Of four vectors this takes 13 instructions, and one after the other 32.
+    The bits are those of `reduce_add`. Four vectors take 13 instructions, one by one they take 32.
     """
-    count = size = vectors[0].type.count  # of how many lanes each vector's sum consists so far
+    count = size = vectors[0].type.count  # size: lanes that hold the partial sums of one vector
     while size > 1:
         size //= 2
         if len(vectors) > 1:
@@ -351,8 +353,8 @@ def _fold_together(builder: Any, vectors: list[Any]) -> Any:
 
 
 @intrinsic
-def totals(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """The `total` of each of four vectors, in a quarter of the lanes each."""
+def reduce_add4(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Return the `reduce_add` of four vectors, each in a quarter of the lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _fold_together(builder, list(args))
@@ -361,8 +363,8 @@ def totals(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 @intrinsic
-def totals_of(typing: Any, numbers: Any, index: Any, like: Any) -> Any:
-    """The `total` of each vector in memory from a number on: of as many as one has lanes."""
+def reduce_add_rows(typing: Any, numbers: Any, index: Any, like: Any) -> Any:
+    """Return the `reduce_add` of consecutive vectors in memory, as many as one has lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.VectorType(NUMBER[like.scalar], like.lanes)
@@ -376,11 +378,11 @@ def totals_of(typing: Any, numbers: Any, index: Any, like: Any) -> Any:
 
 @intrinsic
 def all_at_most(typing: Any, a: Any, b: Any, count: Any) -> Any:
-    """Whether each of the first `count` lanes of a is at most that of b, so that none is NaN."""
+    """Return whether a <= b in each of the first `count` lanes; False if one is NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         above = builder.fcmp_unordered(">", *args[:2])
-        among = builder.and_(above, first_lanes(builder, args[2], a.lanes))
+        among = builder.and_(above, prefix_mask(builder, args[2], a.lanes))
         mask = ir.IntType(a.lanes)
         return builder.icmp_unsigned("==", builder.bitcast(among, mask), mask(0))
 
@@ -388,8 +390,18 @@ def all_at_most(typing: Any, a: Any, b: Any, count: Any) -> Any:
 
 
 @intrinsic
-def peak(typing: Any, vector: Any) -> Any:
-    """The largest lane."""
+def first_lane(typing: Any, vector: Any) -> Any:
+    """Return the first lane of a vector: the number itself if all lanes hold the same."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], I32(0))
+
+    return vector.scalar(vector), generate
+
+
+@intrinsic
+def reduce_max(typing: Any, vector: Any) -> Any:
+    """Return the largest lane."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def larger(a: Any, b: Any) -> Any:

@@ -13,7 +13,7 @@ from ln_array_api.backend import Layout, Primitive, RowsSpec
 
 from . import strided
 from .call_context import ABSENT, CallContext, boolean, integer
-from .calls import ITEMSIZE, array_of, may_stream
+from .calls import ITEMSIZE, array_of, should_use_non_temporal
 from .column_calls import contiguous
 from .simd import BYTES
 
@@ -22,7 +22,7 @@ TILE = 512 << 10
 #: Vectors of a line of a tile: as many as are read together, where there are so many, and at most.
 #: Those of a backward pass are added up, and float32 holds the sum of so many.
 FEW_VECTORS, VECTORS = 4, {"rows_forward": 24, "rows_backward": 16}
-#: Rows beside each other from which lanes are full enough.
+#: Smallest number of adjacent rows for which lanes are full enough.
 LEAST = 8
 #: Tiles at least, if there are enough columns: work for several threads.
 TILES = 32
@@ -64,8 +64,8 @@ def prepare(
     k, n, inner = map(math.prod, split)
     if n == 1 or inner < LEAST:
         return None
-    streams = may_stream(k * n, k * n * inner * ITEMSIZE[spec.dtype])
-    context = CallContext(spec, (k, n, inner), n, non_temporal=streams)
+    non_temporal = should_use_non_temporal(k * n, k * n * inner * ITEMSIZE[spec.dtype])
+    context = CallContext(spec, (k, n, inner), n, non_temporal=non_temporal)
     tiles = _tiles(primitive, (k, n, inner), spec, BYTES // context.acc_dtype.itemsize)
     lengths = list(enumerate(layout.shape))
     statistic = tuple(1 if axis in layout.axes else length for axis, length in lengths)
@@ -73,8 +73,8 @@ def prepare(
     count = "1 thread" if context.max_parts == 1 else "several threads"
     reason = f"compiled by Numba for {spec.dtype}, by columns as they lie, {count}"
     make = _backward if is_backward else _forward
-    beside = parameter if is_backward else statistic
-    return make(context, tiles, beside, center=spec.center), reason
+    result_shape = parameter if is_backward else statistic
+    return make(context, tiles, result_shape, center=spec.center), reason
 
 
 def _forward(
@@ -133,10 +133,10 @@ def _backward(
     def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
         dx = context.empty(x.dtype) if need_dx else None
         sums = [np.empty(length) if need else None for need in needs]
-        lost = [np.empty(length) if need and is_wide else None for need in needs]
+        compensations = [np.empty(length) if need and is_wide else None for need in needs]
         dgamma, dbeta = (context.new(n).reshape(parameter) if need else None for need in needs)
         saved = contiguous(mean), contiguous(rstd), contiguous(gamma)
-        run(dy, x, *saved, dx, *sums, *lost, dgamma, dbeta)
+        run(dy, x, *saved, dx, *sums, *compensations, dgamma, dbeta)
         return None if dx is None else dx.reshape(x.shape), dgamma, dbeta
 
     return call

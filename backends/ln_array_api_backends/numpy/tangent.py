@@ -15,12 +15,12 @@ from .compile import INLINE
 from .simd import (
     I32,
     I64,
+    absolute,
     at_most,
+    broadcast,
     call,
     fma,
-    magnitude,
-    number,
-    splat,
+    scalar_like,
     suffix,
     with_sign_of,
 )
@@ -48,7 +48,7 @@ _COEFFICIENTS = {
         float.fromhex("0x1.ae4904cbcc2f5p-26"),
     ),
 }
-#: -ln(2), rounded to the dtype, and what that has lost.
+#: -ln(2), rounded to the dtype, and the rest.
 _MINUS_LN2 = {
     types.float32: (float.fromhex("-0x1.62e430p-1"), float.fromhex("0x1.05c610p-29")),
     types.float64: (
@@ -56,24 +56,24 @@ _MINUS_LN2 = {
         float.fromhex("-0x1.abc9e3b39803fp-56"),
     ),
 }
-#: How many bits of a number follow its exponent, and a number whose last bit is worth 1.
+#: The number of mantissa bits, and a number whose last bit is worth 1.
 _BITS = {types.float32: 23, types.float64: 52}
 _UNIT = {kind: 1.5 * 2.0**bits for kind, bits in _BITS.items()}
-#: In round numbers: from where on tanh is 1 to a dtype, and from where on its slope is 0.
+#: Roughly, the arguments from which on tanh rounds to 1, and from which on its slope is 0.
 _FLAT = {types.float32: (12.0, 60.0), types.float64: (24.0, 380.0)}
 
 
-def _every(kind: Any, value: float) -> Any:
+def _constant_vector(kind: Any, value: float) -> Any:
     return ir.Constant(kind, [value] * kind.count)
 
 
 @intrinsic
-def constants(typing: Any, like: Any) -> Any:
-    """Of a dtype: `_UNIT`, both parts of `_MINUS_LN2`, both of `_FLAT`."""
+def dtype_constants(typing: Any, like: Any) -> Any:
+    """Return `_UNIT`, both parts of `_MINUS_LN2`, and both of `_FLAT` for a dtype, as vectors."""
     values = _UNIT[like.scalar], *_MINUS_LN2[like.scalar], *_FLAT[like.scalar]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors = [_every(args[0].type, value) for value in values]
+        vectors = [_constant_vector(args[0].type, value) for value in values]
         return context.make_tuple(builder, signature.return_type, vectors)
 
     return types.UniTuple(like, len(values))(like), generate
@@ -81,14 +81,14 @@ def constants(typing: Any, like: Any) -> Any:
 
 @intrinsic
 def polynomial(typing: Any, r: Any) -> Any:
-    """H(r) by Horner's rule."""
+    """Return h(r) by Horner's rule."""
     *rest, last = _COEFFICIENTS[r.scalar]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = args[0].type
-        result = _every(kind, last)
+        result = _constant_vector(kind, last)
         for coefficient in reversed(rest):
-            term = _every(kind, coefficient)
+            term = _constant_vector(kind, coefficient)
             result = call(builder, f"llvm.fma.{suffix(kind)}", kind, result, args[0], term)
         return result
 
@@ -97,58 +97,58 @@ def polynomial(typing: Any, r: Any) -> Any:
 
 @intrinsic
 def power_of_two(typing: Any, shifted: Any) -> Any:
-    """2^n of an integer n in each lane, which `_UNIT` was added to: so n is in its last bits."""
+    """Return 2^n for n + `_UNIT` in each lane, where the integer n is in the last bits."""
     bits, integer = _BITS[shifted.scalar], I32 if shifted.scalar == types.float32 else I64
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         integers = ir.VectorType(integer, shifted.lanes)
-        exponent = builder.shl(builder.bitcast(args[0], integers), _every(integers, bits))
-        one = builder.bitcast(_every(args[0].type, 1.0), integers)
+        exponent = builder.shl(builder.bitcast(args[0], integers), _constant_vector(integers, bits))
+        one = builder.bitcast(_constant_vector(args[0].type, 1.0), integers)
         return builder.bitcast(builder.add(exponent, one), args[0].type)
 
     return shifted(shifted), generate
 
 
 @njit(**INLINE)
-def every(value, like):
-    """A number in every lane of a vector like another."""
-    return splat(number(value, like))
+def broadcast_like(value, like):
+    """Broadcast a number to a vector like another."""
+    return broadcast(scalar_like(value, like))
 
 
 @njit(**INLINE)
 def exponential(a):
-    """N, with `_UNIT` added to it, and p with exp(-2a) = 2^n * (1 + p).
+    """Return n + `_UNIT`, and p with exp(-2a) = 2^n * (1 + p).
 
-    P is expm1 of -2a - n ln(2), which is at most ln(2) / 2; n is 0 where a is small.
+    p is expm1 of -2a - n ln(2), which is at most ln(2) / 2; n is 0 where a is small.
     """
-    unit, minus_ln2, lost, _, _ = constants(a)
-    shifted = fma(a, every(-2 / 0.6931471805599453, a), unit)
+    unit, minus_ln2, minus_ln2_low, _, _ = dtype_constants(a)
+    shifted = fma(a, broadcast_like(-2 / 0.6931471805599453, a), unit)
     n = shifted - unit
-    r = fma(n, lost, fma(n, minus_ln2, a * every(-2.0, a)))
-    return shifted, fma(r * r, fma(r, polynomial(r), every(0.5, a)), r)
+    r = fma(n, minus_ln2_low, fma(n, minus_ln2, a * broadcast_like(-2.0, a)))
+    return shifted, fma(r * r, fma(r, polynomial(r), broadcast_like(0.5, a)), r)
 
 
 @njit(**INLINE)
 def tangent(u):
-    """Tanh of each lane, to 2 units in the last place: -e / (2 + e) with e = expm1(-2|u|)."""
-    a = at_most(magnitude(u), constants(u)[3])
+    """Return tanh of each lane, to 2 ulp: -e / (2 + e) with e = expm1(-2|u|)."""
+    a = at_most(absolute(u), dtype_constants(u)[3])
     shifted, p = exponential(a)
-    scale, one = power_of_two(shifted), every(1.0, u)
+    scale, one = power_of_two(shifted), broadcast_like(1.0, u)
     return with_sign_of(fma(scale, p, scale - one) / fma(scale, p, scale + one), u)
 
 
 @njit(**INLINE)
 def tangent_and_slope(u):
-    """The same, and 1 - tanh² = 4s / (1 + s)² with s = exp(-2|u|), also where s is subnormal.
+    """Return tanh and its slope 1 - tanh² = 4s / (1 + s)² with s = exp(-2|u|).
 
-    Its power of two comes in two factors, since it may be less than a normal number.
+    The power of two in s has two factors, since it may be subnormal.
     """
-    unit, _, _, _, vanishing = constants(u)
-    one = every(1.0, u)
-    shifted, p = exponential(at_most(magnitude(u), vanishing))
-    half = fma(shifted - unit, every(0.5, u), unit)
+    unit, _, _, _, vanishing = dtype_constants(u)
+    one = broadcast_like(1.0, u)
+    shifted, p = exponential(at_most(absolute(u), vanishing))
+    half = fma(shifted - unit, broadcast_like(0.5, u), unit)
     first, second = power_of_two(half), power_of_two(shifted - half + unit)
     scale = first * second
     e, divisor = fma(scale, p, scale - one), fma(scale, p, scale + one)
-    slope = (one + p) * first / (divisor * divisor) * (second * every(4.0, u))
+    slope = (one + p) * first / (divisor * divisor) * (second * broadcast_like(4.0, u))
     return with_sign_of(e / divisor, u), slope

@@ -1,4 +1,4 @@
-"""Kernels in a form that is called with one address, for any memory and on any threads.
+"""Kernels that are called with one address, for arrays in any memory and on any thread.
 
 A task gets the address of some words of 64 bits, which of its parts to work on, and how many there
 are. The words hold the kernel's arguments, of an array its address and its shape.
@@ -24,8 +24,8 @@ from numba.np.arrayobj import populate_array
 from .atomics import WORDS
 from .simd import I32, I64
 
-#: Places of words: the task's own address, those of functions that give the number of a thread and
-#: the size of its team, how many parts are done, how much is to be parted, and the arguments.
+#: Indices of words: the address of the task, those of functions that return the number of a thread
+#: and the size of its team, the number of finished parts, the number of items, and the arguments.
 TASK, THREAD, TEAM, FINISHED, COUNT, ARGUMENTS = range(6)
 SIGNATURE = types.void(WORDS, types.int64, types.int64)
 
@@ -36,7 +36,7 @@ _call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 @intrinsic(prefer_literal=True)
 def arguments(typing: Any, words: Any, kinds: Any, part: Any, num_parts: Any) -> Any:
-    """A tuple of the arguments of kinds that `kinds_of` has put into words, and a part's bounds."""
+    """Return a tuple of the arguments, whose types are `kinds`, and the bounds of a part."""
     if not isinstance(kinds, types.StringLiteral):
         return None
     each_type = [_kind(word) for word in kinds.literal_value.split()]
@@ -62,7 +62,7 @@ def arguments(typing: Any, words: Any, kinds: Any, part: Any, num_parts: Any) ->
 
 
 def _value(context: Any, builder: Any, kind: Any, word: Callable[[], Any]) -> Any:
-    """An argument, from as many words as it has."""
+    """Emit the value of an argument from its words."""
     if kind == types.none:
         return context.get_dummy_value()
     if kind == types.float64:
@@ -92,7 +92,7 @@ def _kind(word: str) -> Any:
 
 
 def kinds_of(arguments: Sequence[tuple[Any, Any]]) -> str:
-    """The types of a task's arguments in words, which Numba keeps what it compiles by."""
+    """Return the types of the arguments of a task as a string, a key of Numba's cache."""
     return " ".join(
         f"{kind.dtype}:{kind.ndim}"
         if isinstance(kind, types.Array)
@@ -104,7 +104,7 @@ def kinds_of(arguments: Sequence[tuple[Any, Any]]) -> str:
 
 
 class _CompileLog(event.Listener):  # type: ignore[misc]
-    """Tells that something is compiled, as soon as it turns out not to be on the disk."""
+    """Logs that something is compiled, if it is not in the cache on disk."""
 
     def __init__(self, what: str) -> None:
         self._what, self.has_begun = what, False
@@ -115,12 +115,12 @@ class _CompileLog(event.Listener):  # type: ignore[misc]
             logger.info("compiling %s, which takes seconds, and is kept on disk", self._what)
 
     def on_end(self, event: Any) -> None:
-        """All that is told at the end is told by who has begun."""
+        """Do nothing: the end of the compilation is logged by `compiled`."""
 
 
 @cache
 def compiled(make: Callable[[str], Callable[[Any], None]], kinds: str) -> Any:
-    """A task for arguments of such kinds, of whatever shapes, which is kept."""
+    """Compile a task for arguments of given types and any shapes, or take it from the cache."""
     module = make.__module__.rpartition(".")[2]
     what = f"{module}.{make.__name__.removesuffix('_task')} for {kinds}"
     log, begun = _CompileLog(what), time.perf_counter()
@@ -132,7 +132,7 @@ def compiled(make: Callable[[str], Callable[[Any], None]], kinds: str) -> Any:
 
 
 class Task:
-    """A task, compiled, and its words but for the addresses."""
+    """A compiled task, and its words without the addresses of arrays."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class Task:
         """
         words = [0] * COUNT + [count]
         self.places: list[int] = []
-        """Of each argument the place of its word, the address of an array; -1 if it is absent."""
+        """The index of the first word of each argument (an array's address); -1 if it is absent."""
         for kind, value in arguments:
             self.places.append(-1 if kind == types.none else len(words))
             if kind == types.none:
@@ -160,7 +160,7 @@ class Task:
             else:
                 words.append(int(value))
         self.room = len(words) * 8
-        """Where it is, in bytes after the words begin."""
+        """The offset of that room from the first word, in bytes."""
         self.words = array("q", [*words, *[0] * -(-room // 8)])
         """To be copied; the address of a copy is the first of its ``buffer_info()``."""
         kinds = kinds_of(arguments)
@@ -172,7 +172,7 @@ class Task:
 
 @intrinsic
 def call_task(typing: Any, words: Any, part: Any, parts: Any) -> Any:
-    """Call the task whose words these are."""
+    """Call the task that these words belong to."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [args[0].type, I64, I64])
@@ -185,7 +185,7 @@ def call_task(typing: Any, words: Any, part: Any, parts: Any) -> Any:
 
 @intrinsic
 def _call_for_number(typing: Any, function: Any) -> Any:
-    """What the C function at an address gives, which takes nothing and gives an int."""
+    """Call the C function ``int (*)(void)`` at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(I32, [])
@@ -197,5 +197,5 @@ def _call_for_number(typing: Any, function: Any) -> Any:
 
 @cfunc(types.void(WORDS), cache=True)
 def in_team(words: Any) -> None:
-    """A thread's part of a task, to be called by each thread of a team of OpenMP."""
+    """Run one thread's part of a task; each thread of an OpenMP team calls it."""
     call_task(words, _call_for_number(words[THREAD]), _call_for_number(words[TEAM]))

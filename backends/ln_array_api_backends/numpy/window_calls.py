@@ -26,15 +26,15 @@ class Axis(NamedTuple):
     """How an axis is cut into tiles, which depends on its length and on the windows alone."""
 
     length: int
-    reach: int
-    """How far windows go to either side of their centre."""
-    share: int
-    """The places of a tile, but for the last."""
+    radius: int
+    """Elements of a window on either side of its centre."""
+    tile_length: int
+    """The places of a tile, except the last tile."""
 
     @property
     def tiles(self) -> int:
         """How many there are."""
-        return -(-self.length // self.share)
+        return -(-self.length // self.tile_length)
 
 
 def axes_of(
@@ -42,58 +42,59 @@ def axes_of(
 ) -> tuple[Axis, Axis]:
     """Down and across planes, for tiles of so many fields; `deep` as in `tables_of`."""
     down, across = (min(size // 2, length - 1) for length in shape[1:])
-    around_rows, around_columns = (2 * (deep + 1) * reach for reach in (down, across))
+    around_rows, around_columns = (2 * (deep + 1) * radius for radius in (down, across))
     room = WORKSPACE // (fields * itemsize)
     most = max(COLUMNS, room // (shape[1] + around_rows) - around_columns, 2 * around_columns)
-    columns = even_share(shape[2], most, BYTES // itemsize)
+    columns = even_length(shape[2], most, BYTES // itemsize)
     most = max(1, room // (columns + around_columns) - around_rows, 2 * around_rows)
-    return Axis(shape[1], down, even_share(shape[1], most, 1)), Axis(shape[2], across, columns)
+    return Axis(shape[1], down, even_length(shape[1], most, 1)), Axis(shape[2], across, columns)
 
 
-def even_share(length: int, most: int, unit: int) -> int:
-    """Of a length in as few equal parts of at most about so many as there can be, in units."""
+def even_length(length: int, most: int, unit: int) -> int:
+    """Return the length of the parts, if a length is split into few equal parts, in units."""
     parts = -(-length // most)
     return min(length, -(-length // (parts * unit)) * unit)
 
 
 def tables_of(axis: Axis, deep: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """How runs are merged, and which of these tables is for each tile of an axis.
+    """Return the tables of weights by which runs are merged, and the number of that of each tile.
 
-    For each step of doubling, by the place where a run begins: the part of the second run in both,
-    and that times the part of the first, and the same for a single place that follows both. At last
-    how many elements a window has. Places beyond the border count nothing. Windows are those around
-    all places of a tile, or `deep` more times as far as they reach, if they are in the array.
+    A table has rows for each doubling step, by the place where a run begins: the weight of the
+    second run, and that times the weight of the first; and the same for a single place that follows
+    both. The last row is the number of elements of a window. Places beyond the border count as 0.
+    The windows are those around all places of a tile, and, if they are in the array, around places
+    up to `deep` times the radius outside of it.
     """
-    length, reach, share = axis
+    length, radius, tile_length = axis
     known: dict[tuple[int, int, int], int] = {}
     tables: list[list[np.ndarray]] = []
     numbers = []
-    pad = share + 2 * (deep + 1) * reach + BYTES  # and a vector beyond the last place
-    for first in range(0, length, share):
-        begin = max(first - deep * reach, 0) - reach
-        end = min(first + share + deep * reach, length) + reach
+    pad = tile_length + 2 * (deep + 1) * radius + BYTES  # and a vector beyond the last place
+    for first in range(0, length, tile_length):
+        begin = max(first - deep * radius, 0) - radius
+        end = min(first + tile_length + deep * radius, length) + radius
         kind = max(-begin, 0), max(end - length, 0), end - begin
         if kind not in known:
             known[kind] = len(tables)
-            tables.append(_tables(np.arange(begin, begin + pad), length, reach))
+            tables.append(_tables(np.arange(begin, begin + pad), length, radius))
         numbers.append(known[kind])
     return np.array(tables, dtype), np.array(numbers)
 
 
-def _tables(begin: np.ndarray, length: int, reach: int) -> list[np.ndarray]:
+def _tables(begin: np.ndarray, length: int, radius: int) -> list[np.ndarray]:
     def count(after: int, n: int) -> np.ndarray:
         """How many of n places are in the array, which lie so far after where a run begins."""
         first, last = (np.clip(begin + each, 0, length) for each in (after, after + n))
         return np.asarray(last - first)
 
     rows, n = [], 1
-    for bit in f"{2 * reach + 1:b}"[1:]:
+    for bit in f"{2 * radius + 1:b}"[1:]:
         for before, more in ((n, n), (2 * n, 1)):
             part = count(before, more) / np.maximum(count(0, before + more), 1)
             rows += [part, part * (1 - part)]
         n = 2 * n + int(bit)
-    assert len(rows) == TABLES * (len(f"{2 * reach + 1:b}") - 1)
-    return [*rows, count(0, 2 * reach + 1)]
+    assert len(rows) == TABLES * (len(f"{2 * radius + 1:b}") - 1)
+    return [*rows, count(0, 2 * radius + 1)]
 
 
 class _Tiles:
@@ -107,7 +108,9 @@ class _Tiles:
         self.tables = *tables_of(across, deep, dtype), *tables_of(down, deep, dtype)
         """Across and down, each with the numbers of the tiles' own."""
         self.kinds = [array_of(each.dtype.name, *each.shape) for each in self.tables]
-        self.lengths = [integer(n) for n in (down.reach, across.reach, down.share, across.share)]
+        self.lengths = [
+            integer(n) for n in (down.radius, across.radius, down.tile_length, across.tile_length)
+        ]
 
 
 def _shape_of(spec: FamilySpec) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""Passes over planes whose elements are normalised by the windows around them, tile by tile.
+"""Local normalisation of planes, tile by tile: each element by the window around it.
 
-X is (P, H, W). The fields of a tile stay in the second cache: x, as far as its windows reach, and
-what `window_runs` makes of it.
+x is (P, H, W). The fields of a tile stay in L2: x including the windows at its border, and the
+moments that `window_runs` computes.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import math
 import numpy as np
 from numba import njit
 
-from .access import element, elements_to_alignment, load, memory, store
-from .columns import put_some, some
+from .access import data_pointer, elements_to_alignment, load, load_broadcast, store
+from .columns import load_partial, store_partial
 from .compile import CALLED, INLINE, ONCE
 from .simd import (
+    absolute,
+    broadcast,
+    dtype_limits,
+    fmax,
     lanes,
-    largest,
-    limits,
-    magnitude,
-    number,
     ones,
-    peak,
-    splat,
+    reduce_max,
+    scalar_like,
     square_root,
     where_at_least,
     zeros,
@@ -32,70 +32,70 @@ from .window_runs import merge_windows
 
 #: Fields of a tile: x, offset and variance of runs along rows, and both of windows.
 FIELDS = 5
-#: Vectors of a page, and how much further in it than the one before a field begins: a load from
-#: where the processor takes it for what was just stored to another page has to wait.
-PAGE, AHEAD = 64, 13
+#: Vectors in a page, and the offset within a page from field to field: a load waits for a recent
+#: store to the same offset in another page (4K aliasing).
+PAGE_VECTORS, FIELD_OFFSET = 64, 13
 
 
 @njit(**ONCE)
-def gather(x, plane, height, width, top, rows, left, columns, space, to, pitch, one):
-    """Put a part of a plane, which may reach beyond its borders, into a field.
+def load_tile(x, plane, height, width, top, rows, left, columns, space, to, pitch, ones_vec):
+    """Copy a part of a plane, which may extend beyond the borders, to a field.
 
-    `plane` is the plane's first element, and `to` that of the field. Gives the largest magnitude
-    that is finite.
+    `plane` is the offset of the plane, and `to` that of the field. Returns the largest finite
+    magnitude.
     """
-    field = memory(space)
+    field = data_pointer(space)
     first, last = max(left, 0), min(left + columns, width)
     lead, count = first - left, last - first
-    most = zeros(one)
+    max_abs = zeros(ones_vec)
     for i in range(rows):
-        o, q = plane + min(max(top + i, 0), height - 1) * width, to + i * pitch
-        edge = element(x, o + first, one)
-        for j in range(0, lead, lanes(one)):
-            store(field, q + j, edge)
-        for j in range(0, count, lanes(one)):
-            values = some(x, o + first + j, count - j, one)
-            most = largest(most, magnitude(values) + (values - values))  # NaN if it is not finite
-            store(field, q + lead + j, values)
-        edge = element(x, o + last - 1, one)
-        for j in range(lead + count, columns, lanes(one)):
-            store(field, q + j, edge)
-    return float(peak(most))
+        x_offset, field_offset = plane + min(max(top + i, 0), height - 1) * width, to + i * pitch
+        edge = load_broadcast(x, x_offset + first, ones_vec)
+        for j in range(0, lead, lanes(ones_vec)):
+            store(field, field_offset + j, edge)
+        for j in range(0, count, lanes(ones_vec)):
+            values = load_partial(x, x_offset + first + j, count - j, ones_vec)
+            max_abs = fmax(max_abs, absolute(values) + (values - values))  # NaN if it is not finite
+            store(field, field_offset + lead + j, values)
+        edge = load_broadcast(x, x_offset + last - 1, ones_vec)
+        for j in range(lead + count, columns, lanes(ones_vec)):
+            store(field, field_offset + j, edge)
+    return float(reduce_max(max_abs))
 
 
 @njit(**INLINE)
-def power_of_two(most, epsilon, one):
-    """What brings the squares of numbers up to `most`, or epsilon, into the range of the dtype.
+def scale_factor(max_abs, epsilon, ones_vec):
+    """Return the power of two that brings squares of numbers up to `max_abs` into range.
 
-    The sum of 2³¹ squares does not overflow, nor does the square of a difference of one ulp
-    underflow. It is 1 for most, and changes no bit of what is in range.
+    A sum of 2³¹ squares does not overflow, and the square of a difference of one ulp does not
+    underflow. It is 1 for most data, and changes no bits of results in range.
     """
-    smallest, _, _ = limits(one)
-    root = math.sqrt(epsilon)
-    if smallest > 2.0**-200:
-        if most >= 2.0**46:
-            return 2.0**-62 if most < 2.0**108 else 2.0**-124
-        if max(most, root) < 2.0**-16:
-            return 2.0**62 if max(most, root) >= 2.0**-78 else 2.0**124
+    min_normal, _, _ = dtype_limits(ones_vec)
+    sqrt_epsilon = math.sqrt(epsilon)
+    if min_normal > 2.0**-200:
+        if max_abs >= 2.0**46:
+            return 2.0**-62 if max_abs < 2.0**108 else 2.0**-124
+        if max(max_abs, sqrt_epsilon) < 2.0**-16:
+            return 2.0**62 if max(max_abs, sqrt_epsilon) >= 2.0**-78 else 2.0**124
     else:
-        if most >= 2.0**480:
+        if max_abs >= 2.0**480:
             return 2.0**-700
-        if max(most, root) < 2.0**-420:
+        if max(max_abs, sqrt_epsilon) < 2.0**-420:
             return 2.0**700
     return 1.0
 
 
 @njit(**ONCE)
-def scale(space, o, count, factor, one):
-    """Multiply so many numbers of a field, and those that follow in the last vector."""
-    field, factors = memory(space), splat(number(factor, one))
-    for j in range(0, count, lanes(one)):
-        store(field, o + j, load(field, o + j, one) * factors)
+def scale_field(space, o, count, factor, ones_vec):
+    """Multiply `count` numbers of a field, rounded up to whole vectors, by a factor."""
+    field, factors = data_pointer(space), broadcast(scalar_like(factor, ones_vec))
+    for j in range(0, count, lanes(ones_vec)):
+        store(field, o + j, load(field, o + j, ones_vec) * factors)
 
 
 @njit(**INLINE)
 def tile_of(unit, shape, rows, columns):
-    """Of a tile: its plane's first element, its first row and column, and how many it has."""
+    """Return the offset of the plane of a tile, its first row and column, and its shape."""
     _, height, width = shape
     bands, strips = -(-height // rows), -(-width // columns)
     plane, tile = unit // (bands * strips), unit % (bands * strips)
@@ -110,86 +110,95 @@ def tile_of(unit, shape, rows, columns):
 
 
 @njit(**INLINE)
-def pitch_of(places, one):
-    """From row to row of a field: whole vectors, and one more for what is beyond the last place.
+def pitch_of(places, ones_vec):
+    """Return the stride of the rows of a field: whole vectors, and one after the last place.
 
-    They are an odd number, so that a column of vectors is spread over all sets of the cache.
+    The number of vectors is odd, so that a column of vectors is spread over all cache sets.
     """
-    return (-(-places // lanes(one)) + 1 | 1) * lanes(one)
+    return (-(-places // lanes(ones_vec)) + 1 | 1) * lanes(ones_vec)
 
 
 @njit(**INLINE)
 def workspace(rows, pitch, count, like):
-    """Memory for so many fields, where the first begins, and how far it is to the next.
+    """Allocate `count` fields; return the array, the offset of the first, and their stride.
 
-    The array has to go to all that works in it, since it is free after its last use.
+    Functions get the array and not a pointer, since Numba frees it after its last use.
     """
-    one = ones(like)
-    apart = (-(-rows * pitch // (PAGE * lanes(one))) * PAGE + AHEAD) * lanes(one)
-    space = np.empty(count * apart + lanes(one), like.dtype)
-    return space, elements_to_alignment(memory(space), 0, one), apart
+    ones_vec = ones(like)
+    field_stride = (
+        -(-rows * pitch // (PAGE_VECTORS * lanes(ones_vec))) * PAGE_VECTORS + FIELD_OFFSET
+    ) * lanes(ones_vec)
+    space = np.empty(count * field_stride + lanes(ones_vec), like.dtype)
+    return space, elements_to_alignment(data_pointer(space), 0, ones_vec), field_stride
 
 
 @njit(**CALLED)
-def write(
-    space, x, offset, variance, y, mean, rstd, o,
-    rows, columns, reach, pitch, width, factor, epsilon, one,
+def write_tile(
+    space, x, offset, variance, y, mean, rstd, first_y,
+    rows, columns, radius, pitch, width, factor, epsilon, ones_vec,
 ):  # fmt: skip
-    """Y of a tile, and mean and rstd where they are wanted, from element o on."""
-    fields = memory(space)
-    smallest, _, most = limits(one)
-    above, alone = 0.0, math.inf
+    """Write y of a tile, and mean and rstd unless these are None, from element first_y on."""
+    fields = data_pointer(space)
+    min_normal, _, max_number = dtype_limits(ones_vec)
+    variance_epsilon, epsilon_rstd = 0.0, math.inf
     if epsilon > 0:
-        above = max(epsilon * factor * factor, smallest)
-        alone = min(1.0 / math.sqrt(epsilon), most)
-    above, alone = splat(number(above, one)), splat(number(alone, one))
-    scale, unscale = splat(number(factor, one)), splat(number(1.0 / factor, one))
-    centre = reach[0] * pitch + reach[1]
+        variance_epsilon = max(epsilon * factor * factor, min_normal)
+        epsilon_rstd = min(1.0 / math.sqrt(epsilon), max_number)
+    variance_epsilon = broadcast(scalar_like(variance_epsilon, ones_vec))
+    epsilon_rstd = broadcast(scalar_like(epsilon_rstd, ones_vec))
+    scale = broadcast(scalar_like(factor, ones_vec))
+    unscale = broadcast(scalar_like(1.0 / factor, ones_vec))
+    centre = radius[0] * pitch + radius[1]
     for i in range(rows):
-        for j in range(0, columns, lanes(one)):
-            q, p = i * pitch + j, o + i * width + j
-            anchor, beyond = load(fields, x + q, one), load(fields, offset + q, one)
-            square = load(fields, offset + variance + q, one)
-            root = one / square_root(square + above)
-            deviation = (load(fields, x + centre + q, one) - anchor) - beyond
-            put_some(y, p, deviation * root, columns - j, False)
+        for j in range(0, columns, lanes(ones_vec)):
+            field_offset, y_offset = i * pitch + j, first_y + i * width + j
+            anchor = load(fields, x + field_offset, ones_vec)
+            mean_offset = load(fields, offset + field_offset, ones_vec)
+            square = load(fields, offset + variance + field_offset, ones_vec)
+            rstd_vec = ones_vec / square_root(square + variance_epsilon)
+            deviation = (load(fields, x + centre + field_offset, ones_vec) - anchor) - mean_offset
+            store_partial(y, y_offset, deviation * rstd_vec, columns - j, False)
             if mean is not None:
-                put_some(mean, p, (anchor + beyond) * unscale, columns - j, False)
-                # Where all is alike, epsilon alone makes rstd, which may be out of range if scaled.
-                root = where_at_least(zeros(one), square, alone, root * scale)
-                put_some(rstd, p, root, columns - j, False)
+                store_partial(mean, y_offset, (anchor + mean_offset) * unscale, columns - j, False)
+                # In a constant window rstd depends only on epsilon, and may overflow if scaled.
+                rstd_vec = where_at_least(zeros(ones_vec), square, epsilon_rstd, rstd_vec * scale)
+                store_partial(rstd, y_offset, rstd_vec, columns - j, False)
 
 
 @njit(**CALLED)
 def forward(
     x, y, mean, rstd, across, strips, down, bands, epsilon,
-    reach_down, reach_across, rows, columns, start, stop,
+    radius_down, radius_across, rows, columns, start, stop,
 ):  # fmt: skip
-    """Tiles start to stop, of so many rows and columns.
+    """Normalise tiles start to stop, of `rows` rows and `columns` columns.
 
-    The tables of a tile are numbered `strips` and `bands`, by its column and its row.
+    `strips` and `bands` are the numbers of the tables of a tile, by its column and its row.
     """
-    reach = (reach_down, reach_across)
-    x_, y_, mean_, rstd_, one = memory(x), memory(y), memory(mean), memory(rstd), ones(across)
+    radius = (radius_down, radius_across)
+    x_ptr, y_ptr, mean_ptr = data_pointer(x), data_pointer(y), data_pointer(mean)
+    rstd_ptr, ones_vec = data_pointer(rstd), ones(across)
     _, height, width = x.shape
-    pitch = pitch_of(columns + 2 * reach_across, one)
-    space, field, apart = workspace(rows + 2 * reach_down, pitch, FIELDS, across)
+    pitch = pitch_of(columns + 2 * radius_across, ones_vec)
+    space, field, field_stride = workspace(rows + 2 * radius_down, pitch, FIELDS, across)
     for unit in range(start, stop):
         plane, row, column, num_rows, num_columns = tile_of(unit, x.shape, rows, columns)
-        top, high = row - reach_down, num_rows + 2 * reach_down
-        left, wide = column - reach_across, num_columns + 2 * reach_across
-        most = gather(x_, plane, height, width, top, high, left, wide, space, field, pitch, one)
-        factor = power_of_two(most, epsilon, one)
+        top, high = row - radius_down, num_rows + 2 * radius_down
+        left, wide = column - radius_across, num_columns + 2 * radius_across
+        max_abs = load_tile(
+            x_ptr, plane, height, width, top, high, left, wide, space, field, pitch, ones_vec
+        )
+        factor = scale_factor(max_abs, epsilon, ones_vec)
         if factor != 1:
-            scale(space, field, high * pitch, factor, one)
+            scale_field(space, field, high * pitch, factor, ones_vec)
         offset = merge_windows(
             space, across, strips[column // columns], down, bands[row // rows],
-            field, field + apart, field + 2 * apart, 2 * apart, max(-top, 0),
-            min(top + high, height) - max(top, 0), num_rows, num_columns, reach, pitch, one,
+            field, field + field_stride, field + 2 * field_stride, 2 * field_stride, max(-top, 0),
+            min(top + high, height) - max(top, 0), num_rows, num_columns, radius, pitch, ones_vec,
         )  # fmt: skip
-        write(
-            space, field, offset, 2 * apart, y_, mean_, rstd_, plane + row * width + column,
-            num_rows, num_columns, reach, pitch, width, factor, epsilon, one,
+        write_tile(
+            space, field, offset, 2 * field_stride, y_ptr, mean_ptr, rstd_ptr,
+            plane + row * width + column, num_rows, num_columns, radius, pitch, width, factor,
+            epsilon, ones_vec,
         )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ class _Rows:
         self.m, self.n = spec.shape
         self.count = count
         self.size = self.m * self.n * calls.ITEMSIZE[spec.dtype]
-        self.single = calls.ACCUMULATION.get(spec.dtype, "float32")
+        self.single = calls.accumulation_dtype(spec.dtype)
         self.single_dtype = _DTYPES[self.single]
         self._dtype, self._numpys = _DTYPES[spec.dtype], _AS_NUMPYS.get(spec.dtype, spec.dtype)
         self._is_pooled = self.size >= POOLED
@@ -137,7 +137,7 @@ class Backward(_Rows):
     """The backward pass for a kind of call."""
 
     def __init__(self, spec: RowsSpec) -> None:
-        blocks = calls.tasks("rows_backward", spec)
+        blocks = calls.task_count("rows_backward", spec)
         super().__init__(spec, blocks)
         self._need, self._parameters = spec.need, spec.parameters
         sums = blocks * spec.parameters
@@ -155,7 +155,7 @@ class Backward(_Rows):
         places = self._task.places
         self._dy, self._x, self._mean, self._rstd, self._gamma, self._dx = places[:6]
         self._tables = places[calls.DGAMMA], places[calls.DBETA]
-        self._results = places[calls.DGAMMA_IN_THE_END], places[calls.DBETA_IN_THE_END]
+        self._results = places[calls.DGAMMA_RESULT], places[calls.DBETA_RESULT]
 
     def results(
         self, dy: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, gamma: Tensor | None

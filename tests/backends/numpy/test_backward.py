@@ -18,9 +18,9 @@ pytest.importorskip("numba", reason="Numba is not installed")
 
 import numba
 from ln_array_api_backends.numpy import backward as kernels
-from ln_array_api_backends.numpy.calls import rows_in_a_block, rows_in_a_run
+from ln_array_api_backends.numpy.calls import rows_per_partial, rows_per_run
 from ln_array_api_backends.numpy.compile import OPTIONS, STORAGE_DTYPES
-from ln_array_api_backends.numpy.gradient_sums import add_up as add_up_kernel
+from ln_array_api_backends.numpy.gradient_sums import reduce_partials as reduce_partials_kernel
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -34,17 +34,17 @@ DTYPES = {
 
 
 @numba.njit(**OPTIONS)
-def some_blocks(
+def backward_blocks(
     dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, first, last
 ):
-    kernels.some_blocks(
+    kernels.backward_blocks(
         dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, first, last
     )
 
 
 @numba.njit(**OPTIONS)
-def add_up(partial, blocks):
-    add_up_kernel(partial, blocks)
+def reduce_partials(partial, blocks):
+    reduce_partials_kernel(partial, blocks)
 
 
 ALL = (True, True, True)
@@ -132,8 +132,8 @@ def run(
     parallel: bool = False,
 ) -> Gradients:
     m, n = arrays.x.shape
-    rows = rows or rows_in_a_block(m, groups)
-    in_a_run = rows_in_a_run(n, arrays.x.dtype.name, groups, repeat or 1)
+    rows = rows or rows_per_partial(m, groups)
+    in_a_run = rows_per_run(n, arrays.x.dtype.name, groups, repeat or 1)
     wide = arrays.rstd.dtype
     parameters = groups * n // (repeat or 1)
     size = -(-m // rows) * parameters
@@ -147,9 +147,9 @@ def run(
     )
     blocks, parts = -(-m // rows), 3 if parallel else 1
     for part in reversed(range(parts)):
-        some_blocks(*given, blocks * part // parts, blocks * (part + 1) // parts)
+        backward_blocks(*given, blocks * part // parts, blocks * (part + 1) // parts)
     for sums in (dgamma, dbeta):
-        add_up(sums, blocks)
+        reduce_partials(sums, blocks)
     return Gradients(
         dx, *(None if each is None else each[:parameters].copy() for each in (dgamma, dbeta))
     )
@@ -334,7 +334,7 @@ def exact_sums(arrays: Given) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_blocks_of_rows_are_added_up(m: int) -> None:
     for n in (1, 5, 16, 19):
         arrays = given("float32", m, n)
-        for rows in {rows_in_a_block(m, 1), 1 if m < 5000 else 16, m}:
+        for rows in {rows_per_partial(m, 1), 1 if m < 5000 else 16, m}:
             result = run(arrays, rows=rows)
             dgamma, dbeta, size = exact_sums(arrays)
             blocks = min(rows, 64) if rows <= 64 else rows
@@ -351,29 +351,29 @@ def test_blocks_are_added_up_and_rounded_once(dtype: Any, n: int) -> None:
     partial[200] = -1e5
     exact = np.asarray([math.fsum(column) for column in partial.T.tolist()]).astype(dtype)
     sums = partial.ravel().copy()
-    add_up(sums, 300)
+    reduce_partials(sums, 300)
     np.testing.assert_array_equal(sums[:n], exact)
     if n > 1:
         assert (partial.sum(axis=0) != exact).any()
-    add_up(None, 300)
+    reduce_partials(None, 300)
 
 
 def test_the_number_of_rows_in_a_block_depends_on_the_shape_alone() -> None:
-    assert [rows_in_a_block(m, 1) for m in (1, 32, 100, 256, 10**6)] == [8, 8, 25, 64, 64]
-    assert rows_in_a_block(600, 6) == 6 * 25
-    assert rows_in_a_block(10**6, 3) == 3 * 64
+    assert [rows_per_partial(m, 1) for m in (1, 32, 100, 256, 10**6)] == [8, 8, 25, 64, 64]
+    assert rows_per_partial(600, 6) == 6 * 25
+    assert rows_per_partial(10**6, 3) == 3 * 64
 
 
 def test_the_number_of_rows_in_a_run_is_that_of_16_terms() -> None:
-    assert [rows_in_a_run(n, "float32", 1, 1) for n in (1, 65, 64, 256, 272)] == [
+    assert [rows_per_run(n, "float32", 1, 1) for n in (1, 65, 64, 256, 272)] == [
         16,
         16,
         64,
         64,
         32,
     ]
-    assert [rows_in_a_run(8, dtype, 1, 1) for dtype in ("float16", "float64")] == [16, 64]
-    assert rows_in_a_run(64, "float32", 6, 4) == 6 * 16
+    assert [rows_per_run(8, dtype, 1, 1) for dtype in ("float16", "float64")] == [16, 64]
+    assert rows_per_run(64, "float32", 6, 4) == 6 * 16
 
 
 @pytest.mark.skipif(sys.maxsize < 1 << 32, reason="needs an address space of 64 bits")
@@ -394,7 +394,7 @@ def test_rows_beyond_2_to_the_31_elements() -> None:
         x[-block:], dy[-block:] = arrays.x, arrays.dy
         mean[-block:], rstd[-block:] = arrays.mean, arrays.rstd
         constants = (1, None, False, block, block, m // block - 1, m // block)
-        some_blocks(dy, x, mean, rstd, arrays.gamma, dx, None, None, *constants)
+        backward_blocks(dy, x, mean, rstd, arrays.gamma, dx, None, None, *constants)
         expected = run(arrays, need=(True, False, False)).dx
         np.testing.assert_array_equal(bits(dx[-block:]), bits(expected))
         assert not dx[m - block - (1 << 21) :][: 2 * block].any()

@@ -68,20 +68,20 @@ def random(dtype: str, *shape: int, mean: float = 0.0) -> np.ndarray:
 
 
 def thresholds(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
-    for name in ("POOLED", "STREAMED"):
+    for name in ("POOLED_MIN_BYTES", "NON_TEMPORAL_MIN_BYTES"):
         monkeypatch.setattr(calls, name, values.get(name, NEVER))
     monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", values.get("PARALLEL", NEVER))
     monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-    monkeypatch.setattr(calls, "STREAMED_ROWS", (0, 0))
+    monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
 
 
 WAYS = [
     {},
     {"PARALLEL": 0},
-    {"POOLED": 0},
-    {"STREAMED": 0},
-    {"POOLED": 0, "STREAMED": 0},
-    {"PARALLEL": 0, "POOLED": 0, "STREAMED": 0},
+    {"POOLED_MIN_BYTES": 0},
+    {"NON_TEMPORAL_MIN_BYTES": 0},
+    {"POOLED_MIN_BYTES": 0, "NON_TEMPORAL_MIN_BYTES": 0},
+    {"PARALLEL": 0, "POOLED_MIN_BYTES": 0, "NON_TEMPORAL_MIN_BYTES": 0},
 ]
 
 
@@ -156,7 +156,7 @@ def test_odd_rows_leave_those_beside_them_alone(
             here = slice(row, row + 1)
             same([each[here] for each in every], results(mixed[here], slice(None)))
         with monkeypatch.context() as patched:
-            thresholds(patched, STREAMED=0)
+            thresholds(patched, NON_TEMPORAL_MIN_BYTES=0)
             same(results(mixed, slice(None)), every)
 
 
@@ -311,7 +311,7 @@ def test_large_groups_do_not_depend_on_what_is_needed() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("threshold", [{}, {"POOLED": 0, "STREAMED": 0}])
+@pytest.mark.parametrize("threshold", [{}, {"POOLED_MIN_BYTES": 0, "NON_TEMPORAL_MIN_BYTES": 0}])
 def test_out_may_lie_anywhere(
     dtype: str, threshold: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,7 +405,10 @@ def test_explain_names_kernel_threads_stores_and_memory(monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("fresh_plans")
 def test_explain_tells_the_stores_of_short_rows_and_of_the_backward_pass() -> None:
-    short, long = ((calls.STREAMED // 256, 64), (calls.STREAMED // 4096, 1024))
+    short, long = (
+        (calls.NON_TEMPORAL_MIN_BYTES // 256, 64),
+        (calls.NON_TEMPORAL_MIN_BYTES // 4096, 1024),
+    )
     assert "cached stores" in reason(*short)
     assert "streaming stores" in reason(*long)
     x, statistic = (np.broadcast_to(np.float32(0), (long[0], n)) for n in (long[1], 1))
@@ -476,12 +479,12 @@ def test_without_numba_calls_run_generically(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_large_results_come_from_the_pool(pooled: bool) -> None:
-    m = calls.POOLED // 4096 - (not pooled)
+    m = calls.POOLED_MIN_BYTES // 4096 - (not pooled)
     x = random("float32", m, 1024)
     memory_pool.free_all()
     before = memory_pool.stats()
     y, mean, rstd = ln.layer_norm_forward(x)
-    assert y.nbytes >= calls.POOLED if pooled else y.nbytes < calls.POOLED
+    assert y.nbytes >= calls.POOLED_MIN_BYTES if pooled else y.nbytes < calls.POOLED_MIN_BYTES
     taken = memory_pool.stats().used_bytes - before.used_bytes
     assert (taken >= y.nbytes) == pooled
     assert pooled or taken == 0

@@ -115,12 +115,12 @@ def test_no_threshold_changes_a_bit(
     """Several threads, however many parts, streaming stores and pooled memory."""
     arrays = Arrays(shape, dtype)
     expected = arrays.results()
-    monkeypatch.setattr(calls, "POOLED", 1)
+    monkeypatch.setattr(calls, "POOLED_MIN_BYTES", 1)
     for parallel, streamed, threads in ((1, 1, 2), (1, 1 << 60, 3), (1 << 60, 1, 2), (1, 1, 7)):
         monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
         monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-        monkeypatch.setattr(calls, "STREAMED", streamed)
-        monkeypatch.setattr(calls, "STREAMED_ROWS", (0, 0))
+        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_BYTES", streamed)
+        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
         monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
         same(arrays.results(), expected)
 

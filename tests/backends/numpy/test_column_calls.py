@@ -69,8 +69,8 @@ def test_no_threshold_changes_a_bit(
     monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
     for threads, streamed in ((2, 1), (3, 1 << 60)):
         registry.plans.clear()
-        monkeypatch.setattr(calls, "STREAMED", streamed)
-        monkeypatch.setattr(calls, "STREAMED_ROWS", (0, 0))
+        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_BYTES", streamed)
+        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
         monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
         for own, right in zip(results(*given, axis, groups), expected, strict=True):
             assert own.tobytes() == right.tobytes()

@@ -21,27 +21,27 @@ DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def sums(values: Any, lanes_summed: Any, rounded: Any) -> None:
     """Of all vectors in memory: in lanes of float64, and lane by lane."""
     one = simd.ones(values)
-    place, width = access.memory(values), simd.lanes(one)
-    first, rest = doubles.doubles(one), doubles.doubles(one)
+    place, width = access.data_pointer(values), simd.lanes(one)
+    first, rest = doubles.zeros_float64(one), doubles.zeros_float64(one)
     for i in range(0, values.size, width):
-        first, rest = doubles.put_aside(first, rest, access.load(place, i, one))
-    access.store(access.memory(lanes_summed), 0, doubles.put_together(first, rest, one))
-    access.store(access.memory(rounded), 0, doubles.rounded(first, rest, one))
+        first, rest = doubles.accumulate(first, rest, access.load(place, i, one))
+    access.store(access.data_pointer(lanes_summed), 0, doubles.sum_in_float64(first, rest, one))
+    access.store(access.data_pointer(rounded), 0, doubles.sum_in_dtype(first, rest, one))
 
 
 @njit
 def roots(values: Any, single: Any, results: Any) -> None:
-    zero, one = doubles.doubles(simd.ones(values)), simd.ones(single)
-    root = doubles.inverse_root(access.load(access.memory(values), 0, zero), one)
-    access.store(access.memory(results), 0, doubles.from_doubles(root, root, one))
+    zero, one = doubles.zeros_float64(simd.ones(values)), simd.ones(single)
+    root = doubles.reciprocal_sqrt(access.load(access.data_pointer(values), 0, zero), one)
+    access.store(access.data_pointer(results), 0, doubles.from_float64(root, root, one))
 
 
 @njit
 def widened(values: Any, results: Any) -> None:
     one = simd.ones(values)
-    low, high = doubles.in_doubles(access.load(access.memory(values), 0, one))
-    access.store(access.memory(results), 0, low)
-    access.store(access.memory(results), 8, high)
+    low, high = doubles.to_float64(access.load(access.data_pointer(values), 0, one))
+    access.store(access.data_pointer(results), 0, low)
+    access.store(access.data_pointer(results), 8, high)
 
 
 def summed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

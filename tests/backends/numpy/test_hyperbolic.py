@@ -292,11 +292,11 @@ def test_threads_stores_and_the_pool_change_no_bit(
     monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", 1 << 60)
     expected = results(**arguments)
     monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-    monkeypatch.setattr(calls, "STREAMED_ROWS", (0, 0))
+    monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
     for parallel, streamed in ((0, 1 << 60), (1 << 60, 0), (0, 0)):
         monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
-        monkeypatch.setattr(calls, "STREAMED", streamed)
-        monkeypatch.setattr(calls, "POOLED", streamed)
+        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_BYTES", streamed)
+        monkeypatch.setattr(calls, "POOLED_MIN_BYTES", streamed)
         registry.plans.clear()
         for _ in range(3):
             same(results(**arguments), expected)

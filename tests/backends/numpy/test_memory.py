@@ -116,7 +116,7 @@ def test_live_arrays_of_many_threads_share_no_memory() -> None:
 
 def test_memory_that_is_given_back_too_early_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def empty(self: MemoryPool, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        block = self._take(memory._rounded(shape[0] * 4 + memory._PAGE))
+        block = self._acquire(memory._rounded(shape[0] * 4 + memory._PAGE))
         self._give_back(block)
         return np.ndarray(shape, dtype, block.aligned)
 

@@ -47,23 +47,27 @@ def is_nan(array: np.ndarray) -> np.ndarray:
 def copy(source: Any, target: Any, like: Any) -> None:
     one = simd.ones(like)
     for i in range(0, source.size, simd.lanes(one)):
-        access.store(access.memory(target), i, access.load(access.memory(source), i, one))
+        access.store(
+            access.data_pointer(target), i, access.load(access.data_pointer(source), i, one)
+        )
 
 
 @njit
 def copy_first(source: Any, target: Any, start: int, count: int, whole: Any) -> None:
     """Of `source`, `count` elements from `start` on to `target`; the vector itself to `whole`."""
     one = simd.ones(whole)
-    vector = access.load_first(access.memory(source), start, count, one)
-    access.store(access.memory(whole), 0, vector)
-    access.store_first(access.memory(target), start, vector, count)
+    vector = access.load_masked(access.data_pointer(source), start, count, one)
+    access.store(access.data_pointer(whole), 0, vector)
+    access.store_masked(access.data_pointer(target), start, vector, count)
 
 
 @njit
 def stream_all(source: Any, target: Any) -> None:
     one = simd.ones(source)
     for i in range(0, source.size, simd.lanes(one)):
-        access.stream(access.memory(target), i, access.load(access.memory(source), i, one))
+        access.store_non_temporal(
+            access.data_pointer(target), i, access.load(access.data_pointer(source), i, one)
+        )
     access.fence()
 
 
@@ -72,58 +76,63 @@ def combine(a: Any, b: Any, c: Any, results: Any) -> None:
     width = a.size
     one = simd.ones(a)
     x, y, z = (
-        access.load(access.memory(a), 0, one),
-        access.load(access.memory(b), 0, one),
-        access.load(access.memory(c), 0, one),
+        access.load(access.data_pointer(a), 0, one),
+        access.load(access.data_pointer(b), 0, one),
+        access.load(access.data_pointer(c), 0, one),
     )
-    to = access.memory(results)
+    to = access.data_pointer(results)
     access.store(to, 0, simd.fma(x, y, z))
     access.store(to, width, x * y + z)
     access.store(to, 2 * width, (x + y) - x)
-    access.store(to, 3 * width, simd.largest(x, y))
-    access.store(to, 4 * width, simd.magnitude(x))
-    access.store(to, 5 * width, simd.keep_first(x, 3))
-    access.store(to, 6 * width, access.element(access.memory(a), 2, one))
-    access.store(to, 7 * width, simd.splat(simd.peak(x)))
-    access.store(to, 8 * width, simd.minus(x))
+    access.store(to, 3 * width, simd.fmax(x, y))
+    access.store(to, 4 * width, simd.absolute(x))
+    access.store(to, 5 * width, simd.zero_tail(x, 3))
+    access.store(to, 6 * width, access.load_broadcast(access.data_pointer(a), 2, one))
+    access.store(to, 7 * width, simd.broadcast(simd.reduce_max(x)))
+    access.store(to, 8 * width, simd.negative(x))
 
 
 @njit
 def fold(a: Any) -> tuple[Any, Any]:
-    vector = access.load(access.memory(a), 0, simd.ones(a))
-    return simd.total(vector), simd.peak(vector)
+    vector = access.load(access.data_pointer(a), 0, simd.ones(a))
+    return simd.reduce_add(vector), simd.reduce_max(vector)
 
 
 @njit
 def fold_four(rows: Any, results: Any) -> None:
-    one, values, width = simd.ones(rows), access.memory(rows), rows.shape[1]
+    one, values, width = simd.ones(rows), access.data_pointer(rows), rows.shape[1]
     a, b = access.load(values, 0, one), access.load(values, width, one)
     c, d = access.load(values, 2 * width, one), access.load(values, 3 * width, one)
-    access.store(access.memory(results), 0, simd.totals(a, b, c, d))
+    access.store(access.data_pointer(results), 0, simd.reduce_add4(a, b, c, d))
 
 
 @njit
 def ahead(array: Any, index: int, like: Any) -> int:
-    return access.elements_to_alignment(access.memory(array), index, simd.ones(like))
+    return access.elements_to_alignment(access.data_pointer(array), index, simd.ones(like))
 
 
 @njit
 def fold_all(rows: Any, results: Any) -> None:
     one = simd.ones(rows)
-    access.store(access.memory(results), 0, simd.totals_of(access.memory(rows), 0, one))
+    access.store(
+        access.data_pointer(results), 0, simd.reduce_add_rows(access.data_pointer(rows), 0, one)
+    )
 
 
 @njit
 def at_most(a: Any, b: Any, count: int) -> bool:
     one = simd.ones(a)
-    first, second = access.load(access.memory(a), 0, one), access.load(access.memory(b), 0, one)
+    first, second = (
+        access.load(access.data_pointer(a), 0, one),
+        access.load(access.data_pointer(b), 0, one),
+    )
     return simd.all_at_most(first, second, count)
 
 
 @njit
 def from_scratch_to_alignment(like: Any) -> int:
     one = simd.ones(like)
-    numbers, more = access.scratch(one, 3), access.scratch(one, 16)
+    numbers, more = access.stack_alloc(one, 3), access.stack_alloc(one, 16)
     access.store(more, 0, one)
     numbers[0] = more[0]
     lanes = simd.lanes(one)
@@ -237,14 +246,15 @@ from ln_array_api_backends.numpy import access, simd
 @njit
 def first(source, target, start, count, like):
     one = simd.ones(like)
-    vector = access.load_first(access.memory(source), start, count, one)
-    access.store_first(access.memory(target), start, vector, count)
+    vector = access.load_masked(access.data_pointer(source), start, count, one)
+    access.store_masked(access.data_pointer(target), start, vector, count)
 
 @njit
 def whole(source, target, start, count, like):
     one = simd.ones(like)
-    access.prefetch(access.memory(source), source.size + 1000)
-    access.store(access.memory(target), 0, access.load(access.memory(source), start, one))
+    source_ptr = access.data_pointer(source)
+    access.prefetch(source_ptr, source.size + 1000)
+    access.store(access.data_pointer(target), 0, access.load(source_ptr, start, one))
 
 def before_a_hole():
     page = mmap.PAGESIZE
@@ -424,5 +434,5 @@ def test_elements_beyond_2_to_the_31() -> None:
 
 @njit
 def copy_far(array: Any, source: int, target: int) -> None:
-    place = access.memory(array)
+    place = access.data_pointer(array)
     access.store(place, target, access.load(place, source, simd.ones(array)))

@@ -280,7 +280,7 @@ def test_tiles_threads_and_the_pool_change_no_bit(
         monkeypatch.setattr(window_calls, "COLUMNS", columns)
         for parallel in (0, 1 << 60):
             monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
-            monkeypatch.setattr(calls, "POOLED", parallel)
+            monkeypatch.setattr(calls, "POOLED_MIN_BYTES", parallel)
             registry.plans.clear()
             same(results(x, dy, size=size), expected)
 
