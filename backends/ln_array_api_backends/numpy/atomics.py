@@ -34,6 +34,9 @@ _sched_setaffinity = types.ExternalFunction("sched_setaffinity", _of_thread)
 _SET_BYTES, _WORD_BITS = 128, 64
 #: Python's locks, which need no interpreter. Any thread may release one.
 _new_lock = ctypes.PYFUNCTYPE(ctypes.c_void_p)(("PyThread_allocate_lock", ctypes.pythonapi))
+_take_lock = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int)(
+    ("PyThread_acquire_lock", ctypes.pythonapi)
+)
 _acquire_lock = types.ExternalFunction(
     "PyThread_acquire_lock", types.int32(types.intp, types.int32)
 )
@@ -157,10 +160,14 @@ def nanoseconds() -> Any:
 
 
 def new_lock() -> int:
-    """The address of a lock that is free, and stays until the process ends."""
+    """Return the address of a lock that is taken, and that stays until the process ends.
+
+    `acquire_lock` would be compiled in each process to be called from Python.
+    """
     lock: int | None = _new_lock()
     if lock is None:
         raise MemoryError("there is no memory for a lock")
+    _take_lock(lock, 0)
     return lock
 
 

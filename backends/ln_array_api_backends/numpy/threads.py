@@ -20,9 +20,8 @@ from numba.np.ufunc import parallel
 
 from ln_array_api import _forks
 
-from .atomics import acquire_lock, new_lock
+from .atomics import new_lock
 from .claims import (
-    ASLEEP,
     CACHE_LINE_BYTES,
     CLAIMS,
     LOCK,
@@ -64,22 +63,14 @@ class _Pool:
 
     def _add_thread(self, help_: Any) -> None:
         helper = len(self._threads)
-        lock, region = new_lock(), self._first + CLAIMS + 8 * (helper + 1)
-        acquire_lock(lock)  # so that it blocks the thread
-        self._memory[region + LOCK] = lock
+        region = self._first + CLAIMS + 8 * (helper + 1)
+        self._memory[region + LOCK] = new_lock()
         name = f"ln_array_api-{helper}"
         thread = threading.Thread(target=help_, args=(self.address, helper), name=name, daemon=True)
         thread.start()
         self._memory[region + THREAD] = thread.native_id or 0
         self._threads.append(thread)
         self._num_threads += 1
-
-    def num_asleep(self) -> int:
-        """How many threads sleep."""
-        return sum(
-            self._memory[self._first + CLAIMS + 8 * (helper + 1) + ASLEEP]
-            for helper in range(len(self._threads))
-        )
 
     def stop(self) -> None:
         """End all threads, so that none is left in the middle of a part when Python ends."""
