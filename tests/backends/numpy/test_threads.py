@@ -245,6 +245,30 @@ def test_the_threads_of_numba_are_not_started(tmp_path: Path) -> None:
     assert run(tmp_path, NUMBAS, NUMBA_NUM_THREADS="2") == [*expected()[:1], "False"]
 
 
+COMPILED = """
+from numba.core import event
+
+class Log(event.Listener):
+    functions = []
+
+    def on_start(self, event):
+        self.functions.append(str(event.data["dispatcher"]))
+
+    def on_end(self, event):
+        pass
+
+if __name__ == "__main__":
+    with event.install_listener("numba:compile", Log()):
+        digests(SHAPES[:1])
+    print(len(Log.functions))
+"""
+
+
+def test_a_first_parallel_call_of_a_process_compiles_nothing(tmp_path: Path) -> None:
+    run(tmp_path, COMPILED, NUMBA_NUM_THREADS="2")  # this one may have to
+    assert run(tmp_path, COMPILED, NUMBA_NUM_THREADS="2") == ["0"]
+
+
 @njit
 def _count(counts: Any, delay: int, start: int, stop: int) -> None:
     for i in range(start, stop):
