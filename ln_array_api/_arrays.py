@@ -396,6 +396,33 @@ def reshape_contiguous(
     return library.reshape(x, shape)
 
 
+def reshape(x: Array, shape: tuple[int, ...]) -> Array:
+    """Reshape x by the fastest way that its library has."""
+    return library_of(x).reshape(x, shape)
+
+
+def reshaped(x: Array, shape: tuple[int, ...]) -> Array:
+    """Reshape x, unless it has this rank already; lengths may be unknown."""
+    return x if len(x.shape) == len(shape) else library_of(x).reshape(x, shape)
+
+
+def broadcast_like(values: Array | None, like: Array, shape: tuple[int, ...]) -> Any:
+    """Cast a parameter or statistic to the dtype of `like`, and reshape it to broadcast with x."""
+    if values is None:
+        return None
+    return reshaped(library_of(like).xp.astype(values, like.dtype, copy=False), shape)
+
+
+def restore_shape(x: Array, shape: tuple[int, ...], permutation: tuple[int, ...] = ()) -> Array:
+    """Undo `reshape_contiguous` of an array of this shape."""
+    library = library_of(x)
+    if not permutation:
+        return library.reshape(x, shape)
+    x = library.reshape(x, tuple(shape[axis] for axis in permutation))
+    inverse = sorted(range(len(permutation)), key=permutation.__getitem__)
+    return library.xp.permute_dims(x, tuple(inverse))
+
+
 def ascontiguous(x: Array) -> Array:
     """Return x as a contiguous array, where its library has strides and all lengths are known.
 

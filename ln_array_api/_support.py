@@ -29,6 +29,12 @@ PRIMITIVES = {
 #: What they are made of where no backend has kernels for the family; else of operations.
 WITHOUT_KERNELS = {"power_norm": "rows"}
 
+
+def function_names() -> tuple[str, ...]:
+    """Return the names of the functions of all operations."""
+    return tuple(name + part for name in PRIMITIVES for part in ("", "_forward", "_backward"))
+
+
 _ALL = "float16, bfloat16, float32, float64"
 _OF_ML_DTYPES = "float16, bfloat16 (ml_dtypes), float32, float64"
 

@@ -22,19 +22,18 @@ from typing import Any, NamedTuple, Protocol
 from . import _forks
 from ._arrays import (
     Array,
-    bound_to_device,
     device_of,
     dtype_name,
     dtype_name_or_none,
     library_of,
 )
-from ._specs import ChannelsSpec as ChannelsSpec
-from ._specs import FamilyPrimitive as FamilyPrimitive
-from ._specs import FamilySpec as FamilySpec
-from ._specs import Layout as Layout
-from ._specs import Primitive as Primitive
-from ._specs import RowsSpec as RowsSpec
-from ._specs import Spec as Spec
+from ._dispatch.specs import ChannelsSpec as ChannelsSpec
+from ._dispatch.specs import FamilyPrimitive as FamilyPrimitive
+from ._dispatch.specs import FamilySpec as FamilySpec
+from ._dispatch.specs import Layout as Layout
+from ._dispatch.specs import Primitive as Primitive
+from ._dispatch.specs import RowsSpec as RowsSpec
+from ._dispatch.specs import Spec as Spec
 from .errors import BackendError, BackendWarning
 from .kernels import channels, rows
 
@@ -396,25 +395,29 @@ def use_backend(name: str) -> Iterator[None]:
         _requested.reset(token)
 
 
-#: The backend asked for in this thread or task, or None: a part of each plan's key.
+#: Return the backend asked for in this thread or task, or None: a part of each plan's key.
 requested_backend = _requested.get
-
-_PLANS_AT_MOST = 4096
+#: The plans of calls, by their keys: see ``_dispatch.cache``.
 plans: dict[Hashable, Any] = {}
 
 
-def cache_plan(key: Hashable, plan: Any, x: Array) -> None:
-    """Let a plan run on the device of x, and cache it, unless its key is None.
+class _Anew(str):
+    """What was asked for, but never part of a key, so that a call makes its plan anew."""
 
-    A full cache is cleared, which bounds its size in programs with many shapes.
-    """
-    current_device = library_of(x).current_device
-    if current_device is not None:
-        for name in ("run", "forward", "inference", "backward"):
-            if hasattr(plan, name):
-                bound = bound_to_device(x.device, current_device, getattr(plan, name))
-                setattr(plan, name, bound)
-    if len(plans) >= _PLANS_AT_MOST:
-        plans.clear()
-    if key is not None:
-        plans[key] = plan
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+
+@contextmanager
+def planning_anew() -> Iterator[None]:
+    """Make no use of the plans that are cached."""
+    token = _requested.set(_Anew(_requested.get() or ""))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def is_planning_anew() -> bool:
+    """Whether this is within `planning_anew`."""
+    return isinstance(_requested.get(), _Anew)

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _check
-from ._arrays import (
-    Array,
-    dtype_name,
-    dtype_name_or_none,
-    has_symbols,
-    library_of,
-    on_device_of_x,
-)
-from ._beside import broadcast_like, check_gradient, check_inputs, check_saved
-from ._explain import explained_by
-from ._family import Call, call_on
-from ._instances import Instances
-from ._plans import cast_statistic, finish_gradient, reshaped
-from ._views import ChannelGroups, RowsView
+from ._arrays import Array, broadcast_like, has_symbols, library_of
+from ._dispatch import checks
+from ._dispatch.cache import plan_of
+from ._dispatch.instances import Instances, InstancesPlan
+from ._dispatch.plans import finish_gradient
+from ._dispatch.views import ChannelGroups, RowsView, view_of
 from .kernels.instances import common_mean, common_rstd
 from .kernels.reductions import sum_over
 from .kernels.rows import astype_like
@@ -55,37 +47,26 @@ def _checked(
     beta: Array | None,
     channel_axis: int,
 ) -> RowsView:
-    view = check_inputs(func_name, ChannelGroups(None, channel_axis), x, gamma=gamma, beta=beta)
-    _check.operand(func_name, "rho", rho, x, view.parameter, view.shape_text)
+    checks.array(func_name, "x", x)
+    view = view_of(func_name, ChannelGroups(None, channel_axis), tuple(x.shape))
+    checks.parameters(func_name, x, view, gamma=gamma, beta=beta)
+    checks.parameter(func_name, "rho", rho, x, view)
     return view
 
 
-def _checked_forward(
-    func_name: str, x: Array, *, epsilon: float, **others: Any
-) -> tuple[RowsView, float]:
-    return _checked(func_name, x, **others), _check.epsilon(func_name, epsilon, x.dtype)
-
-
-def _forward_call(func_name: str, x: Array, **others: Any) -> Call:
-    view, epsilon = _checked_forward(func_name, x, **others)
-    return call_on("instances_statistics", x, view.rows, epsilon=epsilon)
+def _forward_plan(func_name: str, x: Array, *others: Any) -> InstancesPlan:
+    *parameters, epsilon = others
+    view = _checked(func_name, x, *parameters)
+    epsilon = checks.epsilon(func_name, epsilon, x.dtype)
+    return InstancesPlan(view, _forward, x, epsilon=epsilon)
 
 
 def _forward(
-    func_name: str,
-    x: Array,
-    rho: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    channel_axis: int,
-    epsilon: float,
+    plan: InstancesPlan, x: Array, rho: Array, gamma: Array | None, beta: Array | None
 ) -> BatchInstanceForward:
-    given = {"rho": rho, "gamma": gamma, "beta": beta, "channel_axis": channel_axis}
-    view, epsilon = _checked_forward(func_name, x, epsilon=epsilon, **given)
-    xp, instances = library_of(x).xp, Instances(x, view)
-    mean, mean_residual, _, rstd = instances.statistics(epsilon)
-    shape = view.broadcast_parameter
-    rho, gamma, beta = (broadcast_like(xp, each, mean, shape) for each in (rho, gamma, beta))
+    xp, view, instances = library_of(x).xp, plan.view, Instances(plan, x)
+    mean, mean_residual, _, rstd = instances.statistics()
+    rho, gamma, beta = (broadcast_like(each, mean, plan.shape) for each in (rho, gamma, beta))
     with np.errstate(all="ignore"):
         batch_mean, from_batch = common_mean(xp, mean, mean_residual, 0)
         batch_rstd = common_rstd(xp, rstd, from_batch, 0)
@@ -107,12 +88,10 @@ def _forward(
 
 
 def _scales(rho: Array, gamma: Array | None) -> tuple[Array, Array]:
-    """What batch norm and instance norm are multiplied by before they are added."""
+    """Return what batch norm and instance norm are multiplied by before they are added."""
     return (rho, 1 - rho) if gamma is None else (rho * gamma, (1 - rho) * gamma)
 
 
-@explained_by(_forward_call)
-@on_device_of_x
 def batch_instance_norm(
     x: Array,
     rho: Array,
@@ -131,17 +110,10 @@ def batch_instance_norm(
 
     Parameters
     ----------
-    x : array
-        Of shape (B, C, ...), or with the channels on any other axis but the first; of any array
-        library that follows the Python array API standard, of any layout, with dtype float16,
-        bfloat16, float32 or float64.
+    x, gamma, beta, channel_axis
+        As for `group_norm`.
     rho : array
         Of shape (C,), in x's dtype or a wider one. It is for the caller to keep it in [0, 1].
-    gamma, beta : array, optional
-        Scale and shift of shape (C,), in x's dtype or a wider one. Either may be absent.
-    channel_axis : int, default: 1
-        The axis of the channels: 1 for channels first, -1 for channels last. Not the first axis,
-        which is the batch.
     epsilon : float, default: 1e-5
         Added to either variance, inside the root. Finite and at least 0; with 0 a constant
         channel of a sample gives NaN.
@@ -153,13 +125,8 @@ def batch_instance_norm(
 
     Raises
     ------
-    TypeError
-        If an argument is no array, or of another library or of an unsupported dtype.
-    ValueError
-        If channel_axis is out of range or the batch axis, epsilon is negative or not finite, or a
-        shape does not fit.
-    DeviceMismatchError
-        If the arrays are not on one device.
+    TypeError, ValueError, DeviceMismatchError
+        As for `group_norm`.
 
     Notes
     -----
@@ -177,11 +144,11 @@ def batch_instance_norm(
     array([[[-1.171,  0.276]],
            [[-0.276,  1.171]]])
     """
-    return _forward("batch_instance_norm", x, rho, gamma, beta, channel_axis, epsilon).y
+    arrays = x, rho, gamma, beta
+    plan = plan_of(_forward_plan, "batch_instance_norm", arrays, channel_axis, epsilon)
+    return plan.run(*arrays).y
 
 
-@explained_by(_forward_call)
-@on_device_of_x
 def batch_instance_norm_forward(
     x: Array,
     rho: Array,
@@ -219,38 +186,90 @@ def batch_instance_norm_forward(
     (array([4.]), array([[2.],
            [6.]]))
     """
-    return _forward("batch_instance_norm_forward", x, rho, gamma, beta, channel_axis, epsilon)
+    arrays = x, rho, gamma, beta
+    plan = plan_of(_forward_plan, "batch_instance_norm_forward", arrays, channel_axis, epsilon)
+    return BatchInstanceForward(*plan.run(*arrays))
 
 
-def _checked_backward(
+def _backward_plan(
     func_name: str,
     dy: Array,
     x: Array,
-    *,
     batch_mean: Array,
     batch_rstd: Array,
     instance_mean: Array,
     instance_rstd: Array,
+    *others: Any,
+) -> InstancesPlan:
+    *parameters, need = others
+    need = checks.need(func_name, need, BatchInstanceGradients._fields)
+    view = _checked(func_name, x, *parameters)
+    checks.gradient(func_name, x, dy=dy)
+    checks.saved(func_name, x, view.parameter, batch_mean=batch_mean, batch_rstd=batch_rstd)
+    of_instances = {"instance_mean": instance_mean, "instance_rstd": instance_rstd}
+    checks.saved(func_name, x, view.statistic, **of_instances)
+    return InstancesPlan(view, partial(_backward, need=need), x, dy)
+
+
+def _backward(
+    plan: InstancesPlan,
+    dy: Array,
+    x: Array,
+    batch_mean: Array,
+    batch_rstd: Array,
+    instance_mean: Array,
+    instance_rstd: Array,
+    rho: Array,
+    gamma: Array | None,
+    beta: Array | None,
     need: tuple[str, ...],
-    **others: Any,
-) -> tuple[tuple[str, ...], RowsView]:
-    need = _check.need(func_name, need, BatchInstanceGradients._fields)
-    view = _checked(func_name, x, **others)
-    check_gradient(func_name, x, dy=dy)
-    check_saved(func_name, x, view.parameter, batch_mean=batch_mean, batch_rstd=batch_rstd)
-    check_saved(
-        func_name, x, view.statistic, instance_mean=instance_mean, instance_rstd=instance_rstd
+) -> BatchInstanceGradients:
+    if not need:
+        return BatchInstanceGradients(*[None] * 4)
+    xp, view, shape = library_of(x).xp, plan.view, plan.shape
+    mean, rstd = plan.with_rank(instance_mean), plan.with_rank(instance_rstd)
+    common = broadcast_like(batch_rstd, mean, shape)
+    if 0 in x.shape:  # the NaN that stands for no statistics must not reach the gradients
+        mean, rstd, common = xp.zeros_like(mean), xp.ones_like(rstd), xp.ones_like(common)
+    mixture, scale = broadcast_like(rho, mean, shape), broadcast_like(gamma, mean, shape)
+    of_batch, of_instance = _scales(mixture, scale)
+    instances, n = Instances(plan, x, dy), max(view.rows[1], 1)
+    if not has_symbols(x) and n == 1:  # no element differs from the mean of its instance
+        of_instance = 0 * of_instance
+    mean_residual, sum_dy, by_instance = instances.sums(mean, rstd)
+    dx = drho = dgamma = None
+    with np.errstate(all="ignore"):
+        # The x̂ of the batch is that of the instance times a ratio, plus a shift.
+        ratio, shift = common / rstd, common_mean(xp, mean, mean_residual, 0)[1] * common
+        by_batch = _total(xp, by_instance * ratio + sum_dy * shift)
+        dbeta = _total(xp, sum_dy)
+        if "dx" in need:
+            in_batch = of_batch * ratio
+            count = max(x.shape[0], 1) * n
+            dx = instances.gradient(
+                *(mean, mean_residual, rstd, in_batch + of_instance),
+                -(in_batch * ratio * (by_batch / count) + of_instance * (by_instance / n)),
+                -(in_batch * ((dbeta + shift * by_batch) / count) + of_instance * (sum_dy / n)),
+            )
+        by_instance = _total(xp, by_instance)
+        if "drho" in need:
+            drho = by_batch - by_instance
+            drho = drho if scale is None else drho * scale
+        if "dgamma" in need and gamma is not None:
+            dgamma = mixture * by_batch + (1 - mixture) * by_instance
+    return BatchInstanceGradients(
+        dx,
+        finish_gradient(drho, view.parameter, x, rho),
+        finish_gradient(dgamma, view.parameter, x, gamma),
+        finish_gradient(dbeta if "dbeta" in need else None, view.parameter, x, gamma, beta),
     )
-    return need, view
 
 
-def _backward_call(func_name: str, dy: Array, x: Array, **others: Any) -> Call:
-    _, view = _checked_backward(func_name, dy, x, **others)
-    return call_on("instances_sums", x, view.rows, dy=dtype_name_or_none(dy))
+def _total(xp: Any, values: Array) -> Array:
+    """Sum the values of instances over the batch."""
+    return astype_like(xp, sum_over(xp, values, (0,), fused=False, wide=True), values)
 
 
-@explained_by(_backward_call)
-@on_device_of_x
 def batch_instance_norm_backward(
     dy: Array,
     x: Array,
@@ -270,14 +289,12 @@ def batch_instance_norm_backward(
 
     Parameters
     ----------
-    dy : array
-        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
-    x, rho : array
-        What y was computed from.
+    dy, x, gamma, beta
+        As for `layer_norm_backward`, with gamma and beta of shape (C,).
+    rho : array
+        As in the forward pass.
     batch_mean, batch_rstd, instance_mean, instance_rstd : array
         From `batch_instance_norm_forward`.
-    gamma, beta : array, optional
-        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
     channel_axis : int, default: 1
         As in the forward pass.
     need : tuple of str, default: all
@@ -290,11 +307,8 @@ def batch_instance_norm_backward(
         Of x's shape and dtype.
     drho : array or None
         Of shape (C,) and rho's dtype.
-    dgamma : array or None
-        Of shape (C,) and gamma's dtype; None where gamma is absent.
-    dbeta : array or None
-        Of shape (C,), in the dtype of beta, or of gamma where beta is absent, or of x where both
-        are.
+    dgamma, dbeta : array or None
+        As from `layer_norm_backward`, of shape (C,).
 
     Raises
     ------
@@ -323,65 +337,7 @@ def batch_instance_norm_backward(
     >>> gradients.drho.round(4), gradients.dbeta
     (array([-0.2568]), array([1.]))
     """
-    func_name = "batch_instance_norm_backward"
-    need, view = _checked_backward(
-        func_name,
-        dy,
-        x,
-        batch_mean=batch_mean,
-        batch_rstd=batch_rstd,
-        instance_mean=instance_mean,
-        instance_rstd=instance_rstd,
-        need=need,
-        rho=rho,
-        gamma=gamma,
-        beta=beta,
-        channel_axis=channel_axis,
-    )
-    if not need:
-        return BatchInstanceGradients(*[None] * 4)
-    xp, shape, dtype = library_of(x).xp, view.broadcast_parameter, dtype_name(x.dtype)
-    mean, rstd = (
-        reshaped(cast_statistic(xp, each, dtype), view.broadcast_statistic)
-        for each in (instance_mean, instance_rstd)
-    )
-    common = broadcast_like(xp, batch_rstd, mean, shape)
-    if 0 in x.shape:  # the NaN that stands for no statistics must not reach the gradients
-        mean, rstd, common = xp.zeros_like(mean), xp.ones_like(rstd), xp.ones_like(common)
-    mixture, scale = broadcast_like(xp, rho, mean, shape), broadcast_like(xp, gamma, mean, shape)
-    of_batch, of_instance = _scales(mixture, scale)
-    instances, n = Instances(x, view, dy), max(view.rows[1], 1)
-    if not has_symbols(x) and n == 1:  # no element differs from the mean of its instance
-        of_instance = 0 * of_instance
-    mean_residual, sum_dy, by_instance = instances.sums(mean, rstd)
-    dx = drho = dgamma = None
-    with np.errstate(all="ignore"):
-        # The x̂ of the batch is that of the instance times a ratio, plus a shift.
-        ratio, shift = common / rstd, common_mean(xp, mean, mean_residual, 0)[1] * common
-        by_batch = _total(xp, by_instance * ratio + sum_dy * shift)
-        dbeta = _total(xp, sum_dy)
-        if "dx" in need:
-            in_batch = of_batch * ratio
-            count = max(x.shape[0], 1) * n
-            dx = instances.gradient(
-                *(mean, mean_residual, rstd, in_batch + of_instance),
-                -(in_batch * ratio * (by_batch / count) + of_instance * (by_instance / n)),
-                -(in_batch * ((dbeta + shift * by_batch) / count) + of_instance * (sum_dy / n)),
-            )
-        by_instance = _total(xp, by_instance)
-        if "drho" in need:
-            drho = by_batch - by_instance
-            drho = drho if scale is None else drho * scale
-        if "dgamma" in need and gamma is not None:
-            dgamma = mixture * by_batch + (1 - mixture) * by_instance
-    return BatchInstanceGradients(
-        dx,
-        finish_gradient(xp, drho, view.parameter, x, rho),
-        finish_gradient(xp, dgamma, view.parameter, x, gamma),
-        finish_gradient(xp, dbeta if "dbeta" in need else None, view.parameter, x, gamma, beta),
-    )
-
-
-def _total(xp: Any, values: Array) -> Array:
-    """The sum over the batch of what each instance has."""
-    return astype_like(xp, sum_over(xp, values, (0,), fused=False, wide=True), values)
+    statistics = batch_mean, batch_rstd, instance_mean, instance_rstd
+    arrays = dy, x, *statistics, rho, gamma, beta
+    plan = plan_of(_backward_plan, "batch_instance_norm_backward", arrays, channel_axis, need)
+    return BatchInstanceGradients(*plan.run(*arrays))

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _channels
 from ._arrays import (
     Array,
     detach,
@@ -16,9 +15,10 @@ from ._arrays import (
     reshape_contiguous,
     to_acc_dtype,
 )
-from ._channels_last import keeps_channels_last
-from ._explain import explained_by
-from ._plans import GRADIENTS
+from ._dispatch import channels
+from ._dispatch.cache import plan_of
+from ._dispatch.channels_last import keeps_channels_last
+from ._dispatch.plans import GRADIENTS
 from .layer_norm import EPSILON, Gradients, make_namedtuple
 
 MOMENTUM = 0.1
@@ -34,7 +34,6 @@ class BatchForward(NamedTuple):
     running_var: Array | None
 
 
-@explained_by(_channels.inference_plan)
 @keeps_channels_last
 def batch_norm(
     x: Array,
@@ -53,18 +52,11 @@ def batch_norm(
 
     Parameters
     ----------
-    x : array
-        Of shape (B, C, ...), or with the channels on any other axis but the first; of any array
-        library that follows the Python array API standard, of any layout, with dtype float16,
-        bfloat16, float32 or float64.
+    x, gamma, beta, channel_axis
+        As for `group_norm`.
     mean, var : array
         Mean and variance of each channel, of shape (C,), in x's dtype or a wider one: the running
         statistics of `batch_norm_forward`, or those of `Moments`.
-    gamma, beta : array, optional
-        Scale and shift of shape (C,), in x's dtype or a wider one. Either may be absent.
-    channel_axis : int, default: 1
-        The axis of the channels: 1 for channels first, -1 for channels last. Not the first axis,
-        which is the batch.
     epsilon : float, default: 1e-5
         Added to the variance, inside the root. Finite and at least 0.
 
@@ -75,18 +67,8 @@ def batch_norm(
 
     Raises
     ------
-    TypeError
-        If an argument is no array, or of another library or of an unsupported dtype.
-    ValueError
-        If channel_axis is out of range or the batch axis, epsilon is negative or not finite, or a
-        shape does not fit.
-    DeviceMismatchError
-        If the arrays are not on one device.
-
-    See Also
-    --------
-    batch_norm_forward : takes the statistics from x itself, as in training.
-    Moments : statistics of data that comes in parts.
+    TypeError, ValueError, DeviceMismatchError
+        As for `group_norm`.
 
     Notes
     -----
@@ -105,11 +87,11 @@ def batch_norm(
     array([[ 0., -1.],
            [ 1.,  1.]])
     """
-    plan = _channels.inference_plan("batch_norm", x, mean, var, gamma, beta, channel_axis, epsilon)
-    return plan.inference(x, mean, var, gamma, beta)
+    arrays = x, mean, var, gamma, beta
+    plan = plan_of(channels.inference_plan, "batch_norm", arrays, channel_axis, epsilon)
+    return plan.run(*arrays)
 
 
-@explained_by(_channels.forward_plan)
 @keeps_channels_last
 def batch_norm_forward(
     x: Array,
@@ -174,14 +156,10 @@ def batch_norm_forward(
     >>> result.running_mean, result.running_var
     (array([0.2, 2. ]), array([ 1.1, 20.9]))
     """
-    plan = _channels.forward_plan(
-        "batch_norm_forward",
-        *(x, gamma, beta, running_mean, running_var),
-        channel_axis,
-        epsilon,
-        momentum,
-    )
-    y, mean, var, rstd = plan.forward(x, gamma, beta)
+    arrays = x, gamma, beta, running_mean, running_var
+    options = channel_axis, epsilon, momentum
+    plan = plan_of(channels.forward_plan, "batch_norm_forward", arrays, *options)
+    y, mean, var, rstd = plan.run(x, gamma, beta)
     if running_mean is not None:
         running_mean = _running(running_mean, mean, momentum)
     if running_var is not None:
@@ -202,7 +180,6 @@ def _running(running: Array, batch: Array, momentum: float, correction: float = 
         return xp.astype(moved, native_dtype(running), copy=False)
 
 
-@explained_by(_channels.backward_plan)
 @keeps_channels_last
 def batch_norm_backward(
     dy: Array,
@@ -220,29 +197,17 @@ def batch_norm_backward(
 
     Parameters
     ----------
-    dy : array
-        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
-    x : array
-        What y was computed from.
+    dy, x, gamma, beta, need
+        As for `layer_norm_backward`, with gamma and beta of shape (C,).
     mean, rstd : array
         From `batch_norm_forward`.
-    gamma, beta : array, optional
-        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
     channel_axis : int, default: 1
         As in the forward pass.
-    need : tuple of str, default: all
-        Which gradients to compute, out of "dx", "dgamma" and "dbeta". The others are None and
-        cost nothing.
 
     Returns
     -------
-    dx : array or None
-        Of x's shape and dtype.
-    dgamma : array or None
-        Of shape (C,) and gamma's dtype; None where gamma is absent.
-    dbeta : array or None
-        Of shape (C,), in the dtype of beta, or of gamma where beta is
-        absent, or of x where both are.
+    dx, dgamma, dbeta : array or None
+        As from `layer_norm_backward`, dgamma and dbeta of shape (C,).
 
     Raises
     ------
@@ -268,7 +233,6 @@ def batch_norm_backward(
     >>> dbeta
     array([1.])
     """
-    plan = _channels.backward_plan(
-        "batch_norm_backward", dy, x, mean, rstd, gamma, beta, channel_axis, need
-    )
-    return make_namedtuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))
+    arrays = dy, x, mean, rstd, gamma, beta
+    plan = plan_of(channels.backward_plan, "batch_norm_backward", arrays, channel_axis, need)
+    return make_namedtuple(Gradients, plan.backward(*arrays))

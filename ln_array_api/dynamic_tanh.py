@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
-import numpy as np
-
-from . import _check
-from ._arrays import (
-    Array,
-    dtype_name_or_none,
-    library_of,
-    native_dtype,
-    on_device_of_x,
-    reshape_contiguous,
-    to_acc_dtype,
-)
-from ._beside import broadcast_like, check_gradient, check_inputs
-from ._explain import explained_by
-from ._family import Call, call_on
-from ._plans import finish_gradient
-from ._views import RowsView, of_elements
-from .kernels.reductions import sum_over
+from ._arrays import Array, dtype_name_or_none
+from ._dispatch import checks
+from ._dispatch.cache import plan_of
+from ._dispatch.family import family_plan
+from ._dispatch.plans import Plan, cast_gradient
+from ._dispatch.views import RowsView, of_elements, view_of
+from .kernels import tanh
 
 
 class TanhForward(NamedTuple):
@@ -40,26 +29,6 @@ class TanhGradients(NamedTuple):
     dbeta: Array | None
 
 
-def _planned(
-    func_name: str,
-    x: Array,
-    alpha: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: int | tuple[int, ...],
-) -> tuple[Call, RowsView]:
-    """How a call runs, once its arguments are checked, and how x is seen for it."""
-    view = _checked(func_name, x, alpha, gamma, beta, axis)
-    view = of_elements(view, parameters=gamma is not None or beta is not None)
-    dtypes = {
-        "alpha": dtype_name_or_none(alpha),
-        "gamma": dtype_name_or_none(gamma),
-        "beta": dtype_name_or_none(beta),
-    }
-    parts = {"groups": view.groups, "repeat": view.repeat}
-    return call_on("tanh_forward", x, view.rows, **parts, **dtypes), view
-
-
 def _checked(
     func_name: str,
     x: Array,
@@ -68,17 +37,72 @@ def _checked(
     beta: Array | None,
     axis: int | tuple[int, ...],
 ) -> RowsView:
-    view = check_inputs(func_name, axis, x, gamma=gamma, beta=beta)
-    _check.operand(func_name, "alpha", alpha, x, (), "that of a single number")
+    checks.array(func_name, "x", x)
+    view = view_of(func_name, checks.canonical_axis(func_name, axis), tuple(x.shape))
+    checks.parameters(func_name, x, view, gamma=gamma, beta=beta)
+    checks.operand(func_name, "alpha", alpha, x, (), "that of a single number")
     return view
 
 
-def _explained(func_name: str, **arguments: Any) -> Call:
-    return _planned(func_name, **arguments)[0]
+def _forward_plan(
+    func_name: str,
+    x: Array,
+    alpha: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    axis: int | tuple[int, ...],
+) -> Plan:
+    view = _checked(func_name, x, alpha, gamma, beta, axis)
+    generic = partial(tanh.tanh_forward, shape=view.broadcast_parameter)
+    view = of_elements(view, parameters=gamma is not None or beta is not None)
+    return family_plan(
+        "tanh_forward",
+        x,
+        view,
+        generic,
+        groups=view.groups,
+        repeat=view.repeat,
+        alpha=dtype_name_or_none(alpha),
+        gamma=dtype_name_or_none(gamma),
+        beta=dtype_name_or_none(beta),
+    )
 
 
-@explained_by(_explained)
-@on_device_of_x
+def _backward_plan(
+    func_name: str,
+    dy: Array,
+    x: Array,
+    alpha: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    axis: int | tuple[int, ...],
+    need: tuple[str, ...],
+) -> Plan:
+    need = checks.need(func_name, need, TanhGradients._fields)
+    view = _checked(func_name, x, alpha, gamma, beta, axis)
+    checks.gradient(func_name, x, dy=dy)
+    needs = "dx" in need, "dalpha" in need, "dgamma" in need and gamma is not None, "dbeta" in need
+    generic = partial(
+        tanh.tanh_backward,
+        shape=view.broadcast_parameter,
+        parameter_axes=view.parameter_axes,
+        need=needs,
+    )
+    view = of_elements(view, parameters=gamma is not None or "dbeta" in need)
+    return family_plan(
+        "tanh_backward",
+        x,
+        view,
+        generic,
+        groups=view.groups,
+        repeat=view.repeat,
+        alpha=dtype_name_or_none(alpha),
+        gamma=dtype_name_or_none(gamma),
+        dy=dtype_name_or_none(dy),
+        need=needs,
+    )
+
+
 def dynamic_tanh(
     x: Array,
     alpha: Array,
@@ -112,12 +136,8 @@ def dynamic_tanh(
 
     Raises
     ------
-    TypeError
-        If an argument is no array, or of another library or of an unsupported dtype.
-    ValueError
-        If a shape does not fit, or an axis is out of range.
-    DeviceMismatchError
-        If the arrays are not on one device.
+    TypeError, ValueError, DeviceMismatchError
+        As for `layer_norm`.
 
     Notes
     -----
@@ -132,11 +152,10 @@ def dynamic_tanh(
     >>> ln.dynamic_tanh(np.asarray([[-8.0, 0.0, 1.0]]), np.asarray(0.5)).round(4)
     array([[-0.9993,  0.    ,  0.4621]])
     """
-    return _tanh("dynamic_tanh", x, alpha, gamma, beta, axis)
+    arrays = x, alpha, gamma, beta
+    return plan_of(_forward_plan, "dynamic_tanh", arrays, axis).run(*arrays)
 
 
-@explained_by(_explained)
-@on_device_of_x
 def dynamic_tanh_forward(
     x: Array,
     alpha: Array,
@@ -165,79 +184,10 @@ def dynamic_tanh_forward(
     >>> ln.dynamic_tanh_forward(np.asarray([0.0, 1.0]), np.asarray(0.5)).y.round(4)
     array([0.    , 0.4621])
     """
-    return TanhForward(_tanh("dynamic_tanh_forward", x, alpha, gamma, beta, axis))
+    arrays = x, alpha, gamma, beta
+    return TanhForward(plan_of(_forward_plan, "dynamic_tanh_forward", arrays, axis).run(*arrays))
 
 
-def _tanh(
-    func_name: str,
-    x: Array,
-    alpha: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: int | tuple[int, ...],
-) -> Array:
-    call, view = _planned(func_name, x, alpha, gamma, beta, axis)
-    if call.has_kernel:
-        rows = view.to_rows(x, call.choice.ascontiguous)
-        return view.from_rows(call.results(rows, alpha, _flat(gamma), _flat(beta)))
-    xp, x_acc = library_of(x).xp, to_acc_dtype(library_of(x).xp, x)
-    alpha, gamma, beta = (
-        broadcast_like(xp, alpha, x_acc, ()),
-        broadcast_like(xp, gamma, x_acc, view.broadcast_parameter),
-        broadcast_like(xp, beta, x_acc, view.broadcast_parameter),
-    )
-    with np.errstate(all="ignore"):
-        y = xp.tanh(x_acc * alpha)
-        if gamma is not None:
-            y = y * gamma
-        if beta is not None:
-            y = y + beta
-        return xp.astype(y, native_dtype(x), copy=False)
-
-
-def _flat(parameter: Array | None) -> Array | None:
-    """A parameter as kernels get it."""
-    return (
-        None if parameter is None else reshape_contiguous(parameter, (math.prod(parameter.shape),))
-    )
-
-
-def _planned_backward(
-    func_name: str,
-    dy: Array,
-    x: Array,
-    alpha: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: int | tuple[int, ...],
-    need: tuple[str, ...],
-) -> tuple[Call, RowsView, tuple[str, ...]]:
-    need = _check.need(func_name, need, TanhGradients._fields)
-    view = _checked(func_name, x, alpha, gamma, beta, axis)
-    check_gradient(func_name, x, dy=dy)
-    needs = [
-        "dx" in need,
-        "dalpha" in need,
-        "dgamma" in need and gamma is not None,
-        "dbeta" in need,
-    ]
-    view = of_elements(view, parameters=gamma is not None or needs[-1])
-    dtypes = {
-        "alpha": dtype_name_or_none(alpha),
-        "gamma": dtype_name_or_none(gamma),
-        "dy": dtype_name_or_none(dy),
-    }
-    parts = {"groups": view.groups, "repeat": view.repeat}
-    call = call_on("tanh_backward", x, view.rows, need=tuple(needs), **parts, **dtypes)
-    return call, view, need
-
-
-def _explained_backward(func_name: str, **arguments: Any) -> Call:
-    return _planned_backward(func_name, **arguments)[0]
-
-
-@explained_by(_explained_backward)
-@on_device_of_x
 def dynamic_tanh_backward(
     dy: Array,
     x: Array,
@@ -253,12 +203,10 @@ def dynamic_tanh_backward(
 
     Parameters
     ----------
-    dy : array
-        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
-    x, alpha : array
-        What y was computed from.
-    gamma, beta : array, optional
-        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
+    dy, x, gamma, beta
+        As for `layer_norm_backward`.
+    alpha : array
+        The steepness in the forward pass.
     axis : int or tuple of ints, default: -1
         As in the forward pass.
     need : tuple of str, default: all
@@ -271,11 +219,8 @@ def dynamic_tanh_backward(
         Of x's shape and dtype.
     dalpha : array or None
         Of shape (), in alpha's dtype.
-    dgamma : array or None
-        Of gamma's shape and dtype; None where gamma is absent.
-    dbeta : array or None
-        Of the shape of `axis`, in the dtype of beta, or of gamma where beta is absent, or of x
-        where both are.
+    dgamma, dbeta : array or None
+        As from `layer_norm_backward`, of the shape of `axis`.
 
     Raises
     ------
@@ -297,53 +242,12 @@ def dynamic_tanh_backward(
     >>> gradients.dx.round(4), gradients.dalpha.round(4)
     (array([[0.0007, 0.5   , 0.3932]]), np.float64(0.7757))
     """
-    call, view, need = _planned_backward(
-        "dynamic_tanh_backward", dy, x, alpha, gamma, beta, axis, need
-    )
-    if call.has_kernel:
-        return _by_kernel(call, view, dy, x, alpha, gamma, beta)
-    xp, x_acc = library_of(x).xp, to_acc_dtype(library_of(x).xp, x)
-    every = tuple(range(x.ndim))
-    reduced_axes = tuple(each for each in every if each not in view.parameter_axes)
-    steepness = broadcast_like(xp, alpha, x_acc, ())
-    scale = broadcast_like(xp, gamma, x_acc, view.broadcast_parameter)
-    dx = dalpha = dgamma = dbeta = None
-    with np.errstate(all="ignore"):
-        dy, inner = xp.astype(dy, x_acc.dtype, copy=False), x_acc * steepness
-        if "dbeta" in need:
-            dbeta = finish_gradient(
-                xp, sum_over(xp, dy, reduced_axes), view.parameter, x, gamma, beta
-            )
-        if "dgamma" in need and gamma is not None:
-            total = sum_over(xp, dy * xp.tanh(inner), reduced_axes)
-            dgamma = finish_gradient(xp, total, view.parameter, x, gamma)
-        if "dx" in need or "dalpha" in need:
-            g = dy if scale is None else dy * scale
-            small = xp.exp(-2 * xp.abs(inner))
-            slope = 4 * small / (1 + small) ** 2
-            if "dx" in need:
-                dx = xp.astype(g * (slope * steepness), native_dtype(x), copy=False)
-            if "dalpha" in need:
-                dalpha = finish_gradient(xp, sum_over(xp, g * (slope * x_acc), every), (), x, alpha)
-    return TanhGradients(dx, dalpha, dgamma, dbeta)
-
-
-def _by_kernel(
-    call: Call,
-    view: RowsView,
-    dy: Array,
-    x: Array,
-    alpha: Array,
-    gamma: Array | None,
-    beta: Array | None,
-) -> TanhGradients:
-    xp, order = library_of(x).xp, call.choice.ascontiguous
-    dx, dalpha, dgamma, dbeta = call.results(
-        view.to_rows(dy, order), view.to_rows(x, order), alpha, _flat(gamma)
-    )
+    arrays = dy, x, alpha, gamma, beta
+    plan = plan_of(_backward_plan, "dynamic_tanh_backward", arrays, axis, need)
+    dx, dalpha, dgamma, dbeta = plan.run(dy, x, alpha, gamma)
     return TanhGradients(
-        None if dx is None else view.from_rows(dx),
-        finish_gradient(xp, dalpha, (), x, alpha),
-        finish_gradient(xp, dgamma, view.parameter, x, gamma),
-        finish_gradient(xp, dbeta, view.parameter, x, gamma, beta),
+        dx,
+        cast_gradient(dalpha, x, alpha),
+        cast_gradient(dgamma, x, gamma),
+        cast_gradient(dbeta, x, gamma, beta),
     )

@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-from . import _rows
 from ._arrays import Array
-from ._channels_last import keeps_channels_last
-from ._explain import explained_by
-from ._plans import GRADIENTS, SomePlan
-from ._views import ChannelGroups
+from ._dispatch.channels_last import keeps_channels_last
+from ._dispatch.plans import GRADIENTS
+from ._dispatch.rows import LAYER, backward_plan, forward_plan
+from ._dispatch.views import ChannelGroups, interned
 from .layer_norm import EPSILON, Forward, Gradients, make_namedtuple
 
 
-def _forward_plan(
-    func_name: str,
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    num_groups: int,
-    channel_axis: int,
-    epsilon: float,
-) -> SomePlan:
-    over = ChannelGroups(num_groups, channel_axis)
-    return _rows.forward_plan(func_name, x, gamma, beta, over, epsilon, None, center=True)
-
-
-def _backward_plan(
-    func_name: str,
-    dy: Array,
-    x: Array,
-    mean: Array,
-    rstd: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    num_groups: int,
-    channel_axis: int,
-    need: tuple[str, ...],
-) -> SomePlan:
-    over = ChannelGroups(num_groups, channel_axis)
-    return _rows.backward_plan(func_name, dy, x, mean, rstd, gamma, beta, over, need, center=True)
-
-
-@explained_by(_forward_plan)
 @keeps_channels_last
 def group_norm(
     x: Array,
@@ -103,11 +72,11 @@ def group_norm(
     >>> ln.group_norm(x, num_groups=1).round(3)
     array([[-0.872, -0.698, -0.087,  1.657]])
     """
-    plan = _forward_plan("group_norm", x, gamma, beta, num_groups, channel_axis, epsilon)
-    return plan.run(x, gamma, beta, None)[0]
+    over = interned(ChannelGroups, num_groups, channel_axis)
+    plan = forward_plan("group_norm", LAYER, x, gamma, beta, over, epsilon)
+    return plan.y(x, gamma, beta)
 
 
-@explained_by(_forward_plan)
 @keeps_channels_last
 def group_norm_forward(
     x: Array,
@@ -142,11 +111,11 @@ def group_norm_forward(
     >>> mean, rstd.round(3)
     (array([[ 2., 20.]]), array([[1. , 0.1]]))
     """
-    plan = _forward_plan("group_norm_forward", x, gamma, beta, num_groups, channel_axis, epsilon)
-    return make_namedtuple(Forward, plan.forward(x, gamma, beta, None))
+    over = interned(ChannelGroups, num_groups, channel_axis)
+    plan = forward_plan("group_norm_forward", LAYER, x, gamma, beta, over, epsilon)
+    return make_namedtuple(Forward, plan.forward(x, gamma, beta))
 
 
-@explained_by(_backward_plan)
 @keeps_channels_last
 def group_norm_backward(
     dy: Array,
@@ -165,29 +134,17 @@ def group_norm_backward(
 
     Parameters
     ----------
-    dy : array
-        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
-    x : array
-        What y was computed from.
+    dy, x, gamma, beta, need
+        As for `layer_norm_backward`, with gamma and beta of shape (C,).
     mean, rstd : array
         From `group_norm_forward`.
-    gamma, beta : array, optional
-        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
     num_groups, channel_axis
         As in the forward pass.
-    need : tuple of str, default: all
-        Which gradients to compute, out of "dx", "dgamma" and "dbeta". The others are None and
-        cost nothing.
 
     Returns
     -------
-    dx : array or None
-        Of x's shape and dtype.
-    dgamma : array or None
-        Of shape (C,) and gamma's dtype; None where gamma is absent.
-    dbeta : array or None
-        Of shape (C,), in the dtype of beta, or of gamma where beta is
-        absent, or of x where both are.
+    dx, dgamma, dbeta : array or None
+        As from `layer_norm_backward`, dgamma and dbeta of shape (C,).
 
     Raises
     ------
@@ -212,7 +169,6 @@ def group_norm_backward(
     >>> dbeta
     array([1., 0., 0., 0., 0., 0.])
     """
-    plan = _backward_plan(
-        "group_norm_backward", dy, x, mean, rstd, gamma, beta, num_groups, channel_axis, need
-    )
+    over = interned(ChannelGroups, num_groups, channel_axis)
+    plan = backward_plan("group_norm_backward", LAYER, dy, x, mean, rstd, gamma, beta, over, need)
     return make_namedtuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))

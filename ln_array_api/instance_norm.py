@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-from . import _rows
 from ._arrays import Array
-from ._channels_last import keeps_channels_last
-from ._explain import explained_by
-from ._plans import GRADIENTS, SomePlan
-from ._views import ChannelGroups
+from ._dispatch.channels_last import keeps_channels_last
+from ._dispatch.plans import GRADIENTS
+from ._dispatch.rows import LAYER, backward_plan, forward_plan
+from ._dispatch.views import ChannelGroups, interned
 from .layer_norm import EPSILON, Forward, Gradients, make_namedtuple
 
 
-def _forward_plan(
-    func_name: str,
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    channel_axis: int,
-    epsilon: float,
-) -> SomePlan:
-    over = ChannelGroups(None, channel_axis)
-    return _rows.forward_plan(func_name, x, gamma, beta, over, epsilon, None, center=True)
-
-
-def _backward_plan(
-    func_name: str,
-    dy: Array,
-    x: Array,
-    mean: Array,
-    rstd: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    channel_axis: int,
-    need: tuple[str, ...],
-) -> SomePlan:
-    over = ChannelGroups(None, channel_axis)
-    return _rows.backward_plan(func_name, dy, x, mean, rstd, gamma, beta, over, need, center=True)
-
-
-@explained_by(_forward_plan)
 @keeps_channels_last
 def instance_norm(
     x: Array,
@@ -53,15 +24,8 @@ def instance_norm(
 
     Parameters
     ----------
-    x : array
-        Of shape (B, C, ...), or with the channels on any other axis but the first; of any array
-        library that follows the Python array API standard, of any layout, with dtype float16,
-        bfloat16, float32 or float64.
-    gamma, beta : array, optional
-        Scale and shift of shape (C,), in x's dtype or a wider one. Either may be absent.
-    channel_axis : int, default: 1
-        The axis of the channels: 1 for channels first, -1 for channels last. Not the first axis,
-        which is the batch.
+    x, gamma, beta, channel_axis
+        As for `group_norm`.
     epsilon : float, default: 1e-5
         Added to the variance, inside the root. Finite and at least 0; with 0 a constant
         channel gives NaN.
@@ -73,13 +37,8 @@ def instance_norm(
 
     Raises
     ------
-    TypeError
-        If an argument is no array, or of another library or of an unsupported dtype.
-    ValueError
-        If channel_axis is out of range or the batch axis, epsilon is negative or not finite, or a
-        shape does not fit.
-    DeviceMismatchError
-        If the arrays are not on one device.
+    TypeError, ValueError, DeviceMismatchError
+        As for `group_norm`.
 
     Notes
     -----
@@ -96,11 +55,11 @@ def instance_norm(
     array([[[-1.,  1.],
             [-1.,  1.]]])
     """
-    plan = _forward_plan("instance_norm", x, gamma, beta, channel_axis, epsilon)
-    return plan.run(x, gamma, beta, None)[0]
+    over = interned(ChannelGroups, None, channel_axis)
+    plan = forward_plan("instance_norm", LAYER, x, gamma, beta, over, epsilon)
+    return plan.y(x, gamma, beta)
 
 
-@explained_by(_forward_plan)
 @keeps_channels_last
 def instance_norm_forward(
     x: Array,
@@ -134,11 +93,11 @@ def instance_norm_forward(
     >>> mean, rstd.round(3)
     (array([[ 2., 20.]]), array([[1. , 0.1]]))
     """
-    plan = _forward_plan("instance_norm_forward", x, gamma, beta, channel_axis, epsilon)
-    return make_namedtuple(Forward, plan.forward(x, gamma, beta, None))
+    over = interned(ChannelGroups, None, channel_axis)
+    plan = forward_plan("instance_norm_forward", LAYER, x, gamma, beta, over, epsilon)
+    return make_namedtuple(Forward, plan.forward(x, gamma, beta))
 
 
-@explained_by(_backward_plan)
 @keeps_channels_last
 def instance_norm_backward(
     dy: Array,
@@ -156,29 +115,17 @@ def instance_norm_backward(
 
     Parameters
     ----------
-    dy : array
-        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
-    x : array
-        What y was computed from.
+    dy, x, gamma, beta, need
+        As for `layer_norm_backward`, with gamma and beta of shape (C,).
     mean, rstd : array
         From `instance_norm_forward`.
-    gamma, beta : array, optional
-        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
-    channel_axis : int, default: 1
+    channel_axis
         As in the forward pass.
-    need : tuple of str, default: all
-        Which gradients to compute, out of "dx", "dgamma" and "dbeta". The others are None and
-        cost nothing.
 
     Returns
     -------
-    dx : array or None
-        Of x's shape and dtype.
-    dgamma : array or None
-        Of shape (C,) and gamma's dtype; None where gamma is absent.
-    dbeta : array or None
-        Of shape (C,), in the dtype of beta, or of gamma where beta is
-        absent, or of x where both are.
+    dx, dgamma, dbeta : array or None
+        As from `layer_norm_backward`, dgamma and dbeta of shape (C,).
 
     Raises
     ------
@@ -204,7 +151,8 @@ def instance_norm_backward(
     >>> dbeta
     array([1., 0.])
     """
-    plan = _backward_plan(
-        "instance_norm_backward", dy, x, mean, rstd, gamma, beta, channel_axis, need
+    over = interned(ChannelGroups, None, channel_axis)
+    plan = backward_plan(
+        "instance_norm_backward", LAYER, dy, x, mean, rstd, gamma, beta, over, need
     )
     return make_namedtuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
-from . import _rows
 from ._arrays import Array
-from ._explain import explained_by
+from ._dispatch.rows import LAYER, backward_plan, forward_plan
 
 EPSILON = 1e-5
 
@@ -30,11 +28,6 @@ class Gradients(NamedTuple):
     dbeta: Array | None
 
 
-_explained = explained_by(partial(_rows.forward_plan, center=True))
-_backward_explained = explained_by(partial(_rows.backward_plan, center=True))
-
-
-@_explained
 def layer_norm(
     x: Array,
     gamma: Array | None = None,
@@ -115,11 +108,10 @@ def layer_norm(
     array([[-1., -1., -1.],
            [ 2.,  2.,  2.]])
     """
-    plan = _rows.forward_plan("layer_norm", x, gamma, beta, axis, epsilon, out, center=True)
-    return plan.run(x, gamma, beta, out)[0]
+    plan = forward_plan("layer_norm", LAYER, x, gamma, beta, axis, epsilon, out)
+    return plan.y(x, gamma, beta, out)
 
 
-@_explained
 def layer_norm_forward(
     x: Array,
     gamma: Array | None = None,
@@ -158,11 +150,10 @@ def layer_norm_forward(
            [7.]]), array([[1. ],
            [0.5]]))
     """
-    plan = _rows.forward_plan("layer_norm_forward", x, gamma, beta, axis, epsilon, out, center=True)
+    plan = forward_plan("layer_norm_forward", LAYER, x, gamma, beta, axis, epsilon, out)
     return make_namedtuple(Forward, plan.forward(x, gamma, beta, out))
 
 
-@_backward_explained
 def layer_norm_backward(
     dy: Array,
     x: Array,
@@ -186,7 +177,7 @@ def layer_norm_backward(
     mean, rstd : array
         From `layer_norm_forward`.
     gamma, beta : array, optional
-        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
+        The scale and the shift, if there were any. Only the shape and dtype of beta matter.
     axis : int or tuple of ints, default: -1
         The normalised axes.
     need : tuple of str, default: all
@@ -228,7 +219,5 @@ def layer_norm_backward(
     >>> dgamma.round(4), dbeta
     (array([-0.9258,  0.    ,  0.    ]), array([1., 0., 0.]))
     """
-    plan = _rows.backward_plan(
-        "layer_norm_backward", dy, x, mean, rstd, gamma, beta, axis, need, center=True
-    )
+    plan = backward_plan("layer_norm_backward", LAYER, dy, x, mean, rstd, gamma, beta, axis, need)
     return make_namedtuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))

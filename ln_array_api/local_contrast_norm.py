@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
-from . import _check
-from ._arrays import Array, dtype_name, library_of, on_device_of_x
-from ._beside import check_gradient, check_saved
-from ._explain import explained_by
-from ._family import Call, call_on, operations_on
-from ._specs import FamilyPrimitive
+from ._arrays import Array, dtype_name
+from ._dispatch import checks
+from ._dispatch.cache import plan_of
+from ._dispatch.family import family_plan, operations_plan
+from ._dispatch.plans import Plan
+from ._dispatch.specs import FamilyPrimitive
+from ._dispatch.views import over_axes
 from .kernels.windows import windows_backward, windows_forward
 from .layer_norm import EPSILON
 
 #: Of the results of a forward call, those that are wanted.
-_Y_ALONE = True, False, False
+_ONLY_Y, _ALL = (True, False, False), (True, True, True)
 
 
 class LocalContrastForward(NamedTuple):
@@ -36,12 +37,12 @@ class LocalContrastGradients(NamedTuple):
 def _checked(
     func_name: str, x: Array, size: int, spatial_axes: int | tuple[int, ...]
 ) -> tuple[tuple[int, ...], int]:
-    """The axes, not negative, and the size."""
-    _check.array(func_name, "x", x)
-    axis = _check.canonical_axis(func_name, spatial_axes, "spatial_axes")
-    axes = _check.axes(func_name, axis, tuple(x.shape), argument="spatial_axes")
-    _check.known_lengths(func_name, tuple(x.shape), range(x.ndim))
-    size = _check.integer(func_name, "size", size)
+    """Return the axes, not negative, and the size."""
+    checks.array(func_name, "x", x)
+    axis = checks.canonical_axis(func_name, spatial_axes, "spatial_axes")
+    axes = checks.axes(func_name, axis, tuple(x.shape), argument="spatial_axes")
+    checks.known_lengths(func_name, tuple(x.shape), range(x.ndim))
+    size = checks.integer(func_name, "size", size)
     if size < 1 or size % 2 == 0:
         raise ValueError(
             f"{func_name}: size must be odd and at least 1, not {size}, since a window has a centre"
@@ -49,66 +50,56 @@ def _checked(
     return axes, size
 
 
-class _Plan(NamedTuple):
-    """A checked call."""
-
-    call: Call
-    axes: tuple[int, ...]
-    size: int
-    epsilon: float = 0.0
-
-    def kernel_results(self, *arrays: Array) -> tuple[Array | None, ...]:
-        """What a kernel makes of arrays of one shape, whose spatial axes may be anywhere."""
-        xp, ndim = library_of(arrays[0]).xp, arrays[0].ndim
-        order = (*(axis for axis in range(ndim) if axis not in self.axes), *self.axes)
-        back = tuple(order.index(axis) for axis in range(ndim))
-        moved = [self.call.ascontiguous(xp.permute_dims(each, order)) for each in arrays]
-        results = self.call.results(*(xp.reshape(each, self.call.spec.shape) for each in moved))
-        return tuple(
-            None if each is None else xp.permute_dims(xp.reshape(each, moved[0].shape), back)
-            for each in (results if isinstance(results, tuple) else (results,))
-        )
-
-
-def _planned(primitive: FamilyPrimitive, x: Array, axes: tuple[int, ...], **details: Any) -> Call:
-    """The call for x with its spatial axes as (P, H, W), where H is 1 if there is but one."""
+def _plan(
+    primitive: FamilyPrimitive, x: Array, axes: tuple[int, ...], generic: Any, **details: Any
+) -> Plan:
+    """Return the plan for x as (P, H, W), where H is 1 if there is one spatial axis."""
     if len(axes) > 2:
-        return operations_on(x, "windows extend along more than two axes")
-    planes = math.prod(n for axis, n in enumerate(x.shape) if axis not in axes)
-    spatial = [x.shape[axis] for axis in axes]
-    return call_on(primitive, x, (planes, *[1] * (2 - len(axes)), *spatial), **details)
+        return operations_plan(x, "windows extend along more than two axes", generic)
+    shape = tuple(x.shape)
+    order = (*(axis for axis in range(x.ndim) if axis not in axes), *axes)
+    planes = math.prod(shape[axis] for axis in order[: -len(axes)])
+    spatial = [shape[axis] for axis in axes]
+    view = over_axes(shape, axes)._replace(
+        rows=(planes, *[1] * (2 - len(axes)), *spatial),
+        permutation=() if order == tuple(range(x.ndim)) else order,
+    )
+    return family_plan(primitive, x, view, generic, **details)
 
 
-def _call_of(planner: Callable[..., _Plan], **details: Any) -> Callable[..., Call]:
-    """For `explain`, the call of a plan."""
-    return lambda func_name, **arguments: planner(func_name, **arguments, **details).call
-
-
-def _plan_forward(
+def _forward_plan(
     func_name: str,
     x: Array,
     size: int,
     spatial_axes: int | tuple[int, ...],
     epsilon: float,
-    need: tuple[bool, bool, bool] = (True, True, True),
-) -> _Plan:
-    """The plan of a forward call; `need` tells which results are wanted."""
+    need: tuple[bool, bool, bool],
+) -> Plan:
+    """Return the plan of a forward call; `need` tells which results are wanted."""
     axes, size = _checked(func_name, x, size, spatial_axes)
-    epsilon = _check.epsilon(func_name, epsilon, x.dtype)
-    call = _planned("windows_forward", x, axes, size=size, epsilon=epsilon, need=need)
-    return _Plan(call, axes, size, epsilon)
+    epsilon = checks.epsilon(func_name, epsilon, x.dtype)
+    generic = partial(windows_forward, axes=axes, size=size, epsilon=epsilon)
+    return _plan("windows_forward", x, axes, generic, size=size, epsilon=epsilon, need=need)
 
 
-def _forward(plan: _Plan, x: Array) -> Any:
-    """Y, mean and rstd, as far as they are wanted."""
-    call, axes, size, epsilon = plan
-    if call.has_kernel:
-        return plan.kernel_results(x)
-    return windows_forward(x, axes=axes, size=size, epsilon=epsilon)
+def _backward_plan(
+    func_name: str,
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    size: int,
+    spatial_axes: int | tuple[int, ...],
+    need: tuple[str, ...],
+) -> Plan:
+    checks.need(func_name, need, LocalContrastGradients._fields)
+    axes, size = _checked(func_name, x, size, spatial_axes)
+    checks.gradient(func_name, x, dy=dy)
+    checks.saved(func_name, x, tuple(x.shape), mean=mean, rstd=rstd)
+    generic = partial(windows_backward, axes=axes, size=size)
+    return _plan("windows_backward", x, axes, generic, size=size, dy=dtype_name(dy.dtype))
 
 
-@explained_by(_call_of(_plan_forward, need=_Y_ALONE))
-@on_device_of_x
 def local_contrast_norm(
     x: Array,
     /,
@@ -168,12 +159,10 @@ def local_contrast_norm(
     >>> ln.local_contrast_norm(x, size=3, spatial_axes=0).round(3)
     array([-1.   ,  0.   , -0.697,  0.697,  1.   ])
     """
-    plan = _plan_forward("local_contrast_norm", x, size, spatial_axes, epsilon, _Y_ALONE)
-    return _forward(plan, x)[0]
+    options = size, spatial_axes, epsilon, _ONLY_Y
+    return plan_of(_forward_plan, "local_contrast_norm", (x,), *options).run(x)[0]
 
 
-@explained_by(_call_of(_plan_forward))
-@on_device_of_x
 def local_contrast_norm_forward(
     x: Array,
     /,
@@ -205,31 +194,11 @@ def local_contrast_norm_forward(
     >>> ln.local_contrast_norm_forward(x, size=3, spatial_axes=0).mean
     array([  1.5,   2. ,  36. ,  70. , 103.5])
     """
-    plan = _plan_forward("local_contrast_norm_forward", x, size, spatial_axes, epsilon)
-    return LocalContrastForward(*_forward(plan, x))
+    options = size, spatial_axes, epsilon, _ALL
+    plan = plan_of(_forward_plan, "local_contrast_norm_forward", (x,), *options)
+    return LocalContrastForward(*plan.run(x))
 
 
-def _plan_backward(
-    func_name: str,
-    dy: Array,
-    x: Array,
-    mean: Array,
-    rstd: Array,
-    size: int,
-    spatial_axes: int | tuple[int, ...],
-    need: tuple[str, ...],
-) -> _Plan:
-    """The plan of a backward call."""
-    _check.need(func_name, need, LocalContrastGradients._fields)
-    axes, size = _checked(func_name, x, size, spatial_axes)
-    check_gradient(func_name, x, dy=dy)
-    check_saved(func_name, x, tuple(x.shape), mean=mean, rstd=rstd)
-    call = _planned("windows_backward", x, axes, size=size, dy=dtype_name(dy.dtype))
-    return _Plan(call, axes, size)
-
-
-@explained_by(_call_of(_plan_backward))
-@on_device_of_x
 def local_contrast_norm_backward(
     dy: Array,
     x: Array,
@@ -245,10 +214,8 @@ def local_contrast_norm_backward(
 
     Parameters
     ----------
-    dy : array
-        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
-    x : array
-        What y was computed from.
+    dy, x
+        As for `layer_norm_backward`.
     mean, rstd : array
         From `local_contrast_norm_forward`. `mean` is checked but not used: it is rounded, so the
         means are recomputed from x.
@@ -284,10 +251,6 @@ def local_contrast_norm_backward(
     >>> ln.local_contrast_norm_backward(dy, x, mean, rstd, size=3, spatial_axes=0).dx.round(4)
     array([-0.2204,  0.2755, -0.0551])
     """
-    func_name = "local_contrast_norm_backward"
-    plan = _plan_backward(func_name, dy, x, mean, rstd, size, spatial_axes, need)
-    if not need:
-        return LocalContrastGradients(None)
-    if plan.call.has_kernel:
-        return LocalContrastGradients(*plan.kernel_results(dy, x, rstd))
-    return LocalContrastGradients(windows_backward(dy, x, rstd, axes=plan.axes, size=plan.size))
+    arrays, options = (dy, x, mean, rstd), (size, spatial_axes, need)
+    plan = plan_of(_backward_plan, "local_contrast_norm_backward", arrays, *options)
+    return LocalContrastGradients(plan.run(dy, x, rstd) if need else None)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import _check
 from ._arrays import Array, on_device_of
+from ._dispatch import checks
 from .kernels.moments import moments, two_sum
 
 
@@ -107,9 +107,9 @@ class Moments:
         >>> moments.count, moments.mean, moments.var
         (200, array([1., 1., 1.], dtype=float32), array([0., 0., 0.], dtype=float32))
         """
-        library = _check.array("Moments.of", "x", x)
-        given = _check.canonical_axis("Moments.of", axis)
-        axes = _check.axes("Moments.of", given, tuple(x.shape))
+        library = checks.array("Moments.of", "x", x)
+        given = checks.canonical_axis("Moments.of", axis)
+        axes = checks.axes("Moments.of", given, tuple(x.shape))
         count, squeeze = math.prod(x.shape[each] for each in axes), library.xp.squeeze
         with on_device_of(x):
             return cls(count, *(squeeze(each, axis=axes) for each in moments(x, axes=axes)))
@@ -143,7 +143,7 @@ class Moments:
         """
         for name, values in (("other.mean", other.mean), ("other.m2", other.m2)):
             shape, shape_text = tuple(self.mean.shape), "as here"
-            _check.operand(
+            checks.operand(
                 "Moments.merge", name, values, self.mean, shape, shape_text, x_name="mean"
             )
         if self.count < other.count:  # from the larger, a mean has the shorter way

@@ -9,25 +9,27 @@ operations of their own.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _check, _rows
 from ._arrays import (
     Array,
+    broadcast_like,
     dtype_name,
     library_of,
     native_dtype,
-    on_device_of_x,
-    reshape_contiguous,
+    on_device_of,
     to_acc_dtype,
 )
-from ._beside import broadcast_like, check_gradient, check_inputs, check_saved
-from ._explain import explained_by
-from ._family import Call, call_on
-from ._plans import cast_statistic
-from ._views import RowsView
+from ._dispatch import checks
+from ._dispatch.cache import plan_of
+from ._dispatch.family import family_plan
+from ._dispatch.plans import Plan
+from ._dispatch.rows import RMS, backward_plan, forward_plan
+from ._dispatch.views import RowsView, view_of
+from .backend import is_planning_anew
 from .kernels.powers import powers_backward, powers_forward, signed_power
 
 EPSILON = 1e-12
@@ -50,48 +52,46 @@ class PowerNormGradients(NamedTuple):
 
 def _checked(
     func_name: str, x: Array, alpha: float, axis: int | tuple[int, ...]
-) -> tuple[RowsView, float, float]:
-    """How x is seen, alpha, and the root of the number of elements that a norm is taken of."""
-    view = check_inputs(func_name, axis, x)
-    alpha = min(_check.positive(func_name, "alpha", alpha), _LARGEST_ALPHA)
-    return view, alpha, math.sqrt(max(view.rows[1], 1))
+) -> tuple[RowsView, float]:
+    """Return the view of x as rows, and alpha."""
+    checks.array(func_name, "x", x)
+    view = view_of(func_name, checks.canonical_axis(func_name, axis), tuple(x.shape))
+    return view, min(checks.positive(func_name, "alpha", alpha), _LARGEST_ALPHA)
 
 
-def _forward(
+def _plan(
     func_name: str, x: Array, alpha: float, axis: int | tuple[int, ...], epsilon: float
+) -> Plan:
+    view, alpha = _checked(func_name, x, alpha, axis)
+    epsilon = checks.epsilon(func_name, epsilon, x.dtype)
+    generic: Any = partial(powers_forward, axes=view.axes, alpha=alpha, epsilon=epsilon)
+    if alpha <= 1:
+        generic = partial(_by_rms_norm, func_name, view=view, alpha=alpha, epsilon=epsilon)
+    plan = family_plan("powers_forward", x, view, generic, exponent=alpha, epsilon=epsilon)
+    if alpha <= 1 and plan.primitive == "-" and is_planning_anew():
+        with on_device_of(x):  # `explain` tells of the plan for powers of x
+            _rms_plan(func_name, to_acc_dtype(library_of(x).xp, x), view, epsilon)
+    return plan
+
+
+def _sqrt_n(view: RowsView) -> float:
+    return math.sqrt(max(view.rows[1], 1))
+
+
+def _rms_plan(func_name: str, z: Array, view: RowsView, epsilon: float) -> Any:
+    epsilon = epsilon / _sqrt_n(view) ** 2
+    return forward_plan(func_name, RMS, z, None, None, view.axes, epsilon)
+
+
+def _by_rms_norm(
+    func_name: str, x: Array, view: RowsView, alpha: float, epsilon: float
 ) -> tuple[Array, Array]:
-    view, alpha, sqrt_n = _checked(func_name, x, alpha, axis)
-    epsilon = _check.epsilon(func_name, epsilon, x.dtype)
-    call = call_on("powers_forward", x, view.rows, exponent=alpha, epsilon=epsilon)
-    if call.has_kernel:
-        y, norm = call.results(view.to_rows(x, call.choice.ascontiguous))
-        return view.from_rows(y), library_of(x).reshape(norm, view.statistic)
-    if alpha > 1:
-        return powers_forward(x, axes=view.axes, alpha=alpha, epsilon=epsilon)
-    z = signed_power(x, alpha)
-    plan = _rows.forward_plan(
-        func_name, z, None, None, view.axes, epsilon / sqrt_n**2, None, center=False
-    )
-    y, _, rstd = plan.forward(z, None, None, None)
+    z, sqrt_n = signed_power(x, alpha), _sqrt_n(view)
+    y, _, rstd = _rms_plan(func_name, z, view, epsilon).forward(z, None, None)
     with np.errstate(all="ignore"):
         return library_of(x).xp.astype(y / sqrt_n, native_dtype(x), copy=False), sqrt_n / rstd
 
 
-def _explained(
-    func_name: str, x: Array, alpha: float, axis: int | tuple[int, ...], epsilon: float
-) -> Any:
-    view, alpha, sqrt_n = _checked(func_name, x, alpha, axis)
-    epsilon = _check.epsilon(func_name, epsilon, x.dtype)
-    call = call_on("powers_forward", x, view.rows, exponent=alpha, epsilon=epsilon)
-    if call.has_kernel or alpha > 1:
-        return call
-    z = to_acc_dtype(library_of(x).xp, x)  # of the dtype and layout that powers of x have
-    epsilon /= sqrt_n**2
-    return _rows.forward_plan(func_name, z, None, None, view.axes, epsilon, None, center=False)
-
-
-@explained_by(_explained)
-@on_device_of_x
 def power_norm(
     x: Array,
     /,
@@ -145,11 +145,9 @@ def power_norm(
     >>> ln.power_norm(np.asarray([[9.0, -16.0, 0.0]])).round(3)
     array([[ 0.6, -0.8,  0. ]])
     """
-    return _forward("power_norm", x, alpha, axis, epsilon)[0]
+    return plan_of(_plan, "power_norm", (x,), alpha, axis, epsilon).run(x)[0]
 
 
-@explained_by(_explained)
-@on_device_of_x
 def power_norm_forward(
     x: Array,
     /,
@@ -180,10 +178,11 @@ def power_norm_forward(
     >>> ln.power_norm_forward(np.asarray([[9.0, -16.0, 0.0]])).norm.round(3)
     array([[5.]])
     """
-    return PowerNormForward(*_forward("power_norm_forward", x, alpha, axis, epsilon))
+    plan = plan_of(_plan, "power_norm_forward", (x,), alpha, axis, epsilon)
+    return PowerNormForward(*plan.run(x))
 
 
-def _checked_backward(
+def _backward_plan(
     func_name: str,
     dy: Array,
     x: Array,
@@ -191,36 +190,47 @@ def _checked_backward(
     alpha: float,
     axis: int | tuple[int, ...],
     need: tuple[str, ...],
-) -> tuple[tuple[str, ...], RowsView, float, float]:
-    need = _check.need(func_name, need, PowerNormGradients._fields)
-    view, alpha, sqrt_n = _checked(func_name, x, alpha, axis)
-    check_gradient(func_name, x, dy=dy)
-    check_saved(func_name, x, view.statistic, norm=norm)
-    return need, view, alpha, sqrt_n
+) -> Plan:
+    checks.need(func_name, need, PowerNormGradients._fields)
+    view, alpha = _checked(func_name, x, alpha, axis)
+    checks.gradient(func_name, x, dy=dy)
+    checks.saved(func_name, x, view.statistic, norm=norm)
+    generic: Any = partial(powers_backward, axes=view.axes, alpha=alpha)
+    if alpha <= 1:
+        generic = partial(_gradient_by_rms_norm, func_name, view=view, alpha=alpha)
+    dtype = dtype_name(dy.dtype)
+    plan = family_plan("powers_backward", x, view, generic, exponent=alpha, dy=dtype)
+    if alpha <= 1 and plan.primitive == "-" and is_planning_anew():
+        with on_device_of(x):  # `explain` tells of the plan for powers of x
+            _rms_backward_plan(func_name, dy, to_acc_dtype(library_of(x).xp, x), norm, view)
+    return plan
 
 
-def _backward_call(dy: Array, x: Array, view: RowsView, alpha: float) -> Call:
-    return call_on("powers_backward", x, view.rows, exponent=alpha, dy=dtype_name(dy.dtype))
+def _rms_backward_plan(
+    func_name: str, dy: Array, z: Array, norm: Array, view: RowsView
+) -> tuple[Any, Array, Array]:
+    """Return the plan of RMS norm of z, and its dy and rstd."""
+    sqrt_n = _sqrt_n(view)
+    dy = broadcast_like(dy, z, tuple(z.shape)) / sqrt_n
+    rstd = sqrt_n / broadcast_like(norm, z, view.statistic)
+    need = ("dx",)
+    plan = backward_plan(func_name, RMS, dy, z, None, rstd, None, None, view.axes, need)
+    return plan, dy, rstd
 
 
-def _backward_explained(func_name: str, dy: Array, x: Array, norm: Array, **options: Any) -> Any:
-    _, view, alpha, _ = _checked_backward(func_name, dy, x, norm, **options)
-    call = _backward_call(dy, x, view, alpha)
-    if call.has_kernel or alpha > 1:
-        return call
-    xp = library_of(x).xp
-    z = to_acc_dtype(xp, x)
-    dy, rstd = (
-        broadcast_like(xp, dy, z, tuple(x.shape)),
-        broadcast_like(xp, norm, z, view.statistic),
-    )
-    return _rows.backward_plan(
-        func_name, dy, z, None, rstd, None, None, view.axes, ("dx",), center=False
-    )
+def _gradient_by_rms_norm(
+    func_name: str, dy: Array, x: Array, norm: Array, view: RowsView, alpha: float
+) -> Array:
+    xp, z = library_of(x).xp, signed_power(x, alpha)
+    with np.errstate(all="ignore"):
+        plan, dy, rstd = _rms_backward_plan(func_name, dy, z, norm, view)
+        dx = plan.backward(dy, z, None, rstd, None)[0]
+        if alpha != 1:
+            x_acc = to_acc_dtype(xp, x)
+            dx = dx * (alpha * (z / xp.where(x_acc == 0, 1.0, x_acc)))
+        return xp.astype(dx, native_dtype(x), copy=False)
 
 
-@explained_by(_backward_explained)
-@on_device_of_x
 def power_norm_backward(
     dy: Array,
     x: Array,
@@ -235,10 +245,8 @@ def power_norm_backward(
 
     Parameters
     ----------
-    dy : array
-        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
-    x : array
-        What y was computed from.
+    dy, x
+        As for `layer_norm_backward`.
     norm : array
         From `power_norm_forward`.
     alpha, axis
@@ -271,28 +279,6 @@ def power_norm_backward(
     >>> ln.power_norm_backward(np.asarray([[1.0, 0.0, 0.0]]), x, norm).dx.round(4)
     array([[0.0213, 0.012 , 0.    ]])
     """
-    func_name = "power_norm_backward"
-    need, view, alpha, sqrt_n = _checked_backward(func_name, dy, x, norm, alpha, axis, need)
-    if not need:
-        return PowerNormGradients(None)
-    call = _backward_call(dy, x, view, alpha)
-    if call.has_kernel:
-        rows = (view.to_rows(each, call.choice.ascontiguous) for each in (dy, x))
-        norm = reshape_contiguous(
-            cast_statistic(library_of(x).xp, norm, call.spec.dtype), (view.rows[0], 1)
-        )
-        return PowerNormGradients(view.from_rows(call.results(*rows, norm)))
-    if alpha > 1:
-        return PowerNormGradients(powers_backward(dy, x, norm, axes=view.axes, alpha=alpha))
-    xp, z = library_of(x).xp, signed_power(x, alpha)
-    with np.errstate(all="ignore"):
-        dy = broadcast_like(xp, dy, z, tuple(x.shape)) / sqrt_n
-        rstd = sqrt_n / broadcast_like(xp, norm, z, view.statistic)
-        plan = _rows.backward_plan(
-            func_name, dy, z, None, rstd, None, None, view.axes, ("dx",), center=False
-        )
-        dx = plan.backward(dy, z, None, rstd, None)[0]
-        if alpha != 1:
-            x_acc = to_acc_dtype(xp, x)
-            dx = dx * (alpha * (z / xp.where(x_acc == 0, 1.0, x_acc)))
-        return PowerNormGradients(xp.astype(dx, native_dtype(x), copy=False))
+    arrays = dy, x, norm
+    plan = plan_of(_backward_plan, "power_norm_backward", arrays, alpha, axis, need)
+    return PowerNormGradients(plan.run(*arrays) if need else None)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
-from . import _rows
 from ._arrays import Array
-from ._explain import explained_by
+from ._dispatch.rows import RMS, backward_plan, forward_plan
 
 EPSILON = 1e-6
 
@@ -26,11 +24,6 @@ class RMSGradients(NamedTuple):
     dgamma: Array | None
 
 
-_explained = explained_by(partial(_rows.forward_plan, beta=None, center=False))
-_backward_explained = explained_by(partial(_rows.backward_plan, mean=None, beta=None, center=False))
-
-
-@_explained
 def rms_norm(
     x: Array,
     gamma: Array | None = None,
@@ -46,18 +39,11 @@ def rms_norm(
 
     Parameters
     ----------
-    x : array
-        Of any array library that follows the Python array API standard, of any layout, with dtype
-        float16, bfloat16, float32 or float64.
-    gamma : array, optional
-        Scale, of the shape of the normalised axes in ascending order, in x's dtype or a wider one.
-    axis : int or tuple of ints, default: -1
-        The axes to normalise over, in any place and order; an int for one.
+    x, gamma, axis, out
+        As for `layer_norm`.
     epsilon : float, default: 1e-6
         Added to the mean square, inside the root. Finite and at least 0; with 0 a row of zeros
         gives NaN.
-    out : array, optional
-        Where to put the result, as for `layer_norm`.
 
     Returns
     -------
@@ -86,11 +72,9 @@ def rms_norm(
     array([[1.    , 1.    , 1.    ],
            [0.5774, 1.1547, 1.1547]])
     """
-    plan = _rows.forward_plan("rms_norm", x, gamma, None, axis, epsilon, out, center=False)
-    return plan.run(x, gamma, None, out)[0]
+    return forward_plan("rms_norm", RMS, x, gamma, None, axis, epsilon, out).y(x, gamma, None, out)
 
 
-@_explained
 def rms_norm_forward(
     x: Array,
     gamma: Array | None = None,
@@ -127,12 +111,11 @@ def rms_norm_forward(
     array([[0.5 ],
            [0.25]])
     """
-    plan = _rows.forward_plan("rms_norm_forward", x, gamma, None, axis, epsilon, out, center=False)
+    plan = forward_plan("rms_norm_forward", RMS, x, gamma, None, axis, epsilon, out)
     y, _, rstd = plan.forward(x, gamma, None, out)
     return RMSForward(y, rstd)
 
 
-@_backward_explained
 def rms_norm_backward(
     dy: Array,
     x: Array,
@@ -147,16 +130,10 @@ def rms_norm_backward(
 
     Parameters
     ----------
-    dy : array
-        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
-    x : array
-        What y was computed from.
+    dy, x, gamma, axis
+        As for `layer_norm_backward`.
     rstd : array
         From `rms_norm_forward`.
-    gamma : array, optional
-        The scale, if there was one.
-    axis : int or tuple of ints, default: -1
-        The normalised axes.
     need : tuple of str, default: both
         Which gradients to compute, out of "dx" and "dgamma". The others are None and cost nothing.
 
@@ -186,8 +163,6 @@ def rms_norm_backward(
     >>> ln.rms_norm_backward(np.asarray([[1.0, 0.0]]), x, rstd).dx.round(4)
     array([[ 0.181 , -0.1358]])
     """
-    plan = _rows.backward_plan(
-        "rms_norm_backward", dy, x, None, rstd, gamma, None, axis, need, center=False
-    )
+    plan = backward_plan("rms_norm_backward", RMS, dy, x, None, rstd, gamma, None, axis, need)
     dx, dgamma, _ = plan.backward(dy, x, None, rstd, gamma)
     return RMSGradients(dx, dgamma)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _check
-from ._arrays import (
-    Array,
-    dtype_name,
-    dtype_name_or_none,
-    library_of,
-    on_device_of_x,
-)
-from ._beside import broadcast_like, check_gradient, check_inputs, check_saved
-from ._explain import explained_by
-from ._family import Call, call_on
-from ._instances import Instances
-from ._plans import cast_statistic, finish_gradient, reshaped
-from ._views import ChannelGroups, RowsView
+from ._arrays import Array, broadcast_like, library_of
+from ._dispatch import checks
+from ._dispatch.cache import plan_of
+from ._dispatch.instances import Instances, InstancesPlan
+from ._dispatch.plans import finish_gradient
+from ._dispatch.views import ChannelGroups, RowsView, view_of
 from .kernels.reductions import sum_over
 from .kernels.switchable import Mix, rstd_of, softmax, softmax_gradient
 from .layer_norm import EPSILON
@@ -54,48 +47,43 @@ def _checked(
     channel_axis: int,
     epsilon: float,
 ) -> tuple[RowsView, float]:
-    view = check_inputs(func_name, ChannelGroups(None, channel_axis), x, gamma=gamma, beta=beta)
+    checks.array(func_name, "x", x)
+    view = view_of(func_name, ChannelGroups(None, channel_axis), tuple(x.shape))
+    checks.parameters(func_name, x, view, gamma=gamma, beta=beta)
     for name, values in (("mean_weights", mean_weights), ("var_weights", var_weights)):
-        _check.operand(func_name, name, values, x, (3,), "for instance, layer and batch")
-    return view, _check.epsilon(func_name, epsilon, x.dtype)
+        checks.operand(func_name, name, values, x, (3,), "for instance, layer and batch")
+    return view, checks.epsilon(func_name, epsilon, x.dtype)
+
+
+def _forward_plan(func_name: str, x: Array, *others: Any) -> InstancesPlan:
+    view, epsilon = _checked(func_name, x, *others)
+    return InstancesPlan(view, _forward, x, epsilon=epsilon)
 
 
 def _forward(
-    func_name: str,
+    plan: InstancesPlan,
     x: Array,
     mean_weights: Array,
     var_weights: Array,
     gamma: Array | None,
     beta: Array | None,
-    channel_axis: int,
-    epsilon: float,
 ) -> SwitchableForward:
-    view, epsilon = _checked(
-        func_name, x, mean_weights, var_weights, gamma, beta, channel_axis, epsilon
-    )
-    xp, instances = library_of(x).xp, Instances(x, view)
-    mean, mean_residual, var, _ = instances.statistics(epsilon)
-    shape, channels = view.broadcast_parameter, view.parameter_axes[0]
+    xp, view, instances = library_of(x).xp, plan.view, Instances(plan, x)
+    mean, mean_residual, var, _ = instances.statistics()
+    shape, channels = plan.shape, view.parameter_axes[0]
     with np.errstate(all="ignore"):
         mix = Mix(xp, mean, mean_residual, channels)
-        rstd = rstd_of(xp, softmax(xp, var_weights, mean), mix.variances(var), epsilon)
-        scale = xp.ones_like(mean) if gamma is None else broadcast_like(xp, gamma, mean, shape)
+        rstd = rstd_of(xp, softmax(xp, var_weights, mean), mix.variances(var), plan.epsilon)
+        scale = xp.ones_like(mean) if gamma is None else broadcast_like(gamma, mean, shape)
         shift = mix.distance(softmax(xp, mean_weights, mean)) * rstd * scale
         if beta is not None:
-            shift = shift + broadcast_like(xp, beta, mean, shape)
+            shift = shift + broadcast_like(beta, mean, shape)
         y = instances.affine(mean, mean_residual, rstd, scale, shift)
         if 0 in x.shape:
             mean = var = mean + math.nan
     return SwitchableForward(y, *(xp.reshape(each, view.statistic) for each in (mean, var)))
 
 
-def _forward_call(func_name: str, x: Array, **others: Any) -> Call:
-    view, epsilon = _checked(func_name, x, **others)
-    return call_on("instances_statistics", x, view.rows, epsilon=epsilon)
-
-
-@explained_by(_forward_call)
-@on_device_of_x
 def switchable_norm(
     x: Array,
     mean_weights: Array,
@@ -116,17 +104,10 @@ def switchable_norm(
 
     Parameters
     ----------
-    x : array
-        Of shape (B, C, ...), or with the channels on any other axis but the first; of any array
-        library that follows the Python array API standard, of any layout, with dtype float16,
-        bfloat16, float32 or float64.
+    x, gamma, beta, channel_axis
+        As for `group_norm`.
     mean_weights, var_weights : array
         Of shape (3,), for instance, layer and batch, in x's dtype or a wider one.
-    gamma, beta : array, optional
-        Scale and shift of shape (C,), in x's dtype or a wider one. Either may be absent.
-    channel_axis : int, default: 1
-        The axis of the channels: 1 for channels first, -1 for channels last. Not the first axis,
-        which is the batch.
     epsilon : float, default: 1e-5
         Added to the variance, inside the root. Finite and at least 0; with 0 constant x gives NaN.
 
@@ -137,13 +118,8 @@ def switchable_norm(
 
     Raises
     ------
-    TypeError
-        If an argument is no array, or of another library or of an unsupported dtype.
-    ValueError
-        If channel_axis is out of range or the batch axis, epsilon is negative or not finite, or a
-        shape does not fit.
-    DeviceMismatchError
-        If the arrays are not on one device.
+    TypeError, ValueError, DeviceMismatchError
+        As for `group_norm`.
 
     Notes
     -----
@@ -163,13 +139,10 @@ def switchable_norm(
     array([[[-1.091,  0.218]],
            [[-0.218,  1.091]]])
     """
-    return _forward(
-        "switchable_norm", x, mean_weights, var_weights, gamma, beta, channel_axis, epsilon
-    ).y
+    arrays = x, mean_weights, var_weights, gamma, beta
+    return plan_of(_forward_plan, "switchable_norm", arrays, channel_axis, epsilon).run(*arrays).y
 
 
-@explained_by(_forward_call)
-@on_device_of_x
 def switchable_norm_forward(
     x: Array,
     mean_weights: Array,
@@ -207,35 +180,81 @@ def switchable_norm_forward(
            [6.]]), array([[1.],
            [1.]]))
     """
-    return _forward(
-        "switchable_norm_forward", x, mean_weights, var_weights, gamma, beta, channel_axis, epsilon
+    arrays = x, mean_weights, var_weights, gamma, beta
+    plan = plan_of(_forward_plan, "switchable_norm_forward", arrays, channel_axis, epsilon)
+    return SwitchableForward(*plan.run(*arrays))
+
+
+def _backward_plan(
+    func_name: str, dy: Array, x: Array, mean: Array, var: Array, *others: Any
+) -> InstancesPlan:
+    *parameters, need = others
+    need = checks.need(func_name, need, SwitchableGradients._fields)
+    view, epsilon = _checked(func_name, x, *parameters)
+    checks.gradient(func_name, x, dy=dy)
+    checks.saved(func_name, x, view.statistic, mean=mean, var=var)
+    return InstancesPlan(view, partial(_backward, need=need), x, dy, epsilon)
+
+
+def _backward(
+    plan: InstancesPlan,
+    dy: Array,
+    x: Array,
+    mean: Array,
+    var: Array,
+    mean_weights: Array,
+    var_weights: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    need: tuple[str, ...],
+) -> SwitchableGradients:
+    if not need:
+        return SwitchableGradients(*[None] * 5)
+    xp, view, shape = library_of(x).xp, plan.view, plan.shape
+    channels = view.parameter_axes[0]
+    mean, var = plan.with_rank(mean), plan.with_rank(var)
+    if 0 in x.shape:  # the NaN that stands for no statistics must not reach the weights
+        mean, var = xp.zeros_like(mean), xp.ones_like(var)
+    reduced_axes = tuple(
+        axis for axis in range(len(view.grouped_shape)) if axis not in view.parameter_axes
+    )
+    instances, n = Instances(plan, x, dy), max(view.rows[1], 1)
+    dx = dmean_weights = dvar_weights = dgamma = None
+    with np.errstate(all="ignore"):
+        of_mean, of_var = (softmax(xp, each, mean) for each in (mean_weights, var_weights))
+        mean_residual, sum_dy, product = instances.sums(mean, xp.ones_like(mean))
+        mix = Mix(xp, mean, mean_residual, channels)
+        variances = mix.variances(var)
+        rstd = rstd_of(xp, of_var, variances, plan.epsilon)
+        product = (product + sum_dy * mix.distance(of_mean)) * rstd
+        scale = xp.ones_like(mean) if gamma is None else broadcast_like(gamma, mean, shape)
+        dmean, dvar = -rstd * (scale * sum_dy), -rstd * (rstd * (scale * product)) / 2
+        # Softmax is blind to what is added to all three, so those of the instance are left out.
+        if "dmean_weights" in need:
+            means = 0 * mix.from_layer, -mix.from_layer, -mix.from_batch
+            dmean_weights = softmax_gradient(xp, of_mean, dmean, means)
+        if "dvar_weights" in need:
+            _, layer, batch = variances
+            apart = 0 * var, layer - var, batch - var
+            dvar_weights = softmax_gradient(xp, of_var, dvar, apart)
+        if "dx" in need:
+            dmean, dvar = mix.gradient(of_mean, of_var, dmean, dvar)
+            of_deviation = 2 * dvar / n / rstd / rstd
+            dx = instances.gradient(
+                mean, mean_residual, rstd, scale, of_deviation, dmean / n / rstd
+            )
+        if "dgamma" in need and gamma is not None:
+            dgamma = sum_over(xp, product, reduced_axes)
+        dbeta = sum_over(xp, sum_dy, reduced_axes) if "dbeta" in need else None
+    return SwitchableGradients(
+        dx,
+        finish_gradient(dmean_weights, (3,), x, mean_weights),
+        finish_gradient(dvar_weights, (3,), x, var_weights),
+        finish_gradient(dgamma, view.parameter, x, gamma),
+        finish_gradient(dbeta, view.parameter, x, gamma, beta),
     )
 
 
-def _checked_backward(
-    func_name: str,
-    dy: Array,
-    x: Array,
-    *,
-    mean: Array,
-    var: Array,
-    need: tuple[str, ...],
-    **others: Any,
-) -> tuple[tuple[str, ...], RowsView, float]:
-    need = _check.need(func_name, need, SwitchableGradients._fields)
-    view, epsilon = _checked(func_name, x, **others)
-    check_gradient(func_name, x, dy=dy)
-    check_saved(func_name, x, view.statistic, mean=mean, var=var)
-    return need, view, epsilon
-
-
-def _backward_call(func_name: str, dy: Array, x: Array, **others: Any) -> Call:
-    _, view, _ = _checked_backward(func_name, dy, x, **others)
-    return call_on("instances_sums", x, view.rows, dy=dtype_name_or_none(dy))
-
-
-@explained_by(_backward_call)
-@on_device_of_x
 def switchable_norm_backward(
     dy: Array,
     x: Array,
@@ -255,14 +274,12 @@ def switchable_norm_backward(
 
     Parameters
     ----------
-    dy : array
-        Gradient of the loss with respect to y, of x's shape, in x's dtype or a wider one.
-    x, mean_weights, var_weights : array
-        What y was computed from.
+    dy, x, gamma, beta
+        As for `layer_norm_backward`, with gamma and beta of shape (C,).
+    mean_weights, var_weights : array
+        As in the forward pass.
     mean, var : array
         From `switchable_norm_forward`.
-    gamma, beta : array, optional
-        The scale and the shift, if there were any. Of beta nothing but shape and dtype matters.
     channel_axis, epsilon
         As in the forward pass.
     need : tuple of str, default: all
@@ -275,11 +292,8 @@ def switchable_norm_backward(
         Of x's shape and dtype.
     dmean_weights, dvar_weights : array or None
         Of shape (3,) and the dtype of the weights, with respect to these before the softmax.
-    dgamma : array or None
-        Of shape (C,) and gamma's dtype; None where gamma is absent.
-    dbeta : array or None
-        Of shape (C,), in the dtype of beta, or of gamma where beta is absent, or of x
-        where both are.
+    dgamma, dbeta : array or None
+        As from `layer_norm_backward`, of shape (C,).
 
     Raises
     ------
@@ -307,65 +321,7 @@ def switchable_norm_backward(
     >>> gradients.dmean_weights.round(4)
     array([ 0.1469,  0.1469, -0.2938])
     """
-    func_name = "switchable_norm_backward"
-    need, view, epsilon = _checked_backward(
-        func_name,
-        dy,
-        x,
-        mean=mean,
-        var=var,
-        need=need,
-        mean_weights=mean_weights,
-        var_weights=var_weights,
-        gamma=gamma,
-        beta=beta,
-        channel_axis=channel_axis,
-        epsilon=epsilon,
-    )
-    if not need:
-        return SwitchableGradients(*[None] * 5)
-    xp, shape, channels = library_of(x).xp, view.broadcast_parameter, view.parameter_axes[0]
-    mean, var = (
-        reshaped(cast_statistic(xp, each, dtype_name(x.dtype)), view.broadcast_statistic)
-        for each in (mean, var)
-    )
-    if 0 in x.shape:  # the NaN that stands for no statistics must not reach the weights
-        mean, var = xp.zeros_like(mean), xp.ones_like(var)
-    reduced_axes = tuple(
-        axis for axis in range(len(view.grouped_shape)) if axis not in view.parameter_axes
-    )
-    instances, n = Instances(x, view, dy), max(view.rows[1], 1)
-    dx = dmean_weights = dvar_weights = dgamma = None
-    with np.errstate(all="ignore"):
-        of_mean, of_var = (softmax(xp, each, mean) for each in (mean_weights, var_weights))
-        mean_residual, sum_dy, product = instances.sums(mean, xp.ones_like(mean))
-        mix = Mix(xp, mean, mean_residual, channels)
-        variances = mix.variances(var)
-        rstd = rstd_of(xp, of_var, variances, epsilon)
-        product = (product + sum_dy * mix.distance(of_mean)) * rstd
-        scale = xp.ones_like(mean) if gamma is None else broadcast_like(xp, gamma, mean, shape)
-        dmean, dvar = -rstd * (scale * sum_dy), -rstd * (rstd * (scale * product)) / 2
-        # Softmax is blind to what is added to all three, so those of the instance are left out.
-        if "dmean_weights" in need:
-            means = 0 * mix.from_layer, -mix.from_layer, -mix.from_batch
-            dmean_weights = softmax_gradient(xp, of_mean, dmean, means)
-        if "dvar_weights" in need:
-            _, layer, batch = variances
-            apart = 0 * var, layer - var, batch - var
-            dvar_weights = softmax_gradient(xp, of_var, dvar, apart)
-        if "dx" in need:
-            dmean, dvar = mix.gradient(of_mean, of_var, dmean, dvar)
-            of_deviation = 2 * dvar / n / rstd / rstd
-            dx = instances.gradient(
-                mean, mean_residual, rstd, scale, of_deviation, dmean / n / rstd
-            )
-        if "dgamma" in need and gamma is not None:
-            dgamma = sum_over(xp, product, reduced_axes)
-        dbeta = sum_over(xp, sum_dy, reduced_axes) if "dbeta" in need else None
-    return SwitchableGradients(
-        dx,
-        finish_gradient(xp, dmean_weights, (3,), x, mean_weights),
-        finish_gradient(xp, dvar_weights, (3,), x, var_weights),
-        finish_gradient(xp, dgamma, view.parameter, x, gamma),
-        finish_gradient(xp, dbeta, view.parameter, x, gamma, beta),
-    )
+    arrays = dy, x, mean, var, mean_weights, var_weights, gamma, beta
+    options = channel_axis, epsilon, need
+    plan = plan_of(_backward_plan, "switchable_norm_backward", arrays, *options)
+    return SwitchableGradients(*plan.run(*arrays))

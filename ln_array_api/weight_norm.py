@@ -1,22 +1,12 @@
-"""Weight normalisation: the direction and the length of weights as parameters of their own.
-
-A slice is a row of RMS norm, which divides by the root of a mean square where this divides by that
-of a sum. The root of the number of elements, by which they differ, is taken care of in g.
-"""
+"""Weight normalisation: the direction and the length of weights as parameters of their own."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
-import numpy as np
-
-from . import _check, _rows
-from ._arrays import Array, library_of, native_dtype, on_device_of_x, to_acc_dtype
-from ._beside import check_gradient, check_inputs, check_saved
-from ._explain import explained_by
-from ._plans import SomePlan
-from ._views import KeptAxis
+from ._arrays import Array
+from ._dispatch.rows import Names, RowsOperation, backward_plan, forward_plan
+from ._dispatch.views import KeptAxis, interned
 
 
 class WeightNormForward(NamedTuple):
@@ -33,28 +23,15 @@ class WeightNormGradients(NamedTuple):
     dg: Array | None
 
 
-def _checked(func_name: str, v: Array, g: Array, axis: int) -> tuple[KeptAxis, float]:
-    """What is normalised over, and the root of the number of elements in a slice."""
-    slices = KeptAxis(axis, "v", scaled=True)
-    view = check_inputs(func_name, slices, v)
-    _check.operand(func_name, "g", g, v, view.parameter, view.shape_text, x_name="v")
-    return slices, math.sqrt(max(view.rows[1], 1))
+_OPERATION = RowsOperation(
+    center=False,
+    by_norm=True,
+    gradients=("dx", "dgamma"),
+    needs_gamma=True,
+    names=Names(x="v", dy="dw", rstd="norm", gamma="g", dx="dv", dgamma="dg"),
+)
 
 
-def _forward(func_name: str, v: Array, g: Array, axis: int) -> tuple[SomePlan, Array, float]:
-    """The plan, its gamma, and the root of the number of elements in a slice."""
-    slices, sqrt_n = _checked(func_name, v, g, axis)
-    gamma = to_acc_dtype(library_of(v).xp, g) / sqrt_n
-    plan = _rows.forward_plan(func_name, v, gamma, None, slices, 0.0, None, center=False)
-    return plan, gamma, sqrt_n
-
-
-def _forward_plan(func_name: str, v: Array, g: Array, axis: int) -> SomePlan:
-    return _forward(func_name, v, g, axis)[0]
-
-
-@explained_by(_forward_plan)
-@on_device_of_x
 def weight_norm(v: Array, g: Array, /, *, axis: int = 0) -> Array:
     """Give each slice of a weight array along an axis the direction of v and the length g.
 
@@ -97,12 +74,11 @@ def weight_norm(v: Array, g: Array, /, *, axis: int = 0) -> Array:
     array([[6., 8.],
            [0., 2.]])
     """
-    plan, gamma, _ = _forward("weight_norm", v, g, axis)
-    return plan.run(v, gamma, None, None)[0]
+    over = interned(KeptAxis, axis, True)
+    plan = forward_plan("weight_norm", _OPERATION, v, g, None, over, 0.0)
+    return plan.y(v, g, None)
 
 
-@explained_by(_forward_plan)
-@on_device_of_x
 def weight_norm_forward(v: Array, g: Array, /, *, axis: int = 0) -> WeightNormForward:
     """Weight norm, with the norms that its gradient needs.
 
@@ -127,39 +103,12 @@ def weight_norm_forward(v: Array, g: Array, /, *, axis: int = 0) -> WeightNormFo
     >>> ln.weight_norm_forward(v, g).norm.round(3)
     array([5. , 0.1])
     """
-    plan, gamma, sqrt_n = _forward("weight_norm_forward", v, g, axis)
-    w, _, rstd = plan.forward(v, gamma, None, None)
-    with np.errstate(all="ignore"):
-        return WeightNormForward(w, sqrt_n / rstd)
+    over = interned(KeptAxis, axis, True)
+    plan = forward_plan("weight_norm_forward", _OPERATION, v, g, None, over, 0.0)
+    w, _, norm = plan.forward(v, g, None)
+    return WeightNormForward(w, norm)
 
 
-def _backward(
-    func_name: str, dw: Array, v: Array, norm: Array, g: Array, axis: int, need: tuple[str, ...]
-) -> tuple[SomePlan, tuple[Array, ...], float]:
-    """The plan, its arrays, and the root of the number of elements in a slice."""
-    need = _check.need(func_name, need, WeightNormGradients._fields)
-    slices, sqrt_n = _checked(func_name, v, g, axis)
-    check_gradient(func_name, v, "v", dw=dw)
-    check_saved(func_name, v, tuple(g.shape), "v", norm=norm)
-    gamma = to_acc_dtype(library_of(v).xp, g) / sqrt_n
-    with np.errstate(all="ignore"):
-        arrays = dw, v, None, sqrt_n / norm, gamma
-    wanted = tuple("dx" if each == "dv" else "dgamma" for each in need)
-    return (
-        _rows.backward_plan(func_name, *arrays, None, slices, wanted, center=False),
-        arrays,
-        sqrt_n,
-    )
-
-
-def _backward_plan(
-    func_name: str, dw: Array, v: Array, norm: Array, g: Array, axis: int, need: tuple[str, ...]
-) -> SomePlan:
-    return _backward(func_name, dw, v, norm, g, axis, need)[0]
-
-
-@explained_by(_backward_plan)
-@on_device_of_x
 def weight_norm_backward(
     dw: Array,
     v: Array,
@@ -212,8 +161,7 @@ def weight_norm_backward(
     >>> dv.round(3), dg.round(3)
     (array([[ 1.28, -0.96]]), array([0.6]))
     """
-    plan, arrays, sqrt_n = _backward("weight_norm_backward", dw, v, norm, g, axis, need)
-    dv, dg, _ = plan.backward(*arrays)
-    if dg is not None:
-        dg = library_of(v).xp.astype(dg / sqrt_n, native_dtype(g), copy=False)
+    over = interned(KeptAxis, axis, True)
+    plan = backward_plan("weight_norm_backward", _OPERATION, dw, v, None, norm, g, None, over, need)
+    dv, dg, _ = plan.backward(dw, v, None, norm, g)
     return WeightNormGradients(dv, dg)

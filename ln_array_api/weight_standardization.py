@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import _check, _rows
 from ._arrays import Array
-from ._explain import explained_by
-from ._plans import SomePlan
-from ._views import KeptAxis
+from ._dispatch.rows import Names, RowsOperation, backward_plan, forward_plan
+from ._dispatch.views import KeptAxis, interned
 from .layer_norm import EPSILON, Forward, make_namedtuple
 
 
@@ -18,25 +16,9 @@ class WeightGradients(NamedTuple):
     dw: Array | None
 
 
-def _forward_plan(func_name: str, w: Array, axis: int, epsilon: float) -> SomePlan:
-    return _rows.forward_plan(func_name, w, None, None, KeptAxis(axis), epsilon, None, center=True)
+_OPERATION = RowsOperation(center=True, gradients=("dx",), names=Names(x="w", dx="dw"))
 
 
-def _backward_plan(
-    func_name: str,
-    dy: Array,
-    w: Array,
-    mean: Array,
-    rstd: Array,
-    axis: int,
-    need: tuple[str, ...],
-) -> SomePlan:
-    needed = ("dx",) if _check.need(func_name, need, WeightGradients._fields) else ()
-    over = KeptAxis(axis)
-    return _rows.backward_plan(func_name, dy, w, mean, rstd, None, None, over, needed, center=True)
-
-
-@explained_by(_forward_plan)
 def weight_standardization(w: Array, /, *, axis: int = 0, epsilon: float = EPSILON) -> Array:
     """Normalise each slice of a weight array along an axis to zero mean and unit variance.
 
@@ -76,11 +58,11 @@ def weight_standardization(w: Array, /, *, axis: int = 0, epsilon: float = EPSIL
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    plan = _forward_plan("weight_standardization", w, axis, epsilon)
-    return plan.run(w, None, None, None)[0]
+    over = interned(KeptAxis, axis)
+    plan = forward_plan("weight_standardization", _OPERATION, w, None, None, over, epsilon)
+    return plan.y(w, None, None)
 
 
-@explained_by(_forward_plan)
 def weight_standardization_forward(
     w: Array, /, *, axis: int = 0, epsilon: float = EPSILON
 ) -> Forward:
@@ -107,11 +89,11 @@ def weight_standardization_forward(
     >>> mean, rstd.round(3)
     (array([ 2., 20.]), array([1. , 0.1]))
     """
-    plan = _forward_plan("weight_standardization_forward", w, axis, epsilon)
-    return make_namedtuple(Forward, plan.forward(w, None, None, None))
+    name, over = "weight_standardization_forward", interned(KeptAxis, axis)
+    plan = forward_plan(name, _OPERATION, w, None, None, over, epsilon)
+    return make_namedtuple(Forward, plan.forward(w, None, None))
 
 
-@explained_by(_backward_plan)
 def weight_standardization_backward(
     dy: Array,
     w: Array,
@@ -156,5 +138,6 @@ def weight_standardization_backward(
     >>> ln.weight_standardization_backward(np.asarray([[1.0, 0.0, 0.0]]), w, mean, rstd).dw.round(4)
     array([[ 0.1763, -0.2204,  0.0441]])
     """
-    plan = _backward_plan("weight_standardization_backward", dy, w, mean, rstd, axis, need)
+    name, over = "weight_standardization_backward", interned(KeptAxis, axis)
+    plan = backward_plan(name, _OPERATION, dy, w, mean, rstd, None, None, over, need)
     return WeightGradients(plan.backward(dy, w, mean, rstd, None)[0])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _check
+from .._dispatch import checks as _check
 from ..layer_norm import EPSILON
 from .registry import register_schema
 from .schema import AT_LEAST_ONE, OperatorDef, OperatorSchema, Shape, pluralize

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from .. import _check
 from .._arrays import (
     ACCUMULATION,
     Array,
@@ -18,6 +17,7 @@ from .._arrays import (
     on_device_of,
     to_acc_dtype,
 )
+from .._dispatch import checks as _check
 from ..layer_norm import layer_norm_backward, layer_norm_forward
 from .devices import run_device
 from .operator_schemas import LAYER_NORM, LAYER_NORM_GRADIENT, SUM, Shapes

@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check
 from .._arrays import (
     ACCUMULATION,
     Array,
@@ -38,6 +37,7 @@ from .._arrays import (
     on_device_of_x,
     to_acc_dtype,
 )
+from .._dispatch import checks as _check
 from ..backend import accelerated_stage
 from ..kernels.rows import astype_like
 

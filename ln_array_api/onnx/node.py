@@ -9,8 +9,8 @@ import importlib
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import _check
 from .._arrays import Array, dtype_name
+from .._dispatch import checks as _check
 
 if TYPE_CHECKING:
     from onnx import NodeProto

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import _check
 from .._arrays import ACCUMULATION, Array, dtype_name, library_of, native_dtype, on_device_of
+from .._dispatch import checks as _check
 from ..batch_norm import batch_norm, batch_norm_forward
 from ..group_norm import group_norm
 from ..instance_norm import instance_norm

@@ -29,9 +29,30 @@ FamilyPrimitive = Literal[
 ]
 FAMILY: tuple[FamilyPrimitive, ...] = get_args(FamilyPrimitive)
 
+_BACKWARD = ("x", "x", "statistic", "statistic", "parameter"), ("x", "parameter", "parameter")
+#: What each primitive takes and gives: arrays of x's shape, statistics, parameters (or their
+#: gradients), and others that a kernel gets unchanged.
+SIGNATURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "rows_forward": (("x", "parameter", "parameter"), ("x", "statistic", "statistic")),
+    "rows_backward": _BACKWARD,
+    "channels_forward": (("x", "parameter", "parameter"), ("x", *["statistic"] * 3)),
+    "channels_inference": (("x", *["statistic"] * 2, *["parameter"] * 2), ("x",)),
+    "channels_backward": _BACKWARD,
+    "tanh_forward": (("x", "other", "parameter", "parameter"), ("x",)),
+    "tanh_backward": (("x", "x", "other", "parameter"), ("x", "other", "parameter", "parameter")),
+    "powers_forward": (("x",), ("x", "statistic")),
+    "powers_backward": (("x", "x", "statistic"), ("x",)),
+    "windows_forward": (("x",), ("x", "x", "x")),
+    "windows_backward": (("x", "x", "x"), ("x",)),
+    "instances_statistics": (("x",), ("statistic",) * 4),
+    "instances_affine": (("x", *["statistic"] * 5), ("x",)),
+    "instances_sums": (("x", "x", *["statistic"] * 2), ("statistic",) * 3),
+    "instances_gradient": (("x", "x", *["statistic"] * 6), ("x",)),
+}
+
 
 class RowsSpec(NamedTuple):
-    """A call of a rows primitive, but for the values: what `Backend.can_run` decides by."""
+    """A call of a rows primitive without its arrays: what `Backend.can_run` decides by."""
 
     library: str
     """Whose arrays: ``numpy``, ``torch``, ``jax``, ``cupy``."""
@@ -59,7 +80,7 @@ class RowsSpec(NamedTuple):
         return self.groups * self.shape[1] // self.repeat
 
     def options(self, primitive: Primitive) -> dict[str, Any]:
-        """The keyword arguments of the primitive, but for `out`."""
+        """Return the keyword arguments of the primitive, except `out`."""
         particular = (
             {"epsilon": self.epsilon} if primitive == "rows_forward" else {"need": self.need}
         )
@@ -67,7 +88,7 @@ class RowsSpec(NamedTuple):
 
 
 class ChannelsSpec(NamedTuple):
-    """A call of a channels primitive, but for the values: what `Backend.can_run` decides by."""
+    """A call of a channels primitive without its arrays: what `Backend.can_run` decides by."""
 
     library: str
     """Whose arrays: ``numpy``, ``torch``, ``jax``, ``cupy``."""
@@ -86,7 +107,7 @@ class ChannelsSpec(NamedTuple):
     """Of a backward call: whether dx, dgamma, dbeta are wanted."""
 
     def options(self, primitive: Primitive) -> dict[str, Any]:
-        """The keyword arguments of the primitive."""
+        """Return the keyword arguments of the primitive."""
         if primitive == "channels_backward":
             return {"need": self.need}
         return {"epsilon": self.epsilon}
@@ -96,7 +117,7 @@ Spec: TypeAlias = RowsSpec | ChannelsSpec
 
 
 class FamilySpec(NamedTuple):
-    """A call of a primitive of `FAMILY`, but for the values.
+    """A call of a primitive of `FAMILY` without its arrays.
 
     As in the other primitives, arrays come checked and in C order, parameters in x's dtype or a
     wider one, statistics and dy as given; y and dx have x's dtype, all other results that of
@@ -148,7 +169,7 @@ class FamilySpec(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How x lies in memory, and what its rows are there."""
+    """The layout of x in memory, and its rows there."""
 
     shape: tuple[int, ...]
     """Groups of channels have an axis of their own before that of a group's channels."""

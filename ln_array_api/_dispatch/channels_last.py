@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, cast
 
-from ._arrays import Array, F, memory_format_of
+from .._arrays import Array, F, memory_format_of
 
 
 def is_of(rank: int) -> Callable[[Any], bool]:

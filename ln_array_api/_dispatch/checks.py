@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
-from ._arrays import (
+from .._arrays import (
     ACCUMULATION,
     PARAMETER_DTYPES,
     Array,
@@ -28,7 +28,7 @@ from ._arrays import (
     share_memory,
     unsuitable,
 )
-from .errors import DeviceMismatchError
+from ..errors import DeviceMismatchError
 
 
 def array(func_name: str, name: str, x: Any) -> Library:
@@ -81,6 +81,37 @@ def operand(
         )
     same_shape(func_name, name, value, shape, shape_text)
     same_device(func_name, name, value, x, x_name)
+
+
+def parameter(
+    func_name: str, name: str, value: Any, x: Array, view: Any, x_name: str = "x"
+) -> None:
+    """Check a parameter of x, seen as rows by `view`."""
+    operand(func_name, name, value, x, view.parameter, view.shape_text, x_name=x_name)
+
+
+def parameters(func_name: str, x: Array, view: Any, **values: Array | None) -> None:
+    """Check parameters of x, given by name; None is absent."""
+    for name, value in values.items():
+        if value is not None:
+            parameter(func_name, name, value, x, view)
+
+
+def gradient(func_name: str, x: Array, x_name: str = "x", **values: Any) -> None:
+    """Check the gradient of a result of x's shape, given by name."""
+    for name, value in values.items():
+        shape = tuple(x.shape)
+        operand(func_name, name, value, x, shape, f"the shape of {x_name}", x_name=x_name)
+
+
+def saved(
+    func_name: str, x: Array, shape: tuple[int, ...], x_name: str = "x", **statistics: Any
+) -> None:
+    """Check statistics that the forward pass saved, given by name, all of one shape."""
+    shape_text = f"as {func_name.removesuffix('_backward')}_forward gives it"
+    dtype = ACCUMULATION[dtype_name(x.dtype)]
+    for name, value in statistics.items():
+        operand(func_name, name, value, x, shape, shape_text, dtype, x_name=x_name)
 
 
 def same_library(func_name: str, name: str, value: Array, x: Array, x_name: str = "x") -> None:
@@ -191,8 +222,8 @@ def integer(func_name: str, name: str, value: Any) -> int:
 def canonical_axis(func_name: str, axis: Any, argument: str = "axis") -> int | tuple[int, ...]:
     """Return an int or a tuple of ints; `axis` may be a list, or hold integers of NumPy."""
     try:
-        if isinstance(axis, Iterable):
-            return tuple(operator.index(each) for each in axis)
+        if type(axis) is tuple or isinstance(axis, Iterable):  # the first is fast
+            return tuple(map(operator.index, axis))
         return operator.index(axis)
     except TypeError:
         raise TypeError(

@@ -10,10 +10,17 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from ._arrays import ACCUMULATION, Array, dtype_name, library_of
-from ._views import AxesSpec, RowsView
-from .backend import use_backend
-from .kernels.reductions import sum_over
+from .._arrays import ACCUMULATION, Array, dtype_name, library_of
+from ..backend import Choice, use_backend
+from ..kernels.reductions import sum_over
+from .plans import RowsPlan, cast_gradient, cast_statistic
+from .specs import Primitive, RowsSpec
+from .views import Over, RowsView
+
+CHUNKS_REASON = (
+    "chunked arrays compute nothing until asked; chunks that hold whole rows go to the kernel of "
+    "their own library"
+)
 
 
 class ChunkCall(NamedTuple):
@@ -21,7 +28,7 @@ class ChunkCall(NamedTuple):
 
     func_name: str
     """The public function, for messages."""
-    over: AxesSpec
+    over: Over
     center: bool
     epsilon: float
     """Of a forward call."""
@@ -33,18 +40,18 @@ class ChunkCall(NamedTuple):
     def forward(self, x: Array, gamma: Array | None, beta: Array | None) -> Any:
         """Y, mean and rstd of a chunk."""
         with self._asked_for():
-            return self._plan(x, gamma, beta).forward(x, gamma, beta, None)
+            return self._plan(x, gamma, beta).forward(x, gamma, beta)
 
     def y(self, x: Array, gamma: Array | None, beta: Array | None) -> Array:
         """Y of a chunk alone."""
         with self._asked_for():
-            return self._plan(x, gamma, beta).run(x, gamma, beta, None)[0]
+            return self._plan(x, gamma, beta).y(x, gamma, beta)
 
     def _plan(self, x: Array, gamma: Array | None, beta: Array | None) -> Any:
-        from ._rows import forward_plan  # which plans for chunked arrays by this module
+        from .rows import LAYER, RMS, forward_plan  # which plans for chunked arrays by this module
 
-        over, epsilon = self.over, self.epsilon
-        return forward_plan(self.func_name, x, gamma, beta, over, epsilon, None, self.center)
+        operation = LAYER if self.center else RMS
+        return forward_plan(self.func_name, operation, x, gamma, beta, self.over, self.epsilon)
 
     def backward(
         self,
@@ -56,7 +63,7 @@ class ChunkCall(NamedTuple):
         shape: tuple[int, ...],
     ) -> tuple[Any, ...]:
         """Return dx of a chunk, and its partial sums of dgamma and dbeta, not rounded yet."""
-        from ._rows import backward_plan
+        from .rows import LAYER, RMS, backward_plan
 
         xp = library_of(x).xp
         acc_dtype = rstd.dtype
@@ -64,7 +71,8 @@ class ChunkCall(NamedTuple):
         beta = xp.zeros(shape, dtype=acc_dtype) if "dbeta" in self.need else None
         arrays = dy, x, mean, rstd, gamma, beta
         with self._asked_for():
-            plan = backward_plan(self.func_name, *arrays, self.over, self.need, self.center)
+            operation = LAYER if self.center else RMS
+            plan = backward_plan(self.func_name, operation, *arrays, self.over, self.need)
             return plan.backward(*arrays)
 
     def _asked_for(self) -> Any:
@@ -193,6 +201,46 @@ class Chunks:
         )
         total = sum_over(xp, partial_sums, tuple(range(len(kept_axes))), wide=True)
         return xp.reshape(total, view.parameter)
+
+
+class ChunksPlan(RowsPlan):
+    """X is chunked: one task for each chunk if chunks hold whole rows, else by its axes."""
+
+    def __init__(
+        self, primitive: Primitive, spec: RowsSpec, view: RowsView, choice: Choice, call: ChunkCall
+    ) -> None:
+        super().__init__(primitive, spec, view, choice)
+        self._chunks = Chunks(call, view)
+
+    def y(
+        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None = None
+    ) -> Array:
+        if hold_rows(x, self.view):
+            return self._chunks.y(x, gamma, beta)
+        return super().y(x, gamma, beta, out)
+
+    def forward(
+        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None = None
+    ) -> Any:
+        if hold_rows(x, self.view):
+            return self._chunks.forward(x, gamma, beta)
+        return super().forward(x, gamma, beta, out)
+
+    def backward(
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array | None,
+        rstd: Array,
+        gamma: Array | None,
+        beta: Array | None = None,
+    ) -> Any:
+        if not hold_rows(x, self.view):
+            return super().backward(dy, x, mean, rstd, gamma, beta)
+        rstd = cast_statistic(rstd, self.spec.dtype)
+        mean = None if mean is None else cast_statistic(mean, self.spec.dtype)
+        dx, dgamma, dbeta = self._chunks.backward(dy, x, mean, rstd, gamma)
+        return dx, cast_gradient(dgamma, x, gamma), cast_gradient(dbeta, x, gamma, beta)
 
 
 def _are_equal(chunks: Any, others: Any) -> bool:

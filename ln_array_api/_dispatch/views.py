@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
 
-from . import _check
-from ._arrays import Array, library_of, reshape_contiguous
+from .._arrays import Array, reshape_contiguous, restore_shape
+from . import checks
 
 
 class RowsView(NamedTuple):
@@ -36,8 +37,6 @@ class RowsView(NamedTuple):
     """The shape of the parameters in words, for messages."""
     groups: int = 1
     repeat: int = 1
-    x_name: str = "x"
-    """The caller's name of x, for messages."""
 
     @property
     def broadcast_parameter(self) -> tuple[int, ...]:
@@ -74,12 +73,7 @@ class RowsView(NamedTuple):
         return reshape_contiguous(x, self.rows, self.permutation, ascontiguous)
 
     def from_rows(self, x: Array) -> Array:
-        library = library_of(x)
-        if not self.permutation:
-            return library.reshape(x, self.shape)
-        x = library.reshape(x, tuple(self.shape[axis] for axis in self.permutation))
-        inverse = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)
-        return library.xp.permute_dims(x, tuple(inverse))
+        return restore_shape(x, self.shape, self.permutation)
 
 
 def over_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> RowsView:
@@ -117,30 +111,39 @@ def of_elements(view: RowsView, *, parameters: bool) -> RowsView:
     )
 
 
-@dataclass(frozen=True)  # unlike a named tuple, never equal to axes
-class ChannelGroups:
+class Grouping:
+    """What is normalised over, where this is more than axes.
+
+    Equal to itself only, so that it is found by identity as part of a key: see `interned`.
+    """
+
+    def view(self, func_name: str, x_name: str, shape: tuple[int, ...]) -> RowsView:
+        raise NotImplementedError
+
+    def __reduce__(self) -> Any:
+        return interned, (type(self), *vars(self).values())
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroups(Grouping):
     """Statistics of each sample over groups of channels, as in group norm."""
 
-    count: int | None
-    """How many groups; None for as many as channels."""
+    num_groups: int | None
+    """None for as many as channels."""
     channel_axis: int
 
-    def canonical(self, func_name: str) -> ChannelGroups:
-        count = self.count
-        if count is not None:
-            count = _check.integer(func_name, "num_groups", count)
-        return ChannelGroups(count, _check.integer(func_name, "channel_axis", self.channel_axis))
-
-    def view(self, func_name: str, shape: tuple[int, ...]) -> RowsView:
-        axis = _check.channel_axis(func_name, self.channel_axis, shape)
-        _check.known_lengths(func_name, shape, range(len(shape)))
-        channels = shape[axis]
-        count = channels if self.count is None else self.count
-        if self.count is not None and (count < 1 or channels % count):
-            raise ValueError(
-                f"{func_name}: num_groups={count} does not divide the {channels} channels of axis "
-                f"{axis} into groups of one size"
-            )
+    def view(self, func_name: str, x_name: str, shape: tuple[int, ...]) -> RowsView:
+        axis = checks.integer(func_name, "channel_axis", self.channel_axis)
+        axis = checks.channel_axis(func_name, axis, shape)
+        checks.known_lengths(func_name, shape, range(len(shape)))
+        channels = count = shape[axis]
+        if self.num_groups is not None:
+            count = checks.integer(func_name, "num_groups", self.num_groups)
+            if count < 1 or channels % count:
+                raise ValueError(
+                    f"{func_name}: num_groups={count} does not divide the {channels} channels of "
+                    f"axis {axis} into groups of one size"
+                )
         each = channels // count if count else 1
         spatial = tuple(other for other in range(1, len(shape)) if other != axis)
         repeat = math.prod(shape[other] for other in spatial)
@@ -160,30 +163,25 @@ class ChannelGroups:
         )
 
 
-@dataclass(frozen=True)
-class KeptAxis:
+@dataclass(frozen=True, eq=False)
+class KeptAxis(Grouping):
     """Statistics over all axes but one, as in weight standardization."""
 
     axis: int
-    x_name: str = "w"
-    """The caller's name of x, for messages."""
-    scaled: bool = False
+    is_scaled: bool = False
     """Whether each slice has a parameter, as in weight norm."""
 
-    def canonical(self, func_name: str) -> KeptAxis:
-        return replace(self, axis=_check.integer(func_name, "axis", self.axis))
-
-    def view(self, func_name: str, shape: tuple[int, ...]) -> RowsView:
-        (kept,) = _check.axes(func_name, self.axis, shape, name=self.x_name)
-        _check.known_lengths(func_name, shape, range(len(shape)))
+    def view(self, func_name: str, x_name: str, shape: tuple[int, ...]) -> RowsView:
+        axis = checks.integer(func_name, "axis", self.axis)
+        (kept,) = checks.axes(func_name, axis, shape, name=x_name)
+        checks.known_lengths(func_name, shape, range(len(shape)))
         axes = tuple(axis for axis in range(len(shape)) if axis != kept)
         if not axes:
             raise ValueError(
-                f"{func_name}: {self.x_name} has one axis, so a slice of it is a single element"
+                f"{func_name}: {x_name} has one axis, so a slice of it is a single element"
             )
-        view = over_axes(shape, axes)
-        view = view._replace(statistic=(shape[kept],), x_name=self.x_name)
-        if not self.scaled:
+        view = over_axes(shape, axes)._replace(statistic=(shape[kept],))
+        if not self.is_scaled:
             return view
         return view._replace(
             parameter=(shape[kept],),
@@ -194,24 +192,28 @@ class KeptAxis:
         )
 
 
+@lru_cache(1024, typed=True)  # 1, 1.0 and True are equal, but only one of them is an axis
+def _interned(kind: Callable[..., Grouping], *options: Any) -> Grouping:
+    return kind(*options)
+
+
+def interned(kind: Callable[..., Grouping], *options: Any) -> Grouping:
+    """Return one object for each kind and options: as part of a key, it is found by identity."""
+    try:
+        return _interned(kind, *options)
+    except TypeError:  # an option cannot be hashed, which `view` will refuse
+        return kind(*options)
+
+
 #: What is normalised over: an axis, a tuple of axes, or one of the above.
-AxesSpec: TypeAlias = int | tuple[int, ...] | ChannelGroups | KeptAxis
+Over: TypeAlias = int | tuple[int, ...] | Grouping
 
 
-def name_of(over: AxesSpec) -> str:
-    """Return the caller's name of x, for messages."""
-    return over.x_name if isinstance(over, KeptAxis) else "x"
+def view_of(func_name: str, over: Over, shape: tuple[int, ...], x_name: str = "x") -> RowsView:
+    """Return the view of an x of this shape as rows; raise if they do not fit each other.
 
-
-def canonical(func_name: str, over: AxesSpec) -> AxesSpec:
-    """Return the same with plain ints, where it may hold lists or NumPy's integers."""
-    if isinstance(over, ChannelGroups | KeptAxis):
-        return over.canonical(func_name)
-    return _check.canonical_axis(func_name, over)
-
-
-def view_of(func_name: str, over: AxesSpec, shape: tuple[int, ...]) -> RowsView:
-    """Return the view of an x of this shape as rows; raise if they do not fit each other."""
-    if isinstance(over, ChannelGroups | KeptAxis):
-        return over.view(func_name, shape)
-    return over_axes(shape, _check.axes(func_name, over, shape))
+    `x_name` is the caller's name of x, for messages.
+    """
+    if isinstance(over, Grouping):
+        return over.view(func_name, x_name, shape)
+    return over_axes(shape, checks.axes(func_name, over, shape, name=x_name))

@@ -1,0 +1,1 @@
+"""From a call to a kernel: checks of the arguments, views of the arrays, specs, plans."""

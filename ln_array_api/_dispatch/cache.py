@@ -1,0 +1,79 @@
+"""The plans of calls: made once for each kind of call, then found by one look-up.
+
+A kind of call is all that a plan may depend on: dtypes, shapes, devices and layouts of arrays,
+options and their types, and the backend that was asked for. A plan holds no arrays, since the next
+call of its kind has others, some of which are a framework's tracers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from .._arrays import Array, bound_to_device, library_of, signatures
+from ..backend import is_planning_anew, planning_anew, plans, requested_backend
+
+_MAX_PLANS = 4096
+
+
+def plan_of(
+    make: Callable[..., Any], func_name: str, arrays: tuple[Array | None, ...], *options: Any
+) -> Any:
+    """Return the plan of a kind of call, by ``make(func_name, *arrays, *options)`` if it is new.
+
+    `make` checks the arguments, so that a wrong call raises there.
+    """
+    find = signatures
+    key: Hashable
+    try:
+        key = (
+            make,
+            requested_backend(),
+            options,
+            *map(type, options),  # 1, 1.0 and True are equal
+            *[find[type(each)](each) for each in arrays],
+        )
+        plan = plans.get(key)
+    except (KeyError, RuntimeError, TypeError):  # a type not seen before, or what `make` refuses
+        key = plan = None
+    if plan is None:
+        plan = make(func_name, *arrays, *options)
+        cache_plan(key, plan, arrays[0])
+    return plan
+
+
+def cache_plan(key: Hashable, plan: Any, x: Array) -> None:
+    """Let a plan run on the device of x, and cache it, unless its key is None.
+
+    A full cache is cleared, which bounds its size in programs with many shapes.
+    """
+    if is_planning_anew():
+        raise _PlanMade(plan)
+    current_device = library_of(x).current_device
+    if current_device is not None:
+        for name in ("run", "forward", "backward"):
+            if hasattr(plan, name):
+                bound = bound_to_device(x.device, current_device, getattr(plan, name))
+                setattr(plan, name, bound)
+    if len(plans) >= _MAX_PLANS:
+        plans.clear()
+    if key is not None:
+        plans[key] = plan
+
+
+class _PlanMade(Exception):  # noqa: N818 - no error
+    """Ends a call of which only the plan is wanted."""
+
+    def __init__(self, plan: Any) -> None:
+        super().__init__()
+        self.plan = plan
+
+
+def plan_made_by(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return the plan of a call, made anew; nothing is computed. What the call raises is raised."""
+    with planning_anew():
+        try:
+            function(*args, **kwargs)
+        except _PlanMade as made:
+            return made.plan
+    raise AssertionError(f"{function.__name__} made no plan")

@@ -1,0 +1,292 @@
+"""How a planned call runs: a kernel, the conversions of its arrays, and those of its results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, NamedTuple
+
+from .._arrays import (
+    ACCUMULATION,
+    Array,
+    ascontiguous,
+    dtype_name_or_none,
+    library_of,
+    native_dtype,
+    reshape,
+    reshape_contiguous,
+    reshaped,
+    signatures,
+)
+from ..backend import Choice
+from .specs import SIGNATURES, ChannelsSpec, FamilySpec, RowsSpec
+from .views import RowsView
+
+GRADIENTS = ("dx", "dgamma", "dbeta")
+
+
+class Conversion(NamedTuple):
+    """How arrays of one kind go to a kernel, and how they come back."""
+
+    to_kernel: Callable[[Array], Array]
+    from_kernel: Callable[[Array], Array]
+
+
+def as_rows(view: RowsView, choice: Choice, dtype: str) -> dict[str, Conversion]:
+    """Conversions for a kernel on rows: contiguous, x as (M, N), statistics as (M, 1)."""
+    rows, permutation, column = view.rows, view.permutation, (view.rows[0], 1)
+    return {
+        "x": Conversion(
+            lambda x: reshape_contiguous(x, rows, permutation, choice.ascontiguous), view.from_rows
+        ),
+        "statistic": Conversion(
+            lambda values: reshape_contiguous(cast_statistic(values, dtype), column),
+            partial(reshape, shape=view.statistic),
+        ),
+        "parameter": Conversion(flat, partial(reshape, shape=view.parameter)),
+        "other": Conversion(ascontiguous, lambda result: result),
+    }
+
+
+def with_axes(view: RowsView, dtype: str) -> dict[str, Conversion]:
+    """Conversions for a kernel on arrays that keep their axes; the others broadcast with x."""
+    statistic = view.broadcast_statistic
+    return {
+        "x": Conversion(
+            partial(reshaped, shape=view.grouped_shape), partial(reshaped, shape=view.shape)
+        ),
+        "statistic": Conversion(
+            lambda values: reshaped(cast_statistic(values, dtype), statistic),
+            partial(reshaped, shape=view.statistic),
+        ),
+        "parameter": Conversion(
+            partial(reshaped, shape=view.broadcast_parameter),
+            partial(reshape, shape=view.parameter),
+        ),
+    }
+
+
+class Plan:
+    """How a kind of call runs."""
+
+    def __init__(
+        self,
+        primitive: str,
+        spec: RowsSpec | ChannelsSpec | FamilySpec,
+        choice: Choice,
+        conversions: dict[str, Conversion] | None = None,
+        *,
+        passthrough: bool = False,
+        widens: bool = False,
+    ) -> None:
+        """Plan for a kernel, whose arrays and results are as `SIGNATURES` tells.
+
+        `passthrough` is whether arrays go to the kernel, and its results to the caller, unchanged;
+        so they do without `conversions`. `widens` is whether gamma is widened: see `widened`.
+        """
+        self.primitive, self.spec, self.choice = primitive, spec, choice
+        self.kernel: Callable[..., Any] = choice.kernel
+        self.passthrough = passthrough or conversions is None
+        self.widens = widens
+        if conversions is not None:
+            takes, gives = SIGNATURES[primitive]
+            self._to_kernel = [conversions[each].to_kernel for each in takes]
+            self._from_kernel = [conversions[each].from_kernel for each in gives]
+
+    def run(self, *arrays: Array | None) -> Any:
+        """Return the results of the kernel in the caller's shapes."""
+        if self.passthrough:
+            return self.kernel(*arrays)
+        results = self.kernel(*self._converted(arrays))
+        if not isinstance(results, tuple):
+            return self._from_kernel[0](results)
+        return self._restored(results)
+
+    def _converted(self, arrays: tuple[Array | None, ...]) -> list[Array | None]:
+        return [
+            None if each is None else to_kernel(each)
+            for each, to_kernel in zip(arrays, self._to_kernel, strict=False)
+        ]
+
+    def _restored(self, results: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
+        return tuple(
+            [
+                None if each is None else from_kernel(each)
+                for each, from_kernel in zip(results, self._from_kernel, strict=False)
+            ]
+        )
+
+    def backward(
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array | None,
+        rstd: Array,
+        gamma: Array | None,
+        beta: Array | None = None,
+    ) -> Any:
+        """Return dx, dgamma and dbeta in the dtypes of x, gamma and beta."""
+        if self.passthrough:
+            return self.kernel(dy, x, mean, rstd, gamma)
+        scale = widened(gamma, beta, self.spec.dtype) if self.widens else gamma
+        dx, dgamma, dbeta = self.run(dy, x, mean, rstd, scale)
+        return dx, cast_gradient(dgamma, x, gamma), cast_gradient(dbeta, x, gamma, beta)
+
+
+class RowsPlan(Plan):
+    """A plan over rows, whose forward pass may write to `out`."""
+
+    def __init__(
+        self,
+        primitive: str,
+        spec: RowsSpec,
+        view: RowsView,
+        choice: Choice,
+        *arrays: Array | None,
+        acc_arrays: tuple[Array | None, ...] = (),
+        widens: bool = False,
+    ) -> None:
+        """Plan for calls with such arrays.
+
+        `acc_arrays`: arrays that the kernel takes in the accumulation dtype, or whose gradient it
+        returns in that dtype.
+        """
+        keeps_axes = choice.keeps_axes
+        super().__init__(
+            primitive,
+            spec,
+            choice,
+            with_axes(view, spec.dtype) if keeps_axes else as_rows(view, choice, spec.dtype),
+            passthrough=not (keeps_axes or widens)
+            and view.is_rows
+            and are_ready(spec.dtype, arrays, acc_arrays),
+            widens=widens,
+        )
+        self.view = view
+        #: The kernel without statistics, for calls that need y only.
+        self.kernel_of_y: Callable[..., Any] = (
+            self.kernel if keeps_axes else getattr(self.kernel, "without_statistics", self.kernel)
+        )
+        # Signatures of valid `out`; and of those that own their memory, where all inputs own theirs
+        # too, so that two arrays overlap only if they are the same one.
+        self._outs: set[Hashable] = set()
+        self._owning_outs: set[Hashable] = set()
+        inputs = [each for each in arrays if each is not None]
+        self._inputs_own = all(library_of(each).owns_memory(each) for each in inputs)
+        if choice.whole_call is not None:
+            for name in ("y", "forward", "backward"):
+                setattr(self, name, choice.whole_call(getattr(self, name)))
+
+    def takes(self, out: Array, x: Array, gamma: Array | None, beta: Array | None) -> bool:
+        """Whether `out` is known to be valid and to overlap no input; if not, check it."""
+        find = signatures.get(type(out))
+        signature = None if find is None else find(out)
+        if signature in self._owning_outs:
+            return out is not gamma and out is not beta
+        if signature not in self._outs:
+            return False
+        overlaps = library_of(out).may_overlap
+        if overlaps is None or (out is not x and overlaps(out, x)):
+            return False
+        return not (
+            (gamma is not None and overlaps(out, gamma))
+            or (beta is not None and overlaps(out, beta))
+        )
+
+    def remember(self, out: Array) -> None:
+        """Remember an `out` that has been checked."""
+        library = library_of(out)
+        if self.passthrough and library.may_overlap is not None and library.is_contiguous(out):
+            self._outs.add(library.signature(out))
+            if self._inputs_own and library.owns_memory(out):
+                self._owning_outs.add(library.signature(out))
+
+    def y(
+        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None = None
+    ) -> Array:
+        """Return y in x's shape."""
+        if self.passthrough and (out is None or library_of(out).is_contiguous(out)):
+            y = self.kernel_of_y(x, gamma, beta, out=out)[0]
+            return y if out is None else out
+        return self._forward(self.kernel_of_y, x, gamma, beta, out)[0]
+
+    def forward(
+        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None = None
+    ) -> Any:
+        """Return y, mean and rstd; the statistics have x's rank."""
+        if self.passthrough and (out is None or library_of(out).is_contiguous(out)):
+            y, mean, rstd = self.kernel(x, gamma, beta, out=out)
+            return y if out is None else out, mean, rstd
+        return self._forward(self.kernel, x, gamma, beta, out)
+
+    def _forward(
+        self,
+        kernel: Callable[..., Any],
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        out: Array | None,
+    ) -> Any:
+        target = out
+        if out is not None and not self.choice.keeps_axes:
+            library = library_of(out)
+            fits = not self.view.permutation and library.is_contiguous(out)
+            target = library.reshape(out, self.view.rows) if fits else None
+        results = kernel(*self._converted((x, gamma, beta)), out=target)
+        if out is None:
+            return self._restored(results)
+        if target is None:
+            out[...] = self._from_kernel[0](results[0])
+        return (out, *self._restored((None, *results[1:]))[1:])
+
+
+def are_ready(
+    dtype: str, arrays: tuple[Array | None, ...], acc_arrays: tuple[Array | None, ...]
+) -> bool:
+    """Whether arrays are contiguous, and those of `acc_arrays` in the accumulation dtype."""
+    return all(each is None or library_of(each).is_contiguous(each) for each in arrays) and {
+        dtype_name_or_none(each) for each in acc_arrays
+    } <= {None, ACCUMULATION[dtype]}
+
+
+def flat(parameter: Array) -> Array:
+    """Return a parameter as kernels on rows get it."""
+    return reshape_contiguous(parameter, (math.prod(parameter.shape),))
+
+
+def cast_statistic(values: Array, dtype: str) -> Array:
+    """Cast a statistic of x to the accumulation dtype; `dtype` is that of x."""
+    xp = library_of(values).xp
+    return xp.astype(values, getattr(xp, ACCUMULATION[dtype]), copy=False)
+
+
+def cast_gradient(values: Array | None, *arrays: Array | None) -> Array | None:
+    """Cast a gradient to the dtype of the last array that is given."""
+    if values is None:
+        return None
+    dtype = native_dtype([each for each in arrays if each is not None][-1])
+    return library_of(values).xp.astype(values, dtype, copy=False)
+
+
+def finish_gradient(
+    values: Array | None, shape: tuple[int, ...], *arrays: Array | None
+) -> Array | None:
+    """Reshape a gradient, and cast it to the dtype of the last array that is given."""
+    return None if values is None else cast_gradient(reshape(values, shape), *arrays)
+
+
+def must_widen(dtype: str, gamma: Array | None, beta: Array | None) -> bool:
+    """Whether dbeta would lose digits in the dtype that kernels return, for x of this dtype."""
+    given = dtype_name_or_none(gamma) or dtype
+    return beta is not None and dtype_name_or_none(beta) != given != ACCUMULATION[dtype]
+
+
+def widened(gamma: Array | None, beta: Array | None, dtype: str) -> Array:
+    """Return gamma in the accumulation dtype, or ones where it is absent.
+
+    Kernels may return both gradients in gamma's dtype, which may be narrower than beta's.
+    """
+    if gamma is None:
+        return library_of(beta).xp.ones_like(cast_statistic(beta, dtype))
+    return cast_statistic(gamma, dtype)
