@@ -1,139 +1,38 @@
-"""What reaches the kernels, and what is made of their results."""
+"""What reaches the kernels over rows, and what is made of their results."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from rows_recorder import (
+    AXES,
+    LAYOUTS,
+    SHAPE,
+    Recorder,
+    Subclass,
+    assert_same,
+    frozen,
+    over,
+    unaligned,
+    values,
+)
+from sample_backends import Register, entry
 
 import ln_array_api as ln
 from ln_array_api import _rows, backend
 from ln_array_api._arrays import library_of
-from ln_array_api._views import over_axes
 from ln_array_api.backend import Entry, RowsSpec
 from ln_array_api.kernels import rows
 
-SHAPE = (3, 4, 5)
-AXES: tuple[int | tuple[int, ...], ...] = (-1, 0, 1, (1, 2), (2, 0), (0, 1, 2))
-
-
-class Subclass(np.ndarray):
-    """As harmless as they come."""
-
-
-def frozen(a: np.ndarray) -> np.ndarray:
-    x = a.copy()
-    x.flags.writeable = False
-    return x
-
-
-def unaligned(a: np.ndarray) -> np.ndarray:
-    x = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
-    x[...] = a
-    return x
-
-
-LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "contiguous": lambda a: a.copy(),
-    "Fortran order": np.asfortranarray,
-    "every second": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
-    "part of rows": lambda a: np.concatenate([a, a], axis=-1)[..., : a.shape[-1]],
-    "part of columns": lambda a: np.concatenate([a, a], axis=0)[: a.shape[0]],
-    "backwards": lambda a: a[..., ::-1].copy()[..., ::-1],
-    "upside down": lambda a: a[::-1].copy()[::-1],
-    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder("S")),
-    "unaligned": unaligned,
-    "read-only": frozen,
-    "subclass": lambda a: a.copy().view(Subclass),
-    "strided subclass": lambda a: np.repeat(a, 2, axis=-1).view(Subclass)[..., ::2],
-}
-
-
-class Call(NamedTuple):
-    """What a kernel was given."""
-
-    arrays: tuple[np.ndarray | None, ...]
-    out: np.ndarray | None
-
-
-class Recorder:
-    """A backend for NumPy that insists on what is promised to backends."""
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self.spec: RowsSpec
-
-    def can_run(self, primitive: str, spec: RowsSpec) -> bool:
-        self.spec = spec
-        return True
-
-    def check(self, values: Any, *shape: int, dtype: Any = None) -> None:
-        if values is None:
-            return
-        assert type(values) is np.ndarray
-        assert values.shape == shape
-        assert values.flags.c_contiguous
-        assert values.flags.aligned
-        assert values.dtype.isnative
-        assert dtype is None or values.dtype == dtype
-
-    def rows_forward(self, x: Any, gamma: Any, beta: Any, *, out: Any, **options: Any) -> Any:
-        assert options.keys() == {"epsilon", "center", "groups", "repeat"}
-        self.check(x, *x.shape)
-        m, n = x.shape
-        for parameter in (gamma, beta):
-            self.check(parameter, n)
-        self.check(out, m, n, dtype=x.dtype)
-        assert out is None or out.flags.writeable
-        self.calls.append(Call((x, gamma, beta), out))
-        return rows.rows_forward(x, gamma, beta, out=out, **options)
-
-    def rows_backward(
-        self, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, **options: Any
-    ) -> Any:
-        assert options.keys() == {"center", "groups", "repeat", "need"}
-        assert (mean is not None) == options["center"]
-        m, n = x.shape
-        self.check(x, m, n)
-        self.check(dy, m, n)
-        accumulation = np.float64 if x.dtype == np.float64 else np.float32
-        for statistic in (mean, rstd):
-            self.check(statistic, m, 1, dtype=accumulation)
-        self.check(gamma, n)
-        self.calls.append(Call((dy, x, mean, rstd, gamma), None))
-        return rows.rows_backward(dy, x, mean, rstd, gamma, **options)
-
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+def recorder(register: Register) -> Recorder:
     instance = Recorder()
-    known = {"recorder": Entry("recorder", "numpy", lambda: instance)}
-    monkeypatch.setattr(backend, "_entries", known)
-    backend.plans.clear()
-    yield instance
-    backend.plans.clear()
-
-
-def values(*shape: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
-
-
-def over(axis: int | tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    axes = (axis,) if isinstance(axis, int) else axis
-    return tuple(sorted(each % len(shape) for each in axes))
-
-
-def assert_same(results: Any, expected: Any) -> None:
-    for result, right in zip(results, expected, strict=True):
-        if right is None:
-            assert result is None
-        else:
-            assert result.shape == right.shape
-            np.testing.assert_array_equal(result, right)
+    register(entry("recorder", instance))
+    return instance
 
 
 @pytest.mark.parametrize("axis", AXES, ids=str)
@@ -286,59 +185,6 @@ def test_what_lies_in_order_is_not_copied(
             assert np.shares_memory(seen, own)
 
 
-@pytest.mark.parametrize("shape", [(6, 8), (2, 3, 8)], ids=str)
-@pytest.mark.parametrize("function", [ln.layer_norm, ln.layer_norm_forward, ln.rms_norm])
-def test_out_in_order_is_what_the_kernel_writes(
-    recorder: Recorder, function: Callable[..., Any], shape: tuple[int, ...]
-) -> None:
-    x, out = values(*shape), np.zeros(shape, np.float32)
-    expected = ln.layer_norm(x) if "layer" in function.__name__ else ln.rms_norm(x)
-    result = function(x, out=out)
-    y = result if isinstance(result, np.ndarray) else result.y
-    assert y is out
-    np.testing.assert_array_equal(out, expected)
-    target = recorder.calls[-1].out
-    assert target is not None
-    assert target.ctypes.data == out.ctypes.data
-
-
-def test_out_may_be_x_without_a_copy(recorder: Recorder) -> None:
-    x = values(6, 8)
-    expected = ln.layer_norm(x)
-    assert ln.layer_norm(x, out=x) is x
-    np.testing.assert_array_equal(x, expected)
-    call = recorder.calls[-1]
-    assert call.out is not None
-    assert call.out.ctypes.data == call.arrays[0].ctypes.data == x.ctypes.data
-
-
-@pytest.mark.parametrize(
-    "layout", [name for name in LAYOUTS if name not in ("contiguous", "read-only")]
-)
-@pytest.mark.parametrize("axis", AXES, ids=str)
-def test_out_of_any_layout_is_filled_through_a_copy(
-    recorder: Recorder, layout: str, axis: int | tuple[int, ...]
-) -> None:
-    x = values(*SHAPE)
-    expected = ln.layer_norm(x, axis=axis)
-    out = LAYOUTS[layout](np.full_like(x, 7))
-    assert ln.layer_norm(x, axis=axis, out=out) is out
-    np.testing.assert_array_equal(out, expected)
-    in_order = layout == "part of columns" and over(axis, SHAPE) != (0,) and axis not in (1, (2, 0))
-    assert (recorder.calls[-1].out is not None) == in_order
-    x = LAYOUTS[layout](x)
-    assert ln.layer_norm(x, axis=axis, out=x) is x
-    np.testing.assert_array_equal(x, expected)
-
-
-def test_out_beside_permuted_axes_goes_through_a_copy(recorder: Recorder) -> None:
-    x, out = values(6, 8), np.zeros((6, 8), np.float32)
-    expected = ln.layer_norm(x, axis=0)
-    assert ln.layer_norm(x, axis=0, out=out) is out
-    np.testing.assert_array_equal(out, expected)
-    assert recorder.calls[-1].out is None
-
-
 def test_a_plan_for_rows_in_order_is_not_used_for_others(recorder: Recorder) -> None:
     """The recorder would see what is not in order."""
     x, wide = values(6, 8), values(6, 16)
@@ -389,37 +235,6 @@ def test_torch_shares_memory_and_the_standard_gets_rows(
         assert seen[0][0].data_ptr() == x.data_ptr()
         assert seen[0][1].data_ptr() == gamma.data_ptr()
         assert all(each.is_contiguous() for pair in seen for each in pair)
-
-
-@pytest.mark.parametrize(
-    ("shape", "axes", "permutation", "rows_shape", "parameter", "statistic"),
-    [
-        ((2, 3), (1,), (), (2, 3), (3,), (2, 1)),
-        ((2, 3), (0,), (1, 0), (3, 2), (2,), (1, 3)),
-        ((3, 3), (0,), (1, 0), (3, 3), (3,), (1, 3)),
-        ((2, 3, 4), (1, 2), (), (2, 12), (3, 4), (2, 1, 1)),
-        ((2, 3, 4), (0, 2), (1, 0, 2), (3, 8), (2, 4), (1, 3, 1)),
-        ((2, 3, 4), (0, 1, 2), (), (1, 24), (2, 3, 4), (1, 1, 1)),
-        ((5,), (0,), (), (1, 5), (5,), (1,)),
-        ((0, 3), (1,), (), (0, 3), (3,), (0, 1)),
-    ],
-)
-def test_view(
-    shape: tuple[int, ...],
-    axes: tuple[int, ...],
-    permutation: tuple[int, ...],
-    rows_shape: tuple[int, int],
-    parameter: tuple[int, ...],
-    statistic: tuple[int, ...],
-) -> None:
-    view = over_axes(shape, axes)
-    assert (view.permutation, view.rows) == (permutation, rows_shape)
-    assert (view.parameter, view.statistic) == (parameter, statistic)
-    assert math.prod(view.broadcast_parameter) == rows_shape[1]
-    assert view.is_rows == (len(shape) == 2 and axes == (1,))
-    x = np.arange(math.prod(shape)).reshape(shape)
-    np.testing.assert_array_equal(view.from_rows(view.to_rows(x)), x)
-    np.testing.assert_array_equal(view.to_rows(x).sum(1), x.sum(axis=axes).reshape(-1))
 
 
 def test_the_gradient_that_is_not_needed_is_not_computed(
@@ -508,45 +323,3 @@ def test_planners_name_the_function_that_was_called() -> None:
     for name in ("layer_norm", "rms_norm_forward"):
         with pytest.raises(ValueError, match=f"^{name}: axis 5 is out of range"):
             _rows.forward_plan(name, x, None, None, 5, 1e-5, None, center=True)
-
-
-@pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_a_place_for_y_of_a_known_kind_must_not_overlap_inputs_either(library: str) -> None:
-    xp = pytest.importorskip(library, reason=f"{library} is not installed")
-    memory = xp.zeros(200, dtype=xp.float32)
-    x, gamma = memory[20:32].reshape(3, 4), memory[50:54]
-    x[0, 1] = 3
-    expected = ln.layer_norm(x, gamma)
-    for _ in range(3):
-        out = memory[100:112].reshape(3, 4)
-        assert ln.layer_norm(x, gamma, out=out) is out
-        assert xp.all(out == expected)
-        for start, name in ((10, "x"), (28, "x"), (44, "gamma")):
-            with pytest.raises(ValueError, match=f"out overlaps {name} in memory"):
-                ln.layer_norm(x, gamma, out=memory[start : start + 12].reshape(3, 4))
-    assert xp.all(ln.layer_norm(x, gamma, gamma, out=x) == expected)
-
-
-def test_a_place_for_y_that_owns_its_memory_may_hold_parameters() -> None:
-    """Arrays that own their memory share it with views alone, and these are still looked at."""
-    x, out, apart = values(3, 4), np.empty((3, 4), np.float32), np.ones((3, 4), np.float32)
-    expected = ln.layer_norm(x, apart[0], apart[0])
-    for _ in range(2):
-        assert ln.layer_norm(x, apart[0], apart[0], out=out) is out
-        np.testing.assert_array_equal(out, expected)
-        for name, parameters in (("gamma", (out[0], apart[0])), ("beta", (apart[0], out[0]))):
-            with pytest.raises(ValueError, match=f"out overlaps {name} in memory"):
-                ln.layer_norm(x, *parameters, out=out)
-    ones = apart[0].copy()
-    np.testing.assert_array_equal(ln.layer_norm(x, ones, ones, out=x), expected)
-
-
-def test_a_place_for_y_of_a_known_kind_must_be_writable() -> None:
-    x = np.ones((3, 4), np.float32)
-    out = np.empty_like(x)
-    for _ in range(2):
-        out.flags.writeable = True
-        ln.layer_norm(x, out=out)
-        out.flags.writeable = False
-        with pytest.raises(ValueError, match="out is read-only"):
-            ln.layer_norm(x, out=out)

@@ -1,4 +1,4 @@
-"""Backward nets: that they compute the right gradients, under the right names."""
+"""Backward nets: their gradients, under the right names."""
 
 from __future__ import annotations
 
@@ -6,56 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from caffe2_nets import norm, product, total
 from ln_array_api_conformance.libraries import Library
 
 from ln_array_api import caffe2
 from ln_array_api.caffe2 import OperatorDef, create_operator
 
 Blobs = dict[str, np.ndarray]
-
-
-# An operator of a third party, with a gradient of its own.
-
-
-class Product:
-    """The elementwise product of its two inputs."""
-
-    def __init__(self, op_def: OperatorDef) -> None:
-        self.op_def = op_def
-
-    def run_on_device(self, a: Any, b: Any) -> tuple[Any, ...]:
-        return (a * b,)
-
-
-def product_gradient(
-    op_def: OperatorDef, grad_outputs: list[str | None]
-) -> tuple[list[OperatorDef], list[str | None]]:
-    (grad,), (a, b) = grad_outputs, op_def.inputs
-    assert grad is not None
-    backward = [
-        create_operator("Product", [grad, b], [f"{a}_grad"]),
-        create_operator("Product", [grad, a], [f"{b}_grad"]),
-    ]
-    return backward, [f"{a}_grad", f"{b}_grad"]
-
-
-caffe2.register_cpu_operator("Product", Product)
-caffe2.register_gradient("Product", product_gradient)
-caffe2.register_cpu_operator("NotDifferentiable", Product)
-
-
-def product(a: str, b: str, c: str) -> OperatorDef:
-    return create_operator("Product", [a, b], [c])
-
-
-def total(*blobs: str) -> OperatorDef:
-    return create_operator("Sum", list(blobs[:-1]), [blobs[-1]])
-
-
-def norm(*inputs: str, out: str, **options: Any) -> OperatorDef:
-    affine = len(inputs) > 1
-    outputs = [out, f"{out}_mean", f"{out}_stddev"]
-    return create_operator("LayerNorm", inputs, outputs, elementwise_affine=affine, **options)
 
 
 # Nets against central differences.
@@ -95,6 +52,8 @@ def random(**shapes: tuple[int, ...]) -> Blobs:
 
 
 DATA, PARAMETER = (3, 4), (4,)
+
+
 NETS: dict[str, tuple[list[OperatorDef], Blobs, tuple[str, ...]]] = {
     "one operator": ([norm("X", out="Y")], random(X=DATA), ("Y",)),
     "with gamma and beta": (
@@ -323,80 +282,3 @@ def test_an_input_without_gradient() -> None:
         ("Sum", ("dY",), ("x_grad",)),
         ("Sum", ("x_grad",), ("X_grad",)),
     ]
-
-
-# What is refused.
-
-
-@pytest.mark.parametrize(
-    ("op_def", "grads", "message"),
-    [
-        (
-            norm("X", out="Y"),
-            ["dY"],
-            r"LayerNorm: 1 gradient given, but it has 3 outputs \(Y, Y_mean, Y_stddev\)",
-        ),
-        (
-            norm("X", out="Y"),
-            ["dY", "dmean", None],
-            r"LayerNorm: 'dmean' is given as the gradient of its output mean \(Y_mean\)",
-        ),
-        (
-            norm("X", out="Y"),
-            [None, None, "ds"],
-            r"LayerNorm: 'ds' is given as the gradient of its output stddev \(Y_stddev\)",
-        ),
-        (
-            OperatorDef("NotDifferentiable", ["a", "b"], ["c"]),
-            ["dc"],
-            "NotDifferentiable: has no gradient; there are gradients of: .*LayerNorm",
-        ),
-        (
-            OperatorDef("LayerNorm", ["X", "g"], ["Y", "m", "s"]),
-            ["dY", None, None],
-            "LayerNorm: 2 inputs given",
-        ),
-        (OperatorDef("Absent", ["X"], ["Y"]), ["dY"], "Absent: there is no such operator"),
-    ],
-)
-def test_errors_of_gradients(op_def: OperatorDef, grads: list[str | None], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        caffe2.get_gradient_defs(op_def, grads)
-
-
-def test_a_gradient_must_name_one_gradient_for_each_input() -> None:
-    caffe2.register_gradient("Short", lambda op_def, grads: ([], grads))
-    with pytest.raises(ValueError, match="Short: its gradient names 1 gradient, but it has 2 in"):
-        caffe2.get_gradient_defs(OperatorDef("Short", ["a", "b"], ["c"]), ["dc"])
-
-
-@pytest.mark.parametrize(
-    ("net", "seeds", "message"),
-    [
-        ([norm("X", out="X")], {"X": "dX"}, "LayerNorm overwrites X"),
-        (
-            [norm("X", out="Y"), norm("Z", out="Y")],
-            {"Y": "dY"},
-            "LayerNorm overwrites Y, so the values that its gradient needs would be lost",
-        ),
-        ([norm("X", out="Y"), norm("Z", out="X")], {"X": "dX"}, "overwrites X"),
-        ([norm("X", out="Y")], {"X": "dX"}, "for 'X', which no operator of the net puts out; its"),
-        ([norm("X", out="Y")], {"Y": ""}, "the gradient of Y is '', but must be the name"),
-        ([norm("X", out="Y")], {"Y": None}, "the gradient of Y is None, but must be the name"),
-        (
-            [norm("X", out="X_grad")],
-            {"X_grad": "seed"},
-            "the gradient of X would overwrite X_grad, which is a blob of the net",
-        ),
-        (
-            [norm("X", out="Y"), norm("Y", out="Z")],
-            {"Y": "Y_grad", "Z": "Z_grad"},
-            "the gradient of Y would overwrite Y_grad, .* the name of a given gradient",
-        ),
-        ([norm("X", out="Y")], {"Y_mean": "dmean"}, "the gradient of its output mean"),
-        ([OperatorDef("Sum", [], ["Y"])], {"Y": "dY"}, "Sum: 0 inputs given"),
-    ],
-)
-def test_errors_of_nets(net: list[OperatorDef], seeds: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        caffe2.Workspace().add_gradient_operators(net, seeds)

@@ -14,6 +14,7 @@ import faults_numpy_instances
 import faults_numpy_powers
 import faults_numpy_rows
 import faults_numpy_strided
+import faults_numpy_vectors
 import faults_numpy_windows
 import faults_operations
 import faults_torch
@@ -26,6 +27,7 @@ FAULTS: tuple[Fault, ...] = (
     *faults_checks.FAULTS,
     *faults_operations.FAULTS,
     *faults_numpy_rows.FAULTS,
+    *faults_numpy_vectors.FAULTS,
     *faults_numpy_channels.FAULTS,
     *faults_numpy_calls.FAULTS,
     *faults_numpy_instances.FAULTS,

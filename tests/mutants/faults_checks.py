@@ -151,7 +151,7 @@ OF_BACKEND = (
         BACKEND,
         "elif not backend.can_run(primitive, spec):",
         "elif False:",
-        unit("test_backend.py"),
+        unit("test_backend_choice.py"),
     ),
     Fault(
         "the backend that is asked for does not come first",
@@ -179,14 +179,14 @@ OF_BACKEND = (
         BACKEND,
         "known = [each for each in entries().values() if each.library == library]",
         "known = list(entries().values())",
-        unit("test_backend.py"),
+        unit("test_backend_choice.py"),
     ),
     Fault(
         "plans are kept without end",
         BACKEND,
         "if len(plans) >= _PLANS_AT_MOST:",
         "if False:",
-        unit("test_backend.py"),
+        unit("test_backend_choice.py"),
     ),
     Fault(
         "a backend that breaks while loading breaks the call",

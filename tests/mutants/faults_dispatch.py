@@ -14,7 +14,7 @@ OF_ROWS = (
         PLANS,
         "if out is not None and not view.permutation and library.is_contiguous(out):",
         "if out is not None and library.is_contiguous(out):",
-        unit("test_rows.py"),
+        unit("test_rows_out.py"),
     ),
     Fault(
         "out of another layout is not written",
@@ -28,7 +28,7 @@ OF_ROWS = (
         ROWS,
         "            epsilon,\n            center,\n            requested_backend(),\n",
         "            epsilon,\n            center,\n",
-        unit("test_backend.py"),
+        unit("test_backend_choice.py"),
     ),
     Fault(
         "a backward plan is for every backend",
@@ -87,7 +87,7 @@ OF_ROWS = (
         "            and all(each is None or library_of(each).is_contiguous(each) for"
         " each in arrays)\n",
         "",
-        unit("test_rows.py", "ascontiguous"),
+        unit("test_rows.py", "put_in_order"),
     ),
     Fault(
         "dbeta in a wider dtype than gamma loses digits",
@@ -138,28 +138,28 @@ OF_ROWS = (
         PLANS,
         "if overlaps is None or (out is not x and overlaps(out, x)):",
         "if overlaps is None:",
-        unit("test_rows.py", "known_kind"),
+        unit("test_rows_out.py", "known_kind"),
     ),
     Fault(
         "a place for y of a known kind may overlap gamma",
         PLANS,
         "(gamma is not None and overlaps(out, gamma))",
         "False",
-        unit("test_rows.py", "known_kind"),
+        unit("test_rows_out.py", "known_kind"),
     ),
     Fault(
         "a place that owns its memory is apart from whatever inputs",
         PLANS,
         "if self._inputs_own and library.owns_memory(out):",
         "if library.owns_memory(out):",
-        unit("test_rows.py", "owns"),
+        unit("test_rows_out.py", "owns"),
     ),
     Fault(
         "overlap is told by where arrays begin",
         "ln_array_api/_arrays.py",
         "return bool(first < second + b.nbytes and second < first + a.nbytes)",
         "return bool(first == second)",
-        unit("test_rows.py", "known_kind and torch"),
+        unit("test_rows_out.py", "known_kind and torch"),
     ),
 )
 

@@ -15,13 +15,17 @@ def tensors(*names: str) -> tuple[str, ...]:
     return unit("backends/torch/test_torch.py", *names)
 
 
+def derivatives(*names: str) -> tuple[str, ...]:
+    return unit("backends/torch/test_derivatives.py", *names)
+
+
 OF_TORCH = (
     Fault(
         "rstd that nobody asks for is where the mean is",
         ROWS,
         "words[self._rstd] = mean + self.after",
         "words[self._rstd] = mean",
-        tensors("expanded", "needs_no_gradient"),
+        derivatives("expanded", "needs_no_gradient"),
     ),
     Fault(
         "sums of the second parameter lie over those of the first",
@@ -35,14 +39,14 @@ OF_TORCH = (
         TRACING,
         " or forward_ad._current_level >= 0",
         "",
-        tensors("derivatives_of_first"),
+        derivatives("derivatives_of_first"),
     ),
     Fault(
         "transformations are not seen",
         TRACING,
         "return _transforms_are_active() or ",
         "return ",
-        tensors("transformations"),
+        derivatives("transformations"),
     ),
     Fault(
         "modes are not seen",
@@ -63,21 +67,21 @@ OF_TORCH = (
         KERNEL,
         "of_statistics or is_batched() or",
         "of_statistics or",
-        tensors("derivatives_of_first", "batched_gradients"),
+        derivatives("derivatives_of_first", "batched_gradients"),
     ),
     Fault(
         "gradients of gradients are constants",
         KERNEL,
         "if create_graph or of_statistics",
         "if of_statistics",
-        tensors("derivatives_of_first", "third_order"),
+        derivatives("derivatives_of_first", "third_order"),
     ),
     Fault(
         "gradients of statistics are left out",
         KERNEL,
         "of_statistics = any(each is not None for each in others) if others else False",
         "of_statistics = False",
-        tensors("statistics_can_be"),
+        derivatives("statistics_can_be"),
     ),
     Fault(
         "what is written is not counted",
@@ -91,14 +95,14 @@ OF_TORCH = (
         KERNEL,
         "            dy = dy.contiguous().resolve_neg()\n",
         "            pass\n",
-        tensors("expanded"),
+        derivatives("expanded"),
     ),
     Fault(
         "hooks of the inputs are called for gradients of gradients",
         KERNEL,
         "views = [None if each is None else each.view_as(each) for each in inputs]",
         "views = list(inputs)",
-        tensors("hook_is_called_once"),
+        derivatives("hook_is_called_once"),
     ),
     Fault(
         "operators of rows forget the gradient of rstd",
