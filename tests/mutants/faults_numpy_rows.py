@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fault import NUMPY, Fault, suite, unit
 
-FORWARD, BACKWARD = f"{NUMPY}/forward.py", f"{NUMPY}/backward.py"
-SWEEPS, MOMENTS = f"{NUMPY}/sweeps.py", f"{NUMPY}/moments.py"
-SIMD, DOUBLES, ACCESS = (f"{NUMPY}/{name}.py" for name in ("simd", "doubles", "access"))
+FORWARD, BACKWARD = f"{NUMPY}/rows_forward.py", f"{NUMPY}/rows_backward.py"
+ROW_PASSES, MOMENTS = f"{NUMPY}/row_passes.py", f"{NUMPY}/moments.py"
+SIMD, DOUBLES, VECTOR_MEMORY = (
+    f"{NUMPY}/{name}.py" for name in ("simd", "doubles", "vector_memory")
+)
 SUMS, TASKS = f"{NUMPY}/gradient_sums.py", f"{NUMPY}/tasks.py"
 
 
@@ -35,21 +37,21 @@ OF_FORWARD = (
         FORWARD,
         "store_masked(y, x_offset + n - count, load(row_tail, 0, ones_vec), count)",
         "store_masked(y, x_offset + n - count, load(row_tail, 0, ones_vec), 0)",
-        unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
+        unit("backends/numpy/test_rows_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
         "a row that begins within a vector overwrites what the row before has left",
-        SWEEPS,
+        ROW_PASSES,
         "store_masked(row_tail, tail_count, values, count)",
         "store_masked(row_tail, 0, values, count)",
-        unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
+        unit("backends/numpy/test_rows_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
         "the first row of a part takes what another row has left",
-        SWEEPS,
+        ROW_PASSES,
         "        if is_first:\n",
         "        if False:\n",
-        unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
+        unit("backends/numpy/test_rows_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
         "rows after the last whole block are left out",
@@ -88,24 +90,24 @@ OF_FORWARD = (
     ),
 )
 
-OF_SWEEPS = (
+OF_ROW_PASSES = (
     Fault(
         "lanes beyond a row are summed",
-        SWEEPS,
+        ROW_PASSES,
         "zero_tail(fma(load_masked(x, x_offset + j, n - j, scale), scale, offset), n - j)",
         "fma(load_masked(x, x_offset + j, n - j, scale), scale, offset)",
         rows("test_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
         "the end of a row has the first parameters",
-        SWEEPS,
+        ROW_PASSES,
         "apply_affine(values, gamma, beta, param_offset + j, n - j)",
         "apply_affine(values, gamma, beta, param_offset, n - j)",
         rows("test_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
         "a whole vector before the end of a row is not summed",
-        SWEEPS,
+        ROW_PASSES,
         "    while j + width <= n:\n        d = fma(",
         "    while j + 2 * width <= n:\n        d = fma(",
         rows("test_accuracy and test_forward_lengths and float32"),
@@ -119,7 +121,7 @@ OF_SWEEPS = (
     ),
     Fault(
         "many squares are added up before their sum is put aside",
-        SWEEPS,
+        ROW_PASSES,
         "SQUARES_PER_FLUSH = 8",
         "SQUARES_PER_FLUSH = 1 << 20",
         rows(
@@ -128,14 +130,14 @@ OF_SWEEPS = (
     ),
     Fault(
         "what a sum of sums loses is dropped",
-        SWEEPS,
+        ROW_PASSES,
         "return new, compensation + ((sum_ - (new - added)) + (values - added))",
         "return new, compensation",
-        unit("backends/numpy/test_calls.py", "alike_along_a_row"),
+        unit("backends/numpy/test_rows_dispatch.py", "alike_along_a_row"),
     ),
     Fault(
         "y that is stored past the cache has the first parameters",
-        SWEEPS,
+        ROW_PASSES,
         "y, x_offset + j, apply_affine(values, gamma, beta, param_offset + j, None)\n"
         "            )\n"
         "            j += width\n",
@@ -146,14 +148,14 @@ OF_SWEEPS = (
     ),
     Fault(
         "a row is not written up to where its memory is aligned",
-        SWEEPS,
+        ROW_PASSES,
         "            store_masked(y, x_offset, values, count)\n        else",
         "            pass\n        else",
-        unit("backends/numpy/test_forward.py", "stores_nor_on_alignment"),
+        unit("backends/numpy/test_rows_forward.py", "stores_nor_on_alignment"),
     ),
     Fault(
         "the second of two rows is written without its end",
-        SWEEPS,
+        ROW_PASSES,
         "        store_masked(y, x_offset + n + j, b, count)\n",
         "",
         rows("test_accuracy and test_forward_lengths and float32"),
@@ -173,7 +175,7 @@ OF_MOMENTS = (
         MOMENTS,
         "all_at_most(mean_residual * mean_residual, broadcast(0.5) * variance, count)",
         "all_at_most(mean_residual * mean_residual, broadcast(1e300) * variance, count)",
-        unit("backends/numpy/test_forward.py", "mislead", "outlier"),
+        unit("backends/numpy/test_rows_forward.py", "mislead", "outlier"),
     ),
     Fault(
         "the variance is about the rough mean",
@@ -201,7 +203,7 @@ OF_MOMENTS = (
         MOMENTS,
         "if variance == 0 and epsilon > 0:",
         "if variance == 0 and epsilon < 0:",
-        unit("backends/numpy/test_calls.py", "epsilon_alone"),
+        unit("backends/numpy/test_rows_dispatch.py", "epsilon_alone"),
     ),
     Fault(
         "the last piece of a channel is left out",
@@ -215,7 +217,7 @@ OF_MOMENTS = (
         MOMENTS,
         "        good = good and more_good\n",
         "",
-        unit("backends/numpy/test_forward.py", "any_magnitude"),
+        unit("backends/numpy/test_rows_forward.py", "any_magnitude"),
     ),
     Fault(
         "statistics of no range are accepted",
@@ -271,14 +273,14 @@ OF_VECTORS = (
     ),
     Fault(
         "bfloat16 rounds halves away from zero",
-        ACCESS,
+        VECTOR_MEMORY,
         "constant(0x7FFF)",
         "constant(0x8000)",
         unit("backends/numpy/test_simd.py", "nearest_even"),
     ),
     Fault(
         "bfloat16 is cut off",
-        ACCESS,
+        VECTOR_MEMORY,
         "rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)",
         "rounded = bits",
         rows("test_forward_lengths and bfloat16 and layer_norm and 384"),
@@ -337,7 +339,7 @@ OF_BACKWARD = (
     ),
     Fault(
         "runs of rows are as long as their block",
-        "backends/ln_array_api_backends/numpy/calls.py",
+        "backends/ln_array_api_backends/numpy/rows_dispatch.py",
         "        return groups * TERMS_PER_FLUSH\n",
         "        return groups * 4 * TERMS_PER_FLUSH\n",
         rows("test_large and alike and 23"),
@@ -398,7 +400,7 @@ OF_GRADIENT_SUMS = (
 
 FAULTS = (
     *OF_FORWARD,
-    *OF_SWEEPS,
+    *OF_ROW_PASSES,
     *OF_MOMENTS,
     *OF_VECTORS,
     *OF_BACKWARD,
