@@ -131,9 +131,14 @@ def _gradients(xp: Any, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> An
 
 def streaming_copy(x: np.ndarray, threads: int) -> Call:
     """A copy with stores past the cache, in parallel: what memory can do at best."""
-    from ln_array_api_backends.numpy.access import data_pointer, fence, load, store_non_temporal
     from ln_array_api_backends.numpy.memory import MemoryPool
     from ln_array_api_backends.numpy.simd import lanes, ones
+    from ln_array_api_backends.numpy.vector_memory import (
+        data_pointer,
+        fence,
+        load,
+        store_non_temporal,
+    )
     from numba import njit, prange
 
     @njit(parallel=True)

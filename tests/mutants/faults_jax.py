@@ -59,8 +59,8 @@ FAULTS = (
     Fault(
         "sums of blocks are given for those of all",
         CALLS,
-        "outputs = [calls.DX, *in_the_end, calls.DGAMMA, calls.DBETA]",
-        "outputs = [calls.DX, calls.DGAMMA, calls.DBETA, *in_the_end]",
+        "outputs = [rows_dispatch.DX, *in_the_end, rows_dispatch.DGAMMA, rows_dispatch.DBETA]",
+        "outputs = [rows_dispatch.DX, rows_dispatch.DGAMMA, rows_dispatch.DBETA, *in_the_end]",
         kernels("gradients_have"),
     ),
     Fault(

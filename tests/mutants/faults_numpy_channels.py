@@ -92,7 +92,7 @@ OF_COLUMNS = (
         COLUMNS,
         "            samples = words[COUNT]\n",
         "            samples = max(words[COUNT] - 1, 1)\n",
-        unit("backends/numpy/test_column_calls.py", "as_channels_first"),
+        unit("backends/numpy/test_columns_dispatch.py", "as_channels_first"),
     ),
     Fault(
         "each second block of columns is the one before, once more",
@@ -184,7 +184,7 @@ OF_COLUMNS = (
         COLUMNS,
         "        store_non_temporal(elements, i, values)\n",
         "        store_non_temporal(elements, i, values + values)\n",
-        unit("backends/numpy/test_column_calls.py", "past_the_cache"),
+        unit("backends/numpy/test_columns_dispatch.py", "past_the_cache"),
     ),
 )
 
@@ -215,7 +215,7 @@ OF_COLUMN_SUMS = (
         COLUMN_SUMS,
         "        compensation[:] = 0\n",
         "        compensation[:] = compensation\n",
-        unit("backends/numpy/test_column_calls.py", "float64"),
+        unit("backends/numpy/test_columns_dispatch.py", "float64"),
     ),
 )
 

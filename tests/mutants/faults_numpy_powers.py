@@ -5,7 +5,7 @@ from __future__ import annotations
 from fault import NUMPY, Fault, unit
 
 ROOTS, POWERS = f"{NUMPY}/roots.py", f"{NUMPY}/powers.py"
-ELEMENTARY, CALLS = f"{NUMPY}/elementary.py", f"{NUMPY}/power_calls.py"
+ELEMENTARY, CALLS = f"{NUMPY}/elementary.py", f"{NUMPY}/powers_dispatch.py"
 TESTS = "backends/numpy/test_powers.py"
 
 FAULTS = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fault import NUMPY, Fault, suite, unit
 
-FORWARD, BACKWARD = f"{NUMPY}/forward.py", f"{NUMPY}/backward.py"
-SWEEPS, MOMENTS = f"{NUMPY}/sweeps.py", f"{NUMPY}/moments.py"
+FORWARD, BACKWARD = f"{NUMPY}/rows_forward.py", f"{NUMPY}/rows_backward.py"
+ROW_PASSES, MOMENTS = f"{NUMPY}/row_passes.py", f"{NUMPY}/moments.py"
 SUMS, TASKS = f"{NUMPY}/gradient_sums.py", f"{NUMPY}/tasks.py"
 
 
@@ -34,21 +34,21 @@ OF_FORWARD = (
         FORWARD,
         "store_masked(y, x_offset + n - count, load(row_tail, 0, ones_vec), count)",
         "store_masked(y, x_offset + n - count, load(row_tail, 0, ones_vec), 0)",
-        unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
+        unit("backends/numpy/test_rows_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
         "a row that begins within a vector overwrites what the row before has left",
-        SWEEPS,
+        ROW_PASSES,
         "store_masked(row_tail, tail_count, values, count)",
         "store_masked(row_tail, 0, values, count)",
-        unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
+        unit("backends/numpy/test_rows_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
         "the first row of a part takes what another row has left",
-        SWEEPS,
+        ROW_PASSES,
         "        if is_first:\n",
         "        if False:\n",
-        unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
+        unit("backends/numpy/test_rows_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
         "rows after the last whole block are left out",
@@ -87,24 +87,24 @@ OF_FORWARD = (
     ),
 )
 
-OF_SWEEPS = (
+OF_ROW_PASSES = (
     Fault(
         "lanes beyond a row are summed",
-        SWEEPS,
+        ROW_PASSES,
         "zero_tail(fma(load_masked(x, x_offset + j, n - j, scale), scale, offset), n - j)",
         "fma(load_masked(x, x_offset + j, n - j, scale), scale, offset)",
         rows("test_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
         "the end of a row has the first parameters",
-        SWEEPS,
+        ROW_PASSES,
         "apply_affine(values, gamma, beta, param_offset + j, n - j)",
         "apply_affine(values, gamma, beta, param_offset, n - j)",
         rows("test_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
         "a whole vector before the end of a row is not summed",
-        SWEEPS,
+        ROW_PASSES,
         "    while j + width <= n:\n        d = fma(",
         "    while j + 2 * width <= n:\n        d = fma(",
         rows("test_accuracy and test_forward_lengths and float32"),
@@ -118,7 +118,7 @@ OF_SWEEPS = (
     ),
     Fault(
         "many squares are added up before their sum is put aside",
-        SWEEPS,
+        ROW_PASSES,
         "SQUARES_PER_FLUSH = 8",
         "SQUARES_PER_FLUSH = 1 << 20",
         rows(
@@ -127,14 +127,14 @@ OF_SWEEPS = (
     ),
     Fault(
         "what a sum of sums loses is dropped",
-        SWEEPS,
+        ROW_PASSES,
         "return new, compensation + ((sum_ - (new - added)) + (values - added))",
         "return new, compensation",
-        unit("backends/numpy/test_calls.py", "alike_along_a_row"),
+        unit("backends/numpy/test_rows_dispatch.py", "alike_along_a_row"),
     ),
     Fault(
         "y that is stored past the cache has the first parameters",
-        SWEEPS,
+        ROW_PASSES,
         "y, x_offset + j, apply_affine(values, gamma, beta, param_offset + j, None)\n"
         "            )\n"
         "            j += width\n",
@@ -145,14 +145,14 @@ OF_SWEEPS = (
     ),
     Fault(
         "a row is not written up to where its memory is aligned",
-        SWEEPS,
+        ROW_PASSES,
         "            store_masked(y, x_offset, values, count)\n        else",
         "            pass\n        else",
-        unit("backends/numpy/test_forward.py", "stores_nor_on_alignment"),
+        unit("backends/numpy/test_rows_forward.py", "stores_nor_on_alignment"),
     ),
     Fault(
         "the second of two rows is written without its end",
-        SWEEPS,
+        ROW_PASSES,
         "        store_masked(y, x_offset + n + j, b, count)\n",
         "",
         rows("test_accuracy and test_forward_lengths and float32"),
@@ -172,7 +172,7 @@ OF_MOMENTS = (
         MOMENTS,
         "all_at_most(mean_residual * mean_residual, broadcast(0.5) * variance, count)",
         "all_at_most(mean_residual * mean_residual, broadcast(1e300) * variance, count)",
-        unit("backends/numpy/test_forward.py", "mislead", "outlier"),
+        unit("backends/numpy/test_rows_forward.py", "mislead", "outlier"),
     ),
     Fault(
         "the variance is about the rough mean",
@@ -200,7 +200,7 @@ OF_MOMENTS = (
         MOMENTS,
         "if variance == 0 and epsilon > 0:",
         "if variance == 0 and epsilon < 0:",
-        unit("backends/numpy/test_calls.py", "epsilon_alone"),
+        unit("backends/numpy/test_rows_dispatch.py", "epsilon_alone"),
     ),
     Fault(
         "the last piece of a channel is left out",
@@ -214,7 +214,7 @@ OF_MOMENTS = (
         MOMENTS,
         "        good = good and more_good\n",
         "",
-        unit("backends/numpy/test_forward.py", "any_magnitude"),
+        unit("backends/numpy/test_rows_forward.py", "any_magnitude"),
     ),
     Fault(
         "statistics of no range are accepted",
@@ -277,7 +277,7 @@ OF_BACKWARD = (
     ),
     Fault(
         "runs of rows are as long as their block",
-        "backends/ln_array_api_backends/numpy/calls.py",
+        "backends/ln_array_api_backends/numpy/rows_dispatch.py",
         "        return groups * TERMS_PER_FLUSH\n",
         "        return groups * 4 * TERMS_PER_FLUSH\n",
         rows("test_large and alike and 23"),
@@ -312,4 +312,39 @@ OF_BACKWARD = (
     ),
 )
 
-FAULTS = (*OF_FORWARD, *OF_SWEEPS, *OF_MOMENTS, *OF_BACKWARD)
+<<<<<<< HEAD
+FAULTS = (*OF_FORWARD, *OF_ROW_PASSES, *OF_MOMENTS, *OF_BACKWARD)
+=======
+OF_GRADIENT_SUMS = (
+    Fault(
+        "the fourth vector of sums is the third",
+        SUMS,
+        "store(sums, j + 3 * width, sum_in_dtype(d, rest_d, ones_vec))",
+        "store(sums, j + 3 * width, sum_in_dtype(c, rest_c, ones_vec))",
+        rows("test_large and test_rows and vectors and layer_norm"),
+    ),
+    Fault(
+        "the second of two rows is left out of dbeta",
+        SUMS,
+        "load(dbeta, grad_offset, d0) + (d0 + d1)",
+        "load(dbeta, grad_offset, d0) + (d0 + d0)",
+        rows("test_backward_lengths and float32 and layer_norm and 384"),
+    ),
+    Fault(
+        "the first block of rows is added up for all",
+        SUMS,
+        "load_masked(sums, i, count, ones_vec)",
+        "load_masked(sums, j, count, ones_vec)",
+        rows("test_many_rows and layer_norm"),
+    ),
+)
+
+FAULTS = (
+    *OF_FORWARD,
+    *OF_ROW_PASSES,
+    *OF_MOMENTS,
+    *OF_VECTORS,
+    *OF_BACKWARD,
+    *OF_GRADIENT_SUMS,
+)
+>>>>>>> r17-engine

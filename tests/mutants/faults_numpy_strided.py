@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fault import NUMPY, Fault, suite, unit
 
-STRIDED, CALLS = f"{NUMPY}/strided.py", f"{NUMPY}/strided_calls.py"
+STRIDED, CALLS = f"{NUMPY}/strided.py", f"{NUMPY}/strided_dispatch.py"
 ODD = unit("backends/numpy/test_strided.py", "odd_rows")
 ALIKE = unit("backends/numpy/test_strided.py", "alike")
 PLACE = unit("backends/numpy/test_strided.py", "anywhere", "anyhow")

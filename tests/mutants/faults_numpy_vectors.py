@@ -5,7 +5,9 @@ from __future__ import annotations
 from fault import NUMPY, Fault, unit
 from faults_numpy_rows import SUMS, rows
 
-SIMD, DOUBLES, ACCESS = (f"{NUMPY}/{name}.py" for name in ("simd", "doubles", "access"))
+SIMD, DOUBLES, VECTOR_MEMORY = (
+    f"{NUMPY}/{name}.py" for name in ("simd", "doubles", "vector_memory")
+)
 
 OF_VECTORS = (
     Fault(
@@ -52,14 +54,14 @@ OF_VECTORS = (
     ),
     Fault(
         "bfloat16 rounds halves away from zero",
-        ACCESS,
+        VECTOR_MEMORY,
         "constant(0x7FFF)",
         "constant(0x8000)",
         unit("backends/numpy/test_simd.py", "nearest_even"),
     ),
     Fault(
         "bfloat16 is cut off",
-        ACCESS,
+        VECTOR_MEMORY,
         "rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)",
         "rounded = bits",
         rows("test_forward_lengths and bfloat16 and layer_norm and 384"),

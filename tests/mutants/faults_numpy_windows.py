@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fault import NUMPY, Fault, unit
 
-RUNS, WINDOWS = f"{NUMPY}/window_runs.py", f"{NUMPY}/windows.py"
-GRADIENTS, CALLS = f"{NUMPY}/window_gradients.py", f"{NUMPY}/window_calls.py"
+RUNS, WINDOWS = f"{NUMPY}/window_runs.py", f"{NUMPY}/windows_forward.py"
+GRADIENTS, CALLS = f"{NUMPY}/windows_backward.py", f"{NUMPY}/windows_dispatch.py"
 TEST = "backends/numpy/test_windows.py"
 ALL, CUT = unit(TEST, "all_results"), unit(TEST, "tiles")
 

@@ -18,9 +18,10 @@ from ln_array_api.backend import RowsSpec
 from ln_array_api.errors import BackendError
 
 try:
-    from ..numpy import calls
-    from ..numpy.backward import backward_task
-    from ..numpy.forward import forward_task
+    from ..numpy import rows_dispatch
+    from ..numpy.config import ITEMSIZE
+    from ..numpy.rows_backward import backward_task
+    from ..numpy.rows_forward import forward_task
     from ..numpy.tasks import COUNT, Task
     from . import handlers
 except (ImportError, BackendError) as error:  # without Numba, or where it compiles nothing
@@ -132,7 +133,7 @@ def _called(
     given = [place for place in inputs if task.places[place] >= 0]
     wanted = [place for place in outputs if task.places[place] >= 0]
     m, n = spec.shape
-    is_large = m * n * calls.ITEMSIZE[spec.dtype] >= PARALLEL
+    is_large = m * n * ITEMSIZE[spec.dtype] >= PARALLEL
     results = [_like(x, *arguments[place]) for place in wanted]
     places = [task.places[place] for place in given + wanted]
     parts = min(PARTS, task.words[COUNT]) if is_large else 1
@@ -152,9 +153,11 @@ def _forward(
 ) -> Kernel:
     rows = _rows(x.shape, axes, _axes_of(gamma, beta))
     spec = rows.spec(x, gamma, beta, center)._replace(epsilon=epsilon)
-    arguments = calls.forward_arguments(spec)
-    task = Task(forward_task, arguments, calls.task_count("rows_forward", spec))
-    run = _called(task, arguments, calls.FORWARD_INPUTS, calls.FORWARD_OUTPUTS, x, spec)
+    arguments = rows_dispatch.forward_arguments(spec)
+    task = Task(forward_task, arguments, rows_dispatch.task_count("rows_forward", spec))
+    run = _called(
+        task, arguments, rows_dispatch.FORWARD_INPUTS, rows_dispatch.FORWARD_OUTPUTS, x, spec
+    )
 
     def kernel(x: Any, *parameters: Any) -> list[Any]:
         y, *statistics = run(rows.of_x(x), *map(rows.of_parameter, parameters))
@@ -177,13 +180,13 @@ def _backward(
     varies = set(parameter_axes) if need[1] or need[2] else _axes_of(gamma)
     rows = _rows(x.shape, axes, varies)
     spec = rows.spec(x, gamma, None, mean is not None)._replace(need=need, dy=_name(dy))
-    count = calls.task_count("rows_backward", spec)
-    arguments = calls.backward_arguments(spec)
+    count = rows_dispatch.task_count("rows_backward", spec)
+    arguments = rows_dispatch.backward_arguments(spec)
     task = Task(backward_task, arguments, count)
     # Sums of a single block are what is wanted; those of several are of no more use.
-    in_the_end = [calls.DGAMMA_RESULT, calls.DBETA_RESULT] if count > 1 else []
-    outputs = [calls.DX, *in_the_end, calls.DGAMMA, calls.DBETA]
-    run = _called(task, arguments, calls.BACKWARD_INPUTS, outputs, x, spec)
+    in_the_end = [rows_dispatch.DGAMMA_RESULT, rows_dispatch.DBETA_RESULT] if count > 1 else []
+    outputs = [rows_dispatch.DX, *in_the_end, rows_dispatch.DGAMMA, rows_dispatch.DBETA]
+    run = _called(task, arguments, rows_dispatch.BACKWARD_INPUTS, outputs, x, spec)
 
     def kernel(dy: Any, x: Any, *others: Any) -> list[Any]:
         statistics, parameters = (

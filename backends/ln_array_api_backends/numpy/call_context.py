@@ -13,20 +13,9 @@ from numba import types
 from ln_array_api.backend import FamilySpec, Spec
 
 from .array_tasks import bind, max_parts_of, use_threads
-from .calls import ITEMSIZE, Argument, accumulation_dtype, allocator, array_of
-from .tasks import Task
-
-ABSENT: Argument = types.none, None
-
-
-def integer(value: int) -> Argument:
-    """Return an integer argument of a task."""
-    return types.int64, value
-
-
-def boolean(value: bool) -> Argument:
-    """Return a boolean argument of a task."""
-    return types.boolean, value
+from .config import ITEMSIZE, accumulation_dtype
+from .memory import allocator
+from .tasks import ABSENT, Argument, Task, array_of
 
 
 class CallContext:

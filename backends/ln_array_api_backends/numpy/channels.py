@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from numba import njit
 
-from .access import data_pointer, fence, load_broadcast
-from .backward import gradient_lane_sums, write_dx
 from .compile import CALLED, INLINE
 from .doubles import accumulate, sum_in_float64, zeros_float64
 from .moments import compute_rstd, deviation_sums_of_pieces, finalize_moments, unscaled_mean
+from .row_passes import compute_approx_mean, normalise
+from .rows_backward import gradient_lane_sums, write_dx
 from .simd import broadcast, first_lane, ones, range_scale, reduce_add, scalar_like
-from .sweeps import compute_approx_mean, normalise
 from .tasks import arguments
+from .vector_memory import data_pointer, fence, load_broadcast
 
 
 @njit(**INLINE)

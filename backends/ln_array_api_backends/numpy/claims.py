@@ -21,7 +21,6 @@ from typing import Any
 
 from numba import njit
 
-from .access import fence
 from .atomics import (
     acquire_lock,
     allow_processor,
@@ -38,6 +37,7 @@ from .atomics import (
 )
 from .compile import OPTIONS
 from .tasks import call_task
+from .vector_memory import fence
 
 #: Indices of the words of a pool. Words that different threads write are in different cache lines.
 _TASK, _NUM_PARTS, _NUM_HELPERS, NUMBER, _FINISHED, OWNED, STOPPED, CLAIMS = range(0, 64, 8)

@@ -6,12 +6,12 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from .access import load, store
 from .compile import INLINE
 from .doubles import accumulate, zeros_float64
 from .gradient_sums import reduce_partials
+from .row_passes import compensated_add, with_compensation
 from .simd import lanes
-from .sweeps import compensated_add, with_compensation
+from .vector_memory import load, store
 
 
 @njit(**INLINE)

@@ -15,7 +15,16 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .access import (
+from .atomics import increment
+from .channels import store_stats
+from .column_sums import clear, compensation_for, flush_sums, reduce_blocks, sum_of
+from .compile import CALLED, INLINE
+from .gradient_sums import put_first, reduce_partials
+from .moments import compute_rstd, finalize_moments
+from .row_passes import SQUARES_PER_FLUSH, TERMS_PER_FLUSH
+from .simd import broadcast, first_lane, fma, lanes, ones, range_scale, scalar_like, zeros
+from .tasks import COUNT, FINISHED, arguments
+from .vector_memory import (
     data_pointer,
     elements_to_alignment,
     fence,
@@ -26,15 +35,6 @@ from .access import (
     store_masked,
     store_non_temporal,
 )
-from .atomics import increment
-from .channels import store_stats
-from .column_sums import clear, compensation_for, flush_sums, reduce_blocks, sum_of
-from .compile import CALLED, INLINE
-from .gradient_sums import put_first, reduce_partials
-from .moments import compute_rstd, finalize_moments
-from .simd import broadcast, first_lane, fma, lanes, ones, range_scale, scalar_like, zeros
-from .sweeps import SQUARES_PER_FLUSH, TERMS_PER_FLUSH
-from .tasks import COUNT, FINISHED, arguments
 
 #: Most rows from which the approximate mean of a channel is computed.
 MAX_SAMPLE_ROWS = 64

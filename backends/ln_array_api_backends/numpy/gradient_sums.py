@@ -11,10 +11,10 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from .access import data_pointer, load, load_masked, store, store_masked
 from .compile import CALLED, INLINE
 from .doubles import accumulate, sum_in_dtype, zeros_float64
 from .simd import fma, lanes, ones
+from .vector_memory import data_pointer, load, load_masked, store, store_masked
 
 
 @njit(**INLINE)

@@ -14,6 +14,7 @@ import math
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ import numpy as np
 #: pages (4K aliasing): rows of 4096 bytes would take twice as long.
 _PAGE, _PAGE_OFFSETS = 4096, itertools.cycle((2048, 3072, 1024))
 _DEFAULT_LIMIT = 512 << 20
+#: Smallest result whose memory comes from the pool.
+POOLED_MIN_BYTES = 1 << 20
 
 
 class PoolStats(NamedTuple):
@@ -192,3 +195,8 @@ class _PooledBase(np.ndarray):
 memory_pool = MemoryPool()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=memory_pool._after_fork)
+
+
+def allocator(size: int) -> Callable[..., np.ndarray]:
+    """Return a function that allocates an array of a shape and dtype, for results of this size."""
+    return np.empty if size < POOLED_MIN_BYTES else memory_pool.empty

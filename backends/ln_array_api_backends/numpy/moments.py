@@ -12,9 +12,9 @@ import math
 
 from numba import njit
 
-from .access import load_masked, store
 from .compile import CALLED, INLINE
 from .doubles import from_float64, reciprocal_sqrt, zeros_float64
+from .row_passes import compensated_add, compute_approx_mean, deviation_sums, with_compensation
 from .simd import (
     absolute,
     all_at_most,
@@ -29,7 +29,7 @@ from .simd import (
     scalar_like,
     zeros,
 )
-from .sweeps import compensated_add, compute_approx_mean, deviation_sums, with_compensation
+from .vector_memory import load_masked, store
 
 
 @njit(**INLINE)

@@ -11,16 +11,6 @@ import math
 
 from numba import njit
 
-from .access import (
-    data_pointer,
-    elements_to_alignment,
-    fence,
-    load,
-    load_masked,
-    store,
-    store_masked,
-    store_non_temporal,
-)
 from .compile import CALLED, INLINE
 from .doubles import from_float64, to_float64, zeros_float64
 from .elementary import exp2, log2
@@ -41,6 +31,16 @@ from .simd import (
     zeros,
 )
 from .tasks import arguments
+from .vector_memory import (
+    data_pointer,
+    elements_to_alignment,
+    fence,
+    load,
+    load_masked,
+    store,
+    store_masked,
+    store_non_temporal,
+)
 
 #: Largest exponent for which squared powers of all float32 numbers are in the range of float64.
 MAX_UNSHIFTED_EXPONENT = 3.0

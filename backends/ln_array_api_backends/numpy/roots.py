@@ -11,22 +11,10 @@ import math
 
 from numba import njit
 
-from .access import (
-    data_pointer,
-    elements_to_alignment,
-    fence,
-    load,
-    load_broadcast,
-    load_masked,
-    prefetch,
-    stack_alloc,
-    store,
-    store_masked,
-    store_non_temporal,
-)
 from .compile import CALLED, INLINE
 from .doubles import accumulate, from_float64, sum_in_float64, zeros_float64
-from .forward import LANES, MAX_BLOCK_BYTES, PREFETCH_MIN_ROW_BYTES
+from .row_passes import PREFETCH_BYTES
+from .rows_forward import LANES, MAX_BLOCK_BYTES, PREFETCH_MIN_ROW_BYTES
 from .simd import (
     absolute,
     all_at_most,
@@ -48,8 +36,20 @@ from .simd import (
     zero_tail,
     zeros,
 )
-from .sweeps import PREFETCH_BYTES
 from .tasks import arguments
+from .vector_memory import (
+    data_pointer,
+    elements_to_alignment,
+    fence,
+    load,
+    load_broadcast,
+    load_masked,
+    prefetch,
+    stack_alloc,
+    store,
+    store_masked,
+    store_non_temporal,
+)
 
 #: Factor that brings an overflowing float64 sum back into range, and its square root.
 DOWNSCALE, SQRT_DOWNSCALE = 2.0**-128, 2.0**-64

@@ -12,24 +12,15 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from .access import (
-    data_pointer,
-    fence,
-    load,
-    load_broadcast,
-    prefetch,
-    stack_alloc,
-    store,
-    store_masked,
-)
 from .atomics import increment
-from .backward import deviation, exact_x_hat, scaled_dy
 from .column_sums import clear, compensation_for, flush_sums, reduce_blocks
 from .columns import can_use_non_temporal, load_partial, store_partial, store_vector
 from .compile import CALLED, INLINE
 from .doubles import from_float64, zeros_float64
 from .gradient_sums import clear as clear_from
 from .moments import finalize_moments, finalize_moments_lanes, unscaled_mean
+from .row_passes import SQUARES_PER_FLUSH, TERMS_PER_FLUSH, apply_affine, x_hat
+from .rows_backward import deviation, exact_x_hat, scaled_dy
 from .simd import (
     broadcast,
     fma,
@@ -43,8 +34,17 @@ from .simd import (
     scalar_like,
     zeros,
 )
-from .sweeps import SQUARES_PER_FLUSH, TERMS_PER_FLUSH, apply_affine, x_hat
 from .tasks import COUNT, FINISHED, arguments
+from .vector_memory import (
+    data_pointer,
+    fence,
+    load,
+    load_broadcast,
+    prefetch,
+    stack_alloc,
+    store,
+    store_masked,
+)
 
 #: Most elements of a row from which its approximate mean is computed.
 MAX_SAMPLE_ELEMENTS = 16

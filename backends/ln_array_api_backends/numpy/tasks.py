@@ -13,7 +13,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from llvmlite import ir
 from numba import cfunc, types
@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from .atomics import WORDS
+from .compile import array_type
 from .simd import I32, I64
 
 #: Indices of words: the address of the task, those of functions that return the number of a thread
@@ -29,9 +30,33 @@ from .simd import I32, I64
 TASK, THREAD, TEAM, FINISHED, COUNT, ARGUMENTS = range(6)
 SIGNATURE = types.void(WORDS, types.int64, types.int64)
 
+#: The type and the value of an argument of a task. The value of an array is its shape.
+Argument: TypeAlias = tuple[Any, Any]
+ABSENT: Argument = types.none, None
+
 logger = logging.getLogger("ln_array_api")
 
 _call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+def array_of(dtype: str | None, *shape: int) -> Argument:
+    """Return an array argument, which is absent if its dtype is None."""
+    return ABSENT if dtype is None else (array_type(dtype, len(shape)), shape)
+
+
+def integer(value: int) -> Argument:
+    """Return an integer argument."""
+    return types.int64, value
+
+
+def boolean(value: bool) -> Argument:
+    """Return a boolean argument."""
+    return types.boolean, value
+
+
+def real(value: float) -> Argument:
+    """Return a float64 argument."""
+    return types.float64, value
 
 
 @intrinsic(prefer_literal=True)

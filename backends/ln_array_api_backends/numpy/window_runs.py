@@ -14,9 +14,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .access import data_pointer, load, load_broadcast, load_field, store, unrelated
 from .compile import CALLED, INLINE, ONCE
 from .simd import fma, lanes
+from .vector_memory import data_pointer, load, load_broadcast, load_field, store, unrelated
 
 #: Vectors of a field that are merged along rows at a time: they stay in L1, and a load does not
 #: follow the store to its address too soon.

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ln_array_api.backend import RowsSpec
 
-from ..numpy import calls
-from ..numpy.backward import backward_task
-from ..numpy.forward import forward_task
+from ..numpy import rows_dispatch
+from ..numpy.config import ITEMSIZE, accumulation_dtype
 from ..numpy.memory import memory_pool
+from ..numpy.rows_backward import backward_task
+from ..numpy.rows_forward import forward_task
 from ..numpy.tasks import Task
 from . import threads
 
@@ -39,8 +40,8 @@ class _Rows:
     def __init__(self, spec: RowsSpec, count: int) -> None:
         self.m, self.n = spec.shape
         self.count = count
-        self.size = self.m * self.n * calls.ITEMSIZE[spec.dtype]
-        self.single = calls.accumulation_dtype(spec.dtype)
+        self.size = self.m * self.n * ITEMSIZE[spec.dtype]
+        self.single = accumulation_dtype(spec.dtype)
         self.single_dtype = _DTYPES[self.single]
         self._dtype, self._numpys = _DTYPES[spec.dtype], _AS_NUMPYS.get(spec.dtype, spec.dtype)
         self._is_pooled = self.size >= POOLED
@@ -71,11 +72,11 @@ class Forward(_Rows):
         super().__init__(spec, m)
         self._center = spec.center
         self._statistic = (m, 1)
-        self.after = m * calls.ITEMSIZE[self.single]
+        self.after = m * ITEMSIZE[self.single]
         self._has_room = 2 * self.after <= ROOM
         self._task = Task(
             forward_task,
-            calls.forward_arguments(spec),
+            rows_dispatch.forward_arguments(spec),
             m,
             room=2 * self.after if self._has_room else 0,
         )
@@ -137,25 +138,25 @@ class Backward(_Rows):
     """The backward pass for a kind of call."""
 
     def __init__(self, spec: RowsSpec) -> None:
-        blocks = calls.task_count("rows_backward", spec)
+        blocks = rows_dispatch.task_count("rows_backward", spec)
         super().__init__(spec, blocks)
         self._need, self._parameters = spec.need, spec.parameters
         sums = blocks * spec.parameters
-        bytes_of_sums = sums * calls.ITEMSIZE[self.single]
+        bytes_of_sums = sums * ITEMSIZE[self.single]
         # A single block's sums are the gradients; others are kept apart.
         self._sums = sum(spec.need[1:]) * sums if blocks > 1 else 0
         self._apart = bytes_of_sums
         self._has_room = sum(spec.need[1:]) * bytes_of_sums <= ROOM
         self._task = Task(
             backward_task,
-            calls.backward_arguments(spec),
+            rows_dispatch.backward_arguments(spec),
             blocks,
-            room=self._sums * calls.ITEMSIZE[self.single] if self._has_room else 0,
+            room=self._sums * ITEMSIZE[self.single] if self._has_room else 0,
         )
         places = self._task.places
         self._dy, self._x, self._mean, self._rstd, self._gamma, self._dx = places[:6]
-        self._tables = places[calls.DGAMMA], places[calls.DBETA]
-        self._results = places[calls.DGAMMA_RESULT], places[calls.DBETA_RESULT]
+        self._tables = places[rows_dispatch.DGAMMA], places[rows_dispatch.DBETA]
+        self._results = places[rows_dispatch.DGAMMA_RESULT], places[rows_dispatch.DBETA_RESULT]
 
     def results(
         self, dy: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, gamma: Tensor | None

@@ -12,7 +12,7 @@ from torch import Tensor
 from ln_array_api.backend import Layout, Primitive, RowsSpec
 from ln_array_api.kernels import rows
 
-from ..numpy import strided_calls
+from ..numpy import strided_dispatch
 from .arrays import OnArrays
 from .kernel import Forward, Kernel, Results
 from .tracing import is_differentiated, is_traced
@@ -22,7 +22,7 @@ def prepare(
     primitive: Primitive, spec: RowsSpec, layout: Layout
 ) -> tuple[Callable[..., Any], str] | None:
     """What runs a call, given tensors with all their axes, or None for what lies otherwise."""
-    found = strided_calls.prepare(primitive, spec, layout) if spec.device == "cpu" else None
+    found = strided_dispatch.prepare(primitive, spec, layout) if spec.device == "cpu" else None
     if found is None:
         return None
     compiled, reason = found
@@ -82,7 +82,7 @@ class StridedForward(Forward):
         if kernel is None:
             spec = self._rows_spec._replace(dy=self.spec.dtype, need=need)  # type: ignore[arg-type]
             layout = self._layout._replace(dy=self._layout.strides)
-            found = strided_calls.prepare("rows_backward", spec, layout)
+            found = strided_dispatch.prepare("rows_backward", spec, layout)
             assert found is not None  # since dy lies as x does
             kernel = self._backward[need] = OnArrays(found[0], spec.dtype)
         return kernel

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("numba", reason="Numba is not installed")
 
 import numba
-from ln_array_api_backends.numpy import array_tasks, backend, calls, channel_calls
+from ln_array_api_backends.numpy import array_tasks, backend, channels_dispatch, config, memory
 
 import ln_array_api as ln
 from ln_array_api.backend import ChannelsSpec
@@ -115,12 +115,12 @@ def test_no_threshold_changes_a_bit(
     """Several threads, however many parts, streaming stores and pooled memory."""
     arrays = Arrays(shape, dtype)
     expected = arrays.results()
-    monkeypatch.setattr(calls, "POOLED_MIN_BYTES", 1)
+    monkeypatch.setattr(memory, "POOLED_MIN_BYTES", 1)
     for parallel, streamed, threads in ((1, 1, 2), (1, 1 << 60, 3), (1 << 60, 1, 2), (1, 1, 7)):
         monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
         monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_BYTES", streamed)
-        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
+        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_BYTES", streamed)
+        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
         monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
         same(arrays.results(), expected)
 
@@ -226,7 +226,7 @@ def test_explain_tells_the_way_through_memory() -> None:
 def test_what_is_swept_by_columns() -> None:
     def by_columns(*shape: int) -> bool:
         spec = ChannelsSpec("numpy", "cpu", shape, "float32", None, None)  # type: ignore[arg-type]
-        return channel_calls.is_by_columns(spec)
+        return channels_dispatch.is_by_columns(spec)
 
     assert by_columns(32, 256, 1)
     assert by_columns(32, 256, 49)

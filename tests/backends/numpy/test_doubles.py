@@ -10,7 +10,8 @@ import pytest
 
 numba = pytest.importorskip("numba", reason="the kernels are compiled by Numba")
 
-from ln_array_api_backends.numpy import access, doubles, simd  # noqa: E402
+from ln_array_api_backends.numpy import doubles, simd  # noqa: E402
+from ln_array_api_backends.numpy import vector_memory as vm  # noqa: E402
 
 njit = numba.njit(error_model="numpy")
 
@@ -21,27 +22,27 @@ DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def sums(values: Any, lanes_summed: Any, rounded: Any) -> None:
     """Of all vectors in memory: in lanes of float64, and lane by lane."""
     one = simd.ones(values)
-    place, width = access.data_pointer(values), simd.lanes(one)
+    place, width = vm.data_pointer(values), simd.lanes(one)
     first, rest = doubles.zeros_float64(one), doubles.zeros_float64(one)
     for i in range(0, values.size, width):
-        first, rest = doubles.accumulate(first, rest, access.load(place, i, one))
-    access.store(access.data_pointer(lanes_summed), 0, doubles.sum_in_float64(first, rest, one))
-    access.store(access.data_pointer(rounded), 0, doubles.sum_in_dtype(first, rest, one))
+        first, rest = doubles.accumulate(first, rest, vm.load(place, i, one))
+    vm.store(vm.data_pointer(lanes_summed), 0, doubles.sum_in_float64(first, rest, one))
+    vm.store(vm.data_pointer(rounded), 0, doubles.sum_in_dtype(first, rest, one))
 
 
 @njit
 def roots(values: Any, single: Any, results: Any) -> None:
     zero, one = doubles.zeros_float64(simd.ones(values)), simd.ones(single)
-    root = doubles.reciprocal_sqrt(access.load(access.data_pointer(values), 0, zero), one)
-    access.store(access.data_pointer(results), 0, doubles.from_float64(root, root, one))
+    root = doubles.reciprocal_sqrt(vm.load(vm.data_pointer(values), 0, zero), one)
+    vm.store(vm.data_pointer(results), 0, doubles.from_float64(root, root, one))
 
 
 @njit
 def widened(values: Any, results: Any) -> None:
     one = simd.ones(values)
-    low, high = doubles.to_float64(access.load(access.data_pointer(values), 0, one))
-    access.store(access.data_pointer(results), 0, low)
-    access.store(access.data_pointer(results), 8, high)
+    low, high = doubles.to_float64(vm.load(vm.data_pointer(values), 0, one))
+    vm.store(vm.data_pointer(results), 0, low)
+    vm.store(vm.data_pointer(results), 8, high)
 
 
 def summed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

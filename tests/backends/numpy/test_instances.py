@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("numba", reason="Numba is not installed")
 
 import numba
-from ln_array_api_backends.numpy import array_tasks, backend, calls, instance_calls
+from ln_array_api_backends.numpy import array_tasks, backend, config, instances_dispatch, memory
 
 import ln_array_api as ln
 from ln_array_api.backend import FamilySpec
@@ -136,13 +136,13 @@ def test_no_threshold_changes_a_bit(
     """Several threads, however many parts, streaming stores, prefetching and pooled memory."""
     case = Case(shape, dtype)
     expected = [each.tobytes() for each in case.results()]
-    monkeypatch.setattr(calls, "POOLED_MIN_BYTES", 1)
+    monkeypatch.setattr(memory, "POOLED_MIN_BYTES", 1)
     for parallel, streamed, threads in ((1, 1, 2), (1, 1 << 60, 3), (1 << 60, 1, 2), (1, 1, 7)):
         monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
         monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_BYTES", streamed)
-        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_ROW_BYTES", (1, 1))
-        monkeypatch.setattr(instance_calls, "PREFETCH_MIN_BYTES", streamed)
+        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_BYTES", streamed)
+        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (1, 1))
+        monkeypatch.setattr(instances_dispatch, "PREFETCH_MIN_BYTES", streamed)
         monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
         assert [each.tobytes() for each in case.results()] == expected
 

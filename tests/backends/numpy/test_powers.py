@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("numba", reason="Numba is not installed")
 
 import numba
-from ln_array_api_backends.numpy import access, array_tasks, calls, elementary, simd
+from ln_array_api_backends.numpy import array_tasks, config, elementary, memory, simd
+from ln_array_api_backends.numpy import vector_memory as vm
 from numba import njit
 
 import ln_array_api as ln
@@ -300,12 +301,12 @@ def test_no_threshold_changes_a_bit(
     """Several threads, however many parts, streaming stores and pooled memory."""
     arrays = Arrays(shape, dtype)
     expected = bits(arrays.results(alpha))
-    monkeypatch.setattr(calls, "POOLED_MIN_BYTES", 1)
+    monkeypatch.setattr(memory, "POOLED_MIN_BYTES", 1)
     for parallel, streamed, threads in ((1, 1, 2), (1, 1 << 60, 3), (1 << 60, 1, 2), (1, 1, 7)):
         monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
         monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_BYTES", streamed)
-        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
+        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_BYTES", streamed)
+        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
         monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
         plans.clear()
         assert bits(arrays.results(alpha)) == expected
@@ -332,10 +333,10 @@ def test_alignment_changes_no_bit(shape: tuple[int, int], alpha: float) -> None:
 def functions_of(values: Any, logs: Any, exponents: Any, powers: Any) -> None:
     one = simd.ones(values)
     for i in range(0, values.size, simd.lanes(one)):
-        each = access.load(access.data_pointer(values), i, one)
-        access.store(access.data_pointer(logs), i, elementary.log2(each))
-        each = access.load(access.data_pointer(exponents), i, one)
-        access.store(access.data_pointer(powers), i, elementary.exp2(each))
+        each = vm.load(vm.data_pointer(values), i, one)
+        vm.store(vm.data_pointer(logs), i, elementary.log2(each))
+        each = vm.load(vm.data_pointer(exponents), i, one)
+        vm.store(vm.data_pointer(powers), i, elementary.exp2(each))
 
 
 def test_logarithms_and_powers_of_2() -> None:

@@ -16,7 +16,8 @@ import pytest
 
 pytest.importorskip("numba", reason="Numba is not installed")
 
-from ln_array_api_backends.numpy import access, simd
+from ln_array_api_backends.numpy import simd
+from ln_array_api_backends.numpy import vector_memory as vm
 from ln_array_api_backends.numpy.compile import STORAGE_DTYPES
 from numba import njit
 
@@ -47,8 +48,10 @@ def is_nan(array: np.ndarray) -> np.ndarray:
 def copy(source: Any, target: Any, like: Any) -> None:
     one = simd.ones(like)
     for i in range(0, source.size, simd.lanes(one)):
-        access.store(
-            access.data_pointer(target), i, access.load(access.data_pointer(source), i, one)
+        vm.store(
+            vm.data_pointer(target),
+            i,
+            vm.load(vm.data_pointer(source), i, one),
         )
 
 
@@ -56,19 +59,21 @@ def copy(source: Any, target: Any, like: Any) -> None:
 def copy_first(source: Any, target: Any, start: int, count: int, whole: Any) -> None:
     """Of `source`, `count` elements from `start` on to `target`; the vector itself to `whole`."""
     one = simd.ones(whole)
-    vector = access.load_masked(access.data_pointer(source), start, count, one)
-    access.store(access.data_pointer(whole), 0, vector)
-    access.store_masked(access.data_pointer(target), start, vector, count)
+    vector = vm.load_masked(vm.data_pointer(source), start, count, one)
+    vm.store(vm.data_pointer(whole), 0, vector)
+    vm.store_masked(vm.data_pointer(target), start, vector, count)
 
 
 @njit
 def stream_all(source: Any, target: Any) -> None:
     one = simd.ones(source)
     for i in range(0, source.size, simd.lanes(one)):
-        access.store_non_temporal(
-            access.data_pointer(target), i, access.load(access.data_pointer(source), i, one)
+        vm.store_non_temporal(
+            vm.data_pointer(target),
+            i,
+            vm.load(vm.data_pointer(source), i, one),
         )
-    access.fence()
+    vm.fence()
 
 
 @njit
@@ -76,46 +81,48 @@ def combine(a: Any, b: Any, c: Any, results: Any) -> None:
     width = a.size
     one = simd.ones(a)
     x, y, z = (
-        access.load(access.data_pointer(a), 0, one),
-        access.load(access.data_pointer(b), 0, one),
-        access.load(access.data_pointer(c), 0, one),
+        vm.load(vm.data_pointer(a), 0, one),
+        vm.load(vm.data_pointer(b), 0, one),
+        vm.load(vm.data_pointer(c), 0, one),
     )
-    to = access.data_pointer(results)
-    access.store(to, 0, simd.fma(x, y, z))
-    access.store(to, width, x * y + z)
-    access.store(to, 2 * width, (x + y) - x)
-    access.store(to, 3 * width, simd.fmax(x, y))
-    access.store(to, 4 * width, simd.absolute(x))
-    access.store(to, 5 * width, simd.zero_tail(x, 3))
-    access.store(to, 6 * width, access.load_broadcast(access.data_pointer(a), 2, one))
-    access.store(to, 7 * width, simd.broadcast(simd.reduce_max(x)))
-    access.store(to, 8 * width, simd.negative(x))
+    to = vm.data_pointer(results)
+    vm.store(to, 0, simd.fma(x, y, z))
+    vm.store(to, width, x * y + z)
+    vm.store(to, 2 * width, (x + y) - x)
+    vm.store(to, 3 * width, simd.fmax(x, y))
+    vm.store(to, 4 * width, simd.absolute(x))
+    vm.store(to, 5 * width, simd.zero_tail(x, 3))
+    vm.store(to, 6 * width, vm.load_broadcast(vm.data_pointer(a), 2, one))
+    vm.store(to, 7 * width, simd.broadcast(simd.reduce_max(x)))
+    vm.store(to, 8 * width, simd.negative(x))
 
 
 @njit
 def fold(a: Any) -> tuple[Any, Any]:
-    vector = access.load(access.data_pointer(a), 0, simd.ones(a))
+    vector = vm.load(vm.data_pointer(a), 0, simd.ones(a))
     return simd.reduce_add(vector), simd.reduce_max(vector)
 
 
 @njit
 def fold_four(rows: Any, results: Any) -> None:
-    one, values, width = simd.ones(rows), access.data_pointer(rows), rows.shape[1]
-    a, b = access.load(values, 0, one), access.load(values, width, one)
-    c, d = access.load(values, 2 * width, one), access.load(values, 3 * width, one)
-    access.store(access.data_pointer(results), 0, simd.reduce_add4(a, b, c, d))
+    one, values, width = simd.ones(rows), vm.data_pointer(rows), rows.shape[1]
+    a, b = vm.load(values, 0, one), vm.load(values, width, one)
+    c, d = vm.load(values, 2 * width, one), vm.load(values, 3 * width, one)
+    vm.store(vm.data_pointer(results), 0, simd.reduce_add4(a, b, c, d))
 
 
 @njit
 def ahead(array: Any, index: int, like: Any) -> int:
-    return access.elements_to_alignment(access.data_pointer(array), index, simd.ones(like))
+    return vm.elements_to_alignment(vm.data_pointer(array), index, simd.ones(like))
 
 
 @njit
 def fold_all(rows: Any, results: Any) -> None:
     one = simd.ones(rows)
-    access.store(
-        access.data_pointer(results), 0, simd.reduce_add_rows(access.data_pointer(rows), 0, one)
+    vm.store(
+        vm.data_pointer(results),
+        0,
+        simd.reduce_add_rows(vm.data_pointer(rows), 0, one),
     )
 
 
@@ -123,8 +130,8 @@ def fold_all(rows: Any, results: Any) -> None:
 def at_most(a: Any, b: Any, count: int) -> bool:
     one = simd.ones(a)
     first, second = (
-        access.load(access.data_pointer(a), 0, one),
-        access.load(access.data_pointer(b), 0, one),
+        vm.load(vm.data_pointer(a), 0, one),
+        vm.load(vm.data_pointer(b), 0, one),
     )
     return simd.all_at_most(first, second, count)
 
@@ -132,11 +139,11 @@ def at_most(a: Any, b: Any, count: int) -> bool:
 @njit
 def from_scratch_to_alignment(like: Any) -> int:
     one = simd.ones(like)
-    numbers, more = access.stack_alloc(one, 3), access.stack_alloc(one, 16)
-    access.store(more, 0, one)
+    numbers, more = vm.stack_alloc(one, 3), vm.stack_alloc(one, 16)
+    vm.store(more, 0, one)
     numbers[0] = more[0]
     lanes = simd.lanes(one)
-    return access.elements_to_alignment(numbers, 0, one) + lanes * access.elements_to_alignment(
+    return vm.elements_to_alignment(numbers, 0, one) + lanes * vm.elements_to_alignment(
         more, 0, one
     )
 
@@ -241,20 +248,21 @@ AT_THE_END = """
 import ctypes, mmap, sys
 import ml_dtypes, numpy as np
 from numba import njit
-from ln_array_api_backends.numpy import access, simd
+from ln_array_api_backends.numpy import simd
+from ln_array_api_backends.numpy import vector_memory as vm
 
 @njit
 def first(source, target, start, count, like):
     one = simd.ones(like)
-    vector = access.load_masked(access.data_pointer(source), start, count, one)
-    access.store_masked(access.data_pointer(target), start, vector, count)
+    vector = vm.load_masked(vm.data_pointer(source), start, count, one)
+    vm.store_masked(vm.data_pointer(target), start, vector, count)
 
 @njit
 def whole(source, target, start, count, like):
     one = simd.ones(like)
-    source_ptr = access.data_pointer(source)
-    access.prefetch(source_ptr, source.size + 1000)
-    access.store(access.data_pointer(target), 0, access.load(source_ptr, start, one))
+    source_ptr = vm.data_pointer(source)
+    vm.prefetch(source_ptr, source.size + 1000)
+    vm.store(vm.data_pointer(target), 0, vm.load(source_ptr, start, one))
 
 def before_a_hole():
     page = mmap.PAGESIZE
@@ -434,5 +442,5 @@ def test_elements_beyond_2_to_the_31() -> None:
 
 @njit
 def copy_far(array: Any, source: int, target: int) -> None:
-    place = access.data_pointer(array)
-    access.store(place, target, access.load(place, source, simd.ones(array)))
+    place = vm.data_pointer(array)
+    vm.store(place, target, vm.load(place, source, simd.ones(array)))

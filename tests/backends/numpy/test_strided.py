@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("numba", reason="Numba is not installed")
 
-from ln_array_api_backends.numpy import array_tasks, calls, strided_calls
+from ln_array_api_backends.numpy import array_tasks, config, memory, strided_dispatch
 
 import ln_array_api as ln
 from ln_array_api import backend as registry
@@ -79,11 +79,11 @@ def test_threads_stores_and_the_pool_change_no_bit(
     monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", 1 << 60)
     expected = {center: results(*given, center=center) for center in (True, False)}
     monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-    monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
+    monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
     for parallel, streamed in ((0, 1 << 60), (1 << 60, 0), (0, 0)):
         monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
-        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_BYTES", streamed)
-        monkeypatch.setattr(calls, "POOLED_MIN_BYTES", streamed)
+        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_BYTES", streamed)
+        monkeypatch.setattr(memory, "POOLED_MIN_BYTES", streamed)
         registry.plans.clear()
         for center in (True, False):
             same(results(*given, center=center), expected[center])
@@ -97,9 +97,9 @@ def test_how_tiles_are_cut_changes_no_bit_of_a_row(
     x, dy, gamma, beta = arguments((3, 70, 300), DTYPES[dtype])
     expected = results(x, dy, gamma, beta)[:4]
     for vectors in (1, 2, 3, 5, 16, 24):
-        monkeypatch.setattr(strided_calls, "FEW_VECTORS", vectors)
-        most = dict.fromkeys(strided_calls.VECTORS, vectors)
-        monkeypatch.setattr(strided_calls, "VECTORS", most)
+        monkeypatch.setattr(strided_dispatch, "FEW_VECTORS", vectors)
+        most = dict.fromkeys(strided_dispatch.VECTORS, vectors)
+        monkeypatch.setattr(strided_dispatch, "VECTORS", most)
         registry.plans.clear()
         same(results(x, dy, gamma, beta)[:4], expected)
     for some in (np.s_[:1], np.s_[1:, :, :], np.s_[:, :, :8], np.s_[:, :, 130:199]):

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("numba", reason="Numba is not installed")
 
-from ln_array_api_backends.numpy import array_tasks, calls, window_calls
+from ln_array_api_backends.numpy import array_tasks, memory, windows_dispatch
 
 import ln_array_api as ln
 from ln_array_api import backend as registry
@@ -272,22 +272,22 @@ def test_tiles_threads_and_the_pool_change_no_bit(
 ) -> None:
     x, dy = planes(shape, mean=3).astype(dtype), planes(shape, mean=1).astype(dtype)
     monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", 1 << 60)
-    monkeypatch.setattr(window_calls, "WORKSPACE", 1 << 40)
+    monkeypatch.setattr(windows_dispatch, "WORKSPACE", 1 << 40)
     expected = results(x, dy, size=size)
     monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
     for workspace, columns in ((1, 1), (1, 16), (1 << 15, 48), (1 << 40, 1 << 20)):
-        monkeypatch.setattr(window_calls, "WORKSPACE", workspace)
-        monkeypatch.setattr(window_calls, "COLUMNS", columns)
+        monkeypatch.setattr(windows_dispatch, "WORKSPACE", workspace)
+        monkeypatch.setattr(windows_dispatch, "COLUMNS", columns)
         for parallel in (0, 1 << 60):
             monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
-            monkeypatch.setattr(calls, "POOLED_MIN_BYTES", parallel)
+            monkeypatch.setattr(memory, "POOLED_MIN_BYTES", parallel)
             registry.plans.clear()
             same(results(x, dy, size=size), expected)
 
 
 def test_planes_are_cut_where_they_are_large() -> None:
     shape = (1, 700, 900)
-    down, across = window_calls.axes_of(shape, 9, 4, 5, 0)
+    down, across = windows_dispatch.axes_of(shape, 9, 4, 5, 0)
     assert down.tiles > 4
     assert across.tiles > 1
     x = planes(shape, np.float64, 3)

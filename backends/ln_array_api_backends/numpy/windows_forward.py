@@ -11,7 +11,6 @@ import math
 import numpy as np
 from numba import njit
 
-from .access import data_pointer, elements_to_alignment, load, load_broadcast, store
 from .columns import load_partial, store_partial
 from .compile import CALLED, INLINE, ONCE
 from .simd import (
@@ -28,6 +27,7 @@ from .simd import (
     zeros,
 )
 from .tasks import arguments
+from .vector_memory import data_pointer, elements_to_alignment, load, load_broadcast, store
 from .window_runs import merge_windows
 
 #: Fields of a tile: x, offset and variance of runs along rows, and both of windows.

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .access import data_pointer
 from .compile import OPTIONS
 from .memory import memory_pool
+from .vector_memory import data_pointer
 
 _BLOCK = 16  # elements of 4 bytes that fill a line of the cache
 _SMALLEST = 512 << 10  # bytes of a transposed matrix that the cache does not hold

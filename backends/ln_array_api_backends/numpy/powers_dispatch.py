@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from ln_array_api.backend import FamilySpec, RowsSpec
 
-from . import calls, powers, roots
-from .call_context import CallContext, boolean
-from .calls import ITEMSIZE, accumulation_dtype, should_use_non_temporal
+from . import powers, roots, rows_dispatch
+from .call_context import CallContext
+from .config import ITEMSIZE, accumulation_dtype, should_use_non_temporal
+from .tasks import boolean, real
 
 #: The exponent up to which errors of logarithms, which it multiplies, leave powers 10 digits.
 LARGEST_EXPONENT = 256.0
@@ -25,11 +25,11 @@ def forward(spec: FamilySpec) -> Callable[..., Any] | None:
         return _first_forward(spec)
     context, m = _context(spec), spec.shape[0]
     places = context.x, context.x, context.acc(m)
-    epsilon, non_temporal = (types.float64, spec.epsilon), boolean(context.non_temporal)
+    epsilon, non_temporal = real(spec.epsilon), boolean(context.non_temporal)
     if spec.exponent == 0.5:
         run = context.bind(roots.forward_task, m, *places, epsilon, non_temporal)
     elif _has_logarithms(spec):
-        exponent = types.float64, spec.exponent
+        exponent = real(spec.exponent)
         run = context.bind(powers.forward_task, m, *places, exponent, epsilon, non_temporal)
     else:
         return None
@@ -52,7 +52,7 @@ def backward(spec: FamilySpec) -> Callable[..., Any] | None:
     if spec.exponent == 0.5:
         run = context.bind(roots.backward_task, m, *places, non_temporal)
     elif _has_logarithms(spec):
-        exponent = types.float64, spec.exponent
+        exponent = real(spec.exponent)
         run = context.bind(powers.backward_task, m, *places, exponent, non_temporal)
     else:
         return None
@@ -90,7 +90,7 @@ def _rows(spec: FamilySpec, **details: Any) -> tuple[RowsSpec, Any, float]:
 
 def _first_forward(spec: FamilySpec) -> Callable[..., Any]:
     rows, gamma, root = _rows(spec, epsilon=spec.epsilon / spec.shape[1])
-    run = calls.prepare("rows_forward", rows)
+    run = rows_dispatch.prepare("rows_forward", rows)
 
     def call(x: Any) -> Any:
         y, _, rstd = run(x, gamma, None)
@@ -102,7 +102,7 @@ def _first_forward(spec: FamilySpec) -> Callable[..., Any]:
 
 def _first_backward(spec: FamilySpec) -> Callable[..., Any]:
     rows, gamma, root = _rows(spec, dy=spec.dy, need=(True, False, False))
-    run = calls.prepare("rows_backward", rows)
+    run = rows_dispatch.prepare("rows_backward", rows)
 
     def call(dy: Any, x: Any, norm: Any) -> Any:
         with np.errstate(all="ignore"):

@@ -17,7 +17,7 @@ pytest.importorskip("numba", reason="Numba is not installed")
 import numba
 from ln_array_api_backends.numpy import backend, simd
 from ln_array_api_backends.numpy.compile import OPTIONS, STORAGE_DTYPES
-from ln_array_api_backends.numpy.forward import forward as kernel
+from ln_array_api_backends.numpy.rows_forward import forward as kernel
 from ln_array_api_conformance import reference, tolerances
 
 DTYPES = {

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from ln_array_api.backend import Layout, Primitive, RowsSpec
 
 from . import columns
-from .call_context import ABSENT, CallContext, boolean, integer
-from .calls import ITEMSIZE, Argument, array_of, should_use_non_temporal
+from .call_context import CallContext
+from .config import ITEMSIZE, should_use_non_temporal
+from .row_passes import TERMS_PER_FLUSH
 from .simd import BYTES
-from .sweeps import TERMS_PER_FLUSH
+from .tasks import ABSENT, Argument, array_of, boolean, integer, real
 
 #: Most columns for which the tables stay in L2.
 COLUMNS = 16384
@@ -66,7 +66,7 @@ def forward(context: CallContext, n: int) -> Callable[..., None]:
         columns.forward_sums_task,
         sums.count,
         *(context.x, context.gamma, context.beta, *[context.acc(c)] * 3, table, *sums.arrays),
-        *((types.float64, context.spec.epsilon), integer(n), *sums.options),
+        *(real(context.spec.epsilon), integer(n), *sums.options),
     )
     normalise_rows = _write(context, table)
 
@@ -93,7 +93,7 @@ def inference(context: CallContext, n: int) -> Callable[..., None]:
         columns.settle_inference_task,
         1,
         *(*[context.acc(c)] * 2, context.gamma, context.beta, table),
-        *((types.float64, context.spec.epsilon), integer(n)),
+        *(real(context.spec.epsilon), integer(n)),
     )
     normalise_rows = _write(context, table)
 
@@ -181,7 +181,7 @@ def _forward_groups(
         columns.forward_of_samples_task,
         samples,
         *(context.x, context.gamma, context.beta, context.x, *[context.acc(samples * groups)] * 2),
-        (types.float64, context.spec.epsilon),
+        real(context.spec.epsilon),
         *map(integer, (n, columns_per_param, rows, _table_width(context))),
         boolean(context.non_temporal),
     )

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
 
 from ln_array_api.backend import FamilySpec
 
-from . import window_gradients, windows
-from .call_context import ABSENT, CallContext, integer
-from .calls import array_of
+from . import windows_backward, windows_forward
+from .call_context import CallContext
 from .simd import BYTES
+from .tasks import ABSENT, array_of, integer, real
 from .window_runs import TABLES
 
 #: Bytes of the fields of a tile, which are to stay in the second cache.
@@ -123,14 +122,14 @@ def forward(spec: FamilySpec) -> Callable[..., Any]:
     """What runs `windows_forward`, given x."""
     shape = _shape_of(spec)
     context = CallContext(spec, shape, 0, non_temporal=False)
-    tiles = _Tiles(context, spec.size, windows.FIELDS, 0)
+    tiles = _Tiles(context, spec.size, windows_forward.FIELDS, 0)
     statistic = array_of(context.acc_dtype.name, *shape)
     has_statistics = spec.need != (True, False, False)
     run = context.bind(
-        windows.forward_task,
+        windows_forward.forward_task,
         tiles.num_tiles,
         *(context.x, context.x, *[statistic if has_statistics else ABSENT] * 2),
-        *(*tiles.kinds, (types.float64, spec.epsilon), *tiles.lengths),
+        *(*tiles.kinds, real(spec.epsilon), *tiles.lengths),
     )
 
     def call(x: Any) -> Any:
@@ -149,9 +148,9 @@ def backward(spec: FamilySpec) -> Callable[..., Any]:
     """What runs `windows_backward`, given dy, x and rstd."""
     shape = _shape_of(spec)
     context = CallContext(spec, shape, 0, non_temporal=False)
-    tiles = _Tiles(context, spec.size, window_gradients.FIELDS, 1)
+    tiles = _Tiles(context, spec.size, windows_backward.FIELDS, 1)
     run = context.bind(
-        window_gradients.backward_task,
+        windows_backward.backward_task,
         tiles.num_tiles,
         *(context.dy, context.x, array_of(context.acc_dtype.name, *shape), context.x),
         *(*tiles.kinds, *tiles.lengths),

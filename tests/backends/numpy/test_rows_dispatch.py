@@ -17,8 +17,8 @@ import numba
 from ln_array_api_backends.numpy import (
     array_tasks,
     backend,
-    calls,
-    family_calls,
+    config,
+    memory,
     memory_pool,
     tasks,
     threads,
@@ -68,11 +68,11 @@ def random(dtype: str, *shape: int, mean: float = 0.0) -> np.ndarray:
 
 
 def thresholds(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
-    for name in ("POOLED_MIN_BYTES", "NON_TEMPORAL_MIN_BYTES"):
-        monkeypatch.setattr(calls, name, values.get(name, NEVER))
+    for module, name in ((memory, "POOLED_MIN_BYTES"), (config, "NON_TEMPORAL_MIN_BYTES")):
+        monkeypatch.setattr(module, name, values.get(name, NEVER))
     monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", values.get("PARALLEL", NEVER))
     monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-    monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
+    monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
 
 
 WAYS = [
@@ -406,8 +406,8 @@ def test_explain_names_kernel_threads_stores_and_memory(monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("fresh_plans")
 def test_explain_tells_the_stores_of_short_rows_and_of_the_backward_pass() -> None:
     short, long = (
-        (calls.NON_TEMPORAL_MIN_BYTES // 256, 64),
-        (calls.NON_TEMPORAL_MIN_BYTES // 4096, 1024),
+        (config.NON_TEMPORAL_MIN_BYTES // 256, 64),
+        (config.NON_TEMPORAL_MIN_BYTES // 4096, 1024),
     )
     assert "cached stores" in reason(*short)
     assert "streaming stores" in reason(*long)
@@ -441,7 +441,7 @@ def test_the_thread_number_is_numbas(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_backends_shows_the_backend() -> None:
     (info,) = [each for each in ln.backends() if each.backend == "numpy"]
     assert info.library == "numpy"
-    families = tuple(each for each in FAMILY if each in family_calls.PREPARED)
+    families = tuple(each for each in FAMILY if each in backend.FAMILY)
     assert {"windows_forward", "windows_backward"} <= set(families)
     assert info.accelerates == (*registry.GENERIC, *families)
     assert info.note == ""
@@ -479,12 +479,12 @@ def test_without_numba_calls_run_generically(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_large_results_come_from_the_pool(pooled: bool) -> None:
-    m = calls.POOLED_MIN_BYTES // 4096 - (not pooled)
+    m = memory.POOLED_MIN_BYTES // 4096 - (not pooled)
     x = random("float32", m, 1024)
     memory_pool.free_all()
     before = memory_pool.stats()
     y, mean, rstd = ln.layer_norm_forward(x)
-    assert y.nbytes >= calls.POOLED_MIN_BYTES if pooled else y.nbytes < calls.POOLED_MIN_BYTES
+    assert y.nbytes >= memory.POOLED_MIN_BYTES if pooled else y.nbytes < memory.POOLED_MIN_BYTES
     taken = memory_pool.stats().used_bytes - before.used_bytes
     assert (taken >= y.nbytes) == pooled
     assert pooled or taken == 0

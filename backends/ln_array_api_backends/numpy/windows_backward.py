@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from numba import njit
 
-from .access import data_pointer, load, load_broadcast, store, unrelated
 from .columns import load_partial, store_partial
 from .compile import CALLED, INLINE, ONCE
 from .simd import (
@@ -24,8 +23,9 @@ from .simd import (
     zeros,
 )
 from .tasks import arguments
+from .vector_memory import data_pointer, load, load_broadcast, store, unrelated
 from .window_runs import BLOCK, first_step, merge_windows
-from .windows import load_tile, pitch_of, scale_factor, scale_field, tile_of, workspace
+from .windows_forward import load_tile, pitch_of, scale_factor, scale_field, tile_of, workspace
 
 #: Fields of a tile: x; offsets of runs along rows and of windows; total, moment and weight of each
 #: window; two more for sums, which otherwise reuse fields that are no longer needed.

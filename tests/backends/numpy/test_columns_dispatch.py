@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("numba", reason="Numba is not installed")
 
 import numba
-from ln_array_api_backends.numpy import array_tasks, calls
+from ln_array_api_backends.numpy import array_tasks, config
 
 import ln_array_api as ln
 from ln_array_api import backend as registry
@@ -69,8 +69,8 @@ def test_no_threshold_changes_a_bit(
     monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
     for threads, streamed in ((2, 1), (3, 1 << 60)):
         registry.plans.clear()
-        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_BYTES", streamed)
-        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
+        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_BYTES", streamed)
+        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
         monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
         for own, right in zip(results(*given, axis, groups), expected, strict=True):
             assert own.tobytes() == right.tobytes()

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from ln_array_api.backend import FamilySpec
 
 from . import instances
-from .call_context import CallContext, boolean
-from .calls import ITEMSIZE, should_use_non_temporal
+from .call_context import CallContext
+from .config import ITEMSIZE, should_use_non_temporal
+from .tasks import boolean, real
 
 #: Smallest x that is prefetched, since it does not fit in the cache.
 PREFETCH_MIN_BYTES = 12 << 20
@@ -36,7 +36,7 @@ def statistics(spec: FamilySpec) -> Callable[..., Any]:
         instances.statistics_task,
         m,
         *(context.x, *[context.acc(m, 1)] * 4),
-        *((types.float64, spec.epsilon), boolean(_is_large(spec))),
+        *(real(spec.epsilon), boolean(_is_large(spec))),
     )
 
     def call(x: Any) -> tuple[np.ndarray, ...]:

@@ -11,7 +11,17 @@ from __future__ import annotations
 
 from numba import njit
 
-from .access import (
+from .atomics import increment
+from .column_sums import flush_sums, reduce_blocks
+from .compile import CALLED, INLINE
+from .doubles import accumulate, sum_in_float64, zeros_float64
+from .elementary import tanh, tanh_and_slope
+from .gradient_sums import clear
+from .row_passes import apply_affine, compensated_add, with_compensation
+from .rows_backward import scaled_dy
+from .simd import lanes, ones, reduce_add, zero_tail
+from .tasks import FINISHED, arguments
+from .vector_memory import (
     data_pointer,
     elements_to_alignment,
     fence,
@@ -22,16 +32,6 @@ from .access import (
     store_masked,
     store_non_temporal,
 )
-from .atomics import increment
-from .backward import scaled_dy
-from .column_sums import flush_sums, reduce_blocks
-from .compile import CALLED, INLINE
-from .doubles import accumulate, sum_in_float64, zeros_float64
-from .gradient_sums import clear
-from .simd import lanes, ones, reduce_add, zero_tail
-from .sweeps import apply_affine, compensated_add, with_compensation
-from .tangent import tangent, tangent_and_slope
-from .tasks import FINISHED, arguments
 
 
 @njit(**INLINE)
@@ -42,10 +42,10 @@ def normalise(x, y, x_offset, n, alpha, gamma, beta, param_offset, non_temporal)
     if non_temporal:
         j = min(elements_to_alignment(y, x_offset, alpha), n)
         if j:
-            values = tangent(load_masked(x, x_offset, j, alpha) * alpha)
+            values = tanh(load_masked(x, x_offset, j, alpha) * alpha)
             store_masked(y, x_offset, apply_affine(values, gamma, beta, param_offset, j), j)
     while j + width <= n:
-        values = tangent(load(x, x_offset + j, alpha) * alpha)
+        values = tanh(load(x, x_offset + j, alpha) * alpha)
         values = apply_affine(values, gamma, beta, param_offset + j, None)
         if non_temporal:
             store_non_temporal(y, x_offset + j, values)
@@ -53,7 +53,7 @@ def normalise(x, y, x_offset, n, alpha, gamma, beta, param_offset, non_temporal)
             store(y, x_offset + j, values)
         j += width
     if j < n:
-        values = tangent(load_masked(x, x_offset + j, n - j, alpha) * alpha)
+        values = tanh(load_masked(x, x_offset + j, n - j, alpha) * alpha)
         store_masked(
             y, x_offset + j, apply_affine(values, gamma, beta, param_offset + j, n - j), n - j
         )
@@ -97,7 +97,7 @@ def dx_vector(dy, x, i, count, alpha, gamma, param_offset, dx, non_temporal):
         v, d = load(x, i, alpha), load(dy, i, alpha)
     else:
         v, d = load_masked(x, i, count, alpha), load_masked(dy, i, count, alpha)
-    t, slope = tangent_and_slope(v * alpha)
+    t, slope = tanh_and_slope(v * alpha)
     g = scaled_dy(d, gamma, param_offset, count, None)
     dgamma_terms, dalpha_terms = d * t, g * (slope * v)
     if dx is not None:

@@ -12,7 +12,7 @@ import pytest
 
 numba = pytest.importorskip("numba", reason="the kernels are compiled by Numba")
 
-from ln_array_api_backends.numpy import array_tasks, calls, hyperbolic_calls  # noqa: E402
+from ln_array_api_backends.numpy import array_tasks, config, memory, tanh_dispatch  # noqa: E402
 
 import ln_array_api as ln  # noqa: E402
 from ln_array_api import backend as registry  # noqa: E402
@@ -292,11 +292,11 @@ def test_threads_stores_and_the_pool_change_no_bit(
     monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", 1 << 60)
     expected = results(**arguments)
     monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-    monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
+    monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
     for parallel, streamed in ((0, 1 << 60), (1 << 60, 0), (0, 0)):
         monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
-        monkeypatch.setattr(calls, "NON_TEMPORAL_MIN_BYTES", streamed)
-        monkeypatch.setattr(calls, "POOLED_MIN_BYTES", streamed)
+        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_BYTES", streamed)
+        monkeypatch.setattr(memory, "POOLED_MIN_BYTES", streamed)
         registry.plans.clear()
         for _ in range(3):
             same(results(**arguments), expected)
@@ -315,8 +315,8 @@ def test_an_element_has_its_bits_anywhere(dtype: str, monkeypatch: pytest.Monkey
         others = {name: each.astype(DTYPES[dtype]) for name, each in others.items()}
         moved = {name: arguments[name].ravel()[shifted].reshape(shape) for name in ("x", "dy")}
         for segment in (16, 4096):
-            monkeypatch.setattr(hyperbolic_calls, "SEGMENT", segment)
-            monkeypatch.setattr(hyperbolic_calls, "SEGMENT_OF_SUMS", segment)
+            monkeypatch.setattr(tanh_dispatch, "SEGMENT", segment)
+            monkeypatch.setattr(tanh_dispatch, "SEGMENT_OF_SUMS", segment)
             registry.plans.clear()
             own = results(**moved, alpha=arguments["alpha"], **others, axis=axis)
             for name in ("y", "dx"):

@@ -10,10 +10,12 @@ import numpy as np
 
 from ln_array_api.backend import FamilySpec
 
-from . import hyperbolic
-from .call_context import ABSENT, CallContext, boolean, integer
-from .calls import ITEMSIZE, Argument, allocator, array_of, should_use_non_temporal
+from . import tanh
+from .call_context import CallContext
+from .config import ITEMSIZE, should_use_non_temporal
+from .memory import allocator
 from .simd import BYTES
+from .tasks import ABSENT, Argument, array_of, boolean, integer
 
 #: Elements of a row that is taken at once, at most, in a forward and in a backward pass; the tables
 #: of sums of the latter stay in the first cache.
@@ -56,7 +58,7 @@ def forward(spec: FamilySpec) -> Callable[..., Any]:
     this = cut(spec, uses_parameters=(spec.gamma or spec.beta) is not None)
     context = _context(spec, this)
     run = context.bind(
-        hyperbolic.forward_task,
+        tanh.forward_task,
         this.rows * -(-this.length // SEGMENT),
         *(context.x, array_of(spec.alpha, 1), context.gamma, context.beta, context.x),
         *(integer(this.length), integer(SEGMENT), _optional(this.parameters)),
@@ -138,7 +140,7 @@ def _backward_of_rows(spec: FamilySpec, context: CallContext, this: Cut) -> Call
     gradients = _Gradients(spec, context, count, count, count)
     need_dx = spec.need[0]
     run = context.bind(
-        hyperbolic.backward_task,
+        tanh.backward_task,
         count,
         *(context.dy, context.x, array_of(spec.alpha, 1), context.gamma),
         context.x if need_dx else ABSENT,
@@ -167,7 +169,7 @@ def _backward_of_columns(spec: FamilySpec, context: CallContext, this: Cut) -> C
     need_dx = spec.need[0]
     alpha_sums, gamma_sums, beta_sums = gradients.sums
     run = context.bind(
-        hyperbolic.backward_of_columns_task,
+        tanh.backward_of_columns_task,
         count,
         *(context.dy, context.x, array_of(spec.alpha, 1), context.gamma),
         *(context.x if need_dx else ABSENT, alpha_sums),

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from numba import njit
 
-from .access import (
+from .compile import INLINE, ONCE
+from .doubles import accumulate, sum_in_float64, zeros_float64
+from .simd import first_lane, fma, lanes, reduce_add, scalar_like, zero_tail, zeros
+from .vector_memory import (
     elements_to_alignment,
     load,
     load_broadcast,
@@ -20,9 +23,6 @@ from .access import (
     store_masked,
     store_non_temporal,
 )
-from .compile import INLINE, ONCE
-from .doubles import accumulate, sum_in_float64, zeros_float64
-from .simd import first_lane, fma, lanes, reduce_add, scalar_like, zero_tail, zeros
 
 #: Terms that a lane adds up before its sum is added to that in float64. The more terms, the larger
 #: the sum compared with each term, and the more is rounded off: in one direction, if the terms are

@@ -4,23 +4,10 @@ from __future__ import annotations
 
 from numba import njit
 
-from .access import data_pointer, fence, load, load_broadcast, stack_alloc, store, store_masked
 from .compile import CALLED, INLINE, ONCE
 from .doubles import to_float64, zeros_float64
 from .moments import finalize_moments, finalize_moments_lanes, reduce_add_float64, unscaled_mean
-from .simd import (
-    broadcast,
-    first_lane,
-    if_present,
-    lanes,
-    negative,
-    ones,
-    reduce_add,
-    reduce_add_rows,
-    scalar_like,
-    zeros,
-)
-from .sweeps import (
+from .row_passes import (
     PREFETCH_BYTES,
     compute_approx_mean,
     deviation_lane_sums,
@@ -33,7 +20,28 @@ from .sweeps import (
     short_deviation_sums,
     start_row,
 )
+from .simd import (
+    broadcast,
+    first_lane,
+    if_present,
+    lanes,
+    negative,
+    ones,
+    reduce_add,
+    reduce_add_rows,
+    scalar_like,
+    zeros,
+)
 from .tasks import arguments
+from .vector_memory import (
+    data_pointer,
+    fence,
+    load,
+    load_broadcast,
+    stack_alloc,
+    store,
+    store_masked,
+)
 
 #: Largest row for which L2 holds this row and the next.
 MAX_CACHED_ROW_BYTES = 128 << 10

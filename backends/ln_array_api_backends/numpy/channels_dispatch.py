@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from numba import types
-
 from ln_array_api.backend import ChannelsSpec, Primitive
 
-from . import channels, column_calls
-from .call_context import CallContext, boolean
-from .calls import ITEMSIZE, should_use_non_temporal
-from .column_calls import COLUMNS
+from . import channels, columns_dispatch
+from .call_context import CallContext
+from .columns_dispatch import COLUMNS
+from .config import ITEMSIZE, should_use_non_temporal
+from .tasks import boolean, real
 
 #: Smallest number of adjacent elements of a channel for which it is processed as pieces: if its
 #: columns are few enough for tables, and if they are not.
@@ -41,12 +40,12 @@ def prepare(primitive: Primitive, spec: ChannelsSpec) -> Callable[..., Any]:
     shape = (samples, c * s) if by_columns else spec.shape
     context = CallContext(spec, shape, c, non_temporal=uses_non_temporal(spec))
     if primitive == "channels_forward":
-        run = column_calls.forward(context, s) if by_columns else _forward(context)
+        run = columns_dispatch.forward(context, s) if by_columns else _forward(context)
         return _forward_call(context, run, c)
     if primitive == "channels_inference":
-        run = column_calls.inference(context, s) if by_columns else _inference(context)
+        run = columns_dispatch.inference(context, s) if by_columns else _inference(context)
         return _inference_call(context, run)
-    run = column_calls.backward(context, s) if by_columns else _backward(context)
+    run = columns_dispatch.backward(context, s) if by_columns else _backward(context)
     return _backward_call(context, run, c)
 
 
@@ -92,7 +91,7 @@ def _forward(context: CallContext) -> Callable[..., None]:
         channels.forward_task,
         c,
         *(context.x, context.gamma, context.beta, context.x, *[context.acc(c)] * 3),
-        *((types.float64, context.spec.epsilon), boolean(context.non_temporal)),
+        *(real(context.spec.epsilon), boolean(context.non_temporal)),
     )
 
 
@@ -102,7 +101,7 @@ def _inference(context: CallContext) -> Callable[..., None]:
         channels.inference_task,
         samples * c,
         *(context.x, *[context.acc(c)] * 2, context.gamma, context.beta, context.x),
-        *((types.float64, context.spec.epsilon), boolean(context.non_temporal)),
+        *(real(context.spec.epsilon), boolean(context.non_temporal)),
     )
 
 

@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numba import types
 
 from ln_array_api.backend import Primitive, RowsSpec
 
 from .array_tasks import bind, max_parts_of
-from .backward import MAX_SHORT_ROW_BYTES, backward_task
-from .compile import array_type
-from .forward import forward_task
-from .memory import memory_pool
+from .config import ITEMSIZE, accumulation_dtype, should_use_non_temporal
+from .memory import allocator
+from .row_passes import TERMS_PER_FLUSH
+from .rows_backward import MAX_SHORT_ROW_BYTES, backward_task
+from .rows_forward import forward_task
 from .simd import BYTES
-from .sweeps import TERMS_PER_FLUSH
-from .tasks import Task
-
-#: Smallest result whose memory comes from the pool.
-POOLED_MIN_BYTES = 1 << 20
-#: Smallest result that is written with non-temporal stores, since it does not fit in the cache.
-NON_TEMPORAL_MIN_BYTES = 12 << 20
-#: Smallest row of such results: of whole cache lines, and of other rows.
-NON_TEMPORAL_MIN_ROW_BYTES = 512, 2048
-CACHE_LINE_BYTES = 64
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-
-
-def accumulation_dtype(name: str) -> str:
-    """Return the name of the dtype in which elements of a dtype are computed."""
-    return "float64" if name == "float64" else "float32"
-
-
-def should_use_non_temporal(m: int, size: int) -> bool:
-    """Return whether non-temporal stores are faster for a result of m rows and `size` bytes."""
-    row = size // m
-    min_row = NON_TEMPORAL_MIN_ROW_BYTES[row % CACHE_LINE_BYTES > 0]
-    return size >= NON_TEMPORAL_MIN_BYTES and row >= min_row
+from .tasks import ABSENT, Argument, Task, array_of, boolean, integer, real
 
 
 def uses_non_temporal(primitive: Primitive, spec: RowsSpec) -> bool:
@@ -57,34 +35,20 @@ def task_count(primitive: Primitive, spec: RowsSpec) -> int:
     return m if primitive == "rows_forward" else -(-m // rows_per_partial(m, spec.groups))
 
 
-def allocator(size: int) -> Callable[..., np.ndarray]:
-    """What gives an array of a shape and dtype for a result of so many bytes."""
-    return np.empty if size < POOLED_MIN_BYTES else memory_pool.empty
-
-
-#: A type of Numba, and a value of it: of an array the shape, of None nothing.
-Argument: TypeAlias = tuple[Any, Any]
-_ABSENT: Argument = types.none, None
-
-#: Places of arrays among the arguments of a call: x, gamma and beta; y, mean and rstd.
+#: Indices of the arguments of `forward`: x, gamma and beta; y, mean and rstd.
 FORWARD_INPUTS, FORWARD_OUTPUTS = range(3), range(3, 6)
-#: The same of dy, x, mean, rstd and gamma; and of gradients, those of parameters as sums of each
-#: block and, of a task, as they are in the end.
+#: Indices of the arguments of `backward_task`: dy, x, mean, rstd and gamma; the gradients. Those of
+#: gamma and beta occur twice: as partial sums of each block, and as results.
 BACKWARD_INPUTS, DX = range(5), 5
 DGAMMA, DBETA, DGAMMA_RESULT, DBETA_RESULT = range(6, 10)
 
 
-def array_of(dtype: str | None, *shape: int) -> Argument:
-    """An array of a dtype, or its absence."""
-    return _ABSENT if dtype is None else (array_type(dtype, len(shape)), shape)
-
-
 def _repeat(spec: RowsSpec) -> Argument:
-    return _ABSENT if spec.repeat == 1 else (types.int64, spec.repeat)
+    return ABSENT if spec.repeat == 1 else integer(spec.repeat)
 
 
 def forward_arguments(spec: RowsSpec, *, in_place: bool = False) -> tuple[Argument, ...]:
-    """The arguments of `forward`, without start and stop; `in_place` is whether y is x."""
+    """Return the arguments of `forward` without start and stop; `in_place`: y is x."""
     (m, n), acc_name = spec.shape, accumulation_dtype(spec.dtype)
     return (
         array_of(spec.dtype, m, n),
@@ -93,18 +57,18 @@ def forward_arguments(spec: RowsSpec, *, in_place: bool = False) -> tuple[Argume
         array_of(spec.dtype, m, n),
         array_of(acc_name if spec.center else None, m, 1),
         array_of(acc_name, m, 1),
-        (types.float64, spec.epsilon),
-        (types.int64, spec.groups),
+        real(spec.epsilon),
+        integer(spec.groups),
         _repeat(spec),
-        (types.boolean, not in_place and uses_non_temporal("rows_forward", spec)),
+        boolean(not in_place and uses_non_temporal("rows_forward", spec)),
     )
 
 
 def backward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
-    """The arguments of `backward_task`.
+    """Return the arguments of `backward_task`.
 
     The sums of a single block are the gradients. The sums of several blocks are separate arrays.
-    These are arguments in any case, so that one kernel is compiled for both.
+    Both are always arguments, so that one kernel is compiled for both cases.
     """
     (m, n), acc_name = spec.shape, accumulation_dtype(spec.dtype)
     blocks = task_count("rows_backward", spec)
@@ -121,16 +85,16 @@ def backward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
         array_of(acc_name if need_dbeta else None, sums),
         array_of(acc_name if need_dgamma else None, spec.parameters),
         array_of(acc_name if need_dbeta else None, spec.parameters),
-        (types.int64, spec.groups),
+        integer(spec.groups),
         _repeat(spec),
-        (types.boolean, uses_non_temporal("rows_backward", spec)),
-        (types.int64, rows_per_partial(m, spec.groups)),
-        (types.int64, rows_per_run(n, spec.dtype, spec.groups, spec.repeat)),
+        boolean(uses_non_temporal("rows_backward", spec)),
+        integer(rows_per_partial(m, spec.groups)),
+        integer(rows_per_run(n, spec.dtype, spec.groups, spec.repeat)),
     )
 
 
 def prepare(primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
-    """What runs a call of a rows primitive, given the arrays alone, and `out`."""
+    """Return the kernel of a rows primitive: a function of the arrays and `out`."""
     return _forward(spec) if primitive == "rows_forward" else _backward(spec)
 
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from fault import NUMPY, Fault, suite, unit
 
-CALLS, ARRAY_TASKS, LAYOUT, THREADS, CLAIMS, MEMORY, CHANNEL_CALLS, COLUMN_CALLS = (
+ROWS, ARRAY_TASKS, COPY, THREADS, CLAIMS, MEMORY, CHANNELS, COLUMNS = (
     f"{NUMPY}/{name}.py"
     for name in (
-        *("calls", "array_tasks", "layout", "threads", "claims", "memory"),
-        *("channel_calls", "column_calls"),
+        *("rows_dispatch", "array_tasks", "contiguous_copy", "threads", "claims", "memory"),
+        *("channels_dispatch", "columns_dispatch"),
     )
 )
 
 OF_CALLS = (
     Fault(
         "blocks of rows depend on the number of threads",
-        CALLS,
+        ROWS,
         "m // groups // 4))",
         "m // groups // (2 * int(__import__('os').environ['NUMBA_NUM_THREADS']))))",
         unit("backends/numpy/test_threads.py", "test_bits"),
     ),
     Fault(
         "blocks of columns depend on the number of threads",
-        COLUMN_CALLS,
+        COLUMNS,
         "rows = -(-max(ROWS, -(-m // BLOCKS)) // TERMS_PER_FLUSH) * TERMS_PER_FLUSH",
         "rows = -(-max(ROWS, -(-m // context.max_parts)) // TERMS_PER_FLUSH) * TERMS_PER_FLUSH",
         unit("backends/numpy/test_channels.py", "threshold and 2500 and float64"),
@@ -43,48 +43,48 @@ OF_CALLS = (
     ),
     Fault(
         "short channels of many columns are taken as columns without end",
-        CHANNEL_CALLS,
+        CHANNELS,
         "SHORT if c * s <= COLUMNS else SHORT_IF_MANY",
         "SHORT",
         unit("backends/numpy/test_channels.py", "swept_by_columns"),
     ),
     Fault(
         "groups of many columns are read where they lie",
-        COLUMN_CALLS,
+        COLUMNS,
         "k > COLUMNS or not spec.center",
         "not spec.center",
-        unit("backends/numpy/test_column_calls.py", "where_it_lies"),
+        unit("backends/numpy/test_columns_dispatch.py", "where_it_lies"),
     ),
 )
 
 OF_LAYOUT = (
     Fault(
         "the last column of a transposed array is not copied",
-        LAYOUT,
+        COPY,
         "for j in range(left, min(left + _BLOCK, n)):",
         "for j in range(left, min(left + _BLOCK, n - 1)):",
-        unit("backends/numpy/test_layout.py"),
+        unit("backends/numpy/test_contiguous_copy.py"),
     ),
     Fault(
         "the last block of rows of a transposed array is not copied",
-        LAYOUT,
+        COPY,
         "for top in range(0, m, _BLOCK):",
         "for top in range(0, m - _BLOCK + 1, _BLOCK):",
-        unit("backends/numpy/test_layout.py"),
+        unit("backends/numpy/test_contiguous_copy.py"),
     ),
     Fault(
         "axes that do not follow each other are merged",
-        LAYOUT,
+        COPY,
         "if before_step == length * step:",
         "if before_step >= length * step:",
-        unit("backends/numpy/test_layout.py"),
+        unit("backends/numpy/test_contiguous_copy.py"),
     ),
     Fault(
         "swapped bytes are copied as they are",
-        LAYOUT,
+        COPY,
         "x.flags.aligned and x.dtype.isnative",
         "x.flags.aligned",
-        unit("backends/numpy/test_layout.py"),
+        unit("backends/numpy/test_contiguous_copy.py"),
     ),
 )
 

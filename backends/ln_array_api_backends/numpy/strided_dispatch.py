@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
 
 from ln_array_api.backend import Layout, Primitive, RowsSpec
 
 from . import strided
-from .call_context import ABSENT, CallContext, boolean, integer
-from .calls import ITEMSIZE, array_of, should_use_non_temporal
-from .column_calls import contiguous
+from .call_context import CallContext
+from .columns_dispatch import contiguous
+from .config import ITEMSIZE, should_use_non_temporal
 from .simd import BYTES
+from .tasks import ABSENT, array_of, boolean, integer, real
 
 #: Bytes of a tile, which are to stay in the second cache.
 TILE = 512 << 10
@@ -86,7 +86,7 @@ def _forward(
         tiles.num_tiles,
         *(context.x, context.gamma, context.beta, context.x),
         *(context.acc(k * inner) if center else ABSENT, context.acc(k * inner)),
-        *((types.float64, context.spec.epsilon), integer(tiles.width)),
+        *(real(context.spec.epsilon), integer(tiles.width)),
         boolean(context.non_temporal),
     )
 

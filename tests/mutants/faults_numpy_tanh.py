@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from fault import NUMPY, Fault, suite, unit
 
-TANGENT, KERNELS = f"{NUMPY}/tangent.py", f"{NUMPY}/hyperbolic.py"
-CALLS = f"{NUMPY}/hyperbolic_calls.py"
-TESTS = "backends/numpy/test_hyperbolic.py"
+ELEMENTARY, KERNELS = f"{NUMPY}/elementary.py", f"{NUMPY}/tanh.py"
+CALLS = f"{NUMPY}/tanh_dispatch.py"
+TESTS = "backends/numpy/test_tanh.py"
 LAYOUTS = unit(TESTS, "each_layout")
 
 FAULTS = (
     Fault(
         "exp(-2|u|) loses what ln(2) rounded off",
-        TANGENT,
+        ELEMENTARY,
         "fma(n, minus_ln2_low, fma(n, minus_ln2, a * broadcast_like(-2.0, a)))",
         "fma(n, minus_ln2, a * broadcast_like(-2.0, a))",
         unit(TESTS, "magnitudes"),
     ),
     Fault(
         "slopes are 0 before they are subnormal",
-        TANGENT,
+        ELEMENTARY,
         "at_most(absolute(u), vanishing)",
         "at_most(absolute(u), vanishing * broadcast_like(0.75, u))",
         unit(TESTS, "slopes"),
     ),
     Fault(
         "the power of two of a subnormal slope is one factor",
-        TANGENT,
+        ELEMENTARY,
         "half = fma(shifted - unit, broadcast_like(0.5, u), unit)",
         "half = shifted",
         unit(TESTS, "slopes"),
     ),
     Fault(
         "tanh is positive",
-        TANGENT,
+        ELEMENTARY,
         "return with_sign_of(e / divisor, u), slope",
         "return e / divisor, slope",
         suite("tanh", backend="numpy"),

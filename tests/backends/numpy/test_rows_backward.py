@@ -17,10 +17,10 @@ import pytest
 pytest.importorskip("numba", reason="Numba is not installed")
 
 import numba
-from ln_array_api_backends.numpy import backward as kernels
-from ln_array_api_backends.numpy.calls import rows_per_partial, rows_per_run
+from ln_array_api_backends.numpy import rows_backward as kernels
 from ln_array_api_backends.numpy.compile import OPTIONS, STORAGE_DTYPES
 from ln_array_api_backends.numpy.gradient_sums import reduce_partials as reduce_partials_kernel
+from ln_array_api_backends.numpy.rows_dispatch import rows_per_partial, rows_per_run
 
 DTYPES = {
     "float32": np.dtype(np.float32),

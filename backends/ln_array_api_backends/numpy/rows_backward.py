@@ -11,22 +11,8 @@ from __future__ import annotations
 
 from numba import njit
 
-from .access import (
-    data_pointer,
-    elements_to_alignment,
-    fence,
-    load,
-    load_broadcast,
-    load_masked,
-    prefetch,
-    stack_alloc,
-    store,
-    store_masked,
-    store_non_temporal,
-)
 from .atomics import increment
 from .compile import CALLED, INLINE, ONCE
-from .forward import MAX_CACHED_ROW_BYTES
 from .gradient_sums import (
     accumulate_params,
     accumulate_params2,
@@ -38,6 +24,8 @@ from .gradient_sums import (
     put_first,
     reduce_partials,
 )
+from .row_passes import PREFETCH_BYTES, TERMS_PER_FLUSH, compensated_add
+from .rows_forward import MAX_CACHED_ROW_BYTES
 from .simd import (
     broadcast,
     fma,
@@ -51,8 +39,20 @@ from .simd import (
     zero_tail,
     zeros,
 )
-from .sweeps import PREFETCH_BYTES, TERMS_PER_FLUSH, compensated_add
 from .tasks import COUNT, FINISHED, arguments
+from .vector_memory import (
+    data_pointer,
+    elements_to_alignment,
+    fence,
+    load,
+    load_broadcast,
+    load_masked,
+    prefetch,
+    stack_alloc,
+    store,
+    store_masked,
+    store_non_temporal,
+)
 
 #: Largest row for which a block has four rows, else two. More would fit in L1, but then the next
 #: rows would not be prefetched from memory during the second pass.
