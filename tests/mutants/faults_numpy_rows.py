@@ -312,39 +312,4 @@ OF_BACKWARD = (
     ),
 )
 
-<<<<<<< HEAD
 FAULTS = (*OF_FORWARD, *OF_ROW_PASSES, *OF_MOMENTS, *OF_BACKWARD)
-=======
-OF_GRADIENT_SUMS = (
-    Fault(
-        "the fourth vector of sums is the third",
-        SUMS,
-        "store(sums, j + 3 * width, sum_in_dtype(d, rest_d, ones_vec))",
-        "store(sums, j + 3 * width, sum_in_dtype(c, rest_c, ones_vec))",
-        rows("test_large and test_rows and vectors and layer_norm"),
-    ),
-    Fault(
-        "the second of two rows is left out of dbeta",
-        SUMS,
-        "load(dbeta, grad_offset, d0) + (d0 + d1)",
-        "load(dbeta, grad_offset, d0) + (d0 + d0)",
-        rows("test_backward_lengths and float32 and layer_norm and 384"),
-    ),
-    Fault(
-        "the first block of rows is added up for all",
-        SUMS,
-        "load_masked(sums, i, count, ones_vec)",
-        "load_masked(sums, j, count, ones_vec)",
-        rows("test_many_rows and layer_norm"),
-    ),
-)
-
-FAULTS = (
-    *OF_FORWARD,
-    *OF_ROW_PASSES,
-    *OF_MOMENTS,
-    *OF_VECTORS,
-    *OF_BACKWARD,
-    *OF_GRADIENT_SUMS,
-)
->>>>>>> r17-engine
