@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ln_array_api as ln
-from ln_array_api import _arrays, backend
+from ln_array_api import _arrays
 from ln_array_api._arrays import (
     device_of,
     dtype_name,
@@ -28,6 +28,7 @@ from ln_array_api._arrays import (
     share_memory,
     to_acc_dtype,
 )
+from ln_array_api._dispatch.cache import cache_plan
 
 
 class FakeDevice:
@@ -299,7 +300,7 @@ def test_plans_run_on_the_device_that_they_are_made_for(kind: type[FakeCuPy]) ->
             return [FakeDevice.current[-1]]
 
     plan, x = Plan(), kind(np.ones(3))
-    backend.cache_plan(None, plan, x)
+    cache_plan(None, plan, x)
     assert plan.run(x) == ([0, 0] if kind is FakeCuPy else [3, 3])
     assert plan.forward(x) == plan.run(x)[:1]
     assert bool(vars(plan)) == (kind is OneOfSeveral)

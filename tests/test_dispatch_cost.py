@@ -12,8 +12,9 @@ import pytest
 from sample_backends import Null, Register, X, entry
 
 import ln_array_api as ln
-from ln_array_api import _rows, backend
+from ln_array_api import backend
 
+MODULE = sys.modules["ln_array_api.layer_norm"]  # not the function of that name
 LIMIT = 2e-6  # seconds outside the kernel
 
 
@@ -74,7 +75,7 @@ def test_a_slower_dispatch_would_be_noticed(
     register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(entry("null", Null()))
-    planner, clock = _rows.forward_plan, timeit.default_timer
+    planner, clock = MODULE.forward_plan, timeit.default_timer
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         until = clock() + 3e-6
@@ -82,5 +83,5 @@ def test_a_slower_dispatch_would_be_noticed(
             pass
         return planner(*args, **kwargs)
 
-    monkeypatch.setattr(_rows, "forward_plan", slow)
+    monkeypatch.setattr(MODULE, "forward_plan", slow)
     assert lowest_dispatch_cost() > LIMIT

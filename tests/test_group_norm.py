@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ln_array_api as ln
-from ln_array_api._views import ChannelGroups, KeptAxis, view_of
+from ln_array_api._dispatch.views import ChannelGroups, KeptAxis, view_of
 
 SHAPES = [((3, 6), 1), ((3, 6, 5), 1), ((3, 6, 4, 5), 1), ((3, 4, 5, 6), -1), ((3, 4, 6, 5), 2)]
 

@@ -12,7 +12,7 @@ import pytest
 import ln_array_api as ln
 from ln_array_api import __main__ as command
 from ln_array_api import backend
-from ln_array_api._specs import FAMILY
+from ln_array_api._dispatch.specs import FAMILY
 
 
 def test_backends_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,9 +46,9 @@ def test_calls_reach_the_backend_with_all_primitives(monkeypatch: pytest.MonkeyP
         return "asked for"
 
     real = backend.choose
-    for module in ("ln_array_api._rows", "ln_array_api._channels"):
+    for module in ("ln_array_api._dispatch.rows", "ln_array_api._dispatch.channels"):
         monkeypatch.setattr(f"{module}.choose", choose)
-    monkeypatch.setattr("ln_array_api._family.choose_family", choose_family)
+    monkeypatch.setattr("ln_array_api._dispatch.family.choose_family", choose_family)
     backend.plans.clear()
     with ln.use_backend("generic"):
         for call in command.calls(np.dtype(np.float32)).values():

@@ -22,8 +22,9 @@ from rows_recorder import (
 from sample_backends import Register, entry
 
 import ln_array_api as ln
-from ln_array_api import _rows, backend
+from ln_array_api import backend
 from ln_array_api._arrays import library_of
+from ln_array_api._dispatch.rows import LAYER, RMS, backward_plan, forward_plan
 from ln_array_api.backend import Entry, RowsSpec
 from ln_array_api.kernels import rows
 
@@ -298,28 +299,29 @@ def test_an_unhashable_option_is_refused_by_the_checks() -> None:
 def test_a_plan_is_for_the_backend_that_is_asked_for() -> None:
     """Forward and backward, if it was made for another before."""
     x, column = np.ones((2, 4), np.float32), np.ones((2, 1), np.float32)
-    forward = ("layer_norm", x, None, None, -1, 1e-5, None)
-    backward = ("layer_norm_backward", x, x, column, column, None, None, -1, ("dx",))
+    forward = ("layer_norm", LAYER, x, None, None, -1, 1e-5)
+    backward = ("layer_norm_backward", LAYER, x, x, column, column, None, None, -1, ("dx",))
     for _ in range(2):
         with ln.use_backend("generic"):
-            assert _rows.forward_plan(*forward, center=True).choice.backend == "generic"
-            assert _rows.backward_plan(*backward, center=True).choice.backend == "generic"
-        assert "use_backend" not in _rows.forward_plan(*forward, center=True).choice.reason
-        assert "use_backend" not in _rows.backward_plan(*backward, center=True).choice.reason
+            assert forward_plan(*forward).choice.backend == "generic"
+            assert backward_plan(*backward).choice.backend == "generic"
+        assert "use_backend" not in forward_plan(*forward).choice.reason
+        assert "use_backend" not in backward_plan(*backward).choice.reason
 
 
 def test_a_plan_is_for_rows_with_a_mean_or_without() -> None:
     x, column = np.ones((2, 4), np.float32), np.ones((2, 1), np.float32)
-    for center in (True, False, True):
-        plan = _rows.forward_plan("norm", x, None, None, -1, 1e-5, None, center=center)
-        assert plan.spec.center == center
-        mean = column if center else None
-        arrays = ("norm_backward", x, x, mean, column, None, None, -1, ("dx",))
-        assert _rows.backward_plan(*arrays, center=center).spec.center == center
+    for operation in (LAYER, RMS, LAYER):
+        plan = forward_plan("norm", operation, x, None, None, -1, 1e-5)
+        assert plan.spec.center == operation.center
+        mean = column if operation.center else None
+        arrays = (x, x, mean, column, None, None, -1, ("dx",))
+        plan = backward_plan("norm_backward", operation, *arrays)
+        assert plan.spec.center == operation.center
 
 
 def test_planners_name_the_function_that_was_called() -> None:
     x = values(2, 3)
     for name in ("layer_norm", "rms_norm_forward"):
         with pytest.raises(ValueError, match=f"^{name}: axis 5 is out of range"):
-            _rows.forward_plan(name, x, None, None, 5, 1e-5, None, center=True)
+            forward_plan(name, LAYER, x, None, None, 5, 1e-5)

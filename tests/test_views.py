@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ln_array_api._views import over_axes
+from ln_array_api._dispatch.views import over_axes
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def cache_plan(key: Hashable, plan: Any, x: Array) -> None:
         raise _PlanMade(plan)
     current_device = library_of(x).current_device
     if current_device is not None:
-        for name in ("run", "forward", "backward"):
+        for name in ("run", "y", "forward", "backward"):
             if hasattr(plan, name):
                 bound = bound_to_device(x.device, current_device, getattr(plan, name))
                 setattr(plan, name, bound)

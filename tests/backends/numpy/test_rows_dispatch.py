@@ -26,7 +26,7 @@ from ln_array_api_backends.numpy import (
 
 import ln_array_api as ln
 from ln_array_api import backend as registry
-from ln_array_api._specs import FAMILY
+from ln_array_api._dispatch.specs import FAMILY
 from ln_array_api.backend import RowsSpec
 from ln_array_api.kernels import rows
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ln_array_api as ln
-from ln_array_api import _check
+from ln_array_api._dispatch import checks
 
 X = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
 with ln.use_backend("generic"):
@@ -191,7 +191,7 @@ def test_messages(error: type[Exception], message: str, call: Any) -> None:
 
 @pytest.mark.parametrize("value", [0, 1, Fraction(1, 3), np.float32(1e-3), np.int8(2), 3e38])
 def test_epsilon_of_any_real_kind(value: Any) -> None:
-    result = _check.epsilon("f", value, np.dtype(np.float32))
+    result = checks.epsilon("f", value, np.dtype(np.float32))
     assert type(result) is float
     assert result == float(value)
     ln.layer_norm(X, epsilon=value)
@@ -204,12 +204,12 @@ def test_a_large_epsilon_is_right_for_float64() -> None:
 
 def test_devices_are_compared_where_both_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     place = {1: frozenset({"gpu:1", "gpu:0"}), 2: "cpu", 3: None}
-    monkeypatch.setattr(_check, "device_of", place.get)
+    monkeypatch.setattr(checks, "device_of", place.get)
     for given in (1, 3):
-        _check.same_device("f", "gamma", given, 1)
-    _check.same_device("f", "gamma", 2, 3)
+        checks.same_device("f", "gamma", given, 1)
+    checks.same_device("f", "gamma", 2, 3)
     with pytest.raises(ln.DeviceMismatchError) as error:
-        _check.same_device("f", "gamma", 1, 2)
+        checks.same_device("f", "gamma", 1, 2)
     assert str(error.value) == (
         "f: gamma is on gpu:0, gpu:1, but x is on cpu; move one of them; arrays are never moved "
         "implicitly"
@@ -225,11 +225,11 @@ def test_shapes_are_compared_where_lengths_are_known() -> None:
             self.shape = shape
 
     for shape in ((nan, 3), (None, 3), (2, nan)):
-        _check.same_shape("f", "dy", Shaped(*shape), (2, 3), "the shape of x")
-        _check.same_shape("f", "dy", Shaped(2, 3), shape, "the shape of x")
+        checks.same_shape("f", "dy", Shaped(*shape), (2, 3), "the shape of x")
+        checks.same_shape("f", "dy", Shaped(2, 3), shape, "the shape of x")
     for shape in ((nan, 4), (nan,), (2, 3, None)):
         with pytest.raises(ValueError, match=r"^f: dy has shape"):
-            _check.same_shape("f", "dy", Shaped(*shape), (2, 3), "the shape of x")
+            checks.same_shape("f", "dy", Shaped(*shape), (2, 3), "the shape of x")
 
 
 def test_arrays_of_two_libraries() -> None:
