@@ -20,6 +20,7 @@ import numpy as np
 from . import _forks
 
 Array: TypeAlias = Any  # any array of any library: the standard offers no static type for it yet
+Axis: TypeAlias = int | tuple[int, ...]
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Supported dtypes, each with the dtype in which its rows are accumulated and stored as statistics.

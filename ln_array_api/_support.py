@@ -153,12 +153,7 @@ def backend_of(function: str, place: Place) -> str:
 
 def places_table() -> str:
     """README's table of libraries."""
-    header = (
-        "library",
-        "runs on",
-        "dtypes",
-        "bits of a row independent of the number of rows",
-    )
+    header = ("library", "runs on", "dtypes", "bits of a row independent of the number of rows")
     rows = ((each.name, each.kernels, each.dtypes, each.invariant) for each in PLACES)
     return _table(header, rows)
 

@@ -20,13 +20,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from . import _forks
-from ._arrays import (
-    Array,
-    device_of,
-    dtype_name,
-    dtype_name_or_none,
-    library_of,
-)
+from ._arrays import Array, device_of, dtype_name, dtype_name_or_none, library_of
 from ._dispatch.specs import ChannelsSpec as ChannelsSpec
 from ._dispatch.specs import FamilyPrimitive as FamilyPrimitive
 from ._dispatch.specs import FamilySpec as FamilySpec

@@ -40,12 +40,7 @@ class BatchInstanceGradients(NamedTuple):
 
 
 def _checked(
-    func_name: str,
-    x: Array,
-    rho: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    channel_axis: int,
+    func_name: str, x: Array, rho: Array, gamma: Array | None, beta: Array | None, channel_axis: int
 ) -> RowsView:
     checks.array(func_name, "x", x)
     view = view_of(func_name, ChannelGroups(None, channel_axis), tuple(x.shape))

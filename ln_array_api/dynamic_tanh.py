@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-from ._arrays import Array, dtype_name_or_none
+from ._arrays import Array, Axis, dtype_name_or_none
 from ._dispatch import checks
 from ._dispatch.cache import plan_of
 from ._dispatch.family import family_plan
@@ -30,12 +30,7 @@ class TanhGradients(NamedTuple):
 
 
 def _checked(
-    func_name: str,
-    x: Array,
-    alpha: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: int | tuple[int, ...],
+    func_name: str, x: Array, alpha: Array, gamma: Array | None, beta: Array | None, axis: Axis
 ) -> RowsView:
     checks.array(func_name, "x", x)
     view = view_of(func_name, checks.canonical_axis(func_name, axis), tuple(x.shape))
@@ -45,12 +40,7 @@ def _checked(
 
 
 def _forward_plan(
-    func_name: str,
-    x: Array,
-    alpha: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: int | tuple[int, ...],
+    func_name: str, x: Array, alpha: Array, gamma: Array | None, beta: Array | None, axis: Axis
 ) -> Plan:
     view = _checked(func_name, x, alpha, gamma, beta, axis)
     generic = partial(tanh.tanh_forward, shape=view.broadcast_parameter)
@@ -75,7 +65,7 @@ def _backward_plan(
     alpha: Array,
     gamma: Array | None,
     beta: Array | None,
-    axis: int | tuple[int, ...],
+    axis: Axis,
     need: tuple[str, ...],
 ) -> Plan:
     need = checks.need(func_name, need, TanhGradients._fields)
@@ -110,7 +100,7 @@ def dynamic_tanh(
     beta: Array | None = None,
     /,
     *,
-    axis: int | tuple[int, ...] = -1,
+    axis: Axis = -1,
 ) -> Array:
     """Squash x by a hyperbolic tangent, where a network would otherwise normalise it.
 
@@ -163,7 +153,7 @@ def dynamic_tanh_forward(
     beta: Array | None = None,
     /,
     *,
-    axis: int | tuple[int, ...] = -1,
+    axis: Axis = -1,
 ) -> TanhForward:
     """Dynamic tanh in the form of the other operations; its gradient needs no statistics.
 
@@ -196,7 +186,7 @@ def dynamic_tanh_backward(
     beta: Array | None = None,
     /,
     *,
-    axis: int | tuple[int, ...] = -1,
+    axis: Axis = -1,
     need: tuple[str, ...] = TanhGradients._fields,
 ) -> TanhGradients:
     """Gradients of dynamic tanh with respect to x, alpha, gamma and beta.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ._arrays import Array
+from ._arrays import Array, Axis
 from ._dispatch.rows import LAYER, backward_plan, forward_plan
 
 EPSILON = 1e-5
@@ -34,7 +34,7 @@ def layer_norm(
     beta: Array | None = None,
     /,
     *,
-    axis: int | tuple[int, ...] = -1,
+    axis: Axis = -1,
     epsilon: float = EPSILON,
     out: Array | None = None,
 ) -> Array:
@@ -118,7 +118,7 @@ def layer_norm_forward(
     beta: Array | None = None,
     /,
     *,
-    axis: int | tuple[int, ...] = -1,
+    axis: Axis = -1,
     epsilon: float = EPSILON,
     out: Array | None = None,
 ) -> Forward:
@@ -163,7 +163,7 @@ def layer_norm_backward(
     beta: Array | None = None,
     /,
     *,
-    axis: int | tuple[int, ...] = -1,
+    axis: Axis = -1,
     need: tuple[str, ...] = ("dx", "dgamma", "dbeta"),
 ) -> Gradients:
     """Gradients of layer norm with respect to x, gamma and beta.

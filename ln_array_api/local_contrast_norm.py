@@ -6,7 +6,7 @@ import math
 from functools import partial
 from typing import Any, NamedTuple
 
-from ._arrays import Array, dtype_name
+from ._arrays import Array, Axis, dtype_name
 from ._dispatch import checks
 from ._dispatch.cache import plan_of
 from ._dispatch.family import family_plan, operations_plan
@@ -35,7 +35,7 @@ class LocalContrastGradients(NamedTuple):
 
 
 def _checked(
-    func_name: str, x: Array, size: int, spatial_axes: int | tuple[int, ...]
+    func_name: str, x: Array, size: int, spatial_axes: Axis
 ) -> tuple[tuple[int, ...], int]:
     """Return the axes, not negative, and the size."""
     checks.array(func_name, "x", x)
@@ -71,7 +71,7 @@ def _forward_plan(
     func_name: str,
     x: Array,
     size: int,
-    spatial_axes: int | tuple[int, ...],
+    spatial_axes: Axis,
     epsilon: float,
     need: tuple[bool, bool, bool],
 ) -> Plan:
@@ -89,7 +89,7 @@ def _backward_plan(
     mean: Array,
     rstd: Array,
     size: int,
-    spatial_axes: int | tuple[int, ...],
+    spatial_axes: Axis,
     need: tuple[str, ...],
 ) -> Plan:
     checks.need(func_name, need, LocalContrastGradients._fields)
@@ -101,12 +101,7 @@ def _backward_plan(
 
 
 def local_contrast_norm(
-    x: Array,
-    /,
-    *,
-    size: int = 9,
-    spatial_axes: int | tuple[int, ...] = (-2, -1),
-    epsilon: float = EPSILON,
+    x: Array, /, *, size: int = 9, spatial_axes: Axis = (-2, -1), epsilon: float = EPSILON
 ) -> Array:
     """Normalise each element of x to zero mean and unit variance in the window around it.
 
@@ -164,12 +159,7 @@ def local_contrast_norm(
 
 
 def local_contrast_norm_forward(
-    x: Array,
-    /,
-    *,
-    size: int = 9,
-    spatial_axes: int | tuple[int, ...] = (-2, -1),
-    epsilon: float = EPSILON,
+    x: Array, /, *, size: int = 9, spatial_axes: Axis = (-2, -1), epsilon: float = EPSILON
 ) -> LocalContrastForward:
     """Local contrast norm, with the statistics that its gradient needs.
 
@@ -207,7 +197,7 @@ def local_contrast_norm_backward(
     /,
     *,
     size: int = 9,
-    spatial_axes: int | tuple[int, ...] = (-2, -1),
+    spatial_axes: Axis = (-2, -1),
     need: tuple[str, ...] = LocalContrastGradients._fields,
 ) -> LocalContrastGradients:
     """Gradient of local contrast norm with respect to x.

@@ -16,6 +16,7 @@ import numpy as np
 
 from ._arrays import (
     Array,
+    Axis,
     broadcast_like,
     dtype_name,
     library_of,
@@ -50,18 +51,14 @@ class PowerNormGradients(NamedTuple):
     dx: Array | None
 
 
-def _checked(
-    func_name: str, x: Array, alpha: float, axis: int | tuple[int, ...]
-) -> tuple[RowsView, float]:
+def _checked(func_name: str, x: Array, alpha: float, axis: Axis) -> tuple[RowsView, float]:
     """Return the view of x as rows, and alpha."""
     checks.array(func_name, "x", x)
     view = view_of(func_name, checks.canonical_axis(func_name, axis), tuple(x.shape))
     return view, min(checks.positive(func_name, "alpha", alpha), _LARGEST_ALPHA)
 
 
-def _plan(
-    func_name: str, x: Array, alpha: float, axis: int | tuple[int, ...], epsilon: float
-) -> Plan:
+def _plan(func_name: str, x: Array, alpha: float, axis: Axis, epsilon: float) -> Plan:
     view, alpha = _checked(func_name, x, alpha, axis)
     epsilon = checks.epsilon(func_name, epsilon, x.dtype)
     generic: Any = partial(powers_forward, axes=view.axes, alpha=alpha, epsilon=epsilon)
@@ -93,12 +90,7 @@ def _by_rms_norm(
 
 
 def power_norm(
-    x: Array,
-    /,
-    *,
-    alpha: float = 0.5,
-    axis: int | tuple[int, ...] = -1,
-    epsilon: float = EPSILON,
+    x: Array, /, *, alpha: float = 0.5, axis: Axis = -1, epsilon: float = EPSILON
 ) -> Array:
     """Take a power of each element of x but its sign, and divide by the norm over some axes.
 
@@ -149,12 +141,7 @@ def power_norm(
 
 
 def power_norm_forward(
-    x: Array,
-    /,
-    *,
-    alpha: float = 0.5,
-    axis: int | tuple[int, ...] = -1,
-    epsilon: float = EPSILON,
+    x: Array, /, *, alpha: float = 0.5, axis: Axis = -1, epsilon: float = EPSILON
 ) -> PowerNormForward:
     """Power norm, with the norms that its gradient needs.
 
@@ -188,7 +175,7 @@ def _backward_plan(
     x: Array,
     norm: Array,
     alpha: float,
-    axis: int | tuple[int, ...],
+    axis: Axis,
     need: tuple[str, ...],
 ) -> Plan:
     checks.need(func_name, need, PowerNormGradients._fields)
@@ -238,7 +225,7 @@ def power_norm_backward(
     /,
     *,
     alpha: float = 0.5,
-    axis: int | tuple[int, ...] = -1,
+    axis: Axis = -1,
     need: tuple[str, ...] = PowerNormGradients._fields,
 ) -> PowerNormGradients:
     """Gradient of power norm with respect to x.

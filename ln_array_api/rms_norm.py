@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ._arrays import Array
+from ._arrays import Array, Axis
 from ._dispatch.rows import RMS, backward_plan, forward_plan
 
 EPSILON = 1e-6
@@ -29,7 +29,7 @@ def rms_norm(
     gamma: Array | None = None,
     /,
     *,
-    axis: int | tuple[int, ...] = -1,
+    axis: Axis = -1,
     epsilon: float = EPSILON,
     out: Array | None = None,
 ) -> Array:
@@ -80,7 +80,7 @@ def rms_norm_forward(
     gamma: Array | None = None,
     /,
     *,
-    axis: int | tuple[int, ...] = -1,
+    axis: Axis = -1,
     epsilon: float = EPSILON,
     out: Array | None = None,
 ) -> RMSForward:
@@ -123,7 +123,7 @@ def rms_norm_backward(
     gamma: Array | None = None,
     /,
     *,
-    axis: int | tuple[int, ...] = -1,
+    axis: Axis = -1,
     need: tuple[str, ...] = ("dx", "dgamma"),
 ) -> RMSGradients:
     """Gradients of RMS norm with respect to x and gamma.

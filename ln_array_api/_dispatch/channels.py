@@ -17,15 +17,7 @@ from .._arrays import (
 )
 from ..backend import GENERIC, Choice, choose
 from . import checks
-from .plans import (
-    GRADIENTS,
-    Conversion,
-    Plan,
-    are_ready,
-    cast_statistic,
-    flat,
-    must_widen,
-)
+from .plans import GRADIENTS, Conversion, Plan, are_ready, cast_statistic, flat, must_widen
 from .specs import ChannelsSpec, Primitive
 
 

@@ -278,13 +278,7 @@ class NormPlan:
         return y, None, self._scaling.rstd(rstd)
 
     def backward(
-        self,
-        dy: Array,
-        x: Array,
-        mean: None,
-        norm: Array,
-        gamma: Array | None,
-        beta: None = None,
+        self, dy: Array, x: Array, mean: None, norm: Array, gamma: Array | None, beta: None = None
     ) -> tuple[Array | None, Array | None, None]:
         """Return dx, dgamma and no dbeta."""
         scaling = self._scaling

@@ -1,0 +1,151 @@
+"""Unit normalisation: rows of length 1."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ._arrays import Array, Axis
+from ._dispatch.rows import Names, RowsOperation, backward_plan, forward_plan
+
+EPSILON = 1e-12
+
+
+class UnitNormForward(NamedTuple):
+    """What `unit_norm_forward` gives."""
+
+    y: Array
+    norm: Array
+
+
+class UnitNormGradients(NamedTuple):
+    """What `unit_norm_backward` gives; None stands for what was not asked for."""
+
+    dx: Array | None
+
+
+_OPERATION = RowsOperation(center=False, by_norm=True, gradients=("dx",), names=Names(rstd="norm"))
+
+
+def unit_norm(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> Array:
+    """Divide x by its Euclidean norm over some of its axes.
+
+    Computes ``x / sqrt(sum(x²) + epsilon)``.
+
+    Parameters
+    ----------
+    x, axis
+        As for `layer_norm`.
+    epsilon : float, default: 1e-12
+        Added to the sum of squares, inside the root. Finite and at least 0; with 0 a row of zeros
+        gives NaN.
+
+    Returns
+    -------
+    array
+        Of x's library, device, shape and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceMismatchError
+        As for `layer_norm`.
+
+    See Also
+    --------
+    power_norm : the same after a power of each element.
+    weight_norm : the same of each slice of weights, times a length that is learned.
+
+    Notes
+    -----
+    Networks that keep their hidden states and weights on a hypersphere apply this after each step,
+    such as Loshchilov, Hsieh, Sun and Ginsburg, "nGPT: Normalized Transformer with Representation
+    Learning on the Hypersphere", arXiv:2410.01131. A row is one of RMS norm with epsilon / n,
+    divided by the root of n, its number of elements; accuracy and special values are as there, so
+    squares neither overflow nor underflow.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> ln.unit_norm(np.asarray([[3.0, 4.0], [0.0, -0.1]])).round(3)
+    array([[ 0.6,  0.8],
+           [ 0. , -1. ]])
+    """
+    return forward_plan("unit_norm", _OPERATION, x, None, None, axis, epsilon).y(x, None, None)
+
+
+def unit_norm_forward(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> UnitNormForward:
+    """Unit norm, with the norms that its gradient needs.
+
+    Parameters
+    ----------
+    x, axis, epsilon
+        As for `unit_norm`, as are the errors.
+
+    Returns
+    -------
+    y : array
+        Of x's shape and dtype.
+    norm : array
+        sqrt(sum(x²) + epsilon), of x's rank with length 1 in place of each normalised axis; in
+        float32 for 16-bit x, else in x's dtype. NaN where those axes are empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> ln.unit_norm_forward(np.asarray([[3.0, 4.0], [0.0, -0.1]])).norm.round(3)
+    array([[5. ],
+           [0.1]])
+    """
+    plan = forward_plan("unit_norm_forward", _OPERATION, x, None, None, axis, epsilon)
+    y, _, norm = plan.forward(x, None, None)
+    return UnitNormForward(y, norm)
+
+
+def unit_norm_backward(
+    dy: Array,
+    x: Array,
+    norm: Array,
+    /,
+    *,
+    axis: Axis = -1,
+    need: tuple[str, ...] = UnitNormGradients._fields,
+) -> UnitNormGradients:
+    """Gradient of unit norm with respect to x.
+
+    Parameters
+    ----------
+    dy, x, axis
+        As for `layer_norm_backward`.
+    norm : array
+        From `unit_norm_forward`.
+    need : tuple of str, default: all
+        Which gradients to compute: "dx" is the only one.
+
+    Returns
+    -------
+    dx : array or None
+        Of x's shape and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceMismatchError
+        As for `layer_norm_backward`.
+
+    Notes
+    -----
+    With y = x / norm, the gradient is ``dx = (dy - y * sum(dy * y)) / norm``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ln_array_api as ln
+    >>> x = np.asarray([[3.0, 4.0]])
+    >>> y, norm = ln.unit_norm_forward(x)
+    >>> ln.unit_norm_backward(np.asarray([[1.0, 0.0]]), x, norm).dx.round(3)
+    array([[ 0.128, -0.096]])
+    """
+    plan = backward_plan(
+        "unit_norm_backward", _OPERATION, dy, x, None, norm, None, None, axis, need
+    )
+    return UnitNormGradients(plan.backward(dy, x, None, norm, None)[0])
