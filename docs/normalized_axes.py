@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
-from matplotlib.collections import PolyCollection
+from ln_array_api._operations import OPERATIONS
 
 SIZE = 4  # elements along each axis of a cube
 STATISTIC = ("#9ecae1", "#3182bd", "#6baed6")  # the top, the right and the left of an element
@@ -24,15 +22,25 @@ Elements = Callable[[int, int, int], bool]
 
 
 class Panel(NamedTuple):
-    """An operation."""
+    """A part of the picture, for some operations."""
 
-    title: str
+    picture: str
+    """Its name in the table of operations."""
     axes: tuple[str, str, str]
     """Of its array: to the front along the right edge, and along the left one, and up."""
     statistic: Elements | None
     statistic_text: str
     parameter: Elements | None
     parameter_text: str
+    variant: str = ""
+    """The title, where this is a variant of an operation that another panel shows."""
+
+    @property
+    def title(self) -> str:
+        """Return the names of the operations that it shows, two on a line."""
+        names = [each.name for each in OPERATIONS if each.picture == self.picture]
+        lines = (", ".join(names[i : i + 2]) for i in range(0, len(names), 2))
+        return self.variant or ",\n".join(lines)
 
 
 LAST = SIZE - 1
@@ -45,7 +53,7 @@ def slab(axis: int) -> Elements:
 
 PANELS = (
     Panel(
-        "batch_norm",
+        "batch",
         ("B", "C", "S"),
         slab(1),
         "over the batch and space\nmean, rstd: (C,)",
@@ -53,7 +61,7 @@ PANELS = (
         "gamma, beta: (C,)",
     ),
     Panel(
-        "instance_norm",
+        "instances",
         ("B", "C", "S"),
         lambda b, c, s: b == c == LAST,
         "over space\nmean, rstd: (B, C)",
@@ -61,7 +69,7 @@ PANELS = (
         "gamma, beta: (C,)",
     ),
     Panel(
-        "group_norm",
+        "groups",
         ("B", "C", "S"),
         lambda b, c, s: b == LAST and c >= SIZE // 2,
         "over space and a group of channels\nmean, rstd: (B, groups)",
@@ -69,23 +77,24 @@ PANELS = (
         "gamma, beta: (C,)",
     ),
     Panel(
-        "layer_norm, axis=(1, 2)",
+        "samples",
         ("B", "C", "S"),
         slab(0),
         "over all of a sample\nmean, rstd: (B, 1, 1)",
         lambda b, c, s: c == s == LAST,
         "gamma, beta: (C, S)",
+        variant="layer_norm, axis=(1, 2)",
     ),
     Panel(
-        "layer_norm, rms_norm,\npower_norm: axis=-1",
+        "features",
         ("B", "T", "F"),
         lambda b, t, f: b == t == LAST,
-        "over the features of each token\nrstd (and mean): (B, T, 1)",
+        "over the features of each token\nrstd (and mean) or norm: (B, T, 1)",
         slab(2),
-        "gamma (and beta): (F,)\npower_norm: none",
+        "gamma (and beta): (F,)\nunit_norm, power_norm: none",
     ),
     Panel(
-        "local_contrast_norm",
+        "window",
         ("B, C", "W", "H"),
         lambda b, w, h: b == LAST and w >= 1 and h >= 1,
         "over a window about each element\nmean, rstd: (B, C, H, W)",
@@ -93,7 +102,7 @@ PANELS = (
         "no parameters",
     ),
     Panel(
-        "weight_norm,\nweight_standardization",
+        "weights",
         ("out", "in", "k"),
         slab(0),
         "over the weights of each output\nnorm; or mean, rstd: (out,)",
@@ -101,7 +110,7 @@ PANELS = (
         "weight_norm: g (out,)\nweight_standardization: none",
     ),
     Panel(
-        "dynamic_tanh",
+        "elements",
         ("B", "T", "F"),
         None,
         "over nothing: each element alone\nno statistics",
@@ -135,6 +144,8 @@ def draw_cube(
 ) -> None:
     """A cube of elements, of which those that are chosen have the colours."""
     polygons, fills = zip(*faces(chosen, colours), strict=True)
+    from matplotlib.collections import PolyCollection
+
     axes.add_collection(
         PolyCollection(polygons, facecolors=fills, edgecolors="#8c8c8c", linewidths=0.5)
     )
@@ -148,6 +159,9 @@ def draw_cube(
 
 def draw(path: Path) -> None:
     """All panels, in two rows: what shares statistics above, what shares parameters below it."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
     mpl.rcParams.update({"svg.hashsalt": "ln_array_api", "svg.fonttype": "none", "font.size": 8})
     figure = plt.figure(figsize=(9.6, 9.6))
     width, height = 1 / 4, 0.155

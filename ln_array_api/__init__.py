@@ -32,6 +32,7 @@ from .moments import Moments
 from .power_norm import power_norm, power_norm_backward, power_norm_forward
 from .rms_norm import RMSForward, RMSGradients, rms_norm, rms_norm_backward, rms_norm_forward
 from .switchable_norm import switchable_norm, switchable_norm_backward, switchable_norm_forward
+from .unit_norm import unit_norm, unit_norm_backward, unit_norm_forward
 from .weight_norm import weight_norm, weight_norm_backward, weight_norm_forward
 from .weight_standardization import (
     WeightGradients,
@@ -44,17 +45,22 @@ __version__ = "0.1.0"
 
 # fmt: off
 __all__ = [
-    "BackendError", "BackendWarning", "BatchForward", "DeviceMismatchError", "Forward", "Gradients",
-    "Moments", "RMSForward", "RMSGradients", "WeightGradients", "backends", "batch_instance_norm",
-    "batch_instance_norm_backward", "batch_instance_norm_forward", "batch_norm",
-    "batch_norm_backward", "batch_norm_forward", "dynamic_tanh", "dynamic_tanh_backward",
-    "dynamic_tanh_forward", "explain", "group_norm", "group_norm_backward", "group_norm_forward",
-    "instance_norm", "instance_norm_backward", "instance_norm_forward", "layer_norm",
-    "layer_norm_backward", "layer_norm_forward", "local_contrast_norm",
-    "local_contrast_norm_backward", "local_contrast_norm_forward", "power_norm",
-    "power_norm_backward", "power_norm_forward", "rms_norm", "rms_norm_backward",
-    "rms_norm_forward", "switchable_norm", "switchable_norm_backward", "switchable_norm_forward",
-    "use_backend", "weight_norm", "weight_norm_backward", "weight_norm_forward",
+    "BackendError", "BackendWarning", "BatchForward", "DeviceMismatchError", "Forward",
+    "Gradients", "Moments", "RMSForward", "RMSGradients", "WeightGradients", "backends",
+    "batch_instance_norm", "batch_instance_norm_backward", "batch_instance_norm_forward",
+    "batch_norm", "batch_norm_backward", "batch_norm_forward",
+    "dynamic_tanh", "dynamic_tanh_backward", "dynamic_tanh_forward",
+    "explain",
+    "group_norm", "group_norm_backward", "group_norm_forward",
+    "instance_norm", "instance_norm_backward", "instance_norm_forward",
+    "layer_norm", "layer_norm_backward", "layer_norm_forward",
+    "local_contrast_norm", "local_contrast_norm_backward", "local_contrast_norm_forward",
+    "power_norm", "power_norm_backward", "power_norm_forward",
+    "rms_norm", "rms_norm_backward", "rms_norm_forward",
+    "switchable_norm", "switchable_norm_backward", "switchable_norm_forward",
+    "unit_norm", "unit_norm_backward", "unit_norm_forward",
+    "use_backend",
+    "weight_norm", "weight_norm_backward", "weight_norm_forward",
     "weight_standardization", "weight_standardization_backward", "weight_standardization_forward",
 ]
 # fmt: on

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ._arrays import on_device_of
 from ._dispatch.cache import plan_made_by
 from ._dispatch.specs import FAMILY
-from ._support import function_names
+from ._operations import function_names
 from .backend import GENERIC, accelerates, entries
 
 

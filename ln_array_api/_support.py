@@ -1,39 +1,19 @@
 """What is supported: what runs each function on which arrays, and which frameworks see through it.
 
-The tables of README.md and docs/support.md are made from this by
-``python -m ln_array_api._support``. Tests hold to it what runs a function, and derivatives.
+The tables of README.md, docs/choosing.md and docs/support.md are made from this and from
+`_operations` by ``python -m ln_array_api._support``. Tests hold to it what runs a function, and
+derivatives.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-#: What functions are made of, by their names without ``_forward`` and ``_backward``.
-PRIMITIVES = {
-    "layer_norm": "rows",
-    "rms_norm": "rows",
-    "group_norm": "rows",
-    "instance_norm": "rows",
-    "weight_norm": "rows",
-    "weight_standardization": "rows",
-    "power_norm": "powers",
-    "batch_norm": "channels",
-    "batch_instance_norm": "instances",
-    "switchable_norm": "instances",
-    "local_contrast_norm": "windows",
-    "dynamic_tanh": "tanh",
-}
-#: What they are made of where no backend has kernels for the family; else of operations.
-WITHOUT_KERNELS = {"power_norm": "rows"}
-
-
-def function_names() -> tuple[str, ...]:
-    """Return the names of the functions of all operations."""
-    return tuple(name + part for name in PRIMITIVES for part in ("", "_forward", "_backward"))
-
+from ._operations import OPERATIONS
 
 _ALL = "float16, bfloat16, float32, float64"
 _OF_ML_DTYPES = "float16, bfloat16 (ml_dtypes), float32, float64"
@@ -137,12 +117,15 @@ FRAMEWORKS = (
 )
 
 
+_BY_NAME = {each.name: each for each in OPERATIONS}
+
+
 def primitive_of(function: str, place: Place) -> str:
     """What a public function is made of, on arrays in a place."""
-    name = re.sub("_(forward|backward)$", "", function)
-    if PRIMITIVES[name] in ("rows", "channels") or place.family != "generic":
-        return PRIMITIVES[name]
-    return WITHOUT_KERNELS.get(name, "operations")
+    operation = _BY_NAME[re.sub("_(forward|backward)$", "", function)]
+    if operation.primitive in ("rows", "channels") or place.family != "generic":
+        return operation.primitive
+    return operation.without_kernels
 
 
 def backend_of(function: str, place: Place) -> str:
@@ -159,9 +142,45 @@ def places_table() -> str:
 
 
 def functions_table() -> str:
+    """README's table of functions, with their signatures."""
+    header = ("function", "with statistics", "gradients")
+    rows = (
+        (
+            f"`{each.name}{signature(each.name)}`",
+            f"`{each.name}_forward`{each.forward}",
+            f"`{each.name}_backward`",
+        )
+        for each in OPERATIONS
+    )
+    return _table(header, rows)
+
+
+def signature(name: str) -> str:
+    """Return the parameters of a public function, with their defaults and without their types."""
+    import ln_array_api
+
+    parameters = inspect.signature(getattr(ln_array_api, name)).parameters.values()
+    bare = [each.replace(annotation=inspect.Parameter.empty) for each in parameters]
+    return re.sub(r"e-0(\d)", r"e-\1", str(inspect.Signature(bare)))
+
+
+def operations_table() -> str:
+    """The table of operations in docs/choosing.md."""
+    header = ("function", "statistics over", "their shape", "parameters", "source")
+    rows = (
+        (f"`{each.name}`", each.over, each.statistics, each.parameters, each.source)
+        for each in OPERATIONS
+    )
+    return _table(header, rows)
+
+
+def backends_table() -> str:
     """The backend of each function in each place."""
     header = ("function", *(each.name for each in PLACES))
-    rows = ((f"`{name}`", *(backend_of(name, each) for each in PLACES)) for name in PRIMITIVES)
+    rows = (
+        (f"`{each.name}`", *(backend_of(each.name, place) for place in PLACES))
+        for each in OPERATIONS
+    )
     return _table(header, rows)
 
 
@@ -199,9 +218,13 @@ def write(root: Path) -> None:
 
 #: By page and by the line before it: each table.
 PAGES = {
-    "README.md": {"## Which libraries, and what is accelerated": places_table},
+    "README.md": {
+        "## Which libraries, and what is accelerated": places_table,
+        "computed until you ask.": functions_table,
+    },
+    "docs/choosing.md": {"## What each one does": operations_table},
     "docs/support.md": {
-        "## What runs a function": functions_table,
+        "## What runs a function": backends_table,
         "## Derivatives and tracing": frameworks_table,
     },
 }

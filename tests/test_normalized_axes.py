@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import ln_array_api as ln
-
-pytest.importorskip("matplotlib", reason="matplotlib, which draws the picture, is not installed")
+from ln_array_api._operations import OPERATIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -18,34 +17,39 @@ normalized_axes = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(normalized_axes)
 
 SIZE, LAST = normalized_axes.SIZE, normalized_axes.LAST
-PANELS = {panel.title: panel for panel in normalized_axes.PANELS}
-ON_AXIS = "layer_norm, rms_norm,\npower_norm: axis=-1"
+PANELS = {panel.picture: panel for panel in normalized_axes.PANELS}
 
-WEIGHTS = "weight_norm,\nweight_standardization"
+#: For functions with parameters or options: a call of x and gamma, and the shape of gamma.
+SPECIAL_CALLS = {
+    "batch_norm": (lambda x, g: ln.batch_norm_forward(x, g).y, (SIZE,)),
+    "instance_norm": (ln.instance_norm, (SIZE,)),
+    "group_norm": (lambda x, g: ln.group_norm(x, g, num_groups=2), (SIZE,)),
+    "layer_norm": (ln.layer_norm, (SIZE,)),
+    "rms_norm": (ln.rms_norm, (SIZE,)),
+    "local_contrast_norm": (lambda x, g: ln.local_contrast_norm(x, size=3), None),
+    "weight_norm": (ln.weight_norm, (SIZE,)),
+    "dynamic_tanh": (lambda x, g: ln.dynamic_tanh(x, np.asarray(0.5), g), (SIZE,)),
+}
+
+
+def call_of(name):
+    """A call of x and gamma, and the shape of gamma."""
+    return SPECIAL_CALLS.get(name, (lambda x, g: getattr(ln, name)(x), None))
+
 
 #: For each function that is drawn: its panel, a call of x and gamma, and the shape of gamma.
 CALLS = {
-    "batch_norm": ("batch_norm", lambda x, g: ln.batch_norm_forward(x, g).y, (SIZE,)),
-    "instance_norm": ("instance_norm", ln.instance_norm, (SIZE,)),
-    "group_norm": ("group_norm", lambda x, g: ln.group_norm(x, g, num_groups=2), (SIZE,)),
     "layer_norm of samples": (
-        "layer_norm, axis=(1, 2)",
+        "samples",
         lambda x, g: ln.layer_norm(x, g, axis=(1, 2)),
         (SIZE, SIZE),
     ),
-    "layer_norm": (ON_AXIS, ln.layer_norm, (SIZE,)),
-    "rms_norm": (ON_AXIS, ln.rms_norm, (SIZE,)),
-    "power_norm": (ON_AXIS, lambda x, g: ln.power_norm(x), None),
-    "local_contrast_norm": (
-        "local_contrast_norm",
-        lambda x, g: ln.local_contrast_norm(x, size=3),
-        None,
-    ),
-    "weight_norm": (WEIGHTS, ln.weight_norm, (SIZE,)),
-    "weight_standardization": (WEIGHTS, lambda x, g: ln.weight_standardization(x), None),
-    "dynamic_tanh": ("dynamic_tanh", lambda x, g: ln.dynamic_tanh(x, np.asarray(0.5), g), (SIZE,)),
+    **{
+        each.name: (each.picture, *call_of(each.name))
+        for each in OPERATIONS
+        if each.picture != "mixes"
+    },
 }
-MIXES = ["batch_instance_norm", "switchable_norm"]
 
 PLACES = list(itertools.product(range(SIZE), repeat=3))
 
@@ -55,10 +59,8 @@ def drawn(elements):
 
 
 def test_every_operation_is_in_the_picture_and_here():
-    operations = {name.removesuffix("_backward") for name in ln.__all__ if "_backward" in name}
-    assert operations == {*MIXES, *(name.partition(" ")[0] for name in CALLS)}
     picture = (DOCS / "normalized-axes.svg").read_text(encoding="utf-8")
-    assert [name for name in operations if name not in picture] == []
+    assert [each.name for each in OPERATIONS if each.name not in picture] == []
     assert {panel for panel, *_ in CALLS.values()} == set(PANELS)
 
 
@@ -94,6 +96,7 @@ def test_the_elements_that_share_parameters(function):
 
 
 def test_the_picture_is_what_the_program_draws(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib, which draws the picture, is missing")
     normalized_axes.draw(tmp_path / "drawn.svg")
     new, kept = (
         path.read_text(encoding="utf-8")

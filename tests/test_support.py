@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,8 @@ import pytest
 
 import ln_array_api as ln
 from ln_array_api import _support
-from ln_array_api._support import PLACES, PRIMITIVES, Place
+from ln_array_api._operations import OPERATIONS, function_names
+from ln_array_api._support import PLACES, Place
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
@@ -22,19 +24,17 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[1]
-FUNCTIONS = [name for name in ln.__all__ if re.sub("_(forward|backward)$", "", name) in PRIMITIVES]
+NAMES = [each.name for each in OPERATIONS]
 
 X = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
 CHANNEL, THREE = X[0, :, 0].copy(), np.ones(3, np.float32)
-#: What each operation takes beside x, and by name.
+#: What operations take besides x, and by name, if anything.
 OTHERS: dict[str, tuple[tuple[np.ndarray, ...], dict[str, Any]]] = {
     "layer_norm": ((X[0, 0].copy(),), {}),
     "rms_norm": ((X[0, 0].copy(),), {}),
     "group_norm": ((CHANNEL,), {"num_groups": 3}),
     "instance_norm": ((CHANNEL,), {}),
     "weight_norm": ((X[:, 0, 0].copy(),), {}),
-    "weight_standardization": ((), {}),
-    "power_norm": ((), {}),
     "batch_norm": ((CHANNEL,), {}),
     "batch_instance_norm": ((CHANNEL,), {}),
     "switchable_norm": ((THREE, THREE), {}),
@@ -61,7 +61,7 @@ def arrays_for(place: Place) -> Callable[[np.ndarray], Any]:
 def call_of(name: str, make: Callable[[np.ndarray], Any]) -> tuple[Any, list[Any], dict[str, Any]]:
     """A public function, its arrays and its options."""
     base = re.sub("_(forward|backward)$", "", name)
-    others, options = OTHERS[base]
+    others, options = OTHERS.get(base, ((), {}))
     function, x = getattr(ln, name), make(X)
     given = [make(each) for each in others]
     if name == "batch_norm":
@@ -76,7 +76,7 @@ def call_of(name: str, make: Callable[[np.ndarray], Any]) -> tuple[Any, list[Any
     return function, [x, x, *saved, *given], options
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", function_names())
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name)
 def test_what_runs_a_function(place: Place, name: str) -> None:
     function, arrays, options = call_of(name, arrays_for(place))
@@ -99,10 +99,27 @@ def test_pages_have_the_tables(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_out() -> None:
-    assert set(OTHERS) == set(PRIMITIVES)
+    assert set(OTHERS) <= set(NAMES)
     known = {info.library for info in ln.backends()}
     assert known == {place.library for place in PLACES}
-    assert len(FUNCTIONS) == 3 * len(PRIMITIVES)
+
+
+def test_every_operation_is_public_and_every_public_one_is_declared() -> None:
+    """By its name, so that a forgotten place is told."""
+    public = {name for name in ln.__all__ if name.endswith(("_norm", "_tanh", "_standardization"))}
+    assert public == set(NAMES)
+    assert [name for name in function_names() if name not in ln.__all__] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults_are_those_of_the_docstring(name: str) -> None:
+    function, forward = (getattr(ln, name + part) for part in ("", "_forward"))
+    defaults = inspect.signature(function).parameters
+    told = dict(re.findall(r"^ +(\w+) : float, default: (\S+)$", function.__doc__, re.MULTILINE))
+    assert ("epsilon" in told) == ("epsilon" in defaults)
+    for option, value in told.items():
+        assert float(value) == defaults[option].default
+        assert float(value) == inspect.signature(forward).parameters[option].default
 
 
 def test_backends_tell_what_is_declared() -> None:
@@ -110,7 +127,7 @@ def test_backends_tell_what_is_declared() -> None:
         declared = {
             _support.primitive_of(name, place)
             for place in PLACES
-            for name in PRIMITIVES
+            for name in NAMES
             if place.library == info.library and _support.backend_of(name, place) == info.backend
         }
         if info.backend == "generic":
@@ -135,7 +152,7 @@ def of_x(name: str, make: Callable[[np.ndarray], Any]) -> Callable[[Any], Any]:
     return lambda x: function(x, *others, **options)
 
 
-@pytest.mark.parametrize("name", PRIMITIVES)
+@pytest.mark.parametrize("name", NAMES)
 def test_torch_differentiates_twice_in_both_modes(name: str) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     function = of_x(name, lambda values: torch.asarray(values.astype(np.float64)))
@@ -144,7 +161,7 @@ def test_torch_differentiates_twice_in_both_modes(name: str) -> None:
     assert torch.autograd.gradgradcheck(function, (x,))
 
 
-@pytest.mark.parametrize("name", PRIMITIVES)
+@pytest.mark.parametrize("name", NAMES)
 def test_jax_differentiates_twice_in_both_modes(name: str) -> None:
     jax = pytest.importorskip("jax", reason="JAX is not installed")
     check_grads = importlib.import_module("jax.test_util").check_grads
@@ -152,7 +169,7 @@ def test_jax_differentiates_twice_in_both_modes(name: str) -> None:
     check_grads(function, (jax.numpy.asarray(X),), 2, atol=0.1, rtol=0.1)
 
 
-@pytest.mark.parametrize("name", PRIMITIVES)
+@pytest.mark.parametrize("name", NAMES)
 def test_jax_exports_with_batches_that_vary(name: str) -> None:
     """And with lengths that vary, but for what computes with lengths."""
     jax = pytest.importorskip("jax", reason="JAX is not installed")

@@ -1,0 +1,159 @@
+"""The operations, as data: what the library's tables, pictures and tests of completeness name.
+
+Each has three functions: of its own name, with ``_forward`` and with ``_backward``.
+``python -m ln_array_api._support`` writes the tables that are made from this into the pages.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Operation(NamedTuple):
+    """An operation, and what docs/choosing.md tells of it."""
+
+    name: str
+    primitive: str
+    """Of which primitives it is made."""
+    over: str
+    """What its statistics are taken over."""
+    statistics: str
+    """Their shape."""
+    parameters: str
+    source: str
+    picture: str
+    """The part of docs/normalized-axes.svg that shows it: see docs/normalized_axes.py."""
+    without_kernels: str = "operations"
+    """Of what it is made where no backend has kernels for its primitive."""
+    forward: str = ""
+    """What README.md remarks on its function that ends in ``_forward``."""
+
+
+_CHANNELS = "gamma, beta: (C,)"
+
+OPERATIONS = (
+    Operation(
+        "layer_norm",
+        "rows",
+        over="`axis`, for each place along the others",
+        statistics="x's, 1 in place of `axis`",
+        parameters="gamma, beta: the normalised axes",
+        source="[Ba et al. 2016](https://arxiv.org/abs/1607.06450)",
+        picture="features",
+    ),
+    Operation(
+        "rms_norm",
+        "rows",
+        over="the same, without the mean",
+        statistics="the same",
+        parameters="gamma",
+        source="[Zhang, Sennrich 2019](https://arxiv.org/abs/1910.07467)",
+        picture="features",
+    ),
+    Operation(
+        "unit_norm",
+        "rows",
+        over="`axis`: the length",
+        statistics="x's, 1 in place of `axis`",
+        parameters="none",
+        source="[Loshchilov et al. 2024](https://arxiv.org/abs/2410.01131)",
+        picture="features",
+    ),
+    Operation(
+        "batch_norm",
+        "channels",
+        over="B and S, for each channel",
+        statistics="(C,)",
+        parameters=f"{_CHANNELS}; running mean and variance",
+        source="[Ioffe, Szegedy 2015](https://arxiv.org/abs/1502.03167)",
+        picture="batch",
+        forward=", for training: it computes them from x, and updates running statistics",
+    ),
+    Operation(
+        "group_norm",
+        "rows",
+        over="a group of channels and S, for each sample",
+        statistics="(B, groups)",
+        parameters=_CHANNELS,
+        source="[Wu, He 2018](https://arxiv.org/abs/1803.08494)",
+        picture="groups",
+    ),
+    Operation(
+        "instance_norm",
+        "rows",
+        over="S, for each channel of each sample",
+        statistics="(B, C)",
+        parameters=_CHANNELS,
+        source="[Ulyanov et al. 2016](https://arxiv.org/abs/1607.08022)",
+        picture="instances",
+    ),
+    Operation(
+        "batch_instance_norm",
+        "instances",
+        over="what batch norm and instance norm take theirs over",
+        statistics="(C,) and (B, C)",
+        parameters=f"rho, {_CHANNELS}",
+        source="[Nam, Kim 2018](https://arxiv.org/abs/1805.07925)",
+        picture="mixes",
+    ),
+    Operation(
+        "switchable_norm",
+        "instances",
+        over="instance, layer and batch",
+        statistics="(B, C)",
+        parameters=f"two of (3,); {_CHANNELS}",
+        source="[Luo et al. 2018](https://arxiv.org/abs/1806.10779)",
+        picture="mixes",
+    ),
+    Operation(
+        "weight_norm",
+        "rows",
+        over="the weights of each output",
+        statistics="(out,)",
+        parameters="g: (out,)",
+        source="[Salimans, Kingma 2016](https://arxiv.org/abs/1602.07868)",
+        picture="weights",
+    ),
+    Operation(
+        "weight_standardization",
+        "rows",
+        over="the weights of each output",
+        statistics="(out,)",
+        parameters="none",
+        source="[Qiao et al. 2019](https://arxiv.org/abs/1903.10520)",
+        picture="weights",
+    ),
+    Operation(
+        "power_norm",
+        "powers",
+        over="`axis`: the length of signed powers",
+        statistics="x's, 1 in place of `axis`",
+        parameters="none",
+        source="Perronnin et al., ECCV 2010",
+        picture="features",
+        without_kernels="rows",
+    ),
+    Operation(
+        "local_contrast_norm",
+        "windows",
+        over="a window about each element",
+        statistics="x's",
+        parameters="none",
+        source="Jarrett et al., ICCV 2009",
+        picture="window",
+    ),
+    Operation(
+        "dynamic_tanh",
+        "tanh",
+        over="nothing",
+        statistics="none",
+        parameters="alpha: one; gamma, beta: the axes named",
+        source="[Zhu et al. 2025](https://arxiv.org/abs/2503.10622)",
+        picture="elements",
+    ),
+)
+
+
+def function_names() -> tuple[str, ...]:
+    """Return the names of the functions of all operations."""
+    return tuple(each.name + part for each in OPERATIONS for part in ("", "_forward", "_backward"))
