@@ -1,14 +1,18 @@
 """The suite that holds every array library and every backend to the numerics contract.
 
 Run it with ``pytest --pyargs ln_array_api_conformance --library NAME --backend NAME``. It imports
-nothing of ``ln_array_api`` but its public names, so it tests what a user calls.
+only public names of ``ln_array_api``, so it tests what a user calls.
 
-==================== ======================================================================
-``libraries.py``      how to make and read arrays of each library, and what it promises
-``operations.py``     what is tested, as data: a new operation joins by a new description
-``reference.py``      what is right: float64 or mpmath, gradients by complex step
-``inputs.py``         the values and the shapes that it is tested on
-``tolerances.py``     how right is right enough, and why, for every rule in one place
-``expected_failures`` a text file for each library, with a reason for each line
-==================== ======================================================================
+======================== ===================================================================
+``row_operations.py``    operations over an axis: the definition and the description of each
+``channel_operations.py`` the same for operations whose parameters belong to channels
+``other_operations.py``  the same for operations on weights and on windows
+``operation_spec.py``    what a description consists of; a new operation is one more of them
+``reference.py``         expected results: float64 or mpmath, gradients by complex step
+``inputs.py``            the values and the lengths of the inputs
+``tolerances.py``        every tolerance, with its reason
+``checks.py``            comparison of results and gradients with the reference
+``libraries.py``         how to make and read arrays of each library, and what it supports
+``expected_failures``    a text file for each library, with a reason for each line
+======================== ===================================================================
 """

@@ -1,4 +1,4 @@
-"""Random calls of layer norm and RMS norm: all that a caller may vary, and how wrong ones shrink.
+"""Random calls over rows: all that a caller may vary, and how wrong ones shrink.
 
 A call is data, so that a failure can be said in a line and run again.
 """
@@ -6,19 +6,21 @@ A call is data, so that a failure can be said in a line and run again.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from . import calls, reference, tolerances
-from .inputs import generator, parameters
+from . import operation_calls as calls
+from .checks import check_results, check_row_gradients
+from .inputs import generator
 from .libraries import DTYPES, Library
-from .operations import OPERATIONS, Operation
+from .operation_spec import OperationSpec
+from .operations import OPERATIONS
+from .row_view import RowView, row_inputs
+from .tolerances import ACCUMULATION
 
-BY_NAME = {each.name: each for each in OPERATIONS}
+ROW_OPERATIONS = sorted(name for name, each in OPERATIONS.items() if each.over_rows)
 #: Beside which lengths lie, on either side.
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 EPSILONS = (0.0, 1e-12, 1e-5, 1e-3, 1.0, 100.0)
@@ -77,7 +79,7 @@ def random_call(library: Library, seed: int) -> Call:
     def one_of(choices: Any) -> Any:
         return choices[int(rng.integers(len(choices)))]
 
-    operation = BY_NAME[one_of(sorted(BY_NAME))]
+    operation = OPERATIONS[one_of(ROW_OPERATIONS)]
     dtype = one_of(library.dtypes)
     rank = int(rng.integers(1, 4))
     shape = tuple(max(1, one_of(POWERS[:5]) + int(rng.integers(-1, 2))) for _ in range(rank))
@@ -88,7 +90,7 @@ def random_call(library: Library, seed: int) -> Call:
     axis = tuple(k - rank if rng.random() < 0.5 else k for k in rng.permutation(over).tolist())
     layouts = [*library.layouts(), "", ""]
     values = one_of(VALUES)
-    needs = [name for name in operation.gradients if rng.random() < 0.7]
+    needs = ["d" + name for name in operation.gradients if rng.random() < 0.7]
     return Call(
         operation.name,
         seed,
@@ -104,7 +106,7 @@ def random_call(library: Library, seed: int) -> Call:
         one_of(("normal", "alike", "ones")),
         one_of(layouts),
         tuple(needs),
-        one_of(("", "", "new", "strided", "x")) if library.writable else "",
+        one_of(("", "", "new", "strided", "x")) if library.writable and operation.has_out else "",
     )
 
 
@@ -142,87 +144,63 @@ def _dy(call: Call, m: int, n: int) -> np.ndarray:
     return dy.astype(DTYPES[call.dtype])
 
 
-class _Axes:
-    """From rows to an array of a call's shape, and back."""
-
-    def __init__(self, call: Call) -> None:
-        rank = len(call.shape)
-        self.over = sorted(axis % rank for axis in call.axis)
-        kept = [axis for axis in range(rank) if axis not in self.over]
-        self.order = [*kept, *self.over]
-        self.split = [call.shape[axis] for axis in self.order]
-        self.m = math.prod(call.shape[axis] for axis in kept)
-        self.n = math.prod(call.shape[axis] for axis in self.over)
-
-    def array(self, rows: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(rows.reshape(self.split).transpose(np.argsort(self.order)))
-
-    def rows(self, array: np.ndarray) -> np.ndarray:
-        return np.asarray(array.transpose(self.order)).reshape(self.m, self.n)
-
-
 def check(call: Call, library: Library) -> None:
     """Run a call and hold it to the contract; raises AssertionError where it breaks it."""
-    operation, axes = BY_NAME[call.operation], _Axes(call)
-    x, dy = _rows(call, axes.m, axes.n), _dy(call, axes.m, axes.n)
-    good = np.ones(axes.m, bool)
+    operation, view = OPERATIONS[call.operation], RowView(call.shape, call.axis)
+    x, dy = _rows(call, view.m, view.n), _dy(call, view.m, view.n)
+    good = np.ones(view.m, bool)
     if call.bad:
         good[0] = False
     x64 = x.astype(np.float64)
-    if call.epsilon == 0.0:  # a constant row, or for RMS norm one of zeros, has no y without one
+    if call.epsilon == 0.0:  # a constant row, or without a mean one of zeros, has no y without one
         centred = "mean" in operation.statistics
-        constant = x64.max(-1) == x64.min(-1) if centred else ~x64.any(-1)
-        good &= ~constant
-    np_params, args = _parameters(call, operation, library, axes)
-    lie = library.layouts().get(call.layout, library.array)
-    dy_lies = library.layouts().get(call.dy_layout, library.array)
-    before = lie(axes.array(x))
-    options: dict[str, Any] = {"axis": call.axis, "epsilon": call.epsilon}
+        good &= ~(x64.max(-1) == x64.min(-1)) if centred else x64.any(-1)
+    wider = "float32" if ACCUMULATION[call.dtype] != call.dtype else "float64"
+    np_inputs = row_inputs(operation, x, wider if call.wider else call.dtype, call.parameters)
+    layouts = library.layouts()
+    lay_out, lay_out_dy = (layouts.get(k, library.array) for k in (call.layout, call.dy_layout))
+    inputs = view.arrays(library, np_inputs, lay_out)
+    need = tuple(name for name in call.need if name[1:] in operation.gradients)
     result, gradients = calls.forward_backward(
-        operation, library, dy_lies(axes.array(dy)), before, args, need=call.need, **options
+        *(operation, library, lay_out_dy(view.array(dy)), inputs),
+        **(view.options | {"epsilon": call.epsilon, "need": need}),
     )
-    y = axes.rows(library.numpy(result.y))
-    _check_out(call, operation, library, axes, before, args, options, library.numpy(result.y))
+    results = view.results(library, result._asdict())
+    _check_out(call, operation, library, view, inputs, library.numpy(result.y))
     if not good.any():
         return
-    expected = reference.forward(operation.reference, x[good], *np_params, call.epsilon)
-    tolerances.assert_close("y", y[good], expected.y, tolerances.Y, expected.scale, call.dtype)
+    # The library computes with the parameters in the accumulation dtype.
+    accumulation = DTYPES[ACCUMULATION[call.dtype]]
+    known = {
+        k: a if a is None or k == "x" else a.astype(accumulation) for k, a in np_inputs.items()
+    }
+    options, good_results = {"epsilon": call.epsilon}, {k: a[good] for k, a in results.items()}
+    check_results(operation, {**known, "x": x[good]}, options, good_results, call.dtype)
     if call.bad == "nan":
-        assert np.isnan(y[0].astype(np.float64)).all(), "a NaN does not spoil its row"
-    _check_statistics(call, operation, library, result, x, good, expected)
+        assert np.isnan(results["y"][0].astype(np.float64)).all(), "a NaN does not spoil its row"
     if good.all():
-        _check_gradients(call, operation, library, axes, dy, x, np_params[0], gradients)
-
-
-def _parameters(
-    call: Call, operation: Operation, library: Library, axes: _Axes
-) -> tuple[tuple[Any, Any], list[Any]]:
-    """Gamma and beta as rows that the reference takes, and as arguments of the call."""
-    dtype = call.dtype
-    if call.wider:
-        dtype = "float32" if dtype in ("float16", "bfloat16") else "float64"
-    gamma, beta = parameters(dtype, axes.n)
-    gamma_or_none = gamma if call.parameters in ("all", "gamma") else None
-    with_beta = call.parameters in ("all", "beta") and "beta" in operation.parameters
-    shape = [call.shape[axis] for axis in axes.over]
-    np_params = gamma_or_none, beta if with_beta else None
-    args = [None if each is None else library.array(each.reshape(shape)) for each in np_params]
-    accumulation = DTYPES[tolerances.ACCUMULATION[call.dtype]]
-    rounded = [None if each is None else each.astype(accumulation) for each in np_params]
-    return (rounded[0], rounded[1]), args[: len(operation.parameters)]
+        row_gradients = view.results(library, gradients._asdict())
+        for name, actual in row_gradients.items():
+            wanted = name in need and (name == "dbeta" or np_inputs[name[1:]] is not None)
+            assert wanted or actual is None, f"{name} is there, and was not asked for"
+            assert actual is not None or not wanted, f"{name} was asked for, and is not there"
+        columns = np.unique([0, view.n // 2, view.n - 1])
+        check_row_gradients(
+            *(operation, dy, known, options, row_gradients, call.dtype, columns), may_overflow=True
+        )
 
 
 def _check_out(
     call: Call,
-    operation: Operation,
+    operation: OperationSpec,
     library: Library,
-    axes: _Axes,
-    x: Any,
-    args: list[Any],
-    options: dict[str, Any],
+    view: RowView,
+    inputs: dict[str, Any],
     y: np.ndarray,
 ) -> None:
     """Y has the same bits in `out`, and alone."""
+    options = {**view.options, "epsilon": call.epsilon}
+    x, *args = inputs.values()
     alone = operation.function(x, *args, **options)
     assert calls.to_bytes(library.numpy(alone)) == calls.to_bytes(y), "y alone has other bits"
     if not call.out or call.layout in ("byte-swapped", "read-only", "subclass"):
@@ -232,65 +210,10 @@ def _check_out(
     if call.out == "strided":
         out = library.array(np.stack([zeros, zeros], axis=-1))[..., 1]
     if call.out == "x":
-        out = x = library.array(axes.array(_rows(call, axes.m, axes.n)))
+        out = x = library.array(view.array(_rows(call, view.m, view.n)))
         y = library.numpy(operation.function(x, *args, **options)).copy()  # of x in C order
     assert operation.function(x, *args, out=out, **options) is out
     assert calls.to_bytes(library.numpy(out)) == calls.to_bytes(y), f"out={call.out} has other bits"
-
-
-def _check_statistics(
-    call: Call,
-    operation: Operation,
-    library: Library,
-    result: Any,
-    x: np.ndarray,
-    good: np.ndarray,
-    expected: reference.Expected,
-) -> None:
-    accumulation = tolerances.ACCUMULATION[call.dtype]
-    rstd = library.numpy(result.rstd).reshape(-1, 1)[good]
-    assert rstd.dtype == DTYPES[accumulation]
-    relative = tolerances.RSTD * float(np.finfo(DTYPES[accumulation]).eps)
-    exact = np.asarray(expected.rstd, np.float64)
-    np.testing.assert_allclose(rstd.astype(np.float64), exact, rtol=relative, err_msg="rstd")
-    if "mean" in operation.statistics:
-        max_abs = np.max(abs(x[good].astype(np.float64)), axis=-1, keepdims=True)
-        mean = library.numpy(result.mean).reshape(-1, 1)[good]
-        tolerances.assert_close("mean", mean, expected.mean, tolerances.MEAN, max_abs, accumulation)
-
-
-def _check_gradients(
-    call: Call,
-    operation: Operation,
-    library: Library,
-    axes: _Axes,
-    dy: np.ndarray,
-    x: np.ndarray,
-    gamma: Any,
-    gradients: Any,
-) -> None:
-    columns = np.unique([0, axes.n // 2, axes.n - 1])
-    exact = reference.gradients(operation.reference, dy, x, gamma, call.epsilon, columns)
-    checks = (
-        ("dx", exact.dx, tolerances.DX, exact.dx_scale),
-        ("dgamma", exact.dgamma, tolerances.PARAMETER_GRADIENT, exact.dgamma_scale),
-        ("dbeta", exact.dbeta, tolerances.PARAMETER_GRADIENT, exact.dbeta_scale),
-    )
-    for name, right, ulps, scale in checks:
-        actual = getattr(gradients, name, None)
-        if name not in call.need or (name == "dgamma" and gamma is None):
-            assert actual is None, f"{name} is there, and was not asked for"
-            continue
-        values = library.numpy(actual)
-        values = axes.rows(values)[:, columns] if name == "dx" else values.reshape(-1)
-        most = float(ml_dtypes.finfo(DTYPES[call.dtype]).max)
-        overflowing = abs(np.asarray(right, np.float64)) > 0.99 * most
-        assert (abs(values[overflowing].astype(np.float64)) > 0.98 * most).all(), name
-        values, scale = (
-            values[~overflowing],
-            np.broadcast_to(scale, overflowing.shape)[~overflowing],
-        )
-        tolerances.assert_close(name, values, right[~overflowing], ulps, scale, call.dtype)
 
 
 def shrunk(call: Call, fails: Callable[[Call], bool]) -> Call:
@@ -307,8 +230,6 @@ def shrunk(call: Call, fails: Callable[[Call], bool]) -> Call:
 def _simpler(call: Call) -> Iterator[Call]:
     for name, default in Call._field_defaults.items():
         if name not in ("shape", "axis", "seed") and getattr(call, name) != default:
-            if name == "need" and call.operation == "rms_norm":
-                continue
             yield call._replace(**{name: default})
     for axis, length in enumerate(call.shape):
         for shorter in {1, length // 2, length - 1} - {0, length}:

@@ -1,9 +1,10 @@
-"""The values and the shapes that operations are tested on."""
+"""The values and the lengths that operations are tested on."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -73,24 +74,32 @@ BEYOND = {
     "float64": set[str](),
 }
 
+#: Inputs besides x, by name, such as a network might have learned.
+PARAMETERS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Any]] = {
+    "gamma": lambda rng, shape: 1 + 0.3 * rng.standard_normal(shape),
+    "beta": lambda rng, shape: 0.5 * rng.standard_normal(shape),
+    "mean": lambda rng, shape: rng.standard_normal(shape),
+    "var": lambda rng, shape: rng.lognormal(0.0, 1.0, shape),
+    "running_mean": lambda rng, shape: rng.standard_normal(shape),
+    "running_var": lambda rng, shape: rng.lognormal(0.0, 1.0, shape),
+    "g": lambda rng, shape: 1 + 0.3 * rng.standard_normal(shape),
+    "rho": lambda rng, shape: rng.uniform(0, 1, shape),
+    "mean_weights": lambda rng, shape: rng.standard_normal(shape),
+    "var_weights": lambda rng, shape: rng.standard_normal(shape),
+    "alpha": lambda rng, shape: 0.5 + 0.1 * rng.standard_normal(shape),
+}
+
 #: Row lengths: 1, powers of two, one off them, primes, and what models use.
 LENGTHS = (1, 2, 3, 8, 65, 384, 1000, 4096)
 LONG = (1 << 17, 1 << 20)
 
 
 def generator(*names: object) -> np.random.Generator:
-    """Random numbers that depend on the test's own name alone."""
+    """Return random numbers that depend only on these names."""
     return np.random.default_rng(zlib.crc32(repr(names).encode()))
 
 
 def rows(values: str, dtype: str, m: int, n: int) -> np.ndarray:
-    """Rows of the given kind, rounded to a dtype."""
+    """Return rows of the given kind, rounded to a dtype."""
     rng = generator(values, m, n)
     return VALUES[values](rng, m, n).astype(DTYPES[dtype])
-
-
-def parameters(dtype: str, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """A gamma and a beta that a network might have learned."""
-    rng = generator("parameters", n)
-    gamma, beta = 1 + 0.3 * rng.standard_normal(n), 0.5 * rng.standard_normal(n)
-    return gamma.astype(DTYPES[dtype]), beta.astype(DTYPES[dtype])

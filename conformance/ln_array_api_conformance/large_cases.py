@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import family, family_more
-from .family import Case, OperationSpec, Shapes
+from .operation_spec import Case, OperationSpec, row_case
+from .operations import OPERATIONS
 
 
 class Rows(NamedTuple):
@@ -51,95 +52,82 @@ COLUMNS = {
 class Large(NamedTuple):
     """A case of an operation, and in how many places of each input gradients are looked at."""
 
-    member: OperationSpec
+    operation: OperationSpec
     case: Case
-    places: int
+    places: int = 5
 
 
-def _channels(member: OperationSpec, shape: tuple[int, ...], axis: int = 1) -> Shapes:
-    """The shapes of all inputs of an operation, from that of x."""
-    return {
-        name: shape if name == member.x else _parameter_shape(name, known, shape[axis])
-        for name, known in member.shapes.items()
-    }
-
-
-def _parameter_shape(name: str, known: tuple[int, ...], channels: int) -> tuple[int, ...]:
-    return known if name.endswith("weights") or known == () else (channels,)
-
-
-def _large(
-    member: OperationSpec, shape: tuple[int, ...], axis: int = 1, places: int = 5, **options: Any
+def _channels(
+    spec: OperationSpec, shape: tuple[int, ...], kept: int = 1, places: int = 5, **options: Any
 ) -> Large:
-    if axis != 1:
-        options |= {"channel_axis" if member.has("channel_axis") else "axis": axis}
-    return Large(member, Case(_channels(member, shape, axis), options), places)
+    """Return a case from the shape of x; all other inputs except weights are of one axis."""
+    shapes = {
+        name: (3,) if name.endswith("weights") else (shape[kept],) for name in spec.parameters
+    }
+    return Large(spec, Case({spec.x: shape, **shapes}, options), places)
 
 
-def _over_channels(member: OperationSpec, **options: Any) -> dict[str, Large]:
+def _over_channels(spec: OperationSpec, **options: Any) -> dict[str, Large]:
     return {
-        "long channels": _large(member, (3, 6, 91, 90), **options),
-        "channels last": _large(member, (5, 53, 41, 12), -1, **options),
-        "short channels": _large(member, (700, 6, 7, 5), **options),
+        "long channels": _channels(spec, (3, 6, 91, 90), **options),
+        "channels last": _channels(spec, (5, 53, 41, 12), -1, channel_axis=-1, **options),
+        "short channels": _channels(spec, (700, 6, 7, 5), **options),
     }
 
 
-def _columns(member: OperationSpec) -> dict[str, Large]:
-    return _over_channels(member) | {
-        "columns": _large(member, (4099, 65)),
-        "few long columns": _large(member, (70_001, 3)),
-        "13 MB of long channels": _large(member, (40, 20, 64, 64), places=2),
-        "13 MB of columns": _large(member, (51_001, 64), places=2),
+def _over_columns(spec: OperationSpec) -> dict[str, Large]:
+    return _over_channels(spec) | {
+        "columns": _channels(spec, (4099, 65)),
+        "few long columns": _channels(spec, (70_001, 3)),
+        "13 MB of long channels": _channels(spec, (40, 20, 64, 64), places=2),
+        "13 MB of columns": _channels(spec, (51_001, 64), places=2),
     }
 
 
-def _slices(member: OperationSpec) -> dict[str, Large]:
+def _over_slices(spec: OperationSpec) -> dict[str, Large]:
     return {
-        "many slices": Large(member, _axis_shape(member, (4100, 3, 7)), 5),
-        "slices of 65": Large(member, _axis_shape(member, (131, 65)), 5),
-        "slices of 1000": Large(member, _axis_shape(member, (67, 10, 100)), 5),
-        "long slices": Large(member, _axis_shape(member, (3, 100_003)), 3),
-        "columns": Large(member, _axis_shape(member, (4100, 33), -1), 5),
+        "many slices": _channels(spec, (4100, 3, 7), 0),
+        "slices of 65": _channels(spec, (131, 65), 0),
+        "slices of 1000": _channels(spec, (67, 10, 100), 0),
+        "long slices": _channels(spec, (3, 100_003), 0, places=3),
+        "columns": _channels(spec, (4100, 33), -1, axis=-1),
     }
 
 
-def _axis_shape(member: OperationSpec, shape: tuple[int, ...], axis: int = 0) -> Case:
-    options = {} if axis == 0 else {"axis": axis}
-    others = {name: (shape[axis],) for name in member.inputs if name != member.x}
-    return Case({member.x: shape, **others}, options)
+def _powers(spec: OperationSpec) -> dict[str, Large]:
+    return {
+        "many rows": Large(spec, row_case((4100, 9), ())),
+        "rows of 65": Large(spec, row_case((131, 65), (), epsilon=0.0)),
+        "rows of 1000": Large(spec, row_case((67, 1000), (), alpha=2.0, epsilon=0.0)),
+        "long rows": Large(spec, row_case((3, 100_003), ()), 3),
+    }
 
 
-def _powers(shape: tuple[int, int], places: int, **options: Any) -> Large:
-    return Large(family_more.POWER_NORM, Case({"x": shape}, options), places)
+def _image(spec: OperationSpec) -> dict[str, Large]:
+    return {"an image": Large(spec, Case({"x": (3, 67, 130)}, {}))}
 
 
-_OF_MEMBERS: dict[str, dict[str, Large]] = {
-    "group_norm": _over_channels(family.GROUP_NORM, num_groups=3),
-    "instance_norm": _over_channels(family.INSTANCE_NORM),
-    "batch_norm_forward": _columns(family.BATCH_NORM_FORWARD),
-    "batch_norm": _columns(family.BATCH_NORM),
-    "weight_standardization": _slices(family.WEIGHT_STANDARDIZATION),
-    "weight_norm": _slices(family_more.WEIGHT_NORM),
-    "power_norm": {
-        "many rows": _powers((4100, 9), 5),
-        "rows of 65": _powers((131, 65), 5, epsilon=0.0),
-        "rows of 1000": _powers((67, 1000), 5, alpha=2.0, epsilon=0.0),
-        "long rows": _powers((3, 100_003), 3),
-    },
-    "batch_instance_norm": _over_channels(family_more.BATCH_INSTANCE_NORM),
-    "switchable_norm": _over_channels(family_more.SWITCHABLE_NORM),
-    "local_contrast_norm": {
-        "an image": Large(family_more.LOCAL_CONTRAST_NORM, Case({"x": (3, 67, 130)}, {}), 5),
-    },
-    "dynamic_tanh": {
-        "many rows": Large(
-            family_more.DYNAMIC_TANH,
-            Case({"x": (4100, 65), "alpha": (), "gamma": (65,), "beta": (65,)}, {}),
-            5,
-        ),
-    },
+def _affine_rows(spec: OperationSpec) -> dict[str, Large]:
+    shapes = {"x": (4100, 65), "alpha": (), "gamma": (65,), "beta": (65,)}
+    return {"many rows": Large(spec, Case(shapes, {}))}
+
+
+_CASES: dict[str, Callable[[OperationSpec], dict[str, Large]]] = {
+    "group_norm": lambda spec: _over_channels(spec, num_groups=3),
+    "instance_norm": _over_channels,
+    "batch_norm_forward": _over_columns,
+    "batch_norm": _over_columns,
+    "weight_standardization": _over_slices,
+    "weight_norm": _over_slices,
+    "power_norm": _powers,
+    "batch_instance_norm": _over_channels,
+    "switchable_norm": _over_channels,
+    "local_contrast_norm": _image,
+    "dynamic_tanh": _affine_rows,
 }
 #: All of them, by the name of the operation and their own.
 LARGE = {
-    f"{name}-{key}": large for name, cases in _OF_MEMBERS.items() for key, large in cases.items()
+    f"{name}-{key}": large
+    for name, cases in _CASES.items()
+    for key, large in cases(OPERATIONS[name]).items()
 }

@@ -10,8 +10,6 @@ import pytest
 
 import ln_array_api as ln
 
-from .family import CHANNEL_OPERATIONS
-from .family_more import OTHER_OPERATIONS
 from .inputs import BEYOND, EXTREME, VALUES
 from .libraries import LIBRARIES, Library
 from .operations import OPERATIONS
@@ -66,6 +64,7 @@ def pytest_configure(config: Any) -> None:
             f"--library {kind.name}: {error}; pip install 'ln-array-api[{kind.extra}]'"
         ) from error
     config.addinivalue_line("markers", "needs(what): only for libraries that have it")
+    config.addinivalue_line("markers", "having(what): only for operations that have all of it")
     backend = config.getoption("backend")
     if backend is not None:
         try:
@@ -89,35 +88,33 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                     terminalreporter.write_line(value)
 
 
-#: All that are no rows with an axis.
-FAMILY = (*CHANNEL_OPERATIONS, *OTHER_OPERATIONS)
+#: What a test may take besides an operation, and the attribute that has the choices.
+CHOICES = {"case": "cases", "bad_options": "bad_options", "empty": "empty_cases"}
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
     """Give each test the operations, dtypes and values that the library under test has."""
     library = library_under_test(metafunc.config)
     names = set(metafunc.fixturenames)
-    if "operation" in names:
-        metafunc.parametrize("operation", OPERATIONS, ids=[each.name for each in OPERATIONS])
-    for second, of in (("case", "cases"), ("bad_options", "bad_options")):
-        if second in names:
-            each = [(member, key) for member in FAMILY for key in getattr(member, of)]
-            ids = [f"{member.name}-{key}" for member, key in each]
-            metafunc.parametrize(("member", second), each, ids=ids)
+    required = {each for mark in metafunc.definition.iter_markers("having") for each in mark.args}
+    chosen = [each for each in OPERATIONS.values() if required <= each.features]
+    second = next((each for each in CHOICES if each in names), None)
+    if second is not None:
+        pairs = [(each, key) for each in chosen for key in getattr(each, CHOICES[second])]
+        ids = [f"{each.name}-{key}" for each, key in pairs]
+        metafunc.parametrize(("operation", second), pairs, ids=ids)
+    elif "operation" in names:
+        metafunc.parametrize("operation", chosen, ids=[each.name for each in chosen])
+    for kinds, known in (("values", VALUES), ("extreme_values", EXTREME)):
+        if {"dtype", kinds} <= names:
+            metafunc.parametrize(
+                ("dtype", kinds),
+                [(d, kind) for d in library.dtypes for kind in known if kind not in BEYOND[d]],
+            )
             break
     else:
-        if "member" in names:
-            metafunc.parametrize("member", FAMILY, ids=[each.name for each in FAMILY])
-    if {"dtype", "values"} <= names:
-        pairs = [
-            (dtype, values)
-            for dtype in library.dtypes
-            for values in (EXTREME if "member" in names else VALUES)
-            if values not in BEYOND[dtype]
-        ]
-        metafunc.parametrize(("dtype", "values"), pairs)
-    elif "dtype" in names:
-        metafunc.parametrize("dtype", library.dtypes)
+        if "dtype" in names:
+            metafunc.parametrize("dtype", library.dtypes)
     if "layout" in names:
         metafunc.parametrize("layout", library.layouts())
     if "transform" in names:

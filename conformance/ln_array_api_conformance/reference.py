@@ -1,26 +1,38 @@
-"""What is right, computed independently: definitions in wide arithmetic, gradients by complex step.
+"""Results and gradients, computed independently: wide arithmetic, derivatives by complex step.
 
-Nothing here repeats the library's formulas. The forward pass is the definition, in float64 for
-inputs of up to 32 bits and in mpmath for float64. Gradients come from the forward pass alone: for
-a function that is analytic, the imaginary part of f(x + ih) / h is its derivative, exact but for
-rounding (Squire and Trapp, "Using complex variables to estimate derivatives of real functions",
-SIAM Review 40, 1998), because nothing is subtracted.
+Nothing here repeats the library's formulas. A definition says what an operation computes, in the
+arithmetic of its inputs: float64 for inputs of up to 32 bits, and mpmath for float64. Gradients
+follow from the definition. For an analytic function, the imaginary part of f(x + ih) / h is its
+derivative, exact except for rounding (Squire and Trapp, "Using complex variables to estimate
+derivatives of real functions", SIAM Review 40, 1998), because nothing is subtracted.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
 
 from . import tolerances
 
+#: Inputs or results by name, in the arithmetic of the reference; None for absent inputs.
+RefValues = dict[str, Any]
+#: Takes inputs and options, and returns y and the statistics, by name.
+Definition = Callable[[RefValues, dict[str, Any]], RefValues]
+
 #: Decimal digits of mpmath arithmetic; float64 inputs with a mean of 1e6 sigma need 16 + 2 * 6.
 DIGITS = 40
 
 #: Elements from which on mpmath takes too long.
 MANY = 2048
+
+#: Far below the rounding of an input of this magnitude, far above the smallest number.
+STEP = 2.0**-120
+
+#: The values of absent parameters that change nothing.
+NEUTRAL = {"gamma": 1, "beta": 0}
 
 _sqrt_mp = np.frompyfunc(lambda value: mpmath.sqrt(value), 1, 1)
 _exp_mp = np.frompyfunc(lambda value: mpmath.exp(value), 1, 1)
@@ -31,52 +43,34 @@ _real_mp = np.frompyfunc(lambda value: value.real, 1, 1)
 _imaginary_mp = np.frompyfunc(lambda value: value.imag, 1, 1)
 
 
-class Forward(Protocol):
-    """A definition: rows (..., N) and parameters (N,) in, (y, mean, rstd) out."""
-
-    def __call__(self, x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]: ...
-
-
-def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
-    """The definition of layer norm, of rows less their first element, which y does not depend on.
-
-    So the mean of a constant row is exact in 80 bits as well.
-    """
-    n, first = x.shape[-1], real(x[..., :1])
-    deviation = x - first
-    mean = np.sum(deviation, axis=-1, keepdims=True) / n
-    deviation = deviation - mean
-    mean = first + mean
-    variance = np.sum(deviation * deviation, axis=-1, keepdims=True) / n
-    rstd = 1 / square_root(variance + epsilon)
-    return affine(deviation * rstd, gamma, beta), mean, rstd
-
-
-def rms_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
-    """The definition of RMS norm."""
-    rstd = 1 / square_root(np.sum(x * x, axis=-1, keepdims=True) / x.shape[-1] + epsilon)
-    return affine(x * rstd, gamma, beta), None, rstd
-
-
-def affine(x_hat: Any, gamma: Any, beta: Any) -> Any:
-    """Scaled by gamma and shifted by beta, where they are."""
-    y = x_hat if gamma is None else x_hat * gamma
-    return y if beta is None else y + beta
-
-
 def square_root(values: Any) -> Any:
-    """The root in the arithmetic of its argument."""
+    """Return the square root in the arithmetic of its argument."""
     return _sqrt_mp(values) if values.dtype == object else np.sqrt(values)
 
 
 def exponential(values: Any) -> Any:
-    """The exponential in the arithmetic of its argument."""
+    """Return the exponential in the arithmetic of its argument."""
     return _exp_mp(values) if values.dtype == object else np.exp(values)
 
 
 def tanh(values: Any) -> Any:
-    """The hyperbolic tangent in the arithmetic of its argument."""
+    """Return the hyperbolic tangent in the arithmetic of its argument."""
     return _tanh_mp(values) if values.dtype == object else np.tanh(values)
+
+
+def imaginary(values: Any) -> Any:
+    """Return the imaginary parts in the arithmetic of the argument."""
+    return _imaginary_mp(values) if values.dtype == object else values.imag
+
+
+def real(values: Any) -> Any:
+    """Return the real parts in the arithmetic of the argument."""
+    return _real_mp(values) if values.dtype == object else values.real
+
+
+def _complex(real: Any, imaginary: Any) -> Any:
+    """Make complex numbers, except in mpmath where the imaginary part is 0, which is faster."""
+    return _complex_mp(real, imaginary) if real.dtype == object else real + 1j * imaginary
 
 
 def to_reference(values: np.ndarray | None, partner_size: int = 0) -> Any:
@@ -96,91 +90,164 @@ def to_reference(values: np.ndarray | None, partner_size: int = 0) -> Any:
     return values.astype(np.float64)
 
 
-class Expected(NamedTuple):
-    """What is right for rows, and how large the terms are that it is the sum of."""
-
-    y: Any
-    mean: Any
-    rstd: Any
-    scale: Any
-    """The largest of abs(gamma * x_hat) and abs(beta) in each row."""
+def all_to_reference(np_inputs: RefValues) -> RefValues:
+    """Convert inputs of one call to the arithmetic of the reference."""
+    most = max(each.size for each in np_inputs.values() if each is not None)
+    return {name: to_reference(each, most) for name, each in np_inputs.items()}
 
 
-def forward(definition: Forward, x: np.ndarray, gamma: Any, beta: Any, epsilon: float) -> Expected:
-    """Y and the statistics of rows (M, N)."""
-    gamma, beta = to_reference(gamma, x.size), to_reference(beta, x.size)
-    y, mean, rstd = definition(to_reference(x), gamma, beta, epsilon)
-    product = y if beta is None else y - beta
-    scale = np.max(abs(product), axis=-1, keepdims=True)
-    if beta is not None:
-        scale = np.maximum(scale, np.max(abs(beta)))
-    return Expected(y, mean, rstd, scale)
+def axes_of(axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """Return the axes that `axis` names, in ascending order and not negative."""
+    return tuple(sorted(each % ndim for each in ([axis] if isinstance(axis, int) else axis)))
 
 
-class Gradients(NamedTuple):
-    """Gradients of rows, with the size of what they are the sum of."""
-
-    dx: Any
-    """Of shape (M, len(columns))."""
-    dx_scale: Any
-    dgamma: Any
-    dgamma_scale: Any
-    dbeta: Any
-    dbeta_scale: Any
+def axes_without(kept: int, ndim: int) -> tuple[int, ...]:
+    """Return all axes except one."""
+    return tuple(axis for axis in range(ndim) if axis != kept % ndim)
 
 
-def gradients(
-    definition: Forward,
+def broadcast_axes(values: Any, x: Any, axis: int | tuple[int, ...]) -> Any:
+    """Reshape values of some axes of x so that they broadcast with x; None is None."""
+    if values is None:
+        return None
+    axes = axes_of(axis, x.ndim)
+    return values.reshape([n if each in axes else 1 for each, n in enumerate(x.shape)])
+
+
+def affine(x_hat: Any, inputs: RefValues, axis: int | tuple[int, ...]) -> Any:
+    """Multiply by gamma and add beta, which have the shape of some axes, where they are given."""
+    gamma, beta = (broadcast_axes(inputs.get(name), x_hat, axis) for name in ("gamma", "beta"))
+    y = x_hat if gamma is None else x_hat * gamma
+    return y if beta is None else y + beta
+
+
+def standardise(x: Any, axis: int | tuple[int, ...], epsilon: float) -> tuple[Any, Any, Any]:
+    """Return x of mean 0 and variance 1 over some axes, and mean and rstd, which keep the axes.
+
+    The first element is subtracted first. So the mean of constants is exact in 80 bits as well.
+    """
+    axes = axes_of(axis, x.ndim)
+    last = tuple(range(-len(axes), 0))
+    moved = np.moveaxis(x, axes, last)
+    n = int(np.prod([x.shape[each] for each in axes]))
+    rows = moved.reshape(*moved.shape[: -len(axes)], n)
+    first = real(rows[..., :1])
+    deviation = rows - first
+    mean = np.sum(deviation, axis=-1, keepdims=True) / n
+    deviation = deviation - mean
+    variance = np.sum(deviation * deviation, axis=-1, keepdims=True) / n
+    rstd = 1 / square_root(variance + epsilon)
+    x_hat = np.moveaxis((deviation * rstd).reshape(moved.shape), last, axes)
+    mean, rstd = (np.expand_dims(each[..., 0], axes) for each in (first + mean, rstd))
+    return x_hat, mean, rstd
+
+
+class Gradient(NamedTuple):
+    """The gradient of an input, at some elements of it."""
+
+    flat_indices: np.ndarray
+    """Flat indices, ascending."""
+    values: np.ndarray
+    scale: np.ndarray
+    """At all elements, of the input's shape: the sum of the magnitudes of the terms."""
+
+
+def gradient(
+    define_y: Callable[[RefValues], Any],
     dy: np.ndarray,
-    x: np.ndarray,
-    gamma: Any,
-    epsilon: float,
+    np_inputs: RefValues,
+    name: str,
+    *,
+    flat_indices: np.ndarray | None = None,
+    scaled_everywhere: bool = True,
+) -> Gradient:
+    """Return the gradient of sum(dy * y) with respect to an input, at some elements, or at all.
+
+    Unless it is `scaled_everywhere`, the scale is computed for these elements only; all other
+    elements get the largest of theirs.
+    """
+    size, shape = np_inputs[name].size, np_inputs[name].shape
+    flat_indices = np.arange(size) if flat_indices is None else flat_indices
+    wide_dy, exact, magnitudes = to_reference(dy), [], []
+    for column in _derivatives(define_y, all_to_reference(np_inputs), name, flat_indices):
+        terms = wide_dy * column
+        exact.append(np.sum(terms))
+        magnitudes.append(float(np.sum(abs(terms))))
+    if scaled_everywhere:
+        narrow = {key: None if a is None else a.astype(np.float64) for key, a in np_inputs.items()}
+        dy64 = dy.astype(np.float64)
+        columns = _derivatives(define_y, narrow, name, np.arange(size))
+        scale = np.asarray([np.sum(abs(dy64 * column)) for column in columns], np.float64)
+    else:
+        scale = np.full(size, max(magnitudes))
+        scale[flat_indices] = magnitudes
+    return Gradient(flat_indices, np.asarray(exact), scale.reshape(shape))
+
+
+def _derivatives(
+    define_y: Callable[[RefValues], Any], inputs: RefValues, name: str, flat_indices: np.ndarray
+) -> Iterator[Any]:
+    """Yield the derivatives of y with respect to single elements of an input."""
+    values = inputs[name]
+    h = (np.max(abs(values)) or 1.0) * STEP
+    unit = mpmath.mpc(0, 1) if values.dtype == object else 1j
+    for index in flat_indices:
+        # mpmath numbers that the step does not reach stay real, which is faster.
+        moved = np.array(values if values.dtype == object else values + 0j)
+        moved.reshape(-1)[index] += unit * h
+        yield imaginary(define_y({**inputs, name: moved})) / h
+
+
+class RowGradient(NamedTuple):
+    """A gradient of rows, and how large the terms are that it is the sum of."""
+
+    values: Any
+    """Of x: of shape (M, len(columns)). Of a parameter: (N,)."""
+    scale: Any
+
+
+def row_gradients(
+    define: Callable[[RefValues], RefValues],
+    dy: np.ndarray,
+    np_inputs: RefValues,
     columns: np.ndarray,
-) -> Gradients:
-    """Gradients of sum(dy * y) with respect to some columns of x, to gamma and to beta."""
-    dy, x = to_reference(dy), to_reference(x)
+) -> dict[str, RowGradient]:
+    """Return the gradients of sum(dy * y) by the names of the inputs, of x in some columns.
+
+    x has shape (M, N), and each row of it is normalised by itself: a column of all rows is moved at
+    once. The other inputs have shape (N,), and each element of them acts on one column of y.
+    """
+    dy, inputs = to_reference(dy), all_to_reference(np_inputs)
+    x, parameters = inputs["x"], {name: inputs[name] for name in inputs if name != "x"}
     ones = x[0] * 0 + 1
-    scale = ones if gamma is None else to_reference(gamma, x.size)
-    # Far below the rounding of x, far above the smallest number.
-    h = (np.max(abs(x)) or 1.0) * 2.0**-120
+    values = {
+        name: ones * NEUTRAL[name] if each is None else each for name, each in parameters.items()
+    }
+    absent = dict.fromkeys(name for name in parameters if name in NEUTRAL)
+    h = (np.max(abs(x)) or 1.0) * STEP
     dx = np.empty((x.shape[0], len(columns)), dtype=x.dtype)
     for index, column in enumerate(columns):
         step = np.zeros(x.shape[1])
         step[column] = 1.0
-        y, _, _ = definition(_complex(x, h * step), scale, None, epsilon)
+        y = define({**inputs, "beta": None, "x": _complex(x, h * step)})["y"]
         dx[:, index] = np.sum(dy * imaginary(y), axis=-1) / h
-    unit = 2.0**-120
-    y, mean, rstd = definition(x, _complex(scale, unit * ones), None, epsilon)
-    x_hat = imaginary(y) / unit
-    by_gamma = dy * x_hat
-    # Where a mean was subtracted, x_hat cannot be righter than its root mean square, 1, allows.
-    min_x_hat = 0.0 if mean is None else tolerances.MIN_X_HAT
-    g = dy * scale
-    projection = abs(np.sum(g * x_hat, axis=-1, keepdims=True)) / x.shape[1]
+    results = define({**inputs, **absent})
+    x_hat, g = results["y"], dy * values.get("gamma", ones)
+    # x_hat is x times rstd, whose mean square is 1, or x / norm, whose sum of squares is 1.
+    slope, n = (results["rstd"], x.shape[1]) if "rstd" in results else (1 / results["norm"], 1)
+    projection = abs(np.sum(g * x_hat, axis=-1, keepdims=True)) / n
     terms = np.maximum(
         np.max(abs(g), axis=-1, keepdims=True),
         np.max(abs(x_hat), axis=-1, keepdims=True) * projection,
     )
-    return Gradients(
-        dx,
-        rstd * terms,
-        np.sum(by_gamma, axis=0),
-        np.sum(abs(dy) * np.maximum(abs(x_hat), min_x_hat), axis=0),
-        np.sum(dy, axis=0),
-        np.sum(abs(dy), axis=0),
-    )
-
-
-def _complex(real: Any, imaginary: Any) -> Any:
-    """Complex where the imaginary part is not 0, and in mpmath real elsewhere, which is faster."""
-    return _complex_mp(real, imaginary) if real.dtype == object else real + 1j * imaginary
-
-
-def imaginary(values: Any) -> Any:
-    """The imaginary parts, in the arithmetic of the argument."""
-    return _imaginary_mp(values) if values.dtype == object else values.imag
-
-
-def real(values: Any) -> Any:
-    """The real parts, in the arithmetic of the argument."""
-    return _real_mp(values) if values.dtype == object else values.real
+    gradients = {"x": RowGradient(dx, slope * terms)}
+    # Where a mean was subtracted, x_hat cannot be righter than its root mean square, 1, allows.
+    least = tolerances.MIN_X_HAT if "mean" in results else 0.0
+    for name, each in values.items():
+        y = define({**inputs, **absent, name: _complex(each, STEP * ones)})["y"]
+        by_parameter = imaginary(y) / STEP
+        gradients[name] = RowGradient(
+            np.sum(dy * by_parameter, axis=0),
+            np.sum(abs(dy) * np.maximum(abs(by_parameter), least), axis=0),
+        )
+    return gradients

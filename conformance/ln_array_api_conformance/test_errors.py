@@ -10,13 +10,15 @@ import pytest
 
 import ln_array_api as ln
 
+from . import operation_calls as calls
 from .libraries import Library
-from .operations import Operation
+from .operation_spec import OperationSpec
+from .operations import OPERATIONS
 from .plugin import has_all, library_under_test
 
 
 class BadCall(NamedTuple):
-    """A wrong call: how it differs from a right one."""
+    """A wrong call over rows: how it differs from a right one."""
 
     error: type[Exception]
     match: str
@@ -36,15 +38,18 @@ def _array(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
     return change
 
 
+def other_library(library: Library, values: np.ndarray) -> Any:
+    """Return the same values in an array of another library."""
+    if library.name != "numpy":
+        return values
+    import array_api_strict
+
+    return array_api_strict.asarray(values)
+
+
 def _other_library(name: str) -> Any:
     def change(library: Library, call: dict[str, Any]) -> None:
-        plain = library.numpy(call.get(name, call["x"]))
-        if library.name == "numpy":
-            import array_api_strict
-
-            call[name] = array_api_strict.asarray(plain)
-        else:
-            call[name] = plain
+        call[name] = other_library(library, library.numpy(call.get(name, call["x"])))
 
     return change
 
@@ -80,6 +85,10 @@ def _overlapping(name: str) -> Any:
 
 
 X_SHAPE = (3, 5)
+#: Stands for the name of an operation's last statistic.
+STATISTIC = "statistic"
+#: An operation without one of these is not called with a wrong one.
+REQUIRED = {"gamma", "out"}
 BOTH = {
     "x is a list": BadCall(TypeError, "x: list", _set(x=[[1.0, 2.0]])),
     "x is a number": BadCall(TypeError, "x: float", _set(x=1.0)),
@@ -111,12 +120,6 @@ BOTH = {
     ),
 }
 FORWARD = {
-    "epsilon is negative": BadCall(ValueError, "epsilon must be finite", _set(epsilon=-1e-5)),
-    "epsilon is NaN": BadCall(ValueError, "epsilon must be finite", _set(epsilon=float("nan"))),
-    "epsilon is infinite": BadCall(
-        ValueError, "epsilon must be finite", _set(epsilon=float("inf"))
-    ),
-    "epsilon is a string": BadCall(TypeError, "epsilon must be a real", _set(epsilon="1e-5")),
     "out of another shape": BadCall(
         ValueError, r"out has shape \(5, 3\)", _array("out", (5, 3)), ("writing",)
     ),
@@ -155,11 +158,14 @@ BACKWARD = {
         ln.DeviceMismatchError, "dy is on", _on_second_device("dy"), ("a second device",)
     ),
     "dy is None": BadCall(TypeError, "dy: NoneType", _set(dy=None)),
-    "rstd without the axis": BadCall(
-        ValueError, r"rstd has shape \(3,\).*\(3, 1\)", _array("rstd", (3,))
+    "a statistic without the axis": BadCall(
+        ValueError, rf"{STATISTIC} has shape \(3,\).*\(3, 1\)", _array(STATISTIC, (3,))
     ),
-    "rstd of 16 bits": BadCall(
-        TypeError, "rstd has dtype float16", _array("rstd", (3, 1), np.float16), ("16 bits",)
+    "a statistic of 16 bits": BadCall(
+        TypeError,
+        f"{STATISTIC} has dtype float16",
+        _array(STATISTIC, (3, 1), np.float16),
+        ("16 bits",),
     ),
     "need is a string": BadCall(ValueError, "need must be a tuple", _set(need="dx")),
     "need is unknown": BadCall(ValueError, "need must be a tuple", _set(need=("dx", "dz"))),
@@ -195,7 +201,7 @@ def _repeated(x: np.ndarray) -> np.ndarray:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each bad call that the library under test can be given."""
+    """One test for each bad call that the library and the operation under test can be given."""
     library = library_under_test(metafunc.config)
     sets = {"bad_forward": BOTH | FORWARD, "bad_backward": BOTH | BACKWARD}
     for name, cases in sets.items():
@@ -206,43 +212,134 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                     for key, bad in NUMPY.items()
                     if name == "bad_forward" or "out" not in key
                 }
-            chosen = {key: bad for key, bad in cases.items() if has_all(library, bad.needs)}
-            metafunc.parametrize(name, chosen.values(), ids=chosen)
+            chosen = {
+                f"{spec.name}-{key}": (spec, bad)
+                for spec in OPERATIONS.values()
+                for key, bad in cases.items()
+                if spec.over_rows
+                and REQUIRED.intersection(key.split()) <= spec.features
+                and has_all(library, bad.needs)
+            }
+            metafunc.parametrize(("row_operation", name), chosen.values(), ids=chosen)
 
 
-def _right_call(operation: Operation, library: Library) -> dict[str, Any]:
+def _right_rows(operation: OperationSpec, library: Library) -> dict[str, Any]:
     x = np.linspace(0.0, 1.0, 15, dtype=np.float32).reshape(X_SHAPE)
     call = {name: library.array(np.ones(5, np.float32)) for name in operation.parameters}
     return {"x": library.array(x), "axis": -1, **call}
 
 
-def test_forward(operation: Operation, library: Library, bad_forward: BadCall) -> None:
-    call = _right_call(operation, library)
+def test_forward(row_operation: OperationSpec, library: Library, bad_forward: BadCall) -> None:
+    call = _right_rows(row_operation, library)
     bad_forward.change(library, call)
-    arrays = [call.pop("x"), *(call.pop(name) for name in operation.parameters)]
-    for function in (operation.function, operation.forward):
-        with pytest.raises(bad_forward.error, match=f"^{function.__name__}: .*{bad_forward.match}"):
-            function(*arrays, **call)
-        with pytest.raises(bad_forward.error):  # once more, should the first have left a plan
-            function(*arrays, **call)
+    arrays = [call.pop(name) for name in row_operation.inputs]
+    functions = (row_operation.function, row_operation.forward)
+    assert_raises(bad_forward.error, bad_forward.match, functions, arrays, call)
 
 
-def test_backward(operation: Operation, library: Library, bad_backward: BadCall) -> None:
-    call = _right_call(operation, library)
-    result = operation.forward(call["x"])
+def test_backward(row_operation: OperationSpec, library: Library, bad_backward: BadCall) -> None:
+    call = _right_rows(row_operation, library)
+    absent = [None for _ in row_operation.parameters]
+    result = row_operation.forward(call["x"], *absent)
     call |= {"dy": call["x"], **result._asdict()}
     bad_backward.change(library, call)
-    names = ("dy", "x", *operation.statistics, "gamma")
-    arrays = [call[name] for name in names]
-    options = {name: call[name] for name in ("axis", "need") if name in call}
-    match = f"^{operation.backward.__name__}: .*{bad_backward.match}"
-    with pytest.raises(bad_backward.error, match=match):
-        operation.backward(*arrays, **options)
+    last = row_operation.statistics[-1]
+    call[last] = call.pop(STATISTIC, call[last])
+    arrays = [call[name] for name in ("dy", *row_operation.saved)]
+    options: dict[str, Any] = {name: call[name] for name in ("axis", "need") if name in call}
+    match = bad_backward.match.replace(STATISTIC, last)
+    assert_raises(bad_backward.error, match, (row_operation.backward,), arrays, options)
 
 
-def test_arrays_are_positional_and_options_are_not(operation: Operation, library: Library) -> None:
-    call = _right_call(operation, library)
+@pytest.mark.having("rows")
+def test_arrays_are_positional_and_options_are_not(
+    operation: OperationSpec, library: Library
+) -> None:
+    call = _right_rows(operation, library)
     with pytest.raises(TypeError):
         operation.function(**call)
     with pytest.raises(TypeError):
-        operation.function(call["x"], None, None, -1)
+        operation.function(call["x"], *(None for _ in operation.parameters), -1)
+
+
+def assert_raises(
+    error: type[Exception], match: str, functions: Any, arrays: list[Any], options: dict[str, Any]
+) -> None:
+    for function in functions:
+        for _ in range(2):  # once more, should the first call have left a plan
+            with pytest.raises(error, match=f"^{function.__name__}: .*{match}"):
+                function(*arrays, **options)
+
+
+def wrong_arrays(
+    library: Library, said: str, values: np.ndarray, is_x: bool
+) -> list[tuple[type[Exception], str, Any]]:
+    """Return wrong replacements of an array: the error, its message, and the replacement."""
+    stacked = library.array(np.stack([values, values]))
+    wrong: list[tuple[type[Exception], str, Any]] = [
+        (TypeError, f"{said} has dtype int32", library.array(values.astype(np.int32))),
+        (TypeError, f"{said}: list", [1.0, 2.0]),
+    ]
+    return wrong if is_x else [*wrong, (ValueError, f"{said} has shape", stacked)]
+
+
+def test_wrong_inputs(operation: OperationSpec, library: Library) -> None:
+    _, lib_inputs = calls.right_call(operation, library)
+    functions, options = (operation.function, operation.forward), operation.main_case.options
+    for name, right in lib_inputs.items():
+        values, is_x = library.numpy(right), name == operation.x
+        wrong = wrong_arrays(library, name, values, is_x)
+        if not is_x:
+            other = other_library(library, values)
+            wrong.append((TypeError, f"{name} is an array of", other))
+        for error, match, value in wrong:
+            arrays = list({**lib_inputs, name: value}.values())
+            assert_raises(error, match, functions, arrays, options)
+        there = library.on_second_device(values)
+        if there is not None and not is_x:
+            x = library.bound(library.numpy(lib_inputs[operation.x]))
+            arrays = list({**lib_inputs, operation.x: x, name: there}.values())
+            assert_raises(ln.DeviceMismatchError, f"{name} is on", functions, arrays, options)
+
+
+@pytest.mark.having("backward")
+def test_wrong_saved_inputs(operation: OperationSpec, library: Library) -> None:
+    dy, lib_inputs = calls.right_call(operation, library)
+    options = operation.main_case.options
+    result = calls.forward(operation, library, lib_inputs, **options)
+    known = {"dy": dy, **lib_inputs, **result._asdict()}
+    names, functions = ("dy", *operation.saved), (operation.backward,)
+    options = operation.options_of(operation.backward, options)
+    for name in names:
+        said = "d" + operation.y if name == "dy" else name
+        values = library.numpy(known[name])
+        for error, match, value in wrong_arrays(library, said, values, name == operation.x):
+            arrays = [{**known, name: value}[each] for each in names]
+            assert_raises(error, match, functions, arrays, options)
+    arrays = [known[each] for each in names]
+    for need in ("dx", ("dz",)):
+        some = {**options, "need": need}
+        assert_raises(ValueError, "need must be a tuple", functions, arrays, some)
+
+
+def test_wrong_options(operation: OperationSpec, library: Library, bad_options: str) -> None:
+    _, lib_inputs = calls.right_call(operation, library)
+    error, match, changes = operation.bad_options[bad_options]
+    functions = [
+        function
+        for function in (operation.function, operation.forward)
+        if changes.keys() == operation.options_of(function, changes).keys()
+    ]
+    options = {**operation.main_case.options, **changes}
+    assert_raises(error, match, functions, list(lib_inputs.values()), options)
+
+
+@pytest.mark.having("epsilon")
+def test_wrong_epsilon(operation: OperationSpec, library: Library) -> None:
+    _, lib_inputs = calls.right_call(operation, library)
+    functions = (operation.function, operation.forward)
+    for epsilon in (-1e-5, float("nan"), float("inf"), "1e-5"):
+        error = TypeError if isinstance(epsilon, str) else ValueError
+        match = "epsilon must be a real" if isinstance(epsilon, str) else "epsilon must be finite"
+        options = {**operation.main_case.options, "epsilon": epsilon}
+        assert_raises(error, match, functions, list(lib_inputs.values()), options)

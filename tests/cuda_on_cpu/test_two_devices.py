@@ -16,11 +16,11 @@ import cupy_on_cpu
 import numpy as np
 import pytest
 from cupy._util import PerformanceWarning
-from ln_array_api_conformance import calls, family_calls
-from ln_array_api_conformance.family import CHANNEL_OPERATIONS, OperationSpec, gradient_of_y, inputs
-from ln_array_api_conformance.family_more import OTHER_OPERATIONS
+from ln_array_api_conformance import operation_calls as calls
 from ln_array_api_conformance.libraries import CuPy
-from ln_array_api_conformance.operations import OPERATIONS, Operation
+from ln_array_api_conformance.operation_spec import OperationSpec, gradient_of_y, make_inputs
+from ln_array_api_conformance.operations import OPERATIONS
+from ln_array_api_conformance.row_view import row_inputs
 from test_stages import LAUNCHES
 from test_stages import calls as stage_calls
 
@@ -96,42 +96,41 @@ def check(scenario: Scenario, device: int, current: int) -> None:
         assert actual == contents(arrays_in(call()))
 
 
-def of_rows(operation: Operation, x: str, dy: str) -> Scenario:
-    """Both passes of layer norm or RMS norm, over the last axis and over the first."""
+def of_rows(operation: OperationSpec, x: str, dy: str) -> Scenario:
+    """Both passes over rows, along the last axis and along the first."""
 
     def scenario() -> Callable[[], Any]:
         rng = np.random.default_rng(0)
         draw = [rng.standard_normal((5, 6)).astype(np.float32) for _ in range(2)]
         data, gradient = LAYOUTS[x](draw[0]), LAYOUTS[dy](draw[1])
-        _, given = calls.make_params(operation, LIBRARY, "float32", 6)
-        out, columns = cupy.empty((5, 6), np.float32), cupy.empty((5, 12), np.float32)[:, ::2]
-        first = [each[:5] for each in given]
+        _, *given = calls.arrays(LIBRARY, row_inputs(operation, draw[0], "float32")).values()
+        last = dict(zip(operation.inputs, (data, *given), strict=True))
+        first = {name: each if name == "x" else each[:5] for name, each in last.items()}
+        outs = [cupy.empty((5, 6), np.float32), cupy.empty((5, 12), np.float32)[:, ::2]]
+        outs = outs if operation.has_out else []
         return lambda: [
-            operation.function(data, *given),
-            operation.function(data, *given, out=out),
-            operation.function(data, *given, out=columns),
-            operation.forward(data, *first, axis=0, out=columns),
-            calls.forward_backward(operation, LIBRARY, gradient, data, given),
-            calls.forward_backward(operation, LIBRARY, gradient, data, first, axis=0),
+            operation.function(*last.values()),
+            *(operation.function(*last.values(), out=out) for out in outs),
+            *(operation.forward(*first.values(), axis=0, out=out) for out in outs[1:]),
+            calls.forward_backward(operation, LIBRARY, gradient, last),
+            calls.forward_backward(operation, LIBRARY, gradient, first, axis=0),
         ]
 
     return scenario
 
 
-def of_member(member: OperationSpec, x: str, dy: str) -> Scenario:
-    """Both passes of an operation of the family."""
+def of_main_case(operation: OperationSpec, x: str, dy: str) -> Scenario:
+    """Both passes of any operation."""
 
     def scenario() -> Callable[[], Any]:
-        plain, options = (
-            inputs(member, member.main_case, "normal", "float32"),
-            member.main_case.options,
-        )
-        given = family_calls.arrays(LIBRARY, plain)
-        given[member.x] = LAYOUTS[x](plain[member.x])
-        gradient = LAYOUTS[dy](gradient_of_y(member, member.main_case, "float32"))
+        case = operation.main_case
+        plain = make_inputs(operation, case, "normal", "float32")
+        given = calls.arrays(LIBRARY, plain)
+        given[operation.x] = LAYOUTS[x](plain[operation.x])
+        gradient = LAYOUTS[dy](gradient_of_y(operation, case, "float32"))
         return lambda: [
-            family_calls.y(member, LIBRARY, given, **options),
-            family_calls.forward_backward(member, LIBRARY, gradient, given, **options),
+            calls.y(operation, LIBRARY, given, **case.options),
+            calls.forward_backward(operation, LIBRARY, gradient, given, **case.options),
         ]
 
     return scenario
@@ -184,13 +183,22 @@ def of_caffe2(x: str, dy: str) -> Scenario:
 
 
 SCENARIOS: dict[str, Callable[[str, str], Scenario]] = {
-    **{each.name: partial(of_rows, each) for each in OPERATIONS},
-    **{each.name: partial(of_member, each) for each in (*CHANNEL_OPERATIONS, *OTHER_OPERATIONS)},
+    **{
+        name: partial(of_rows if each.over_rows else of_main_case, each)
+        for name, each in OPERATIONS.items()
+    },
     "Moments": of_moments,
     "caffe2": of_caffe2,
 }
-#: The operations that compute outside of plans, by name.
-OUTSIDE = {each.name: each for each in OTHER_OPERATIONS}
+#: The operations that compute outside of plans.
+OUTSIDE = (
+    "weight_norm",
+    "power_norm",
+    "batch_instance_norm",
+    "switchable_norm",
+    "local_contrast_norm",
+    "dynamic_tanh",
+)
 PLANNED = [name for name in SCENARIOS if name not in OUTSIDE and name != "Moments"]
 #: The device of the arrays and the current one.
 DIRECTIONS = [(1, 0), (0, 1)]
@@ -259,30 +267,27 @@ def test_plans_that_do_not_enter_a_device_are_noticed(
 @pytest.mark.parametrize("peer_access", [False, True])
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_operations_that_do_not_enter_a_device_are_noticed(
-    name: str, peer_access: bool, request: pytest.FixtureRequest
+    name: str, peer_access: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if peer_access:
         request.getfixturevalue("_peer_access")
-    member = OUTSIDE[name]
-    unguarded = member._replace(
-        function=inspect.unwrap(member.function),
-        forward=inspect.unwrap(member.forward),
-        backward=inspect.unwrap(member.backward),
-    )
-    for part in ("function", "forward", "backward"):
-        broken = member._replace(**{part: getattr(unguarded, part)})
-        with pytest.raises(NOTICED):
-            check(of_member(broken, "sliced", "transposed"), 1, 0)
+    operation = OPERATIONS[name]
+    for function in (operation.function, operation.forward, operation.backward):
+        with monkeypatch.context() as unguarded:
+            unguarded.setattr(ln, function.__name__, inspect.unwrap(function))
+            with pytest.raises(NOTICED):
+                check(of_main_case(operation, "sliced", "transposed"), 1, 0)
 
 
 def test_every_public_operation_is_here() -> None:
     tested = {ln.Moments, ln.backends, ln.explain, ln.use_backend}
-    for each in (*OPERATIONS, *CHANNEL_OPERATIONS, *OTHER_OPERATIONS):
-        tested |= {each.function, each.forward, each.backward}
+    for each in OPERATIONS.values():
+        tested |= {each.function, each.forward}
+        tested |= {each.backward} if each.has_backward else set()
     public = {getattr(ln, name) for name in ln.__all__}
     classes = {each for each in public if isinstance(each, type)} - {ln.Moments}
     assert all(issubclass(each, Exception | tuple) for each in classes)
-    assert public - classes == tested - {None}
+    assert public - classes == tested
     stages = {name for name in caffe2.__all__ if inspect.isfunction(vars(caffe2.stages).get(name))}
     assert len(stages) == len(LAUNCHES)
     operators = {name for name in caffe2.__all__ if name.endswith("Op")}
@@ -306,17 +311,16 @@ def test_arrays_of_one_kind_on_either_device() -> None:
                 function(x, arrays[1 - device][1])
 
 
-@pytest.mark.parametrize(
-    "member", [*CHANNEL_OPERATIONS, *OTHER_OPERATIONS], ids=lambda member: member.name
-)
-def test_explain(member: OperationSpec) -> None:
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if not OPERATIONS[name].over_rows])
+def test_explain(name: str) -> None:
     """What a plan depends on is computed on the device of x, too."""
+    operation = OPERATIONS[name]
     with Device(1):
-        given = family_calls.arrays(LIBRARY, inputs(member, member.main_case, "normal", "float32"))
+        _, given = calls.right_call(operation, LIBRARY)
     before = cupy_on_cpu.allocations_on(0)
-    explanation = ln.explain(member.forward, *given.values(), **member.main_case.options)
+    explanation = ln.explain(operation.forward, *given.values(), **operation.main_case.options)
     (place,) = (each for each in PLACES if each.library == "cupy")
-    assert explanation.backend == backend_of(member.name, place)
+    assert explanation.backend == backend_of(name, place)
     assert cupy_on_cpu.allocations_on(0) == before
 
 

@@ -115,7 +115,7 @@ OF_ROWS = (
         ROWS,
         '"dgamma" in need and gamma is not None, ',
         '"dgamma" in need, ',
-        suite("test_gradients_of_absent_parameters"),
+        suite("test_gradients_of_absent_inputs"),
     ),
     Fault(
         "dgamma is not in the shape of the normalised axes",
@@ -184,7 +184,7 @@ OF_CHANNELS = (
         "            requested_backend(),\n"
         "            *[",
         "key = (primitive, requested_backend(), *[",
-        suite("test_family_accuracy and batch_norm"),
+        suite("test_accuracy and batch_norm"),
     ),
     Fault(
         "channels that lie otherwise go to a kernel as they are",

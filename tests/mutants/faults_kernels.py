@@ -155,7 +155,7 @@ OF_ROWS = (
         ROWS,
         "nan = xp.sum(d, axis=axes, keepdims=True) + math.nan",
         "nan = xp.sum(d, axis=axes, keepdims=True)",
-        suite("test_no_elements"),
+        suite("test_nothing_to_normalise"),
     ),
 )
 
@@ -180,7 +180,7 @@ OF_CHANNELS = (
         "y = to_acc_dtype(xp, x) - _broadcast_channels(xp, x, axis, mean)",
         "y = xp.where(xp.isinf(x), 0.0, to_acc_dtype(xp, x)) - _broadcast_channels(xp,"
         " x, axis, mean)",
-        suite("test_family_accuracy and batch_norm"),
+        suite("test_a_bad_element and batch_norm"),
     ),
     Fault(
         "beta of batch norm in use is scaled",
@@ -208,7 +208,7 @@ OF_CHANNELS = (
         CHANNELS,
         "if need_dx or need_dgamma:",
         "if need_dgamma:",
-        suite("test_family_interface and test_need"),
+        suite("test_interface and test_need and batch_norm"),
     ),
     Fault(
         "dbeta of batch norm is added up in the accumulation dtype",

@@ -69,21 +69,21 @@ OF_FORWARD = (
         FORWARD,
         "param_offset = (row % groups) * segments + segment",
         "param_offset = segment",
-        rows("test_family_accuracy and test_cases and group_norm and float32"),
+        rows("test_cases and group_norm and float32"),
     ),
     Fault(
         "the second of two rows has the constants of the first",
         FORWARD,
         "scaled_rstds, x_hat_corrections, k + 1, ones_vec\n",
         "scaled_rstds, x_hat_corrections, k, ones_vec\n",
-        rows("test_accuracy and test_forward_lengths and float32 and 384"),
+        rows("test_row_accuracy and test_forward_lengths and float32 and 384"),
     ),
     Fault(
         "rows at the end of an odd block are left out",
         FORWARD,
         "    while k < count:\n        constants = load_normalise_constants(",
         "    while k + 1 < count:\n        constants = load_normalise_constants(",
-        rows("test_accuracy and test_forward_lengths and float32 and 384"),
+        rows("test_row_accuracy and test_forward_lengths and float32 and 384"),
     ),
 )
 
@@ -93,21 +93,21 @@ OF_ROW_PASSES = (
         ROW_PASSES,
         "zero_tail(fma(load_masked(x, x_offset + j, n - j, scale), scale, offset), n - j)",
         "fma(load_masked(x, x_offset + j, n - j, scale), scale, offset)",
-        rows("test_accuracy and test_forward_lengths and float32"),
+        rows("test_row_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
         "the end of a row has the first parameters",
         ROW_PASSES,
         "apply_affine(values, gamma, beta, param_offset + j, n - j)",
         "apply_affine(values, gamma, beta, param_offset, n - j)",
-        rows("test_accuracy and test_forward_lengths and float32"),
+        rows("test_row_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
         "a whole vector before the end of a row is not summed",
         ROW_PASSES,
         "    while j + width <= n:\n        d = fma(",
         "    while j + 2 * width <= n:\n        d = fma(",
-        rows("test_accuracy and test_forward_lengths and float32"),
+        rows("test_row_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
         "sums of long rows are not in float64",
@@ -155,7 +155,7 @@ OF_ROW_PASSES = (
         ROW_PASSES,
         "        store_masked(y, x_offset + n + j, b, count)\n",
         "",
-        rows("test_accuracy and test_forward_lengths and float32"),
+        rows("test_row_accuracy and test_forward_lengths and float32"),
     ),
 )
 
@@ -179,7 +179,7 @@ OF_MOMENTS = (
         MOMENTS,
         "square * inv_count - mean_residual * mean_residual",
         "square * inv_count",
-        rows("test_accuracy and test_forward_lengths and float32"),
+        rows("test_row_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
         "the mean of scaled rows is not scaled back",

@@ -15,7 +15,7 @@ OF_VECTORS = (
         DOUBLES,
         "pair = builder.fadd(total, first), builder.fadd(more, last)",
         "pair = builder.fadd(total, first), builder.fadd(more, first)",
-        rows("test_accuracy and test_forward_lengths and float32"),
+        rows("test_row_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
         "float64 loses what its sums round off",
@@ -43,7 +43,7 @@ OF_VECTORS = (
         SIMD,
         "return builder.select(prefix_mask(builder, args[1], vector.lanes), args[0], zero)",
         "return args[0]",
-        rows("test_accuracy and test_backward_lengths and float32"),
+        rows("test_row_accuracy and test_backward_lengths and float32"),
     ),
     Fault(
         "an fma is rounded twice",

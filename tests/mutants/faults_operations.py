@@ -14,7 +14,7 @@ def _without_infinities(x: str) -> str:
 def _infinity(name: str, old: str, x: str = "x", test: str = "") -> Fault:
     """An operation that takes an infinity for 0, where the first argument of old is x."""
     new = old.replace(f"({x},", f"({_without_infinities(x)},")
-    by = suite(f"test_family_accuracy and {test or name}")
+    by = suite(f"test_a_bad_element and {test or name}")
     return Fault(f"{name} takes an infinity for 0", f"ln_array_api/{name}.py", old, new, by)
 
 
@@ -30,7 +30,7 @@ OF_INFINITIES = (
         "            self._converted[key] = reshaped(values_acc, self._view.grouped_shape)\n",
         "            values_acc = self._xp.where(self._xp.isinf(values_acc), 0.0, values_acc)\n"
         "            self._converted[key] = reshaped(values_acc, self._view.grouped_shape)\n",
-        suite("test_family_accuracy and batch_instance"),
+        suite("test_a_bad_element and batch_instance"),
     ),
     Fault(
         "dynamic_tanh takes an infinity for 0",
@@ -61,7 +61,7 @@ OF_LAYER_AND_RMS_NORM = (
         "ln_array_api/layer_norm.py",
         "plan.backward(dy, x, mean, rstd, gamma, beta)",
         "plan.backward(dy, x, mean, rstd, gamma)",
-        suite("test_dbeta_of_a_wider_beta"),
+        suite("test_dbeta_has_the_dtype_of_beta"),
     ),
 )
 

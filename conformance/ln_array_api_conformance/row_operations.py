@@ -1,0 +1,98 @@
+"""Operations that normalise over the axes given by `axis`. Add a new one here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .operation_spec import (
+    AXIS,
+    NumpyInputs,
+    operation,
+    over_axis,
+    row_case,
+    row_operation,
+)
+from .reference import RefValues, affine, real, square_root, standardise, tanh
+
+
+@row_operation(("gamma", "beta"), statistics=("mean", "rstd"), has_out=True)
+def layer_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
+    """Zero mean and unit variance."""
+    axis = options.get("axis", -1)
+    x_hat, mean, rstd = standardise(inputs["x"], axis, options["epsilon"])
+    return {"y": affine(x_hat, inputs, axis), "mean": mean, "rstd": rstd}
+
+
+@row_operation(("gamma",), statistics=("rstd",), epsilon=1e-6, has_out=True)
+def rms_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
+    """A mean square of 1."""
+    x, axis = inputs["x"], options.get("axis", -1)
+    squares = np.sum(x * x, axis=axis, keepdims=True)
+    rstd = 1 / square_root(squares / (x.size // squares.size) + options["epsilon"])
+    return {"y": affine(x * rstd, inputs, axis), "rstd": rstd}
+
+
+@operation(
+    statistics=("norm",),
+    epsilon=1e-12,
+    cases={
+        "last axis": row_case((4, 2, 9), ()),
+        "two axes": row_case((3, 4, 5), (), axis=(2, 1)),
+        "axis between": row_case((3, 4, 5), (), axis=1),
+        "another power": row_case((3, 4, 5), (), alpha=0.3),
+        "squares": row_case((3, 4, 5), (), alpha=2),
+        "cubes of two axes": row_case((3, 4, 5), (), alpha=3.0, axis=(0, 2)),
+        "tenth powers": row_case((3, 4, 5), (), alpha=10, epsilon=0.0),
+        "a large epsilon": row_case((3, 4, 5), (), epsilon=1.0),
+        "no power": row_case((3, 4, 5), (), alpha=1),
+    },
+    group_max=over_axis,
+    bad_options={
+        **AXIS,
+        "alpha is negative": (ValueError, "alpha must be finite and more than 0", {"alpha": -0.5}),
+        "alpha is 0": (ValueError, "alpha must be finite and more than 0", {"alpha": 0}),
+        "alpha is infinite": (ValueError, "alpha must be finite", {"alpha": float("inf")}),
+        "alpha is NaN": (ValueError, "alpha must be finite", {"alpha": float("nan")}),
+        "alpha is a bool": (ValueError, "alpha must be finite", {"alpha": True}),
+        "alpha is a string": (TypeError, "alpha must be a real number", {"alpha": "1"}),
+    },
+)
+def power_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
+    """A power of the magnitude, with the sign, over the Euclidean norm."""
+    x = inputs["x"]
+    sign = np.where(real(x) < 0, -1, 1)
+    z = sign * (sign * x) ** options.get("alpha", 0.5)
+    squares = np.sum(z * z, axis=options.get("axis", -1), keepdims=True)
+    norm = square_root(squares + options["epsilon"])
+    return {"y": z / norm, "norm": norm}
+
+
+def _steepness(np_inputs: NumpyInputs) -> np.ndarray:
+    """Where tanh is flat, its slope is exp(-2 * abs(alpha * x)), with the product rounded."""
+    inner = np_inputs["alpha"].astype(np.float64) * np_inputs["x"].astype(np.float64)
+    return np.asarray(1 + 2 * abs(inner))
+
+
+def _with_alpha(shape: tuple[int, ...], **options: Any) -> Any:
+    case = row_case(shape, ("gamma", "beta"), **options)
+    return case._replace(shapes={"x": shape, "alpha": (), **case.shapes})
+
+
+@operation(
+    epsilon=None,
+    saved=("x", "alpha", "gamma"),
+    cases={
+        "last axis": _with_alpha((3, 4, 6)),
+        "two axes": _with_alpha((3, 4, 5), axis=(2, 0)),
+        "axis between": _with_alpha((3, 4, 5), axis=1),
+    },
+    group_max=lambda values, options: values,
+    bad_options=AXIS,
+    condition=_steepness,
+)
+def dynamic_tanh(inputs: RefValues, options: dict[str, Any]) -> RefValues:
+    """The hyperbolic tangent of alpha times x."""
+    y = tanh(inputs["alpha"] * inputs["x"])
+    return {"y": affine(y, inputs, options.get("axis", -1))}
