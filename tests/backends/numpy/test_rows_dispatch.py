@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
-from engine_arrays import DTYPES, bits, set_thresholds
+from engine_arrays import DTYPES, bits, moved, set_thresholds
 from ln_array_api_backends.numpy import (
     array_tasks,
     backend,
