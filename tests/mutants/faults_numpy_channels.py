@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from fault import NUMPY, Fault, suite, unit
 
-CHANNELS, COLUMNS, COLUMN_SUMS = (
-    f"{NUMPY}/{name}.py" for name in ("channels", "columns", "column_sums")
+CHANNELS, COLUMNS, COLUMNS_BACKWARD, COLUMN_SUMS, GRADIENT_SUMS, VECTOR_MEMORY = (
+    f"{NUMPY}/{name}.py"
+    for name in (
+        *("channels", "columns_forward", "columns_backward", "column_sums", "gradient_sums"),
+        "vector_memory",
+    )
 )
 
 
@@ -82,16 +86,16 @@ OF_COLUMNS = (
     ),
     Fault(
         "who finishes the first part goes on with gradients of columns",
-        COLUMNS,
+        COLUMNS_BACKWARD,
         "if increment(words, FINISHED) == num_parts - 1:\n            finalize_backward(",
         "if increment(words, FINISHED) == 0:\n            finalize_backward(",
         COLUMN,
     ),
     Fault(
         "gradients of the last sample are left out",
-        COLUMNS,
-        "            samples = words[COUNT]\n",
-        "            samples = max(words[COUNT] - 1, 1)\n",
+        GRADIENT_SUMS,
+        "    reduce_partials(dgamma, blocks)\n",
+        "    reduce_partials(dgamma, max(blocks - 1, 1))\n",
         unit("backends/numpy/test_columns_dispatch.py", "as_channels_first"),
     ),
     Fault(
@@ -103,7 +107,7 @@ OF_COLUMNS = (
     ),
     Fault(
         "sums of columns for gradients overwrite each other's blocks",
-        COLUMNS,
+        COLUMNS_BACKWARD,
         "sums_offset = block * 3 * padded",
         "sums_offset = block * 2 * padded",
         COLUMN,
@@ -124,7 +128,7 @@ OF_COLUMNS = (
     ),
     Fault(
         "the last row of each block is left out of gradients",
-        COLUMNS,
+        COLUMNS_BACKWARD,
         "end = min(begin + TERMS_PER_FLUSH, last)",
         "end = min(begin + TERMS_PER_FLUSH, max(last - 1, begin + 1))",
         SHORT,
@@ -159,7 +163,7 @@ OF_COLUMNS = (
     ),
     Fault(
         "what the mean of a column has missed is a part of the projection",
-        COLUMNS,
+        COLUMNS_BACKWARD,
         "sums[2 * padded + column] -= x_hat_mean * sums[padded + column]",
         "sums[2 * padded + column] -= 0 * x_hat_mean",
         unit("backends/numpy/test_channels.py", "far_from_zero"),
@@ -174,16 +178,16 @@ OF_COLUMNS = (
     ),
     Fault(
         "samples have the statistics of the first in the backward pass",
-        COLUMNS,
+        COLUMNS_BACKWARD,
         "before = first // count * (columns // n)",
         "before = 0 * n",
         suite("test_cases and group_norm and float32", backend="numpy"),
     ),
     Fault(
         "y of columns that is stored past the cache is not that of others",
-        COLUMNS,
-        "        store_non_temporal(elements, i, values)\n",
-        "        store_non_temporal(elements, i, values + values)\n",
+        VECTOR_MEMORY,
+        "        store_non_temporal(elements, index, vector)\n",
+        "        store_non_temporal(elements, index, vector + vector)\n",
         unit("backends/numpy/test_columns_dispatch.py", "past_the_cache"),
     ),
 )

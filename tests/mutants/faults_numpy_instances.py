@@ -26,8 +26,8 @@ FAULTS = (
     Fault(
         "deviations of an instance leave the range",
         INSTANCES,
-        "range_factor, unscale = range_scale(rstd_vec)\n        normalise(",
-        "range_factor, unscale = ones_vec, ones_vec\n        normalise(",
+        "range_factor, unscale = range_scale(rstd_vec)\n        constants",
+        "range_factor, unscale = ones_vec, ones_vec\n        constants",
         unit(TEST, "largest"),
     ),
     Fault(

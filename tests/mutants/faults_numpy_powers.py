@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fault import NUMPY, Fault, unit
 
-ROOTS, POWERS = f"{NUMPY}/roots.py", f"{NUMPY}/powers.py"
-ELEMENTARY, CALLS = f"{NUMPY}/elementary.py", f"{NUMPY}/powers_dispatch.py"
+ROOTS, POWERS, ROW_PASSES = (f"{NUMPY}/{name}.py" for name in ("roots", "powers", "row_passes"))
+ELEMENTARY, DISPATCH = f"{NUMPY}/elementary.py", f"{NUMPY}/powers_dispatch.py"
 TESTS = "backends/numpy/test_powers.py"
 
 FAULTS = (
@@ -18,9 +18,9 @@ FAULTS = (
     ),
     Fault(
         "what a sum of magnitudes loses is forgotten",
-        ROOTS,
-        "sum_, rest = accumulate(\n            sum_, rest, scaled(absolute(",
-        "sum_, _ = accumulate(\n            sum_, rest, scaled(absolute(",
+        ROW_PASSES,
+        "sum_, rest = accumulate(sum_, rest, terms_at(row, j, None))",
+        "sum_, _ = accumulate(sum_, rest, terms_at(row, j, None))",
         unit(TESTS, "test_right", "outlier"),
     ),
     Fault(
@@ -53,17 +53,16 @@ FAULTS = (
     ),
     Fault(
         "gradients of the elements behind the last whole vector count twice",
-        ROOTS,
-        "product = zero_tail(load_masked(dy, x_offset + j, n - j, inv_norm) * y, n - j)\n",
-        "product = zero_tail(load_masked(dy, x_offset + j, n - j, inv_norm) * y, n - j)\n"
-        "        product = product + product\n",
+        ROW_PASSES,
+        "accumulate(sum_, rest, terms_at(row, j, n - j))",
+        "accumulate(sum_, rest, terms_at(row, j, n - j) + terms_at(row, j, n - j))",
         unit(TESTS, "test_right"),
     ),
     Fault(
         "a row's norm depends on what lies beside it",
         ROOTS,
-        "x_ptr, (begin + k) * n, n, ones_vec, None, prefetch_distance",
-        "x_ptr, begin * n, n, ones_vec, None, prefetch_distance",
+        "Row(x_ptr, None, (begin + k) * n, (ones_vec, None)",
+        "Row(x_ptr, None, begin * n, (ones_vec, None)",
         unit(TESTS, "company"),
     ),
     Fault(
@@ -103,14 +102,14 @@ FAULTS = (
     ),
     Fault(
         "logarithms have digits enough for float64",
-        CALLS,
+        DISPATCH,
         'spec.dtype != "float64" and spec.exponent',
         "spec.exponent",
         unit("test_power_norm.py", "derivative_above"),
     ),
     Fault(
         "the first power has the epsilon of a mean",
-        CALLS,
+        DISPATCH,
         "epsilon=spec.epsilon / spec.shape[1]",
         "epsilon=spec.epsilon",
         unit(TESTS, "test_zeros"),

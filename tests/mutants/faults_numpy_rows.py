@@ -6,6 +6,7 @@ from fault import NUMPY, Fault, suite, unit
 
 FORWARD, BACKWARD = f"{NUMPY}/rows_forward.py", f"{NUMPY}/rows_backward.py"
 ROW_PASSES, MOMENTS = f"{NUMPY}/row_passes.py", f"{NUMPY}/moments.py"
+ROW_GRADIENTS = f"{NUMPY}/row_gradients.py"
 SUMS, TASKS = f"{NUMPY}/gradient_sums.py", f"{NUMPY}/tasks.py"
 
 
@@ -25,15 +26,15 @@ OF_FORWARD = (
     Fault(
         "the last row is not written where results leave the cache",
         FORWARD,
-        "            count = finish_row(x, start_row(x, n, pending_row), n, pending_row)\n",
+        "            count = finish_row(start_row(n, pending_row), n, pending_row)\n",
         "            count = 0\n",
         rows("test_large and test_rows and 13 and not ragged"),
     ),
     Fault(
         "what is left of the last row is not written where results leave the cache",
         FORWARD,
-        "store_masked(y, x_offset + n - count, load(row_tail, 0, ones_vec), count)",
-        "store_masked(y, x_offset + n - count, load(row_tail, 0, ones_vec), 0)",
+        "store_masked(out.y, x_offset + n - count, load(row_tail, 0, ones_vec), count)",
+        "store_masked(out.y, x_offset + n - count, load(row_tail, 0, ones_vec), 0)",
         unit("backends/numpy/test_rows_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
@@ -67,22 +68,22 @@ OF_FORWARD = (
     Fault(
         "all groups have the parameters of the first",
         FORWARD,
-        "param_offset = (row % groups) * segments + segment",
+        "param_offset = (row % affine.groups) * segments + segment",
         "param_offset = segment",
         rows("test_cases and group_norm and float32"),
     ),
     Fault(
         "the second of two rows has the constants of the first",
         FORWARD,
-        "scaled_rstds, x_hat_corrections, k + 1, ones_vec\n",
-        "scaled_rstds, x_hat_corrections, k, ones_vec\n",
+        "load_row_constants(scratch, out.mean, k + 1, ones_vec)",
+        "load_row_constants(scratch, out.mean, k + 0, ones_vec)",
         rows("test_row_accuracy and test_forward_lengths and float32 and 384"),
     ),
     Fault(
         "rows at the end of an odd block are left out",
         FORWARD,
-        "    while k < count:\n        constants = load_normalise_constants(",
-        "    while k + 1 < count:\n        constants = load_normalise_constants(",
+        "    while k < count:\n        constants = load_row_constants(",
+        "    while k + 1 < count:\n        constants = load_row_constants(",
         rows("test_row_accuracy and test_forward_lengths and float32 and 384"),
     ),
 )
@@ -98,8 +99,8 @@ OF_ROW_PASSES = (
     Fault(
         "the end of a row has the first parameters",
         ROW_PASSES,
-        "apply_affine(values, gamma, beta, param_offset + j, n - j)",
-        "apply_affine(values, gamma, beta, param_offset, n - j)",
+        "row.param_offset + j, count)",
+        "row.param_offset + (j if count is None else 0), count)",
         rows("test_row_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
@@ -135,25 +136,21 @@ OF_ROW_PASSES = (
     Fault(
         "y that is stored past the cache has the first parameters",
         ROW_PASSES,
-        "y, x_offset + j, apply_affine(values, gamma, beta, param_offset + j, None)\n"
-        "            )\n"
-        "            j += width\n",
-        "y, x_offset + j, apply_affine(values, gamma, beta, param_offset, None)\n"
-        "            )\n"
-        "            j += width\n",
+        "store_non_temporal(y, y_offset + j, vector_at(row, j, None))",
+        "store_non_temporal(y, y_offset + j, vector_at(row, 0, None))",
         rows("test_large and test_rows and 13 and ragged"),
     ),
     Fault(
         "a row is not written up to where its memory is aligned",
         ROW_PASSES,
-        "            store_masked(y, x_offset, values, count)\n        else",
+        "            store_masked(y, row.x_offset, values, count)\n        else",
         "            pass\n        else",
         unit("backends/numpy/test_rows_forward.py", "stores_nor_on_alignment"),
     ),
     Fault(
         "the second of two rows is written without its end",
         ROW_PASSES,
-        "        store_masked(y, x_offset + n + j, b, count)\n",
+        "        store_masked(y, second.x_offset + j, b, count)\n",
         "",
         rows("test_row_accuracy and test_forward_lengths and float32"),
     ),
@@ -229,15 +226,15 @@ OF_BACKWARD = (
     Fault(
         "the sums of the last block of rows are left out",
         BACKWARD,
-        "num_blocks = words[COUNT]\n",
-        "num_blocks = max(words[COUNT] - 1, 1)\n",
+        "        reduce_params(blocks, dgamma",
+        "        reduce_params(max(blocks - 1, 1), dgamma",
         rows("test_many_rows and layer_norm"),
     ),
     Fault(
         "who finishes the first part adds up the sums of all",
-        BACKWARD,
-        "if increment(words, FINISHED) == num_parts - 1 and num_blocks > 1:",
-        "if increment(words, FINISHED) == 0 and num_blocks > 1:",
+        TASKS,
+        "        if increment(words, FINISHED) == num_parts - 1:",
+        "        if increment(words, FINISHED) == 0:",
         rows("test_large and test_rows and layer_norm"),
     ),
     Fault(
@@ -249,7 +246,7 @@ OF_BACKWARD = (
     ),
     Fault(
         "deviations are added up whatever their magnitude",
-        BACKWARD,
+        ROW_GRADIENTS,
         "scale, _ = range_scale(rstd)",
         "scale = ones(rstd)",
         rows("test_gradients_of_rows_near_the_largest_number and float32"),
@@ -257,8 +254,8 @@ OF_BACKWARD = (
     Fault(
         "the last of four rows has the sums of the third",
         BACKWARD,
-        "dy, x, x_offset + 3 * n, n, m, r, gamma, param_offset, prefetch_distance",
-        "dy, x, x_offset + 2 * n, n, m, r, gamma, param_offset, prefetch_distance",
+        "Source(dy, x, offset + 3 * n, gamma, param)",
+        "Source(dy, x, offset + 2 * n, gamma, param)",
         rows("test_large and test_rows and vectors"),
     ),
     Fault(
@@ -291,21 +288,21 @@ OF_BACKWARD = (
     ),
     Fault(
         "sums of a long row keep the last run only",
-        BACKWARD,
+        ROW_GRADIENTS,
         "sum_g, comp_g = compensated_add(sum_g, comp_g, aa + bb)",
         "sum_g, comp_g = aa + bb, comp_g",
         rows("test_large and test_rows and 1000 and layer_norm"),
     ),
     Fault(
         "dx that is stored past the cache is without gamma",
-        BACKWARD,
-        "dy, x, x_offset + j, None, row_constants, gamma, param_offset + j, dx, True",
-        "dy, x, x_offset + j, None, row_constants, None, param_offset + j, dx, True",
+        ROW_GRADIENTS,
+        "add_dx_vector(source, j, None, constants, gradients, True)",
+        "add_dx_vector(Source(*source[:3], None, 0), j, None, constants, gradients, True)",
         rows("test_large and test_rows and ragged and layer_norm"),
     ),
     Fault(
         "the end of a row counts in its segment twice",
-        BACKWARD,
+        ROW_GRADIENTS,
         "dgamma_acc + zero_tail(d * x_hat, n - j), dbeta_acc + d",
         "dgamma_acc + d * x_hat + d * x_hat, dbeta_acc + d",
         rows("test_cases and group_norm and float32"),

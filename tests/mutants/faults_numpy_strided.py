@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fault import NUMPY, Fault, suite, unit
 
-STRIDED, CALLS = f"{NUMPY}/strided.py", f"{NUMPY}/strided_dispatch.py"
+FORWARD, BACKWARD = f"{NUMPY}/strided_forward.py", f"{NUMPY}/strided_backward.py"
+DISPATCH = f"{NUMPY}/strided_dispatch.py"
 ODD = unit("backends/numpy/test_strided.py", "odd_rows")
 ALIKE = unit("backends/numpy/test_strided.py", "alike")
 PLACE = unit("backends/numpy/test_strided.py", "anywhere", "anyhow")
@@ -13,21 +14,21 @@ COLUMNS = suite("test_columns and layer_norm and float32", "test_columns", backe
 FAULTS = (
     Fault(
         "four vectors begin with what is NaN in the first",
-        STRIDED,
+        FORWARD,
         "zero = zeros(r0)",
         "zero = r0 - r0",
         ODD,
     ),
     Fault(
         "the last vector of a tile is read in full",
-        STRIDED,
+        FORWARD,
         "d = load_partial(x, i + k * inner, count, approx_mean) - approx_mean",
         "d = load(x, i + k * inner, approx_mean) - approx_mean",
         unit("backends/numpy/test_strided.py", "behind"),
     ),
     Fault(
         "sums of squares are not put aside",
-        STRIDED,
+        FORWARD,
         "for begin in range(0, n, SQUARES_PER_FLUSH):\n"
         "        end = min(begin + SQUARES_PER_FLUSH, n)",
         "for begin in range(0, n, n):\n        end = n",
@@ -35,63 +36,63 @@ FAULTS = (
     ),
     Fault(
         "a tile keeps the sums of the one before",
-        STRIDED,
+        FORWARD,
         "    clear(sums, compensation)\n    for begin in range(0, n, SQUARES_PER_FLUSH):",
         "    for begin in range(0, n, SQUARES_PER_FLUSH):",
         COLUMNS,
     ),
     Fault(
         "the rough means of a tile are always good enough",
-        STRIDED,
+        FORWARD,
         "        if good:",
         "        if good or count > 0:",
         ODD,
     ),
     Fault(
         "a row that is rescaled keeps the rstd of what it was scaled to",
-        STRIDED,
+        FORWARD,
         "rstd[row + k] = scaled_rstd * factor",
         "rstd[row + k] = scaled_rstd",
         ODD,
     ),
     Fault(
         "tiles of a sample begin at its first row",
-        STRIDED,
+        FORWARD,
         "return sample * n * inner + left, sample * inner + left, min",
         "return sample * n * inner + left, sample * inner, min",
         COLUMNS,
     ),
     Fault(
         "what the mean has missed is a part of the projection of a column",
-        STRIDED,
+        BACKWARD,
         "negative(projection - x_hat_mean * mean_g)",
         "negative(projection)",
         COLUMNS,
     ),
     Fault(
         "the last element of a row of odd length has no gradient",
-        STRIDED,
+        BACKWARD,
         "    if n % 2:",
         "    if n < 0:",
         COLUMNS,
     ),
     Fault(
         "sums of dgamma and dbeta take each other's places",
-        STRIDED,
+        BACKWARD,
         "reduce_add4(dgamma_acc0, dgamma_acc1, dbeta_acc0, dbeta_acc1)",
         "reduce_add4(dbeta_acc0, dgamma_acc1, dgamma_acc0, dbeta_acc1)",
         COLUMNS,
     ),
     Fault(
         "the first block of tiles alone counts",
-        STRIDED,
+        BACKWARD,
         "reduce_blocks(sums, compensation, sums.size // blocks)",
         "reduce_blocks(sums, compensation, sums.size)",
         COLUMNS,
     ),
     Fault(
         "the sums of a block of tiles are those of its last",
-        STRIDED,
+        BACKWARD,
         "            flush_param_sums(dbeta, dbeta_comp, sums_offset, tile_dbeta, rstd)",
         "            clear_from(dbeta, sums_offset, padded)\n"
         "            flush_param_sums(dbeta, dbeta_comp, sums_offset, tile_dbeta, rstd)",
@@ -99,28 +100,28 @@ FAULTS = (
     ),
     Fault(
         "the last tile reaches into the next sample",
-        STRIDED,
+        FORWARD,
         "min(width, inner - left)",
         "width",
         unit("backends/numpy/test_strided.py", "behind"),
     ),
     Fault(
         "statistics are read as if they lay in order",
-        CALLS,
+        DISPATCH,
         "saved = contiguous(mean), contiguous(rstd), contiguous(gamma)",
         "saved = mean, rstd, gamma",
         PLACE,
     ),
     Fault(
         "out is written as if it lay in order",
-        CALLS,
+        DISPATCH,
         "is_place = out is not None and is_in_order(out)",
         "is_place = out is not None",
         PLACE,
     ),
     Fault(
         "dy that lies otherwise is read as if it did not",
-        CALLS,
+        DISPATCH,
         "if not layout.strides or (is_backward and layout.dy is None):",
         "if not layout.strides:",
         PLACE,

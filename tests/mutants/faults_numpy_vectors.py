@@ -48,8 +48,8 @@ OF_VECTORS = (
     Fault(
         "an fma is rounded twice",
         SIMD,
-        'return call(builder, f"llvm.fma.{suffix(args[0].type)}", args[0].type, *args)',
-        "return builder.fadd(builder.fmul(*args[:2]), args[2])",
+        'return call_lanewise(builder, "fma", a, b, c)',
+        "return builder.fadd(builder.fmul(a, b), c)",
         unit("backends/numpy/test_simd.py", "arithmetic"),
     ),
     Fault(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fault import NUMPY, Fault, unit
 
 RUNS, WINDOWS = f"{NUMPY}/window_runs.py", f"{NUMPY}/windows_forward.py"
-GRADIENTS, CALLS = f"{NUMPY}/windows_backward.py", f"{NUMPY}/windows_dispatch.py"
+GRADIENTS, DISPATCH = f"{NUMPY}/windows_backward.py", f"{NUMPY}/windows_dispatch.py"
 TEST = "backends/numpy/test_windows.py"
 ALL, CUT = unit(TEST, "all_results"), unit(TEST, "tiles")
 
@@ -26,14 +26,14 @@ FAULTS = (
     ),
     Fault(
         "runs at the border count the places beyond it",
-        CALLS,
+        DISPATCH,
         "first, last = (np.clip(begin + each, 0, length) for each in (after, after + n))",
         "first, last = begin + after, begin + after + n",
         ALL,
     ),
     Fault(
         "all tiles of a row have the tables of the first",
-        CALLS,
+        DISPATCH,
         "numbers.append(known[kind])",
         "numbers.append(0)",
         CUT,

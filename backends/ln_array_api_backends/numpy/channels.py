@@ -11,10 +11,10 @@ from numba import njit
 from .compile import CALLED, INLINE
 from .doubles import accumulate, sum_in_float64, zeros_float64
 from .moments import compute_rstd, deviation_sums_of_pieces, finalize_moments, unscaled_mean
-from .row_passes import compute_approx_mean, normalise
-from .rows_backward import gradient_lane_sums, write_dx
+from .row_gradients import DxConstants, Gradients, Source, gradient_lane_sums, write_dx
+from .row_passes import Row, RowConstants, compute_approx_mean, normalised, write_row
 from .simd import broadcast, first_lane, ones, range_scale, reduce_add, scalar_like
-from .tasks import arguments
+from .tasks import task_of
 from .vector_memory import data_pointer, fence, load_broadcast
 
 
@@ -68,12 +68,16 @@ def forward(x, gamma, beta, y, mean, var, rstd, epsilon, non_temporal, start, st
         )
         g = load_broadcast(gamma_ptr, channel, ones_vec)
         b = load_broadcast(beta_ptr, channel, ones_vec)
+        constants = RowConstants(
+            broadcast(factor),
+            broadcast(-approx_mean),
+            broadcast(scaled_rstd),
+            broadcast(-mean_residual * scaled_rstd),
+        )
         for sample in range(samples):
-            normalise(
-                x_ptr, y_ptr, channel * n + sample * stride, n, broadcast(factor),
-                broadcast(-approx_mean), broadcast(scaled_rstd),
-                broadcast(-mean_residual * scaled_rstd), g, b, 0, non_temporal,
-            )  # fmt: skip
+            x_offset = channel * n + sample * stride
+            row = Row(x_ptr, x_offset, constants, g, b, 0)
+            write_row(normalised, row, y_ptr, x_offset, n, ones_vec, non_temporal)
     if non_temporal:
         fence()
 
@@ -90,10 +94,9 @@ def inference(x, mean, var, gamma, beta, y, epsilon, non_temporal, start, stop):
         rstd = compute_rstd(var[channel], epsilon, ones_vec)
         g = load_broadcast(gamma_ptr, channel, ones_vec)
         b = load_broadcast(beta_ptr, channel, ones_vec)
-        normalise(
-            x_ptr, y_ptr, piece * n, n, ones_vec, broadcast(-mean[channel]), broadcast(rstd), None,
-            g, b, 0, non_temporal,
-        )  # fmt: skip
+        constants = RowConstants(ones_vec, broadcast(-mean[channel]), broadcast(rstd), None)
+        row = Row(x_ptr, piece * n, constants, g, b, 0)
+        write_row(normalised, row, y_ptr, piece * n, n, ones_vec, non_temporal)
     if non_temporal:
         fence()
 
@@ -109,15 +112,15 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, non_temporal, start, s
     zero, inv_count = zeros_float64(ones_vec), 1.0 / (samples * n)
     stride = channels * n
     prefetch_distance = stride if non_temporal else 0
+    gradients = Gradients(dx_ptr, None, None, 0)
     for channel in range(start, stop):
         mu = load_broadcast(mean_ptr, channel, ones_vec)
         r = load_broadcast(rstd_ptr, channel, ones_vec)
         a, b, c, rest_a, rest_b, rest_c = zero, zero, zero, zero, zero, zero
         for sample in range(samples):
             x_offset = channel * n + sample * stride
-            aa, bb, cc = gradient_lane_sums(
-                dy_ptr, x_ptr, x_offset, n, mu, r, None, 0, prefetch_distance
-            )
+            source = Source(dy_ptr, x_ptr, x_offset, None, 0)
+            aa, bb, cc = gradient_lane_sums(source, n, mu, r, prefetch_distance)
             a, rest_a = accumulate(a, rest_a, aa)
             b, rest_b = accumulate(b, rest_b, bb)
             c, rest_c = accumulate(c, rest_c, cc)
@@ -138,7 +141,7 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, non_temporal, start, s
             neg_projection = broadcast(scalar_like(-sum_dy_x_hat * inv_count, ones_vec))
             if gamma is not None:
                 neg_mean_g, neg_projection = neg_mean_g * g, neg_projection * g
-            row_constants = (
+            constants = DxConstants(
                 mu,
                 r,
                 broadcast(scalar_like(-x_hat_mean, ones_vec)),
@@ -147,36 +150,12 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, non_temporal, start, s
             )
             for sample in range(samples):
                 x_offset = channel * n + sample * stride
-                write_dx(
-                    dy_ptr, x_ptr, x_offset, n, row_constants, g, 0, dx_ptr, None, None, 0,
-                    non_temporal, 0,
-                )  # fmt: skip
+                source = Source(dy_ptr, x_ptr, x_offset, g, 0)
+                write_dx(source, n, constants, gradients, non_temporal, 0)
     if non_temporal:
         fence()
 
 
-def forward_task(kinds):
-    """`forward` as a task."""
-
-    def task(words, part, num_parts):
-        forward(*arguments(words, kinds, part, num_parts))
-
-    return task
-
-
-def inference_task(kinds):
-    """`inference` as a task."""
-
-    def task(words, part, num_parts):
-        inference(*arguments(words, kinds, part, num_parts))
-
-    return task
-
-
-def backward_task(kinds):
-    """`backward` as a task."""
-
-    def task(words, part, num_parts):
-        backward(*arguments(words, kinds, part, num_parts))
-
-    return task
+forward_task = task_of(forward)
+inference_task = task_of(inference)
+backward_task = task_of(backward)

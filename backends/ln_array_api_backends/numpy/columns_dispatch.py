@@ -14,7 +14,7 @@ import numpy as np
 
 from ln_array_api.backend import Layout, Primitive, RowsSpec
 
-from . import columns
+from . import columns_backward, columns_forward
 from .call_context import CallContext
 from .config import ITEMSIZE, should_use_non_temporal
 from .row_passes import TERMS_PER_FLUSH
@@ -57,13 +57,19 @@ class _BlockedSums:
 def forward(context: CallContext, n: int) -> Callable[..., None]:
     """Return a function that runs batch norm, of channels of n columns."""
     m, c = context.shape[0], context.shape[1] // n
-    length = columns.FORWARD_TABLES * _table_width(context)
+    length = columns_forward.FORWARD_TABLES * _table_width(context)
     table, sums = context.acc(length), _BlockedSums(context, 2)
     approx_means = context.bind(
-        columns.guess_task, 1, context.x, table, integer(n), integer(0), integer(m)
+        columns_forward.approx_channel_means_task,
+        1,
+        context.x,
+        table,
+        integer(n),
+        integer(0),
+        integer(m),
     )
     finalize = context.bind(
-        columns.forward_sums_task,
+        columns_forward.forward_sums_task,
         sums.count,
         *(context.x, context.gamma, context.beta, *[context.acc(c)] * 3, table, *sums.arrays),
         *(real(context.spec.epsilon), integer(n), *sums.options),
@@ -81,16 +87,16 @@ def forward(context: CallContext, n: int) -> Callable[..., None]:
 
 def _write(context: CallContext, table: Argument) -> Callable[..., None]:
     arguments = context.x, context.x, table, boolean(context.non_temporal)
-    return context.bind(columns.write_task, context.shape[0], *arguments)
+    return context.bind(columns_forward.normalise_rows_task, context.shape[0], *arguments)
 
 
 def inference(context: CallContext, n: int) -> Callable[..., None]:
     """Return a function that runs batch norm by given statistics, of channels of n columns."""
     c = context.shape[1] // n
-    length = columns.FORWARD_TABLES * _table_width(context)
+    length = columns_forward.FORWARD_TABLES * _table_width(context)
     table = context.acc(length)
     finalize = context.bind(
-        columns.settle_inference_task,
+        columns_forward.finalize_inference_task,
         1,
         *(*[context.acc(c)] * 2, context.gamma, context.beta, table),
         *(real(context.spec.epsilon), integer(n)),
@@ -108,15 +114,20 @@ def inference(context: CallContext, n: int) -> Callable[..., None]:
 def backward(context: CallContext, n: int) -> Callable[..., None]:
     """Return a function that computes the gradients of batch norm, of channels of n columns."""
     m, c = context.shape[0], context.shape[1] // n
-    length = columns.BACKWARD_TABLES * _table_width(context)
+    length = columns_backward.BACKWARD_TABLES * _table_width(context)
     table, sums = context.acc(length), _BlockedSums(context, 3)
     statistics = [context.acc(c)] * 2
     load_stats = context.bind(
-        columns.know_task, 1, context.x, *statistics, table, *map(integer, (n, 0, m))
+        columns_backward.load_stats_tables_task,
+        1,
+        context.x,
+        *statistics,
+        table,
+        *map(integer, (n, 0, m)),
     )
     dx, dgamma, dbeta = context.gradients(c)
     finalize = context.bind(
-        columns.backward_sums_task,
+        columns_backward.backward_sums_task,
         sums.count,
         *(context.dy, context.x, context.gamma, dgamma, dbeta, table, *sums.arrays),
         *(integer(n), *sums.options),
@@ -124,7 +135,7 @@ def backward(context: CallContext, n: int) -> Callable[..., None]:
     write_dx_rows: Any = None
     if dx is not ABSENT:
         arguments = context.dy, context.x, dx, table, boolean(context.non_temporal)
-        write_dx_rows = context.bind(columns.differentiate_task, m, *arguments)
+        write_dx_rows = context.bind(columns_backward.write_dx_rows_task, m, *arguments)
 
     def run(
         dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, dx: Any, dgamma: Any, dbeta: Any
@@ -178,7 +189,7 @@ def _forward_groups(
     m, k = context.shape
     samples, groups = m // rows, k // n
     run = context.bind(
-        columns.forward_of_samples_task,
+        columns_forward.forward_of_samples_task,
         samples,
         *(context.x, context.gamma, context.beta, context.x, *[context.acc(samples * groups)] * 2),
         real(context.spec.epsilon),
@@ -203,7 +214,7 @@ def _backward_groups(
     need_dx, *needs = context.spec.need
     dx, *sums = context.gradients(samples * parameters)
     run = context.bind(
-        columns.backward_of_samples_task,
+        columns_backward.backward_of_samples_task,
         samples,
         *(context.dy, context.x, *[context.acc(samples * k // n)] * 2, context.gamma),
         *(dx, *sums, *context.gradients(parameters)[1:]),

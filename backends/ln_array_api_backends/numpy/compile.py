@@ -17,6 +17,8 @@ CALLED: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapp
 ONCE: dict[str, Any] = {**CALLED, "inline": "always"}
 #: For functions that are inlined by LLVM.
 INLINE: dict[str, Any] = {**CALLED, "forceinline": True}
+#: For functions whose argument is a function: in each process they would have another key on disk.
+MAP: dict[str, Any] = {**INLINE, "cache": False}
 #: For small tasks: to release the interpreter's lock would cost more than they do.
 WITH_GIL: dict[str, Any] = {**OPTIONS, "nogil": False}
 

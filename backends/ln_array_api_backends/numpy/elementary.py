@@ -25,10 +25,10 @@ from .simd import (
     at_least,
     at_most,
     broadcast,
-    call,
+    call_lanewise,
     fma,
+    lanewise,
     scalar_like,
-    suffix,
     with_sign_of,
 )
 
@@ -116,51 +116,40 @@ def _polynomial(builder: Any, x: Any, coefficients: tuple[float, ...]) -> Any:
     """Emit a polynomial by Horner's rule, for coefficients from the lowest order on."""
     result = _constant_vector(x.type, coefficients[-1])
     for each in reversed(coefficients[:-1]):
-        constant = _constant_vector(x.type, each)
-        result = call(builder, f"llvm.fma.{suffix(x.type)}", x.type, result, x, constant)
+        result = call_lanewise(builder, "fma", result, x, _constant_vector(x.type, each))
     return result
 
 
-@intrinsic
-def _log2(typing: Any, vector: Any) -> Any:
+@lanewise
+def _log2(builder: Any, vector: Any) -> Any:
     """Return log2 of each lane, if it is a positive normal number; else a finite number."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        int_type, float_type = ir.VectorType(I64, vector.lanes), args[0].type
-        bits = builder.bitcast(args[0], int_type)
-        # 2**exponent times a number from 1 / sqrt(2) to sqrt(2).
-        moved = builder.add(bits, _constant_vector(int_type, _BIAS - _ROOT_OF_HALF))
-        exponent = builder.lshr(moved, _constant_vector(int_type, 52))
-        mantissa = builder.sub(bits, builder.shl(exponent, _constant_vector(int_type, 52)))
-        mantissa = builder.bitcast(
-            builder.add(mantissa, _constant_vector(int_type, _BIAS)), float_type
-        )
-        # An integer of 12 bits becomes a number as the last bits of 2**52.
-        exponent = builder.bitcast(
-            builder.or_(exponent, _constant_vector(int_type, _TWO_TO_52)), float_type
-        )
-        exponent = builder.fsub(exponent, _constant_vector(float_type, 2.0**52 + 1023))
-        f = builder.fsub(mantissa, _constant_vector(float_type, 1.0))
-        product = _polynomial(builder, f, _LOG2)
-        return call(builder, f"llvm.fma.{suffix(float_type)}", float_type, f, product, exponent)
-
-    return vector(vector), generate
+    int_type, float_type = ir.VectorType(I64, vector.type.count), vector.type
+    bits = builder.bitcast(vector, int_type)
+    # 2**exponent times a number from 1 / sqrt(2) to sqrt(2).
+    moved = builder.add(bits, _constant_vector(int_type, _BIAS - _ROOT_OF_HALF))
+    exponent = builder.lshr(moved, _constant_vector(int_type, 52))
+    mantissa = builder.sub(bits, builder.shl(exponent, _constant_vector(int_type, 52)))
+    mantissa = builder.bitcast(builder.add(mantissa, _constant_vector(int_type, _BIAS)), float_type)
+    # An integer of 12 bits becomes a number as the last bits of 2**52.
+    exponent = builder.bitcast(
+        builder.or_(exponent, _constant_vector(int_type, _TWO_TO_52)), float_type
+    )
+    exponent = builder.fsub(exponent, _constant_vector(float_type, 2.0**52 + 1023))
+    f = builder.fsub(mantissa, _constant_vector(float_type, 1.0))
+    product = _polynomial(builder, f, _LOG2)
+    return call_lanewise(builder, "fma", f, product, exponent)
 
 
-@intrinsic
-def _exp2(typing: Any, vector: Any) -> Any:
+@lanewise
+def _exp2(builder: Any, vector: Any) -> Any:
     """Return 2 to the power of each lane, which is from `_LEAST` to `_MOST`, or NaN."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        int_type, float_type = ir.VectorType(I64, vector.lanes), args[0].type
-        rounder = _constant_vector(float_type, _ROUNDER)
-        shifted = builder.fadd(args[0], rounder)
-        f = builder.fsub(args[0], builder.fsub(shifted, rounder))
-        scale = builder.shl(builder.bitcast(shifted, int_type), _constant_vector(int_type, 52))
-        scale = builder.bitcast(builder.add(scale, _constant_vector(int_type, _BIAS)), float_type)
-        return builder.fmul(_polynomial(builder, f, _EXP2), scale)
-
-    return vector(vector), generate
+    int_type, float_type = ir.VectorType(I64, vector.type.count), vector.type
+    rounder = _constant_vector(float_type, _ROUNDER)
+    shifted = builder.fadd(vector, rounder)
+    f = builder.fsub(vector, builder.fsub(shifted, rounder))
+    scale = builder.shl(builder.bitcast(shifted, int_type), _constant_vector(int_type, 52))
+    scale = builder.bitcast(builder.add(scale, _constant_vector(int_type, _BIAS)), float_type)
+    return builder.fmul(_polynomial(builder, f, _EXP2), scale)
 
 
 @njit(**INLINE)

@@ -14,27 +14,28 @@ from numba.extending import overload
 from .compile import CALLED, INLINE
 from .doubles import accumulate, sum_in_dtype, zeros_float64
 from .simd import fma, lanes, ones
-from .vector_memory import data_pointer, load, load_masked, store, store_masked
+from .vector_memory import (
+    data_pointer,
+    load,
+    load_masked,
+    load_partial,
+    load_vector,
+    store,
+    store_masked,
+    store_partial,
+    store_vector,
+)
 
 
 @njit(**INLINE)
 def accumulate_params(d, x_hat, dgamma, dbeta, grad_offset, count):
     """Add the terms of one row to dgamma and dbeta, unless these are None."""
-    if count is None:
-        if dgamma is not None:
-            store(dgamma, grad_offset, fma(d, x_hat, load(dgamma, grad_offset, d)))
-        if dbeta is not None:
-            store(dbeta, grad_offset, load(dbeta, grad_offset, d) + d)
-    else:
-        if dgamma is not None:
-            store_masked(
-                dgamma,
-                grad_offset,
-                fma(d, x_hat, load_masked(dgamma, grad_offset, count, d)),
-                count,
-            )
-        if dbeta is not None:
-            store_masked(dbeta, grad_offset, load_masked(dbeta, grad_offset, count, d) + d, count)
+    if dgamma is not None:
+        dgamma_acc = fma(d, x_hat, load_vector(dgamma, grad_offset, count, d))
+        store_vector(dgamma, grad_offset, dgamma_acc, count, False)
+    if dbeta is not None:
+        dbeta_acc = load_vector(dbeta, grad_offset, count, d) + d
+        store_vector(dbeta, grad_offset, dbeta_acc, count, False)
 
 
 @njit(**INLINE)
@@ -56,15 +57,15 @@ def accumulate_params4(d0, x_hat0, d1, x_hat1, d2, x_hat2, d3, x_hat3, dgamma, d
         store(dbeta, grad_offset, load(dbeta, grad_offset, d0) + ((d0 + d1) + (d2 + d3)))
 
 
-def empty_or_none(sums, n):
-    """Allocate n numbers of the dtype of `sums`, or return None if that is None."""
+def empty_or_none(present, length, like):
+    """Allocate `length` numbers of the dtype of `like`, or return None if `present` is None."""
 
 
 @overload(empty_or_none)
-def _empty_or_none(sums, n):
-    if isinstance(sums, types.NoneType):
-        return lambda sums, n: None
-    return lambda sums, n: np.empty(n, sums.dtype)
+def _empty_or_none(present, length, like):
+    if isinstance(present, types.NoneType):
+        return lambda present, length, like: None
+    return lambda present, length, like: np.empty(length, like.dtype)
 
 
 @njit(**INLINE)
@@ -86,25 +87,12 @@ def add_run(sums, grad_offset, run, acc_like):
     """Add the sums of a run of rows to those from grad_offset on."""
     if sums is not None:
         ones_vec = ones(acc_like)
-        sums_ptr, run_ptr, width, n = (
-            data_pointer(sums),
-            data_pointer(run),
-            lanes(ones_vec),
-            run.size,
-        )
-        j = 0
-        while j + width <= n:
-            store(
-                sums_ptr,
-                grad_offset + j,
-                load(sums_ptr, grad_offset + j, ones_vec) + load(run_ptr, j, ones_vec),
-            )
-            j += width
-        if j < n:
-            both = load_masked(sums_ptr, grad_offset + j, n - j, ones_vec) + load_masked(
+        sums_ptr, run_ptr, n = data_pointer(sums), data_pointer(run), run.size
+        for j in range(0, n, lanes(ones_vec)):
+            both = load_partial(sums_ptr, grad_offset + j, n - j, ones_vec) + load_partial(
                 run_ptr, j, n - j, ones_vec
             )
-            store_masked(sums_ptr, grad_offset + j, both, n - j)
+            store_partial(sums_ptr, grad_offset + j, both, n - j, False)
 
 
 @njit(**CALLED)
@@ -144,3 +132,12 @@ def put_first(sums, into):
     if into is not None:
         for i in range(into.size):
             into[i] = sums[i]
+
+
+@njit(**INLINE)
+def reduce_params(blocks, dgamma, dbeta, into_dgamma, into_dbeta):
+    """Reduce the partial sums of all blocks to the gradients of gamma and beta."""
+    reduce_partials(dgamma, blocks)
+    reduce_partials(dbeta, blocks)
+    put_first(dgamma, into_dgamma)
+    put_first(dbeta, into_dbeta)

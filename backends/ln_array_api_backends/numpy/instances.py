@@ -11,10 +11,18 @@ from numba import njit
 from .compile import CALLED, INLINE
 from .doubles import accumulate, sum_in_float64, zeros_float64
 from .moments import deviation_sums_of_pieces, finalize_moments
-from .row_passes import PREFETCH_BYTES, compensated_add, compute_approx_mean, normalise
-from .rows_backward import gradient_lane_sums, write_dx
+from .row_gradients import DxConstants, Gradients, Source, gradient_lane_sums, write_dx
+from .row_passes import (
+    PREFETCH_BYTES,
+    Row,
+    RowConstants,
+    compensated_add,
+    compute_approx_mean,
+    normalised,
+    write_row,
+)
 from .simd import broadcast, first_lane, ones, range_scale, reduce_add, scalar_like, zeros
-from .tasks import arguments
+from .tasks import task_of
 from .vector_memory import data_pointer, fence, load_broadcast
 
 
@@ -50,14 +58,16 @@ def affine(x, mean, mean_residual, rstd, scale, shift, y, non_temporal, start, s
     for row in range(start, stop):
         rstd_vec = load_broadcast(rstd_ptr, row, ones_vec)
         range_factor, unscale = range_scale(rstd_vec)
-        normalise(
-            x_ptr, y_ptr, row * n, n, range_factor,
+        constants = RowConstants(
+            range_factor,
             zeros(ones_vec) - load_broadcast(mean_ptr, row, ones_vec) * range_factor,
             rstd_vec * unscale,
             zeros(ones_vec) - load_broadcast(mean_residual_ptr, row, ones_vec) * rstd_vec,
-            load_broadcast(scale_ptr, row, ones_vec), load_broadcast(shift_ptr, row, ones_vec), 0,
-            non_temporal,
-        )  # fmt: skip
+        )
+        g = load_broadcast(scale_ptr, row, ones_vec)
+        b = load_broadcast(shift_ptr, row, ones_vec)
+        current = Row(x_ptr, row * n, constants, g, b, 0)
+        write_row(normalised, current, y_ptr, row * n, n, ones_vec, non_temporal)
     if non_temporal:
         fence()
 
@@ -77,10 +87,9 @@ def sums_of_rows(dy, x, mean, rstd, mean_residual, sum_dy, sum_dy_x_hat, is_larg
     inv_count, prefetch_distance = 1.0 / n, PREFETCH_BYTES // x.itemsize if is_large else 0
     for row in range(start, stop):
         rstd_vec = load_broadcast(rstd_ptr, row, ones_vec)
-        a, b, c = gradient_lane_sums(
-            dy_ptr, x_ptr, row * n, n, load_broadcast(mean_ptr, row, ones_vec), rstd_vec, None, 0,
-            prefetch_distance,
-        )  # fmt: skip
+        source = Source(dy_ptr, x_ptr, row * n, None, 0)
+        mean_vec = load_broadcast(mean_ptr, row, ones_vec)
+        a, b, c = gradient_lane_sums(source, n, mean_vec, rstd_vec, prefetch_distance)
         _, unscale = range_scale(rstd_vec)
         d_mean, row_sum = reduce_add_wide(a, ones_vec) * inv_count, reduce_add_wide(b, ones_vec)
         mean_residual[row, 0] = scalar_like(d_mean, ones_vec) * first_lane(unscale)
@@ -101,50 +110,21 @@ def gradient(dy, x, mean, mean_residual, rstd, weight, scale, shift, dx, non_tem
     shift_ptr = data_pointer(shift)
     for row in range(start, stop):
         rstd_vec = load_broadcast(rstd_ptr, row, ones_vec)
-        row_constants = (
-            load_broadcast(mean_ptr, row, ones_vec), rstd_vec,
+        constants = DxConstants(
+            load_broadcast(mean_ptr, row, ones_vec),
+            rstd_vec,
             zeros(ones_vec) - load_broadcast(mean_residual_ptr, row, ones_vec) * rstd_vec,
-            load_broadcast(shift_ptr, row, ones_vec), load_broadcast(scale_ptr, row, ones_vec),
-        )  # fmt: skip
-        g = load_broadcast(weight_ptr, row, ones_vec)
-        write_dx(
-            dy_ptr, x_ptr, row * n, n, row_constants, g, 0, dx_ptr, None, None, 0, non_temporal, 0
+            load_broadcast(shift_ptr, row, ones_vec),
+            load_broadcast(scale_ptr, row, ones_vec),
         )
+        g = load_broadcast(weight_ptr, row, ones_vec)
+        source = Source(dy_ptr, x_ptr, row * n, g, 0)
+        write_dx(source, n, constants, Gradients(dx_ptr, None, None, 0), non_temporal, 0)
     if non_temporal:
         fence()
 
 
-def statistics_task(kinds):
-    """`statistics` as a task."""
-
-    def task(words, part, num_parts):
-        statistics(*arguments(words, kinds, part, num_parts))
-
-    return task
-
-
-def affine_task(kinds):
-    """`affine` as a task."""
-
-    def task(words, part, num_parts):
-        affine(*arguments(words, kinds, part, num_parts))
-
-    return task
-
-
-def sums_task(kinds):
-    """`sums_of_rows` as a task."""
-
-    def task(words, part, num_parts):
-        sums_of_rows(*arguments(words, kinds, part, num_parts))
-
-    return task
-
-
-def gradient_task(kinds):
-    """`gradient` as a task."""
-
-    def task(words, part, num_parts):
-        gradient(*arguments(words, kinds, part, num_parts))
-
-    return task
+statistics_task = task_of(statistics)
+affine_task = task_of(affine)
+sums_of_rows_task = task_of(sums_of_rows)
+gradient_task = task_of(gradient)

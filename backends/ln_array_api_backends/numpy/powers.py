@@ -8,12 +8,14 @@ overflow or underflow in float64, so they are sums of 2**(2 * exponent * w - shi
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 from numba import njit
 
 from .compile import CALLED, INLINE
 from .doubles import from_float64, to_float64, zeros_float64
 from .elementary import exp2, log2
+from .row_passes import write_row
 from .simd import (
     absolute,
     broadcast,
@@ -30,17 +32,8 @@ from .simd import (
     zero_tail,
     zeros,
 )
-from .tasks import arguments
-from .vector_memory import (
-    data_pointer,
-    elements_to_alignment,
-    fence,
-    load,
-    load_masked,
-    store,
-    store_masked,
-    store_non_temporal,
-)
+from .tasks import task_of
+from .vector_memory import data_pointer, fence, load_masked, load_vector
 
 #: Largest exponent for which squared powers of all float32 numbers are in the range of float64.
 MAX_UNSHIFTED_EXPONENT = 3.0
@@ -98,40 +91,30 @@ def log_of_norm(x, x_offset, n, ones_vec, exponent, epsilon):
     return log, 2.0**log
 
 
+class Row(NamedTuple):
+    """Pointers to x and dy, of which dy may be None, from element `offset` on; the constants."""
+
+    x: Any
+    dy: Any
+    offset: Any
+    constants: Any
+    """Of y: exponent, minus the logarithm of the norm, NaN or zero, zero. Of dx: the first two, and
+    minus the projection. All are float64, except zero."""
+    like: Any
+    """A vector of the dtype of the computation."""
+
+
 @njit(**INLINE)
-def y_vector(x, constants):
-    """Return y of a vector. For exponents below 1, the sign of 0 is +, as in `roots`."""
-    exponent, neg_log_norm, nan_or_zero, zero = constants
+def y_vector(row, j, count):
+    """Return y of a vector from element j on, or of `count` elements.
+
+    For exponents below 1, the sign of 0 is +, as in `roots`.
+    """
+    exponent, neg_log_norm, nan_or_zero, zero = row.constants
+    x = load_vector(row.x, row.offset + j, count, row.like)
     low, high = to_float64(x)
     low, high = powers(low, exponent, neg_log_norm), powers(high, exponent, neg_log_norm)
     return with_sign_of(from_float64(low + nan_or_zero, high + nan_or_zero, x), x + zero)
-
-
-@njit(**INLINE)
-def normalise_row(x, y, x_offset, n, ones_vec, constants, non_temporal):
-    """Write y for n elements."""
-    width = lanes(ones_vec)
-    j = 0
-    if non_temporal:
-        j = min(elements_to_alignment(y, x_offset, ones_vec), n)
-        if j:
-            store_masked(y, x_offset, y_vector(load_masked(x, x_offset, j, ones_vec), constants), j)
-        while j + width <= n:
-            store_non_temporal(
-                y, x_offset + j, y_vector(load(x, x_offset + j, ones_vec), constants)
-            )
-            j += width
-    else:
-        while j + width <= n:
-            store(y, x_offset + j, y_vector(load(x, x_offset + j, ones_vec), constants))
-            j += width
-    if j < n:
-        store_masked(
-            y,
-            x_offset + j,
-            y_vector(load_masked(x, x_offset + j, n - j, ones_vec), constants),
-            n - j,
-        )
 
 
 @njit(**CALLED)
@@ -146,7 +129,8 @@ def forward(x, y, norm, exponent, epsilon, non_temporal, start, stop):
         norm[row] = scalar_like(row_norm, ones_vec)
         # If the logarithm of the norm is not finite, all of y is NaN, also where x is 0.
         constants = broadcast(exponent), broadcast(-log), broadcast(log - log), zero
-        normalise_row(x_ptr, y_ptr, row * n, n, ones_vec, constants, non_temporal)
+        current = Row(x_ptr, None, row * n, constants, ones_vec)
+        write_row(y_vector, current, y_ptr, row * n, n, ones_vec, non_temporal)
     if non_temporal:
         fence()
 
@@ -179,55 +163,15 @@ def gradient(dy, x, exponent, neg_log_norm, neg_projection):
 
 
 @njit(**INLINE)
-def dx_vector(dy, x, constants):
-    """Return dx of a vector of elements."""
+def dx_vector(row, j, count):
+    """Return dx of a vector from element j on, or of `count` elements."""
+    exponent, neg_log_norm, neg_projection = row.constants
+    x = load_vector(row.x, row.offset + j, count, row.like)
     low, high = to_float64(x)
-    low_dy, high_dy = to_float64(dy)
-    low = gradient(low_dy, low, constants[0], constants[1], constants[2])
-    high = gradient(high_dy, high, constants[0], constants[1], constants[2])
+    low_dy, high_dy = to_float64(load_vector(row.dy, row.offset + j, count, row.like))
+    low = gradient(low_dy, low, exponent, neg_log_norm, neg_projection)
+    high = gradient(high_dy, high, exponent, neg_log_norm, neg_projection)
     return from_float64(low, high, x)
-
-
-@njit(**INLINE)
-def write_dx(dy, x, dx, x_offset, n, ones_vec, constants, non_temporal):
-    """Write dx for n elements."""
-    width = lanes(ones_vec)
-    j = 0
-    if non_temporal:
-        j = min(elements_to_alignment(dx, x_offset, ones_vec), n)
-        if j:
-            values = dx_vector(
-                load_masked(dy, x_offset, j, ones_vec),
-                load_masked(x, x_offset, j, ones_vec),
-                constants,
-            )
-            store_masked(dx, x_offset, values, j)
-        while j + width <= n:
-            store_non_temporal(
-                dx,
-                x_offset + j,
-                dx_vector(
-                    load(dy, x_offset + j, ones_vec), load(x, x_offset + j, ones_vec), constants
-                ),
-            )
-            j += width
-    else:
-        while j + width <= n:
-            store(
-                dx,
-                x_offset + j,
-                dx_vector(
-                    load(dy, x_offset + j, ones_vec), load(x, x_offset + j, ones_vec), constants
-                ),
-            )
-            j += width
-    if j < n:
-        values = dx_vector(
-            load_masked(dy, x_offset + j, n - j, ones_vec),
-            load_masked(x, x_offset + j, n - j, ones_vec),
-            constants,
-        )
-        store_masked(dx, x_offset + j, values, n - j)
 
 
 @njit(**CALLED)
@@ -249,24 +193,11 @@ def backward(dy, x, norm, dx, exponent, non_temporal, start, stop):
         exponents, neg_log_norm = broadcast(exponent), broadcast(-log)
         projection = sum_of_products(dy_ptr, x_ptr, row * n, n, ones_vec, exponents, neg_log_norm)
         constants = exponents, neg_log_norm, broadcast(-projection)
-        write_dx(dy_ptr, x_ptr, dx_ptr, row * n, n, ones_vec, constants, non_temporal)
+        current = Row(x_ptr, dy_ptr, row * n, constants, ones_vec)
+        write_row(dx_vector, current, dx_ptr, row * n, n, ones_vec, non_temporal)
     if non_temporal:
         fence()
 
 
-def forward_task(kinds):
-    """`forward` as a task."""
-
-    def task(words, part, num_parts):
-        forward(*arguments(words, kinds, part, num_parts))
-
-    return task
-
-
-def backward_task(kinds):
-    """`backward` as a task."""
-
-    def task(words, part, num_parts):
-        backward(*arguments(words, kinds, part, num_parts))
-
-    return task
+forward_task = task_of(forward)
+backward_task = task_of(backward)

@@ -8,12 +8,13 @@ blocks that fit in L1, and each lane of a vector holds a statistic of one row.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 from numba import njit
 
 from .compile import CALLED, INLINE
-from .doubles import accumulate, from_float64, sum_in_float64, zeros_float64
-from .row_passes import PREFETCH_BYTES
+from .doubles import from_float64, zeros_float64
+from .row_passes import PREFETCH_BYTES, accumulate_row, write_row
 from .rows_forward import LANES, MAX_BLOCK_BYTES, PREFETCH_MIN_ROW_BYTES
 from .simd import (
     absolute,
@@ -36,19 +37,18 @@ from .simd import (
     zero_tail,
     zeros,
 )
-from .tasks import arguments
+from .tasks import task_of
 from .vector_memory import (
     data_pointer,
-    elements_to_alignment,
     fence,
     load,
     load_broadcast,
     load_masked,
+    load_vector,
     prefetch,
     stack_alloc,
     store,
     store_masked,
-    store_non_temporal,
 )
 
 #: Factor that brings an overflowing float64 sum back into range, and its square root.
@@ -57,23 +57,27 @@ DOWNSCALE, SQRT_DOWNSCALE = 2.0**-128, 2.0**-64
 SUMS = 64
 
 
+class Row(NamedTuple):
+    """Pointers to x and dy, of which dy may be None, from element `offset` on; the constants."""
+
+    x: Any
+    dy: Any
+    offset: Any
+    constants: Any
+    """What the function needs that gets the row."""
+    prefetch_distance: Any
+
+
 @njit(**INLINE)
-def sum_of_magnitudes(x, x_offset, n, ones_vec, scale, prefetch_distance):
-    """Return float64 lane sums of abs(x) over n elements, times scale unless that is None."""
-    sum_, rest = zeros_float64(ones_vec), zeros_float64(ones_vec)
-    width = lanes(ones_vec)
-    j = 0
-    while j + width <= n:
-        if prefetch_distance:
-            prefetch(x, x_offset + j + prefetch_distance)
-        sum_, rest = accumulate(
-            sum_, rest, scaled(absolute(load(x, x_offset + j, ones_vec)), scale)
-        )
-        j += width
-    if j < n:
-        values = absolute(load_masked(x, x_offset + j, n - j, ones_vec))
-        sum_, rest = accumulate(sum_, rest, scaled(values, scale))
-    return sum_in_float64(sum_, rest, ones_vec)
+def magnitudes(row, j, count):
+    """Return abs(x) * scale of a vector from element j on, or of `count` elements.
+
+    The constants are a vector of ones and the scale, which may be None.
+    """
+    ones_vec, scale = row.constants
+    if row.prefetch_distance:
+        prefetch(row.x, row.offset + j + row.prefetch_distance)
+    return scaled(absolute(load_vector(row.x, row.offset + j, count, ones_vec)), scale)
 
 
 @njit(**INLINE)
@@ -86,7 +90,8 @@ def scaled(values, scale):
 def scaled_norm(x, x_offset, n, ones_vec, epsilon):
     """Return the norm of a row whose sum of magnitudes overflows float64."""
     downscale = broadcast(scalar_like(DOWNSCALE, ones_vec))
-    downscaled_sum = reduce_add(sum_of_magnitudes(x, x_offset, n, ones_vec, downscale, 0))
+    row = Row(x, None, x_offset, (ones_vec, downscale), 0)
+    downscaled_sum = reduce_add(accumulate_row(magnitudes, row, n, ones_vec))
     return math.sqrt(downscaled_sum + epsilon * DOWNSCALE) / SQRT_DOWNSCALE
 
 
@@ -97,28 +102,9 @@ def signed_roots(x, inv_norm):
 
 
 @njit(**INLINE)
-def normalise_row(x, y, x_offset, n, inv_norm, non_temporal):
-    """Write y for n elements."""
-    width = lanes(inv_norm)
-    j = 0
-    if non_temporal:
-        j = min(elements_to_alignment(y, x_offset, inv_norm), n)
-        if j:
-            store_masked(
-                y, x_offset, signed_roots(load_masked(x, x_offset, j, inv_norm), inv_norm), j
-            )
-        while j + width <= n:
-            store_non_temporal(
-                y, x_offset + j, signed_roots(load(x, x_offset + j, inv_norm), inv_norm)
-            )
-            j += width
-    else:
-        while j + width <= n:
-            store(y, x_offset + j, signed_roots(load(x, x_offset + j, inv_norm), inv_norm))
-            j += width
-    if j < n:
-        values = signed_roots(load_masked(x, x_offset + j, n - j, inv_norm), inv_norm)
-        store_masked(y, x_offset + j, values, n - j)
+def y_vector(row, j, count):
+    """Return y of a vector from element j on, or of `count` elements; the constant is 1 / norm."""
+    return signed_roots(load_vector(row.x, row.offset + j, count, row.constants), row.constants)
 
 
 @njit(**INLINE)
@@ -144,10 +130,8 @@ def forward(x, y, norm, epsilon, non_temporal, start, stop):
     for begin in range(start, stop, rows_per_block):
         count = min(rows_per_block, stop - begin)
         for k in range(count):
-            lane_sums = sum_of_magnitudes(
-                x_ptr, (begin + k) * n, n, ones_vec, None, prefetch_distance
-            )
-            store(sums, k * lanes64, lane_sums)
+            row = Row(x_ptr, None, (begin + k) * n, (ones_vec, None), prefetch_distance)
+            store(sums, k * lanes64, accumulate_row(magnitudes, row, n, ones_vec))
         squared_norm = reduce_add_rows(sums, 0, zero) + broadcast(epsilon)
         norm_vec = square_root(squared_norm)
         store_masked(norm_ptr, begin, from_float64(norm_vec, norm_vec, ones_vec), count)
@@ -163,32 +147,27 @@ def forward(x, y, norm, epsilon, non_temporal, start, stop):
                     norm[begin + k] = row_norm
                     inv_norms[k] = 1.0 / row_norm
         for k in range(count):
-            normalise_row(
-                x_ptr, y_ptr, (begin + k) * n, n, load_broadcast(inv_norms, k, ones_vec),
-                non_temporal,
-            )  # fmt: skip
+            x_offset, inv_norm = (begin + k) * n, load_broadcast(inv_norms, k, ones_vec)
+            row = Row(x_ptr, None, x_offset, inv_norm, 0)
+            write_row(y_vector, row, y_ptr, x_offset, n, ones_vec, non_temporal)
     if non_temporal:
         fence()
 
 
 @njit(**INLINE)
-def sum_of_products(dy, x, x_offset, n, inv_norm, prefetch_distance):
-    """Return float64 lane sums of dy * y over n elements."""
-    sum_, rest = zeros_float64(inv_norm), zeros_float64(inv_norm)
-    width = lanes(inv_norm)
-    j = 0
-    while j + width <= n:
-        if prefetch_distance:
-            prefetch(x, x_offset + j + prefetch_distance)
-            prefetch(dy, x_offset + j + prefetch_distance)
-        y = signed_roots(load(x, x_offset + j, inv_norm), inv_norm)
-        sum_, rest = accumulate(sum_, rest, load(dy, x_offset + j, inv_norm) * y)
-        j += width
-    if j < n:
-        y = signed_roots(load_masked(x, x_offset + j, n - j, inv_norm), inv_norm)
-        product = zero_tail(load_masked(dy, x_offset + j, n - j, inv_norm) * y, n - j)
-        sum_, rest = accumulate(sum_, rest, product)
-    return sum_in_float64(sum_, rest, inv_norm)
+def products(row, j, count):
+    """Return dy * y of a vector from element j on, or of `count` elements, and 0 beyond these."""
+    if row.prefetch_distance:
+        prefetch(row.x, row.offset + j + row.prefetch_distance)
+        prefetch(row.dy, row.offset + j + row.prefetch_distance)
+    y = y_vector(row, j, count)
+    return zero_beyond(load_vector(row.dy, row.offset + j, count, row.constants) * y, count)
+
+
+@njit(**INLINE)
+def zero_beyond(values, count):
+    """Set the lanes from `count` on to 0, unless that is None."""
+    return values if count is None else zero_tail(values, count)
 
 
 @njit(**INLINE)
@@ -215,58 +194,17 @@ def ones_like(vector):
 
 
 @njit(**INLINE)
-def dx_vector(dy, x, constants):
-    """Return dx of a vector of elements."""
-    inv_norm, neg_projection, half, first, second = constants
+def dx_vector(row, j, count):
+    """Return dx of a vector from element j on, or of `count` elements."""
+    inv_norm, neg_projection, half, first, second = row.constants
+    x = load_vector(row.x, row.offset + j, count, inv_norm)
     sqrt_abs_x = square_root(absolute(x))
     y = with_sign_of(sqrt_abs_x * inv_norm, x)
     inv_sqrt_abs_x = ones_like(sqrt_abs_x) / sqrt_abs_x
     clamped = at_least(at_most(inv_sqrt_abs_x, first), ones_like(sqrt_abs_x))
+    dy = load_vector(row.dy, row.offset + j, count, inv_norm)
     dx = fma(y, neg_projection, dy) * (half * clamped) * at_most(inv_sqrt_abs_x, second)
     return where_not_zero(x, dx)
-
-
-@njit(**INLINE)
-def write_dx(dy, x, dx, x_offset, n, constants, non_temporal):
-    """Write dx for n elements."""
-    ones_vec = constants[0]
-    width = lanes(ones_vec)
-    j = 0
-    if non_temporal:
-        j = min(elements_to_alignment(dx, x_offset, ones_vec), n)
-        if j:
-            values = dx_vector(
-                load_masked(dy, x_offset, j, ones_vec),
-                load_masked(x, x_offset, j, ones_vec),
-                constants,
-            )
-            store_masked(dx, x_offset, values, j)
-        while j + width <= n:
-            store_non_temporal(
-                dx,
-                x_offset + j,
-                dx_vector(
-                    load(dy, x_offset + j, ones_vec), load(x, x_offset + j, ones_vec), constants
-                ),
-            )
-            j += width
-    else:
-        while j + width <= n:
-            store(
-                dx,
-                x_offset + j,
-                dx_vector(
-                    load(dy, x_offset + j, ones_vec), load(x, x_offset + j, ones_vec), constants
-                ),
-            )
-            j += width
-    if j < n:
-        values = dx_vector(
-            load_masked(dy, x_offset + j, n - j, ones_vec),
-            load_masked(x, x_offset + j, n - j, ones_vec),
-            constants,
-        )
-        store_masked(dx, x_offset + j, values, n - j)
 
 
 @njit(**CALLED)
@@ -289,35 +227,20 @@ def backward(dy, x, norm, dx, non_temporal, start, stop):
         inv_norm = broadcast(1.0) / load_masked(norm_ptr, begin, count, zero)
         store(inv_norms, 0, from_float64(inv_norm, inv_norm, ones_vec))
         for k in range(count):
-            lane_sums = sum_of_products(
-                dy_ptr, x_ptr, (begin + k) * n, n, load_broadcast(inv_norms, k, ones_vec),
-                prefetch_distance,
-            )  # fmt: skip
-            store(sums, k * lanes64, lane_sums)
+            inv_norm_vec = load_broadcast(inv_norms, k, ones_vec)
+            row = Row(x_ptr, dy_ptr, (begin + k) * n, inv_norm_vec, prefetch_distance)
+            store(sums, k * lanes64, accumulate_row(products, row, n, ones_vec))
         projection = negative(reduce_add_rows(sums, 0, zero))
         store(projections, 0, from_float64(projection, projection, ones_vec))
         for k in range(count):
             constants = dx_constants(
                 load_broadcast(inv_norms, k, ones_vec), load_broadcast(projections, k, ones_vec)
             )
-            write_dx(dy_ptr, x_ptr, dx_ptr, (begin + k) * n, n, constants, non_temporal)
+            row = Row(x_ptr, dy_ptr, (begin + k) * n, constants, 0)
+            write_row(dx_vector, row, dx_ptr, (begin + k) * n, n, ones_vec, non_temporal)
     if non_temporal:
         fence()
 
 
-def forward_task(kinds):
-    """`forward` as a task."""
-
-    def task(words, part, num_parts):
-        forward(*arguments(words, kinds, part, num_parts))
-
-    return task
-
-
-def backward_task(kinds):
-    """`backward` as a task."""
-
-    def task(words, part, num_parts):
-        backward(*arguments(words, kinds, part, num_parts))
-
-    return task
+forward_task = task_of(forward)
+backward_task = task_of(backward)

@@ -1,15 +1,18 @@
 """Passes over the elements of a row, or of a piece of one: sums, and normalised elements.
 
 Each combination of dtypes is compiled. Code for an argument that is None is left out at compile
-time. `x_offset` is the index of the first element of x and of y, `param_offset` that of gamma and
-beta, and `prefetch_distance` counts elements; 0 means no prefetch.
+time; Numba does that only if a function tests its own argument, not a field of a tuple. `x_offset`
+is the index of the first element of x and of y, `param_offset` that of gamma and beta, and
+`prefetch_distance` counts elements; 0 means no prefetch.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from numba import njit
 
-from .compile import INLINE, ONCE
+from .compile import INLINE, MAP, ONCE
 from .doubles import accumulate, sum_in_float64, zeros_float64
 from .simd import first_lane, fma, lanes, reduce_add, scalar_like, zero_tail, zeros
 from .vector_memory import (
@@ -17,6 +20,7 @@ from .vector_memory import (
     load,
     load_broadcast,
     load_masked,
+    load_vector,
     prefetch,
     prefetch_to_write,
     store,
@@ -33,6 +37,39 @@ TERMS_PER_FLUSH = 16
 SQUARES_PER_FLUSH = 8
 #: Prefetch distance in bytes.
 PREFETCH_BYTES = 8192
+
+
+class RowConstants(NamedTuple):
+    """Vectors by which elements are normalised; the same number in all lanes."""
+
+    scale: Any
+    offset: Any
+    rstd: Any
+    x_hat_correction: Any
+    """-mean_residual * rstd, or None."""
+
+
+class Row(NamedTuple):
+    """A row of x, or a piece of one, and the constants and parameters that normalise it."""
+
+    x: Any
+    x_offset: Any
+    constants: RowConstants
+    gamma: Any
+    """A pointer, or a vector if all elements have the same parameter, or None; so is beta."""
+    beta: Any
+    param_offset: Any
+
+
+class PendingRow(NamedTuple):
+    """A row whose y is still to be written with non-temporal stores."""
+
+    row: Row
+    y: Any
+    row_tail: Any
+    """Memory for the last elements of a row, which share a vector with the next row."""
+    is_first: Any
+    """Whether there is no row before it whose tail has to be stored."""
 
 
 @njit(**INLINE)
@@ -70,14 +107,14 @@ def deviation_lane_sums(x, x_offset, n, scale, offset, prefetch_distance, pendin
 
     Each lane of the two float64 vectors holds a partial sum.
 
-    If `pending_row` is not None, that row is written meanwhile, so that memory is read and written
-    at the same time. It is the tuple that `start_row` unpacks.
+    If `pending_row` is not None, it is a `PendingRow` that is written meanwhile, so that memory is
+    read and written at the same time.
     """
     zero, zero64 = zeros(scale), zeros_float64(scale)
     width = lanes(scale)
     step = 4 * width
     first_order, first_rest, second_order, second_rest = zero64, zero64, zero64, zero64
-    written = 0 if pending_row is None else start_row(x, n, pending_row)
+    written = 0 if pending_row is None else start_row(n, pending_row)
     j = 0
     while j + step <= n:
         end = min(n - step, j + (SQUARES_PER_FLUSH - 1) * step)
@@ -94,7 +131,7 @@ def deviation_lane_sums(x, x_offset, n, scale, offset, prefetch_distance, pendin
             g = fma(load(x, x_offset + j + 2 * width, scale), scale, offset)
             h = fma(load(x, x_offset + j + 3 * width, scale), scale, offset)
             if pending_row is not None:
-                written = write_four_vectors(x, written, n, pending_row)
+                written = write_four_vectors(written, n, pending_row)
             a, b, c, d = a + e, b + f, c + g, d + h
             aa, bb, cc, dd = fma(e, e, aa), fma(f, f, bb), fma(g, g, cc), fma(h, h, dd)
             j += step
@@ -105,7 +142,7 @@ def deviation_lane_sums(x, x_offset, n, scale, offset, prefetch_distance, pendin
         first_order, first_rest = accumulate(first_order, first_rest, a)
         second_order, second_rest = accumulate(second_order, second_rest, aa)
     if pending_row is not None:
-        finish_row(x, written, n, pending_row)
+        finish_row(written, n, pending_row)
     return (
         sum_in_float64(first_order, first_rest, scale),
         sum_in_float64(second_order, second_rest, scale),
@@ -161,9 +198,15 @@ def sample_sum(x, x_offset, n, scale, first):
 
 
 @njit(**INLINE)
-def x_hat(x, scale, offset, rstd, x_hat_correction):
-    """Normalise a vector of elements. The correction is -mean_residual * rstd, or None."""
-    deviation = fma(x, scale, offset)
+def x_hat(x, constants):
+    """Normalise a vector of elements."""
+    deviation = fma(x, constants.scale, constants.offset)
+    return corrected(deviation, constants.rstd, constants.x_hat_correction)
+
+
+@njit(**INLINE)
+def corrected(deviation, rstd, x_hat_correction):
+    """Return deviation * rstd + x_hat_correction, which may be None."""
     return deviation * rstd if x_hat_correction is None else fma(deviation, rstd, x_hat_correction)
 
 
@@ -173,118 +216,95 @@ def apply_affine(values, gamma, beta, param_offset, count):
     if gamma is None:
         if beta is None:
             return values
-        if count is None:
-            return values + load(beta, param_offset, values)
-        return values + load_masked(beta, param_offset, count, values)
+        return values + load_vector(beta, param_offset, count, values)
     if beta is None:
-        if count is None:
-            return values * load(gamma, param_offset, values)
-        return values * load_masked(gamma, param_offset, count, values)
-    if count is None:
-        return fma(values, load(gamma, param_offset, values), load(beta, param_offset, values))
+        return values * load_vector(gamma, param_offset, count, values)
     return fma(
         values,
-        load_masked(gamma, param_offset, count, values),
-        load_masked(beta, param_offset, count, values),
+        load_vector(gamma, param_offset, count, values),
+        load_vector(beta, param_offset, count, values),
     )
 
 
 @njit(**INLINE)
-def normalise(
-    x, y, x_offset, n, scale, offset, rstd, x_hat_correction, gamma, beta, param_offset,
-    non_temporal,
-):  # fmt: skip
-    """Write y for n elements; x_hat is (x * scale + offset) * rstd + x_hat_correction."""
-    width = lanes(scale)
+def normalised(row, j, count):
+    """Return y of a vector from element j of a `Row` on, or of `count` elements."""
+    values = x_hat(load_vector(row.x, row.x_offset + j, count, row.constants.scale), row.constants)
+    return apply_affine(values, row.gamma, row.beta, row.param_offset + j, count)
+
+
+@njit(**MAP)
+def write_row(vector_at, row, y, y_offset, n, like, non_temporal):
+    """Write n elements: `vector_at(row, j, count)` is the vector from element j on.
+
+    `count` is None for a whole vector, else the number of elements.
+    """
+    width = lanes(like)
     j = 0
     if non_temporal:
-        count = min(elements_to_alignment(y, x_offset, scale), n)
-        if count:
-            prefetch_shared_line(y, x_offset, n)
-            values = x_hat(
-                load_masked(x, x_offset, count, scale), scale, offset, rstd, x_hat_correction
-            )
-            values = apply_affine(values, gamma, beta, param_offset, count)
-            store_masked(y, x_offset, values, count)
-            j = count
+        j = min(elements_to_alignment(y, y_offset, like), n)
+        if j:
+            prefetch_shared_line(y, y_offset, n)
+            store_masked(y, y_offset, vector_at(row, 0, j), j)
         while j + width <= n:
-            values = x_hat(load(x, x_offset + j, scale), scale, offset, rstd, x_hat_correction)
-            store_non_temporal(
-                y, x_offset + j, apply_affine(values, gamma, beta, param_offset + j, None)
-            )
+            store_non_temporal(y, y_offset + j, vector_at(row, j, None))
             j += width
     else:
         while j + width <= n:
-            values = x_hat(load(x, x_offset + j, scale), scale, offset, rstd, x_hat_correction)
-            store(y, x_offset + j, apply_affine(values, gamma, beta, param_offset + j, None))
+            store(y, y_offset + j, vector_at(row, j, None))
             j += width
     if j < n:
-        values = x_hat(
-            load_masked(x, x_offset + j, n - j, scale), scale, offset, rstd, x_hat_correction
-        )
-        values = apply_affine(values, gamma, beta, param_offset + j, n - j)
-        store_masked(y, x_offset + j, values, n - j)
+        store_masked(y, y_offset + j, vector_at(row, j, n - j), n - j)
+
+
+@njit(**MAP)
+def accumulate_row(terms_at, row, n, like):
+    """Return the float64 lane sums of `terms_at(row, j, count)`, as in `write_row`."""
+    sum_, rest = zeros_float64(like), zeros_float64(like)
+    width = lanes(like)
+    j = 0
+    while j + width <= n:
+        sum_, rest = accumulate(sum_, rest, terms_at(row, j, None))
+        j += width
+    if j < n:
+        sum_, rest = accumulate(sum_, rest, terms_at(row, j, n - j))
+    return sum_in_float64(sum_, rest, like)
 
 
 @njit(**ONCE)
-def normalise_two_rows(x, y, x_offset, n, scale, first, second, gamma, beta):
-    """Normalise two consecutive rows with the same parameters.
-
-    `first` and `second` are the offset, rstd and x_hat_correction of each row.
-    """
-    width = lanes(scale)
+def normalise_two_rows(first, second, y, n):
+    """Normalise two consecutive rows with the same parameters."""
+    like = first.constants.scale
+    width = lanes(like)
     j = 0
     while j + width <= n:
-        a = x_hat(load(x, x_offset + j, scale), scale, first[0], first[1], first[2])
-        b = x_hat(load(x, x_offset + n + j, scale), scale, second[0], second[1], second[2])
-        a = apply_affine(a, gamma, beta, j, None)
-        b = apply_affine(b, gamma, beta, j, None)
-        store(y, x_offset + j, a)
-        store(y, x_offset + n + j, b)
+        a, b = normalised(first, j, None), normalised(second, j, None)
+        store(y, first.x_offset + j, a)
+        store(y, second.x_offset + j, b)
         j += width
     if j < n:
         count = n - j
-        a = x_hat(load_masked(x, x_offset + j, count, scale), scale, first[0], first[1], first[2])
-        b = x_hat(
-            load_masked(x, x_offset + n + j, count, scale), scale, second[0], second[1], second[2]
-        )
-        a = apply_affine(a, gamma, beta, j, count)
-        b = apply_affine(b, gamma, beta, j, count)
-        store_masked(y, x_offset + j, a, count)
-        store_masked(y, x_offset + n + j, b, count)
+        a, b = normalised(first, j, count), normalised(second, j, count)
+        store_masked(y, first.x_offset + j, a, count)
+        store_masked(y, second.x_offset + j, b, count)
 
 
 @njit(**INLINE)
-def start_row(x, n, pending_row):
+def start_row(n, pending_row):
     """Write the elements of a row before the first aligned address, and return their number.
 
     Together with the last elements of the row before, which are in `row_tail`, they fill a vector.
     """
-    (
-        y,
-        x_offset,
-        scale,
-        offset,
-        rstd,
-        x_hat_correction,
-        gamma,
-        beta,
-        param_offset,
-        row_tail,
-        is_first,
-    ) = pending_row
-    count = elements_to_alignment(y, x_offset, scale)
+    (row, y, row_tail, is_first), like = pending_row, pending_row.row.constants.scale
+    count = elements_to_alignment(y, row.x_offset, like)
     if count:
-        values = x_hat(
-            load_masked(x, x_offset, count, scale), scale, offset, rstd, x_hat_correction
-        )
-        values = apply_affine(values, gamma, beta, param_offset, count)
+        values = normalised(row, 0, count)
         if is_first:
-            store_masked(y, x_offset, values, count)
+            store_masked(y, row.x_offset, values, count)
         else:
-            tail_count = lanes(scale) - count
+            tail_count = lanes(like) - count
             store_masked(row_tail, tail_count, values, count)
-            store_non_temporal(y, x_offset - tail_count, load(row_tail, 0, scale))
+            store_non_temporal(y, row.x_offset - tail_count, load(row_tail, 0, like))
     return count
 
 
@@ -299,42 +319,29 @@ def prefetch_shared_line(y, x_offset, n):
 
 
 @njit(**ONCE)
-def write_four_vectors(x, i, n, pending_row):
+def write_four_vectors(i, n, pending_row):
     """Write four vectors of a row from element i on, if it is that long, and return the next i."""
-    y, x_offset, scale, offset, rstd, x_hat_correction, gamma, beta, param_offset, _, _ = (
-        pending_row
-    )
-    width = lanes(scale)
+    row, y = pending_row.row, pending_row.y
+    width = lanes(row.constants.scale)
     if i + 4 * width <= n:
         for k in range(4):
             j = i + k * width
-            values = x_hat(load(x, x_offset + j, scale), scale, offset, rstd, x_hat_correction)
-            store_non_temporal(
-                y, x_offset + j, apply_affine(values, gamma, beta, param_offset + j, None)
-            )
+            store_non_temporal(y, row.x_offset + j, normalised(row, j, None))
         return i + 4 * width
     return i
 
 
 @njit(**INLINE)
-def finish_row(x, i, n, pending_row):
+def finish_row(i, n, pending_row):
     """Write whole vectors of a row from element i on; put the rest into `row_tail`, and count it.
 
     Non-temporal stores wait for partial stores, which go through the cache.
     """
-    y, x_offset, scale, offset, rstd, x_hat_correction, gamma, beta, param_offset, row_tail, _ = (
-        pending_row
-    )
-    width = lanes(scale)
+    row, y = pending_row.row, pending_row.y
+    width = lanes(row.constants.scale)
     while i + width <= n:
-        values = x_hat(load(x, x_offset + i, scale), scale, offset, rstd, x_hat_correction)
-        store_non_temporal(
-            y, x_offset + i, apply_affine(values, gamma, beta, param_offset + i, None)
-        )
+        store_non_temporal(y, row.x_offset + i, normalised(row, i, None))
         i += width
     if i < n:
-        values = x_hat(
-            load_masked(x, x_offset + i, n - i, scale), scale, offset, rstd, x_hat_correction
-        )
-        store_masked(row_tail, 0, apply_affine(values, gamma, beta, param_offset + i, n - i), n - i)
+        store_masked(pending_row.row_tail, 0, normalised(row, i, n - i), n - i)
     return n - i

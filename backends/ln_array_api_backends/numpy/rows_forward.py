@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from numba import njit
 
 from .compile import CALLED, INLINE, ONCE
@@ -9,16 +11,20 @@ from .doubles import to_float64, zeros_float64
 from .moments import finalize_moments, finalize_moments_lanes, reduce_add_float64, unscaled_mean
 from .row_passes import (
     PREFETCH_BYTES,
+    PendingRow,
+    Row,
+    RowConstants,
     compute_approx_mean,
     deviation_lane_sums,
     deviation_sums,
     finish_row,
-    normalise,
     normalise_two_rows,
+    normalised,
     sample_size,
     sample_sum,
     short_deviation_sums,
     start_row,
+    write_row,
 )
 from .simd import (
     broadcast,
@@ -32,7 +38,7 @@ from .simd import (
     scalar_like,
     zeros,
 )
-from .tasks import arguments
+from .tasks import task_of
 from .vector_memory import (
     data_pointer,
     fence,
@@ -54,12 +60,42 @@ MAX_BLOCK_BYTES = 24 << 10
 LANES, LANES_SQUARED, SUMS = 16, 256, 128
 
 
+class Affine(NamedTuple):
+    """Pointers to gamma and beta, or None, and which of their elements belong to a row."""
+
+    gamma: Any
+    beta: Any
+    groups: Any
+    """Rows until the same parameters are used again."""
+    repeat: Any
+    """Adjacent elements that share a parameter, or None for 1."""
+
+
+class Output(NamedTuple):
+    """Pointers to the results; that to the mean is None for RMS norm."""
+
+    y: Any
+    mean: Any
+    rstd: Any
+    non_temporal: Any
+
+
+class Scratch(NamedTuple):
+    """Numbers of each row of a block; the sums are float64."""
+
+    approx_means: Any
+    scaled_rstds: Any
+    x_hat_corrections: Any
+    deviations: Any
+    squares: Any
+
+
 @njit(**CALLED)
 def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, non_temporal, start, stop):
     """Normalise rows start to stop. A row whose squares leave the range of the dtype is scaled."""
     n, size = x.shape[1], x.itemsize
-    x_ptr, y_ptr = data_pointer(x), data_pointer(y)
-    gamma_ptr, beta_ptr = data_pointer(gamma), data_pointer(beta)
+    affine = Affine(data_pointer(gamma), data_pointer(beta), groups, repeat)
+    out = Output(data_pointer(y), data_pointer(mean), data_pointer(rstd), non_temporal)
     prefetch_distance = (
         PREFETCH_BYTES // size if non_temporal or n * size >= PREFETCH_MIN_ROW_BYTES else 0
     )
@@ -69,93 +105,91 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, non_temporal
         and 4 * lanes(ones(rstd)) < n <= MAX_CACHED_ROW_BYTES // size
     ):
         normalise_pipelined(
-            x_ptr, gamma_ptr, beta_ptr, y_ptr, mean, rstd, n, epsilon, groups, prefetch_distance,
-            start, stop,
-        )  # fmt: skip
+            data_pointer(x), n, affine, out, epsilon, prefetch_distance, start, stop
+        )
     else:
+        rows_per_block = max(1, MAX_BLOCK_BYTES // (n * size) // 2 * 2)
         normalise_blocks(
-            x_ptr, gamma_ptr, beta_ptr, y_ptr, mean, rstd, n, epsilon, groups, repeat, non_temporal,
-            prefetch_distance, max(1, MAX_BLOCK_BYTES // (n * size) // 2 * 2), start, stop,
-        )  # fmt: skip
+            data_pointer(x), n, affine, out, epsilon, prefetch_distance, rows_per_block, start, stop
+        )
 
 
 @njit(**INLINE)
-def finalize_row(x, mean, rstd, row, n, ones_vec, epsilon, approx_mean, deviation, square):
-    """Store the statistics of a row; return its scale, and (offset, rstd, x_hat_correction)."""
-    inv_count, mean_or_none = 1.0 / n, data_pointer(mean)
+def approx_mean_or_zero(mean, x, x_offset, n, ones_vec):
+    """Return the approximate mean of a row, or 0 for RMS norm, where `mean` is None."""
+    if mean is None:
+        return reduce_add(zeros(ones_vec))
+    return compute_approx_mean(x, x_offset, n, ones_vec)
+
+
+@njit(**INLINE)
+def finalize_row(x, row, n, out, epsilon, approx_mean, deviation, square):
+    """Store the statistics of a row; return its `RowConstants`."""
     factor, approx_mean, mean_residual, _, scaled_rstd = finalize_moments(
-        x, (row * n, n, 1, n), inv_count, ones_vec, mean_or_none, epsilon, approx_mean, deviation,
+        x, (row * n, n, 1, n), 1.0 / n, ones(out.rstd), out.mean, epsilon, approx_mean, deviation,
         square,
     )  # fmt: skip
-    rstd[row, 0] = scaled_rstd * factor
+    out.rstd[row] = scaled_rstd * factor
+    store_mean(out.mean, row, factor, approx_mean, mean_residual)
+    return RowConstants(
+        broadcast(factor),
+        broadcast(-approx_mean),
+        broadcast(scaled_rstd),
+        if_present(out.mean, broadcast(-mean_residual * scaled_rstd)),
+    )
+
+
+@njit(**INLINE)
+def store_mean(mean, row, factor, approx_mean, mean_residual):
+    """Store the mean of a row, unless `mean` is None."""
     if mean is not None:
-        mean[row, 0] = unscaled_mean(factor, approx_mean, mean_residual)
-    x_hat_correction = if_present(mean_or_none, broadcast(-mean_residual * scaled_rstd))
-    return broadcast(factor), (broadcast(-approx_mean), broadcast(scaled_rstd), x_hat_correction)
+        mean[row] = unscaled_mean(factor, approx_mean, mean_residual)
 
 
 @njit(**CALLED)
-def normalise_pipelined(
-    x, gamma, beta, y, mean, rstd, n, epsilon, groups, prefetch_distance, start, stop
-):
+def normalise_pipelined(x, n, affine, out, epsilon, prefetch_distance, start, stop):
     """Normalise rows with non-temporal stores: one is written while the next is read."""
-    ones_vec = ones(rstd)
-    row_tail, x_offset = stack_alloc(ones_vec, LANES), start * n
-    approx_mean = (
-        reduce_add(zeros(ones_vec))
-        if mean is None
-        else compute_approx_mean(x, x_offset, n, ones_vec)
-    )
-    deviation, square = deviation_sums(x, x_offset, n, ones_vec, broadcast(-approx_mean), 0)
+    ones_vec = ones(out.rstd)
+    row_tail = stack_alloc(ones_vec, LANES)
+    approx_mean = approx_mean_or_zero(out.mean, x, start * n, n, ones_vec)
+    deviation, square = deviation_sums(x, start * n, n, ones_vec, broadcast(-approx_mean), 0)
     for row in range(start, stop):
-        x_offset, param_offset = row * n, (row % groups) * n
-        scale, (offset, scaled_rstd, x_hat_correction) = finalize_row(
-            x, mean, rstd, row, n, ones_vec, epsilon, approx_mean, deviation, square
-        )
-        pending_row = (
-            y, x_offset, scale, offset, scaled_rstd, x_hat_correction, gamma, beta, param_offset,
-            row_tail, row == start,
-        )  # fmt: skip
+        x_offset, param_offset = row * n, (row % affine.groups) * n
+        constants = finalize_row(x, row, n, out, epsilon, approx_mean, deviation, square)
+        current = Row(x, x_offset, constants, affine.gamma, affine.beta, param_offset)
+        pending_row = PendingRow(current, out.y, row_tail, row == start)
         if row + 1 < stop:
-            approx_mean = (
-                reduce_add(zeros(ones_vec))
-                if mean is None
-                else compute_approx_mean(x, x_offset + n, n, ones_vec)
-            )
+            approx_mean = approx_mean_or_zero(out.mean, x, x_offset + n, n, ones_vec)
             lane_sums = deviation_lane_sums(
                 x, x_offset + n, n, ones_vec, broadcast(-approx_mean), prefetch_distance,
                 pending_row,
             )  # fmt: skip
             deviation, square = reduce_add(lane_sums[0]), reduce_add(lane_sums[1])
         else:
-            count = finish_row(x, start_row(x, n, pending_row), n, pending_row)
-            store_masked(y, x_offset + n - count, load(row_tail, 0, ones_vec), count)
+            count = finish_row(start_row(n, pending_row), n, pending_row)
+            store_masked(out.y, x_offset + n - count, load(row_tail, 0, ones_vec), count)
     fence()
 
 
 @njit(**ONCE)
-def normalise_blocks(
-    x, gamma, beta, y, mean, rstd, n, epsilon, groups, repeat, non_temporal, prefetch_distance,
-    rows_per_block, start, stop,
-):  # fmt: skip
+def normalise_blocks(x, n, affine, out, epsilon, prefetch_distance, rows_per_block, start, stop):
     """Normalise blocks of rows. In a block, each lane of a vector holds a statistic of one row.
 
     The latency of sums, square root and division is long compared with a short row.
     """
-    ones_vec = ones(rstd)
-    width, inv_count = lanes(ones_vec), 1.0 / n
-    mean_ptr, rstd_ptr = data_pointer(mean), data_pointer(rstd)
+    ones_vec = ones(out.rstd)
+    width, lanes64 = lanes(ones_vec), lanes(zeros_float64(ones_vec))
     approx_means, scaled_rstds = stack_alloc(ones_vec, LANES), stack_alloc(ones_vec, LANES)
     x_hat_corrections = stack_alloc(ones_vec, LANES)
     deviations = stack_alloc(zeros_float64(ones_vec), SUMS)
     squares = stack_alloc(zeros_float64(ones_vec), SUMS)
-    samples, lanes64 = stack_alloc(ones_vec, LANES_SQUARED), lanes(zeros_float64(ones_vec))
+    scratch = Scratch(approx_means, scaled_rstds, x_hat_corrections, deviations, squares)
+    samples = stack_alloc(ones_vec, LANES_SQUARED)
     rows_per_block = min(rows_per_block, width)
     store(approx_means, 0, zeros(ones_vec))
     for begin in range(start, stop, rows_per_block):
         count = min(rows_per_block, stop - begin)
-        if mean is not None:
-            compute_approx_means(x, begin * n, n, ones_vec, count, approx_means, samples)
+        compute_approx_means(out.mean, x, begin * n, n, ones_vec, count, approx_means, samples)
         if n <= 4 * width:
             deviation, square = deviation_sums_of_short_rows(
                 x, begin * n, n, ones_vec, count, approx_means, samples
@@ -171,42 +205,44 @@ def normalise_blocks(
             deviation = reduce_add_float64(deviations, count, ones_vec)
             square = reduce_add_float64(squares, count, ones_vec)
         mean_residual, scaled_rstd, good = finalize_moments_lanes(
-            deviation, square, deviations, squares, inv_count, ones_vec, mean_ptr, epsilon, count
+            deviation, square, deviations, squares, 1.0 / n, ones_vec, out.mean, epsilon, count
         )
         if good:
-            if mean is not None:
-                store_masked(
-                    mean_ptr, begin, load(approx_means, 0, ones_vec) + mean_residual, count
-                )
-            store_masked(rstd_ptr, begin, scaled_rstd, count)
+            store_means(out.mean, begin, load(approx_means, 0, ones_vec) + mean_residual, count)
+            store_masked(out.rstd, begin, scaled_rstd, count)
             store(scaled_rstds, 0, scaled_rstd)
             store(x_hat_corrections, 0, negative(mean_residual * scaled_rstd))
-            normalise_block(
-                x, gamma, beta, y, mean_ptr, n, groups, repeat, non_temporal, begin, count,
-                ones_vec, approx_means, scaled_rstds, x_hat_corrections,
-            )  # fmt: skip
+            normalise_block(x, n, affine, out, scratch, begin, count)
         else:
-            normalise_rows_fallback(
-                x, gamma, beta, y, mean, rstd, n, epsilon, groups, repeat, non_temporal, begin,
-                count, ones_vec, approx_means, deviations, squares,
-            )  # fmt: skip
-    if non_temporal:
+            normalise_rows_fallback(x, n, affine, out, epsilon, scratch, begin, count)
+    if out.non_temporal:
         fence()
 
 
-@njit(**ONCE)
-def compute_approx_means(x, x_offset, n, ones_vec, count, approx_means, samples):
-    """Store the approximate means of `count` rows. `samples` is scratch memory for lane sums."""
-    for k in range(count):
-        first = load_broadcast(x, x_offset + k * n, ones_vec)
-        approx_means[k] = first_lane(first)
-        store(samples, k * lanes(ones_vec), sample_sum(x, x_offset + k * n, n, ones_vec, first))
-    inv_count = broadcast(scalar_like(1.0 / sample_size(n, ones_vec), ones_vec))
-    store(
-        approx_means,
-        0,
-        load(approx_means, 0, ones_vec) + reduce_add_rows(samples, 0, ones_vec) * inv_count,
-    )
+@njit(**INLINE)
+def store_means(mean, begin, means, count):
+    """Store the means of `count` rows, unless `mean` is None."""
+    if mean is not None:
+        store_masked(mean, begin, means, count)
+
+
+@njit(**INLINE)
+def compute_approx_means(mean, x, x_offset, n, ones_vec, count, approx_means, samples):
+    """Store the approximate means of `count` rows, unless `mean` is None.
+
+    `samples` is scratch memory for lane sums.
+    """
+    if mean is not None:
+        for k in range(count):
+            first = load_broadcast(x, x_offset + k * n, ones_vec)
+            approx_means[k] = first_lane(first)
+            store(samples, k * lanes(ones_vec), sample_sum(x, x_offset + k * n, n, ones_vec, first))
+        inv_count = broadcast(scalar_like(1.0 / sample_size(n, ones_vec), ones_vec))
+        store(
+            approx_means,
+            0,
+            load(approx_means, 0, ones_vec) + reduce_add_rows(samples, 0, ones_vec) * inv_count,
+        )
 
 
 @njit(**ONCE)
@@ -227,83 +263,68 @@ def deviation_sums_of_short_rows(x, x_offset, n, ones_vec, count, approx_means, 
     )
 
 
+@njit(**INLINE)
+def load_row_constants(scratch, mean, k, ones_vec):
+    """Load the `RowConstants` of row k of a block."""
+    return RowConstants(
+        ones_vec,
+        negative(load_broadcast(scratch.approx_means, k, ones_vec)),
+        load_broadcast(scratch.scaled_rstds, k, ones_vec),
+        if_present(mean, load_broadcast(scratch.x_hat_corrections, k, ones_vec)),
+    )
+
+
 @njit(**ONCE)
-def normalise_block(
-    x, gamma, beta, y, mean, n, groups, repeat, non_temporal, begin, count, ones_vec, approx_means,
-    scaled_rstds, x_hat_corrections,
-):  # fmt: skip
+def normalise_block(x, n, affine, out, scratch, begin, count):
     """Write y of `count` rows whose statistics are final."""
+    ones_vec = ones(out.rstd)
     k = 0
-    if repeat is None and groups == 1 and not non_temporal:
+    if affine.repeat is None and affine.groups == 1 and not out.non_temporal:
         while k + 1 < count:
-            first = load_normalise_constants(
-                mean, approx_means, scaled_rstds, x_hat_corrections, k, ones_vec
+            x_offset = (begin + k) * n
+            first = load_row_constants(scratch, out.mean, k, ones_vec)
+            second = load_row_constants(scratch, out.mean, k + 1, ones_vec)
+            normalise_two_rows(
+                Row(x, x_offset, first, affine.gamma, affine.beta, 0),
+                Row(x, x_offset + n, second, affine.gamma, affine.beta, 0),
+                out.y,
+                n,
             )
-            second = load_normalise_constants(
-                mean, approx_means, scaled_rstds, x_hat_corrections, k + 1, ones_vec
-            )
-            normalise_two_rows(x, y, (begin + k) * n, n, ones_vec, first, second, gamma, beta)
             k += 2
     while k < count:
-        constants = load_normalise_constants(
-            mean, approx_means, scaled_rstds, x_hat_corrections, k, ones_vec
-        )
-        normalise_row(
-            x, gamma, beta, y, n, groups, repeat, non_temporal, begin + k, ones_vec, constants
-        )
+        constants = load_row_constants(scratch, out.mean, k, ones_vec)
+        normalise_row(affine.repeat, x, n, affine, out, begin + k, constants)
         k += 1
 
 
 @njit(**INLINE)
-def load_normalise_constants(mean, approx_means, scaled_rstds, x_hat_corrections, k, ones_vec):
-    """Load the offset, rstd and x_hat_correction of row k of a block."""
-    offset = negative(load_broadcast(approx_means, k, ones_vec))
-    return (
-        offset,
-        load_broadcast(scaled_rstds, k, ones_vec),
-        if_present(mean, load_broadcast(x_hat_corrections, k, ones_vec)),
-    )
-
-
-@njit(**INLINE)
-def normalise_row(x, gamma, beta, y, n, groups, repeat, non_temporal, row, scale, constants):
+def normalise_row(repeat, x, n, affine, out, row, constants):
     """Write y of a row; each parameter belongs to `repeat` elements if that is not None."""
-    offset, rstd, x_hat_correction = constants
-    x_offset = row * n
+    scale, x_offset = constants.scale, row * n
     if repeat is None:
-        param_offset = (row % groups) * n
-        normalise(
-            x, y, x_offset, n, scale, offset, rstd, x_hat_correction, gamma, beta, param_offset,
-            non_temporal,
-        )  # fmt: skip
+        param_offset = (row % affine.groups) * n
+        current = Row(x, x_offset, constants, affine.gamma, affine.beta, param_offset)
+        write_row(normalised, current, out.y, x_offset, n, scale, out.non_temporal)
     else:
         segments = n // repeat
         for segment in range(segments):
-            param_offset = (row % groups) * segments + segment
-            g = load_broadcast(gamma, param_offset, scale)
-            b = load_broadcast(beta, param_offset, scale)
+            param_offset = (row % affine.groups) * segments + segment
+            g = load_broadcast(affine.gamma, param_offset, scale)
+            b = load_broadcast(affine.beta, param_offset, scale)
             i = x_offset + segment * repeat
-            normalise(x, y, i, repeat, scale, offset, rstd, x_hat_correction, g, b, 0, non_temporal)
+            current = Row(x, i, constants, g, b, 0)
+            write_row(normalised, current, out.y, i, repeat, scale, out.non_temporal)
 
 
 @njit(**ONCE)
-def normalise_rows_fallback(
-    x, gamma, beta, y, mean, rstd, n, epsilon, groups, repeat, non_temporal, begin, count, ones_vec,
-    approx_means, deviations, squares,
-):  # fmt: skip
+def normalise_rows_fallback(x, n, affine, out, epsilon, scratch, begin, count):
     """Normalise `count` rows one by one, since some need sums about a better mean, or scaling."""
     for k in range(count):
-        row = begin + k
-        scale, constants = finalize_row(
-            x, mean, rstd, row, n, ones_vec, epsilon, approx_means[k], deviations[k], squares[k]
-        )
-        normalise_row(x, gamma, beta, y, n, groups, repeat, non_temporal, row, scale, constants)
+        constants = finalize_row(
+            x, begin + k, n, out, epsilon, scratch.approx_means[k], scratch.deviations[k],
+            scratch.squares[k],
+        )  # fmt: skip
+        normalise_row(affine.repeat, x, n, affine, out, begin + k, constants)
 
 
-def forward_task(kinds):
-    """`forward` as a task."""
-
-    def task(words, part, num_parts):
-        forward(*arguments(words, kinds, part, num_parts))
-
-    return task
+forward_task = task_of(forward)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from llvmlite import ir
@@ -91,6 +92,27 @@ def prefix_mask(builder: Any, count: Any, lanes: int) -> Any:
     )
 
 
+def lanewise(emit: Callable[..., Any]) -> Any:
+    """Make an intrinsic of a function that emits a vector of the type of its last argument.
+
+    The function takes the LLVM builder and the values of the arguments.
+    """
+
+    @wraps(emit)
+    def intrinsic_(typing: Any, *arguments: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return emit(builder, *args)
+
+        return arguments[-1](*arguments), generate
+
+    return intrinsic(intrinsic_)
+
+
+def call_lanewise(builder: Any, name: str, *args: Any) -> Any:
+    """Emit a call of an LLVM intrinsic whose arguments and result are vectors of one type."""
+    return call(builder, f"llvm.{name}.{suffix(args[0].type)}", args[0].type, *args)
+
+
 @intrinsic
 def ones(typing: Any, array: Any) -> Any:
     """Return a vector of ones in the dtype in which elements of an array are computed."""
@@ -102,14 +124,10 @@ def ones(typing: Any, array: Any) -> Any:
     return kind(array), generate
 
 
-@intrinsic
-def zeros(typing: Any, like: Any) -> Any:
+@lanewise
+def zeros(builder: Any, like: Any) -> Any:
     """Return a vector of zeros like another, which may hold NaN."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return ir.Constant(args[0].type, None)
-
-    return like(like), generate
+    return ir.Constant(like.type, None)
 
 
 @intrinsic
@@ -198,107 +216,65 @@ def zero_tail(typing: Any, vector: Any, count: Any) -> Any:
     return vector(vector, types.intp), generate
 
 
-@intrinsic
-def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
+@lanewise
+def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """Return a * b + c, rounded once."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return call(builder, f"llvm.fma.{suffix(args[0].type)}", args[0].type, *args)
-
-    return a(a, b, c), generate
+    return call_lanewise(builder, "fma", a, b, c)
 
 
-@intrinsic
-def negative(typing: Any, vector: Any) -> Any:
+@lanewise
+def negative(builder: Any, vector: Any) -> Any:
     """Negate each lane, also the sign of 0, which a subtraction from 0 does not."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fneg(args[0])
-
-    return vector(vector), generate
+    return builder.fneg(vector)
 
 
-@intrinsic
-def fmax(typing: Any, a: Any, b: Any) -> Any:
+@lanewise
+def fmax(builder: Any, a: Any, b: Any) -> Any:
     """Return the larger of each pair of lanes; where one is NaN, the other."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return call(builder, f"llvm.maxnum.{suffix(args[0].type)}", args[0].type, *args)
-
-    return a(a, b), generate
+    return call_lanewise(builder, "maxnum", a, b)
 
 
-@intrinsic
-def absolute(typing: Any, vector: Any) -> Any:
+@lanewise
+def absolute(builder: Any, vector: Any) -> Any:
     """Return the absolute value of each lane."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return call(builder, f"llvm.fabs.{suffix(args[0].type)}", args[0].type, *args)
-
-    return vector(vector), generate
+    return call_lanewise(builder, "fabs", vector)
 
 
-@intrinsic
-def square_root(typing: Any, vector: Any) -> Any:
+@lanewise
+def square_root(builder: Any, vector: Any) -> Any:
     """Return the square root of each lane."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return call(builder, f"llvm.sqrt.{suffix(args[0].type)}", args[0].type, *args)
-
-    return vector(vector), generate
+    return call_lanewise(builder, "sqrt", vector)
 
 
-@intrinsic
-def with_sign_of(typing: Any, vector: Any, other: Any) -> Any:
+@lanewise
+def with_sign_of(builder: Any, vector: Any, other: Any) -> Any:
     """Return each lane with the sign of another vector's lane, also that of 0."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return call(builder, f"llvm.copysign.{suffix(args[0].type)}", args[0].type, *args)
-
-    return vector(vector, other), generate
+    return call_lanewise(builder, "copysign", vector, other)
 
 
-@intrinsic
-def at_most(typing: Any, vector: Any, bound: Any) -> Any:
+@lanewise
+def at_most(builder: Any, vector: Any, bound: Any) -> Any:
     """Return the smaller of each pair of lanes; NaN where the first is NaN."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        above = builder.fcmp_ordered("<", args[1], args[0])
-        return builder.select(above, args[1], args[0])
-
-    return vector(vector, bound), generate
+    return builder.select(builder.fcmp_ordered("<", bound, vector), bound, vector)
 
 
-@intrinsic
-def at_least(typing: Any, vector: Any, bound: Any) -> Any:
+@lanewise
+def at_least(builder: Any, vector: Any, bound: Any) -> Any:
     """Return the larger of each pair of lanes; NaN where the first is NaN."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        below = builder.fcmp_ordered(">", args[1], args[0])
-        return builder.select(below, args[1], args[0])
-
-    return vector(vector, bound), generate
+    return builder.select(builder.fcmp_ordered(">", bound, vector), bound, vector)
 
 
-@intrinsic
-def where_not_zero(typing: Any, condition: Any, vector: Any) -> Any:
+@lanewise
+def where_not_zero(builder: Any, condition: Any, vector: Any) -> Any:
     """Return the lanes of `vector` where `condition` is not 0, and 0 elsewhere."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        zero = ir.Constant(args[0].type, None)
-        return builder.select(builder.fcmp_unordered("!=", args[0], zero), args[1], zero)
-
-    return vector(condition, vector), generate
+    zero = ir.Constant(condition.type, None)
+    return builder.select(builder.fcmp_unordered("!=", condition, zero), vector, zero)
 
 
-@intrinsic
-def where_at_least(typing: Any, a: Any, b: Any, chosen: Any, other: Any) -> Any:
+@lanewise
+def where_at_least(builder: Any, a: Any, b: Any, chosen: Any, other: Any) -> Any:
     """Return the lanes of `chosen` where a >= b, and those of `other` elsewhere, also for NaN."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.select(builder.fcmp_ordered(">=", *args[:2]), *args[2:])
-
-    return chosen(a, b, chosen, other), generate
+    return builder.select(builder.fcmp_ordered(">=", a, b), chosen, other)
 
 
 def lanes_of(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ln_array_api.backend import Layout, Primitive, RowsSpec
 
-from . import strided
+from . import strided_backward, strided_forward
 from .call_context import CallContext
 from .columns_dispatch import contiguous
 from .config import ITEMSIZE, should_use_non_temporal
@@ -82,7 +82,7 @@ def _forward(
 ) -> Callable[..., Any]:
     k, _, inner = tiles.shape
     run = context.bind(
-        strided.forward_task,
+        strided_forward.forward_task,
         tiles.num_tiles,
         *(context.x, context.gamma, context.beta, context.x),
         *(context.acc(k * inner) if center else ABSENT, context.acc(k * inner)),
@@ -122,7 +122,7 @@ def _backward(
     is_wide = context.acc_dtype == np.float64
     dx, *gradients = context.gradients(n)
     run = context.bind(
-        strided.backward_task,
+        strided_backward.backward_task,
         blocks,
         *(context.dy, context.x),
         *(context.acc(k * inner) if center else ABSENT, context.acc(k * inner)),

@@ -1,62 +1,54 @@
 """Dynamic tanh, y = tanh(alpha * x) * gamma + beta, and its gradients, for every dtype.
 
-As in `forward` and `backward`, code for an argument that is None is left out at compile time. The
-operation is elementwise, so x is split to fit the parameters: into rows of equal length (the last
-may be shorter), and these into segments. A row has one element of gamma and beta, or one for each
-column. A part of a task is a range of segments. There are partial sums for each segment, or for
-each column of a block of rows. The thread that finishes last adds them up in order.
+As in `rows_forward`, code for an argument that is None is left out at compile time. The operation
+is elementwise, so x is split to fit the parameters: into rows of equal length (the last may be
+shorter), and these into segments. A row has one element of gamma and beta, or one for each column.
+A part of a task is a range of segments. There are partial sums for each segment, or for each column
+of a block of rows. The thread that finishes last adds them up in order.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from numba import njit
 
-from .atomics import increment
 from .column_sums import flush_sums, reduce_blocks
 from .compile import CALLED, INLINE
 from .doubles import accumulate, sum_in_float64, zeros_float64
 from .elementary import tanh, tanh_and_slope
 from .gradient_sums import clear
-from .row_passes import apply_affine, compensated_add, with_compensation
-from .rows_backward import scaled_dy
+from .row_gradients import scaled_dy
+from .row_passes import apply_affine, compensated_add, with_compensation, write_row
 from .simd import lanes, ones, reduce_add, zero_tail
-from .tasks import FINISHED, arguments
+from .tasks import reducing_task_of, task_of
 from .vector_memory import (
     data_pointer,
     elements_to_alignment,
     fence,
-    load,
     load_broadcast,
-    load_masked,
-    store,
-    store_masked,
-    store_non_temporal,
+    load_vector,
+    store_vector,
 )
 
 
+class Segment(NamedTuple):
+    """A piece of x, the vector alpha, and gamma and beta as in `row_passes.Row`."""
+
+    x: Any
+    x_offset: Any
+    alpha: Any
+    gamma: Any
+    beta: Any
+    param_offset: Any
+
+
 @njit(**INLINE)
-def normalise(x, y, x_offset, n, alpha, gamma, beta, param_offset, non_temporal):
-    """Write y for n elements."""
-    width = lanes(alpha)
-    j = 0
-    if non_temporal:
-        j = min(elements_to_alignment(y, x_offset, alpha), n)
-        if j:
-            values = tanh(load_masked(x, x_offset, j, alpha) * alpha)
-            store_masked(y, x_offset, apply_affine(values, gamma, beta, param_offset, j), j)
-    while j + width <= n:
-        values = tanh(load(x, x_offset + j, alpha) * alpha)
-        values = apply_affine(values, gamma, beta, param_offset + j, None)
-        if non_temporal:
-            store_non_temporal(y, x_offset + j, values)
-        else:
-            store(y, x_offset + j, values)
-        j += width
-    if j < n:
-        values = tanh(load_masked(x, x_offset + j, n - j, alpha) * alpha)
-        store_masked(
-            y, x_offset + j, apply_affine(values, gamma, beta, param_offset + j, n - j), n - j
-        )
+def y_vector(segment, j, count):
+    """Return y of a vector from element j of a segment on, or of `count` elements."""
+    x = load_vector(segment.x, segment.x_offset + j, count, segment.alpha)
+    values = tanh(x * segment.alpha)
+    return apply_affine(values, segment.gamma, segment.beta, segment.param_offset + j, count)
 
 
 @njit(**INLINE)
@@ -77,37 +69,31 @@ def forward(x, alpha, gamma, beta, y, length, segment, parameters, non_temporal,
     for i in range(start, stop):
         row, left, x_offset, n = segment_bounds(i, x.size, length, segment)
         if parameters is None:
-            normalise(x_ptr, y_ptr, x_offset, n, alpha_vec, gamma_ptr, beta_ptr, left, non_temporal)
+            current = Segment(x_ptr, x_offset, alpha_vec, gamma_ptr, beta_ptr, left)
+            write_row(y_vector, current, y_ptr, x_offset, n, alpha_vec, non_temporal)
         else:
             param = row % parameters
             g = load_broadcast(gamma_ptr, param, alpha_vec)
             b = load_broadcast(beta_ptr, param, alpha_vec)
-            normalise(x_ptr, y_ptr, x_offset, n, alpha_vec, g, b, 0, non_temporal)
+            current = Segment(x_ptr, x_offset, alpha_vec, g, b, 0)
+            write_row(y_vector, current, y_ptr, x_offset, n, alpha_vec, non_temporal)
     if non_temporal:
         fence()
 
 
 @njit(**INLINE)
-def dx_vector(dy, x, i, count, alpha, gamma, param_offset, dx, non_temporal):
-    """Write dx of a vector from element i on, or of `count` elements.
+def dx_vector(dy, segment, j, count, dx, non_temporal):
+    """Write dx of a vector from element j of a segment on, or of `count` elements.
 
     Returns the terms of dbeta, dgamma and dalpha.
     """
-    if count is None:
-        v, d = load(x, i, alpha), load(dy, i, alpha)
-    else:
-        v, d = load_masked(x, i, count, alpha), load_masked(dy, i, count, alpha)
+    i, alpha = segment.x_offset + j, segment.alpha
+    v, d = load_vector(segment.x, i, count, alpha), load_vector(dy, i, count, alpha)
     t, slope = tanh_and_slope(v * alpha)
-    g = scaled_dy(d, gamma, param_offset, count, None)
+    g = scaled_dy(d, segment.gamma, segment.param_offset + j, count, None)
     dgamma_terms, dalpha_terms = d * t, g * (slope * v)
     if dx is not None:
-        values = g * (slope * alpha)
-        if count is not None:
-            store_masked(dx, i, values, count)
-        elif non_temporal:
-            store_non_temporal(dx, i, values)
-        else:
-            store(dx, i, values)
+        store_vector(dx, i, g * (slope * alpha), count, non_temporal)
     if count is not None:  # 0 * inf is NaN if gamma or alpha is infinite
         dgamma_terms, dalpha_terms = zero_tail(dgamma_terms, count), zero_tail(dalpha_terms, count)
     return d, dgamma_terms, dalpha_terms
@@ -133,18 +119,14 @@ def backward(
         row, _, x_offset, n = segment_bounds(i, x.size, length, segment)
         g = load_broadcast(gamma_ptr, row % parameters, alpha_vec)
         segment_non_temporal = can_use_non_temporal(dx_ptr, x_offset, non_temporal, alpha_vec)
+        current = Segment(x_ptr, x_offset, alpha_vec, g, None, 0)
         a, b, c, rest_a, rest_b, rest_c = zero, zero, zero, zero, zero, zero
         j = 0
         while j < n:
             if j + width <= n:
-                aa, bb, cc = dx_vector(
-                    dy_ptr, x_ptr, x_offset + j, None, alpha_vec, g, 0, dx_ptr, segment_non_temporal
-                )
+                aa, bb, cc = dx_vector(dy_ptr, current, j, None, dx_ptr, segment_non_temporal)
             else:
-                aa, bb, cc = dx_vector(
-                    dy_ptr, x_ptr, x_offset + j, n - j, alpha_vec, g, 0, dx_ptr,
-                    segment_non_temporal,
-                )  # fmt: skip
+                aa, bb, cc = dx_vector(dy_ptr, current, j, n - j, dx_ptr, segment_non_temporal)
             a, rest_a = accumulate(a, rest_a, aa)
             b, rest_b = accumulate(b, rest_b, bb)
             c, rest_c = accumulate(c, rest_c, cc)
@@ -194,19 +176,13 @@ def backward_of_columns(
             x_offset = row * length + left
             n = min(segment, length - left, x.size - x_offset)
             segment_non_temporal = can_use_non_temporal(dx_ptr, x_offset, non_temporal, alpha_vec)
+            current = Segment(x_ptr, x_offset, alpha_vec, gamma_ptr, None, left)
             j = 0
             while j < n:
-                count = n - j
-                if count >= width:
-                    aa, bb, cc = dx_vector(
-                        dy_ptr, x_ptr, x_offset + j, None, alpha_vec, gamma_ptr, left + j, dx_ptr,
-                        segment_non_temporal,
-                    )  # fmt: skip
+                if j + width <= n:
+                    aa, bb, cc = dx_vector(dy_ptr, current, j, None, dx_ptr, segment_non_temporal)
                 else:
-                    aa, bb, cc = dx_vector(
-                        dy_ptr, x_ptr, x_offset + j, count, alpha_vec, gamma_ptr, left + j, dx_ptr,
-                        segment_non_temporal,
-                    )  # fmt: skip
+                    aa, bb, cc = dx_vector(dy_ptr, current, j, n - j, dx_ptr, segment_non_temporal)
                 flush_if_present(dbeta_ptr, dbeta_comp_ptr, sums_offset + j, aa)
                 flush_if_present(dgamma_ptr, dgamma_comp_ptr, sums_offset + j, bb)
                 c, rest = accumulate(c, rest, cc)
@@ -244,8 +220,8 @@ def reduce_columns(sums, compensation, padded, length, repeat, into):
 
 
 @njit(**CALLED)
-def reduce_all(dalpha, dgamma, dbeta, into_dalpha, into_dgamma, into_dbeta, length, segment):
-    """Reduce the partial sums of `backward`."""
+def reduce_all(count, dalpha, dgamma, dbeta, into_dalpha, into_dgamma, into_dbeta, length, segment):
+    """Reduce the partial sums of `backward`, for `count` segments."""
     segments = -(-length // segment)
     reduce_segments(dalpha, 1, into_dalpha)
     reduce_segments(dgamma, segments, into_dgamma)
@@ -254,43 +230,17 @@ def reduce_all(dalpha, dgamma, dbeta, into_dalpha, into_dgamma, into_dbeta, leng
 
 @njit(**CALLED)
 def reduce_all_columns(
-    dalpha, dgamma, dgamma_comp, dbeta, dbeta_comp, into_dalpha, into_dgamma, into_dbeta,
+    count, dalpha, dgamma, dgamma_comp, dbeta, dbeta_comp, into_dalpha, into_dgamma, into_dbeta,
     repeat, length, padded,
 ):  # fmt: skip
-    """Reduce the partial sums of `backward_of_columns`."""
+    """Reduce the partial sums of `backward_of_columns`, for `count` segments of blocks."""
     reduce_segments(dalpha, 1, into_dalpha)
     reduce_columns(dgamma, dgamma_comp, padded, length, repeat, into_dgamma)
     reduce_columns(dbeta, dbeta_comp, padded, length, repeat, into_dbeta)
 
 
-def forward_task(kinds):
-    """`forward` as a task."""
-
-    def task(words, part, num_parts):
-        forward(*arguments(words, kinds, part, num_parts))
-
-    return task
-
-
-def backward_task(kinds):
-    """`backward` as a task. The thread that finishes last reduces the partial sums."""
-
-    def task(words, part, num_parts):
-        given = arguments(words, kinds, part, num_parts)
-        backward(*(given[:8] + given[11:]))
-        if increment(words, FINISHED) == num_parts - 1:
-            reduce_all(*given[5:13])
-
-    return task
-
-
-def backward_of_columns_task(kinds):
-    """`backward_of_columns` as a task. The thread that finishes last reduces the partial sums."""
-
-    def task(words, part, num_parts):
-        given = arguments(words, kinds, part, num_parts)
-        backward_of_columns(*(given[:10] + given[14:]))
-        if increment(words, FINISHED) == num_parts - 1:
-            reduce_all_columns(*given[5:16])
-
-    return task
+forward_task = task_of(forward)
+backward_task = reducing_task_of(backward, reduce_all, own=(8, 11), reduced=(5, 13))
+backward_of_columns_task = reducing_task_of(
+    backward_of_columns, reduce_all_columns, own=(10, 14), reduced=(5, 16)
+)

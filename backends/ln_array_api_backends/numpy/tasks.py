@@ -13,6 +13,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
+from types import FunctionType
 from typing import Any, TypeAlias
 
 from llvmlite import ir
@@ -21,7 +22,7 @@ from numba.core import cgutils, event
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from .atomics import WORDS
+from .atomics import WORDS, increment
 from .compile import array_type
 from .simd import I32, I64
 
@@ -126,6 +127,78 @@ def kinds_of(arguments: Sequence[tuple[Any, Any]]) -> str:
         else str(kind)
         for kind, _ in arguments
     )
+
+
+# Templates of tasks; `task_of` supplies the globals `kernel`, `reduce` and indices of arguments.
+# mypy: disable-error-code=name-defined
+# ruff: noqa: F821
+
+
+def _task(kinds: str) -> Callable[[Any, int, int], None]:
+    def task(words: Any, part: int, num_parts: int) -> None:
+        kernel(*arguments(words, kinds, part, num_parts))
+
+    return task
+
+
+def _task_of_one_part(kinds: str) -> Callable[[Any, int, int], None]:
+    def task(words: Any, part: int, num_parts: int) -> None:
+        kernel(*arguments(words, kinds, part, num_parts)[:-2])
+
+    return task
+
+
+def _reducing_task(kinds: str) -> Callable[[Any, int, int], None]:
+    def task(words: Any, part: int, num_parts: int) -> None:
+        given = arguments(words, kinds, part, num_parts)
+        kernel(*(given[:own_first] + given[own_last:]))
+        if increment(words, FINISHED) == num_parts - 1:
+            reduce(words[COUNT], *given[first:last])
+
+    return task
+
+
+def task_of(kernel: Any, *, has_parts: bool = True) -> Callable[[str], Any]:
+    """Return a function that makes a task of a kernel, for arguments of given types.
+
+    The kernel gets all arguments of the task, and the bounds of a part if the task has parts.
+    """
+    return _from_template(_task if has_parts else _task_of_one_part, kernel)
+
+
+def reducing_task_of(
+    kernel: Any, reduce: Any, *, own: tuple[int, int], reduced: tuple[int, int]
+) -> Callable[[str], Any]:
+    """Return what `task_of` does; the thread that finishes the last part calls `reduce`.
+
+    `reduce` gets the number of items of the task and the arguments from `reduced[0]` to
+    `reduced[1]` (exclusive). The kernel does not get the arguments in the range `own`.
+    """
+    names = ("own_first", "own_last", "first", "last")
+    indices = dict(zip(names, own + reduced, strict=True))
+    return _from_template(_reducing_task, kernel, reduce=reduce, **indices)
+
+
+def _from_template(template: Any, kernel: Any, **others: Any) -> Callable[[str], Any]:
+    """Return a function that makes a task by a template.
+
+    Numba finds a task on disk by its file, line, name and closure. The kernel is a global of the
+    task, since a closure over it would be different in each process. File, line and name are those
+    of the kernel.
+    """
+    code, name = kernel.py_func.__code__, f"{kernel.__name__}_task"
+    make_task = FunctionType(template.__code__, {**globals(), "kernel": kernel, **others})
+
+    def make(kinds: str) -> Any:
+        task = make_task(kinds)
+        task.__code__ = task.__code__.replace(
+            co_filename=code.co_filename, co_firstlineno=code.co_firstlineno
+        )
+        task.__name__ = task.__qualname__ = name
+        return task
+
+    make.__name__, make.__module__ = name, kernel.__module__
+    return make
 
 
 class _CompileLog(event.Listener):  # type: ignore[misc]

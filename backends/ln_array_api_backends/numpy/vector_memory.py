@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .compile import INLINE
 from .simd import (
     BYTES,
     DOUBLE,
@@ -27,6 +28,7 @@ from .simd import (
     Vector,
     build_broadcast,
     call,
+    lanes,
     prefix_mask,
     suffix,
 )
@@ -303,3 +305,39 @@ def elements_to_alignment(typing: Any, elements: Any, index: Any, like: Any) -> 
         return builder.lshr(gap, I64(size.bit_length() - 1))
 
     return types.intp(elements, types.intp, like), generate
+
+
+@njit(**INLINE)
+def load_vector(elements, index, count, like):
+    """Load a whole vector if `count` is None, else its first lanes; the others are 0."""
+    if count is None:
+        return load(elements, index, like)
+    return load_masked(elements, index, count, like)
+
+
+@njit(**INLINE)
+def store_vector(elements, index, vector, count, non_temporal):
+    """Store the first `count` lanes, or the whole vector if that is None."""
+    if count is not None:
+        store_masked(elements, index, vector, count)
+    elif non_temporal:
+        store_non_temporal(elements, index, vector)
+    else:
+        store(elements, index, vector)
+
+
+@njit(**INLINE)
+def load_partial(elements, index, count, like):
+    """Load a whole vector, or its first lanes if `count` is smaller; the others are 0."""
+    if count >= lanes(like):
+        return load(elements, index, like)
+    return load_masked(elements, index, count, like)
+
+
+@njit(**INLINE)
+def store_partial(elements, index, vector, count, non_temporal):
+    """Store the whole vector, or its first lanes if `count` is smaller."""
+    if count < lanes(vector):
+        store_masked(elements, index, vector, count)
+    else:
+        store_vector(elements, index, vector, None, non_temporal)

@@ -72,10 +72,35 @@ def variance_of_both(variance, step, weight, cross_weight, second_variance, ones
 
 @njit(**INLINE)
 def weight_at(tables, t, place, down, ones_vec):
-    """Load a weight: for a vector of places along rows, or one for all lanes down columns."""
+    """Load a weight: a vector for places along rows, or one number for all lanes if `down`."""
     if down is None:
         return load(tables, t + place, ones_vec)
     return load_broadcast(tables, t + place, ones_vec)
+
+
+@njit(**INLINE)
+def merge_next(fields, x, runs, variance, b, anchor, offset, square, weights, ones_vec):
+    """Merge a run with the one that begins at b; return the offset and variance of both.
+
+    `weights` are the weight of the second run, and that times the weight of the first.
+    """
+    weight, cross_weight = weights
+    mean_offset = offset_of(
+        anchor, offset, load(fields, x + b, ones_vec), load_field(fields, runs, 0, b, ones_vec)
+    )
+    second_square = load_field(fields, runs, variance, b, ones_vec)
+    return mean_of_both(offset, mean_offset, weight), variance_of_both(
+        square, mean_offset, weight, cross_weight, second_square, ones_vec
+    )
+
+
+@njit(**INLINE)
+def weights_at(tables, t, pad, place, down, ones_vec):
+    """Load two weights: vectors for places along rows, or one number each down columns."""
+    return (
+        weight_at(tables, t, place, down, ones_vec),
+        weight_at(tables, t + pad, place, down, ones_vec),
+    )
 
 
 @njit(**CALLED)
@@ -92,36 +117,17 @@ def merge(
     for i in range(rows):
         for j in range(0, places, lanes(ones_vec)):
             q, place = unrelated(i * pitch + j), j if down is None else i
-            b = q + stride
             anchor, offset = load(fields, x + q, ones_vec), load_field(fields, runs, 0, q, ones_vec)
             square = load_field(fields, runs, variance, q, ones_vec)
-            weight = weight_at(tables, t, place, down, ones_vec)
-            cross_weight = weight_at(tables, t + pad, place, down, ones_vec)
-            mean_offset = offset_of(
-                anchor,
-                offset,
-                load(fields, x + b, ones_vec),
-                load_field(fields, runs, 0, b, ones_vec),
+            weights = weights_at(tables, t, pad, place, down, ones_vec)
+            merged_offset, merged_variance = merge_next(
+                fields, x, runs, variance, q + stride, anchor, offset, square, weights, ones_vec
             )
-            merged_offset = mean_of_both(offset, mean_offset, weight)
-            merged_variance = variance_of_both(
-                square, mean_offset, weight, cross_weight,
-                load_field(fields, runs, variance, b, ones_vec), ones_vec,
-            )  # fmt: skip
             if has_single:
-                b += stride
-                weight = weight_at(tables, t + 2 * pad, place, down, ones_vec)
-                cross_weight = weight_at(tables, t + 3 * pad, place, down, ones_vec)
-                mean_offset = offset_of(
-                    anchor,
-                    merged_offset,
-                    load(fields, x + b, ones_vec),
-                    load_field(fields, singles, 0, b, ones_vec),
-                )
-                merged_offset = mean_of_both(merged_offset, mean_offset, weight)
-                merged_variance = variance_of_both(
-                    merged_variance, mean_offset, weight, cross_weight,
-                    load_field(fields, singles, variance, b, ones_vec), ones_vec,
+                weights = weights_at(tables, t + 2 * pad, pad, place, down, ones_vec)
+                merged_offset, merged_variance = merge_next(
+                    fields, x, singles, variance, q + 2 * stride, anchor, merged_offset,
+                    merged_variance, weights, ones_vec,
                 )  # fmt: skip
             store(fields, target + q, merged_offset)
             if variance is not None:

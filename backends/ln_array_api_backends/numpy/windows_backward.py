@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from numba import njit
 
-from .columns import load_partial, store_partial
 from .compile import CALLED, INLINE, ONCE
 from .simd import (
     absolute,
@@ -22,10 +21,18 @@ from .simd import (
     where_at_least,
     zeros,
 )
-from .tasks import arguments
-from .vector_memory import data_pointer, load, load_broadcast, store, unrelated
+from .tasks import task_of
+from .vector_memory import (
+    data_pointer,
+    load,
+    load_broadcast,
+    load_partial,
+    store,
+    store_partial,
+    unrelated,
+)
 from .window_runs import BLOCK, first_step, merge_windows
-from .windows_forward import load_tile, pitch_of, scale_factor, scale_field, tile_of, workspace
+from .windows_forward import load_tile, pitch_of, tile_of, workspace
 
 #: Fields of a tile: x; offsets of runs along rows and of windows; total, moment and weight of each
 #: window; two more for sums, which otherwise reuse fields that are no longer needed.
@@ -210,12 +217,9 @@ def backward(
         )
         top, high = row_0 - radius_down, inside[0] + 2 * radius_down
         left, wide = column_0 - radius_across, inside[1] + 2 * radius_across
-        max_abs = load_tile(
-            x_ptr, plane, height, width, top, high, left, wide, space, field, pitch, ones_vec
+        factor = load_tile(
+            x_ptr, plane, height, width, top, high, left, wide, space, field, pitch, 0.0, ones_vec
         )
-        factor = scale_factor(max_abs, 0.0, ones_vec)
-        if factor != 1:
-            scale_field(space, field, high * pitch, factor, ones_vec)
         strip, band = strips[column // columns], bands[row // rows]
         offset = merge_windows(
             space, across, strip, down, band, field, field + f, field + 2 * f, None,
@@ -245,10 +249,4 @@ def backward(
         )  # fmt: skip
 
 
-def backward_task(kinds):
-    """`backward` as a task."""
-
-    def task(words, part, num_parts):
-        backward(*arguments(words, kinds, part, num_parts))
-
-    return task
+backward_task = task_of(backward)

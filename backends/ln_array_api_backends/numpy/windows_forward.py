@@ -11,7 +11,6 @@ import math
 import numpy as np
 from numba import njit
 
-from .columns import load_partial, store_partial
 from .compile import CALLED, INLINE, ONCE
 from .simd import (
     absolute,
@@ -26,8 +25,16 @@ from .simd import (
     where_at_least,
     zeros,
 )
-from .tasks import arguments
-from .vector_memory import data_pointer, elements_to_alignment, load, load_broadcast, store
+from .tasks import task_of
+from .vector_memory import (
+    data_pointer,
+    elements_to_alignment,
+    load,
+    load_broadcast,
+    load_partial,
+    store,
+    store_partial,
+)
 from .window_runs import merge_windows
 
 #: Fields of a tile: x, offset and variance of runs along rows, and both of windows.
@@ -35,32 +42,6 @@ FIELDS = 5
 #: Vectors in a page, and the offset within a page from field to field: a load waits for a recent
 #: store to the same offset in another page (4K aliasing).
 PAGE_VECTORS, FIELD_OFFSET = 64, 13
-
-
-@njit(**ONCE)
-def load_tile(x, plane, height, width, top, rows, left, columns, space, to, pitch, ones_vec):
-    """Copy a part of a plane, which may extend beyond the borders, to a field.
-
-    `plane` is the offset of the plane, and `to` that of the field. Returns the largest finite
-    magnitude.
-    """
-    field = data_pointer(space)
-    first, last = max(left, 0), min(left + columns, width)
-    lead, count = first - left, last - first
-    max_abs = zeros(ones_vec)
-    for i in range(rows):
-        x_offset, field_offset = plane + min(max(top + i, 0), height - 1) * width, to + i * pitch
-        edge = load_broadcast(x, x_offset + first, ones_vec)
-        for j in range(0, lead, lanes(ones_vec)):
-            store(field, field_offset + j, edge)
-        for j in range(0, count, lanes(ones_vec)):
-            values = load_partial(x, x_offset + first + j, count - j, ones_vec)
-            max_abs = fmax(max_abs, absolute(values) + (values - values))  # NaN if it is not finite
-            store(field, field_offset + lead + j, values)
-        edge = load_broadcast(x, x_offset + last - 1, ones_vec)
-        for j in range(lead + count, columns, lanes(ones_vec)):
-            store(field, field_offset + j, edge)
-    return float(reduce_max(max_abs))
 
 
 @njit(**INLINE)
@@ -91,6 +72,37 @@ def scale_field(space, o, count, factor, ones_vec):
     field, factors = data_pointer(space), broadcast(scalar_like(factor, ones_vec))
     for j in range(0, count, lanes(ones_vec)):
         store(field, o + j, load(field, o + j, ones_vec) * factors)
+
+
+@njit(**ONCE)
+def load_tile(
+    x, plane, height, width, top, rows, left, columns, space, to, pitch, epsilon, ones_vec
+):
+    """Copy a part of a plane, which may extend beyond the borders, to a field.
+
+    `plane` is the offset of the plane, and `to` that of the field. Returns the `scale_factor` by
+    which the field is multiplied.
+    """
+    field = data_pointer(space)
+    first, last = max(left, 0), min(left + columns, width)
+    lead, count = first - left, last - first
+    max_abs = zeros(ones_vec)
+    for i in range(rows):
+        x_offset, field_offset = plane + min(max(top + i, 0), height - 1) * width, to + i * pitch
+        edge = load_broadcast(x, x_offset + first, ones_vec)
+        for j in range(0, lead, lanes(ones_vec)):
+            store(field, field_offset + j, edge)
+        for j in range(0, count, lanes(ones_vec)):
+            values = load_partial(x, x_offset + first + j, count - j, ones_vec)
+            max_abs = fmax(max_abs, absolute(values) + (values - values))  # NaN if it is not finite
+            store(field, field_offset + lead + j, values)
+        edge = load_broadcast(x, x_offset + last - 1, ones_vec)
+        for j in range(lead + count, columns, lanes(ones_vec)):
+            store(field, field_offset + j, edge)
+    factor = scale_factor(float(reduce_max(max_abs)), epsilon, ones_vec)
+    if factor != 1:
+        scale_field(space, to, rows * pitch, factor, ones_vec)
+    return factor
 
 
 @njit(**INLINE)
@@ -184,12 +196,21 @@ def forward(
         plane, row, column, num_rows, num_columns = tile_of(unit, x.shape, rows, columns)
         top, high = row - radius_down, num_rows + 2 * radius_down
         left, wide = column - radius_across, num_columns + 2 * radius_across
-        max_abs = load_tile(
-            x_ptr, plane, height, width, top, high, left, wide, space, field, pitch, ones_vec
-        )
-        factor = scale_factor(max_abs, epsilon, ones_vec)
-        if factor != 1:
-            scale_field(space, field, high * pitch, factor, ones_vec)
+        factor = load_tile(
+            x_ptr,
+            plane,
+            height,
+            width,
+            top,
+            high,
+            left,
+            wide,
+            space,
+            field,
+            pitch,
+            epsilon,
+            ones_vec,
+        )  # fmt: skip
         offset = merge_windows(
             space, across, strips[column // columns], down, bands[row // rows],
             field, field + field_stride, field + 2 * field_stride, 2 * field_stride, max(-top, 0),
@@ -202,10 +223,4 @@ def forward(
         )  # fmt: skip
 
 
-def forward_task(kinds):
-    """`forward` as a task."""
-
-    def task(words, part, num_parts):
-        forward(*arguments(words, kinds, part, num_parts))
-
-    return task
+forward_task = task_of(forward)

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
-
-pytest.importorskip("numba", reason="Numba is not installed")
-
-import numba
-from ln_array_api_backends.numpy import array_tasks, backend, channels_dispatch, config, memory
+from engine_arrays import DTYPES, SETTINGS, set_thresholds
+from ln_array_api_backends.numpy import backend, channels_dispatch
 
 import ln_array_api as ln
 from ln_array_api.backend import ChannelsSpec
 
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 #: (B, C, S) as pieces and as columns, with rests of vectors, blocks and runs of rows.
 SHAPES = [
     (1, 3, 64),
@@ -115,13 +105,8 @@ def test_no_threshold_changes_a_bit(
     """Several threads, however many parts, streaming stores and pooled memory."""
     arrays = Arrays(shape, dtype)
     expected = arrays.results()
-    monkeypatch.setattr(memory, "POOLED_MIN_BYTES", 1)
-    for parallel, streamed, threads in ((1, 1, 2), (1, 1 << 60, 3), (1 << 60, 1, 2), (1, 1, 7)):
-        monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
-        monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_BYTES", streamed)
-        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
-        monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
+    for settings in SETTINGS:
+        set_thresholds(monkeypatch, **settings)
         same(arrays.results(), expected)
 
 

@@ -7,11 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-
-pytest.importorskip("numba", reason="Numba is not installed")
-
-import numba
-from ln_array_api_backends.numpy import array_tasks, config
+from engine_arrays import NEVER, set_thresholds
 
 import ln_array_api as ln
 from ln_array_api import backend as registry
@@ -32,13 +28,6 @@ def arguments(shape: tuple[int, ...], axis: int, dtype: Any, mean: float = 3.0) 
     x, dy = mean + rng.standard_normal(shape), rng.standard_normal(shape)
     gamma, beta = 1 + 0.3 * rng.standard_normal(shape[axis]), rng.standard_normal(shape[axis])
     return [each.astype(dtype) for each in (x, dy, gamma, beta)]
-
-
-@pytest.fixture(autouse=True)
-def _plans_of_each_test() -> Any:
-    registry.plans.clear()
-    yield
-    registry.plans.clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -65,13 +54,9 @@ def test_no_threshold_changes_a_bit(
 ) -> None:
     given = arguments(shape, axis, np.float32)
     expected = results(*given, axis, groups)
-    monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", 1)
-    monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-    for threads, streamed in ((2, 1), (3, 1 << 60)):
+    for threads, non_temporal in ((2, 1), (3, NEVER)):
         registry.plans.clear()
-        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_BYTES", streamed)
-        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
-        monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
+        set_thresholds(monkeypatch, parallel=1, non_temporal=non_temporal, threads=threads)
         for own, right in zip(results(*given, axis, groups), expected, strict=True):
             assert own.tobytes() == right.tobytes()
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
-
-numba = pytest.importorskip("numba", reason="the kernels are compiled by Numba")
-
-from ln_array_api_backends.numpy import doubles, simd  # noqa: E402
-from ln_array_api_backends.numpy import vector_memory as vm  # noqa: E402
+from ln_array_api_backends.numpy import doubles, simd
+from ln_array_api_backends.numpy import vector_memory as vm
 
 njit = numba.njit(error_model="numpy")
 

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
-
-pytest.importorskip("numba", reason="Numba is not installed")
-
-import numba
-from ln_array_api_backends.numpy import array_tasks, backend, config, instances_dispatch, memory
+from engine_arrays import DTYPES, NEVER, SETTINGS, set_thresholds
+from ln_array_api_backends.numpy import backend, instances_dispatch
 
 import ln_array_api as ln
 from ln_array_api.backend import FamilySpec
 
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 HALF_STEP = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 #: Rows of few elements, with rests of vectors and of runs, and long.
 SHAPES = [(6, 1), (5, 2), (3, 17), (7, 100), (4, 1000), (2, 40009)]
@@ -136,14 +126,10 @@ def test_no_threshold_changes_a_bit(
     """Several threads, however many parts, streaming stores, prefetching and pooled memory."""
     case = Case(shape, dtype)
     expected = [each.tobytes() for each in case.results()]
-    monkeypatch.setattr(memory, "POOLED_MIN_BYTES", 1)
-    for parallel, streamed, threads in ((1, 1, 2), (1, 1 << 60, 3), (1 << 60, 1, 2), (1, 1, 7)):
-        monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
-        monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_BYTES", streamed)
-        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (1, 1))
-        monkeypatch.setattr(instances_dispatch, "PREFETCH_MIN_BYTES", streamed)
-        monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
+    for settings in SETTINGS:
+        set_thresholds(monkeypatch, **settings)
+        non_temporal = settings.get("non_temporal", NEVER)
+        monkeypatch.setattr(instances_dispatch, "PREFETCH_MIN_BYTES", non_temporal)
         assert [each.tobytes() for each in case.results()] == expected
 
 

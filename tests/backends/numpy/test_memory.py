@@ -16,9 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-pytest.importorskip("numba", reason="Numba is not installed")
-
 from ln_array_api_backends.numpy import memory
 from ln_array_api_backends.numpy.memory import MemoryPool
 

@@ -8,23 +8,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-
-pytest.importorskip("numba", reason="Numba is not installed")
-
-import numba
-from ln_array_api_backends.numpy import array_tasks, config, elementary, memory, simd
+from engine_arrays import DTYPES, SETTINGS, set_thresholds
+from ln_array_api_backends.numpy import elementary, simd
 from ln_array_api_backends.numpy import vector_memory as vm
 from numba import njit
 
 import ln_array_api as ln
 from ln_array_api.backend import plans
 
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 #: Of each dtype, exponents that its kernels take.
 EXPONENTS = {
     "float32": (0.5, 1, 0.3, 0.01, 0.999, 1.5, 3, 3.1, 17.3, 256),
@@ -301,16 +292,10 @@ def test_no_threshold_changes_a_bit(
     """Several threads, however many parts, streaming stores and pooled memory."""
     arrays = Arrays(shape, dtype)
     expected = bits(arrays.results(alpha))
-    monkeypatch.setattr(memory, "POOLED_MIN_BYTES", 1)
-    for parallel, streamed, threads in ((1, 1, 2), (1, 1 << 60, 3), (1 << 60, 1, 2), (1, 1, 7)):
-        monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
-        monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_BYTES", streamed)
-        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
-        monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
+    for settings in SETTINGS:
+        set_thresholds(monkeypatch, **settings)
         plans.clear()
         assert bits(arrays.results(alpha)) == expected
-    plans.clear()
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1, 0.3])

@@ -6,29 +6,16 @@ import itertools
 import math
 import mmap
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import numba
 import numpy as np
 import pytest
-
-pytest.importorskip("numba", reason="Numba is not installed")
-
-import numba
+from engine_arrays import DTYPES, at, bits, moved, threads_set_to, viewed
 from ln_array_api_backends.numpy import rows_backward as kernels
-from ln_array_api_backends.numpy.compile import OPTIONS, STORAGE_DTYPES
+from ln_array_api_backends.numpy.compile import OPTIONS
 from ln_array_api_backends.numpy.gradient_sums import reduce_partials as reduce_partials_kernel
 from ln_array_api_backends.numpy.rows_dispatch import rows_per_partial, rows_per_run
-
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-
 
 # The kernels have no entries from Python.
 
@@ -75,28 +62,6 @@ class Given(NamedTuple):
         dy, x, mean, rstd, gamma = self
         gamma = None if gamma is None else moved(gamma, offset)
         return Given(moved(dy, offset), moved(x, 64 - offset), mean, rstd, gamma)
-
-
-def viewed(array: np.ndarray | None) -> Any:
-    view = None if array is None else STORAGE_DTYPES.get(array.dtype.name)
-    return array if view is None else array.view(view)
-
-
-def at(offset: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Ones, so many bytes after a multiple of 64."""
-    dtype = np.dtype(dtype)
-    nbytes = int(np.prod(shape)) * dtype.itemsize
-    memory = np.zeros(nbytes + 192, np.uint8)
-    start = -memory.ctypes.data % 64 + offset
-    array = memory[start : start + nbytes].view(dtype).reshape(shape)
-    array[...] = 1
-    return array
-
-
-def moved(array: np.ndarray, offset: int) -> np.ndarray:
-    copy = at(offset, array.shape, array.dtype)
-    copy[...] = array
-    return copy
 
 
 def given(
@@ -153,11 +118,6 @@ def run(
     return Gradients(
         dx, *(None if each is None else each[:parameters].copy() for each in (dgamma, dbeta))
     )
-
-
-def bits(array: np.ndarray) -> np.ndarray:
-    array = np.ascontiguousarray(array)
-    return array.view(f"u{array.dtype.itemsize}")
 
 
 def same(actual: Gradients, expected: Gradients, need: tuple[bool, bool, bool] = ALL) -> None:
@@ -248,16 +208,6 @@ def test_gradients_do_not_depend_on_threads(dtype: str) -> None:
             with threads_set_to(threads):
                 for _ in range(3):
                     same(run(arrays, parallel=True), expected)
-
-
-@contextmanager
-def threads_set_to(count: int) -> Iterator[None]:
-    before = numba.get_num_threads()
-    numba.set_num_threads(count)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

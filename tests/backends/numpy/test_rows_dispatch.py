@@ -7,13 +7,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import ml_dtypes
+import numba
 import numpy as np
 import pytest
-
-pytest.importorskip("numba", reason="Numba is not installed")
-
-import numba
+from engine_arrays import DTYPES, bits, moved, set_thresholds
 from ln_array_api_backends.numpy import (
     array_tasks,
     backend,
@@ -30,18 +27,7 @@ from ln_array_api._dispatch.specs import FAMILY
 from ln_array_api.backend import RowsSpec
 from ln_array_api.kernels import rows
 
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 NEEDS = [need for need in itertools.product([True, False], repeat=3) if any(need)]
-NEVER = 1 << 60
-
-
-def bits(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
 
 
 def same(actual: Any, expected: Any) -> None:
@@ -52,36 +38,19 @@ def same(actual: Any, expected: Any) -> None:
             np.testing.assert_array_equal(bits(a), bits(b))
 
 
-def at(offset: int, array: np.ndarray) -> np.ndarray:
-    """A copy, so many bytes after a multiple of 64."""
-    memory = np.zeros(array.nbytes + 192, np.uint8)
-    start = -memory.ctypes.data % 64 + offset
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
 def random(dtype: str, *shape: int, mean: float = 0.0) -> np.ndarray:
     """Other numbers around each mean."""
     rng = np.random.default_rng([*shape, round(mean * 100) % 1000])
     return (mean + rng.standard_normal(shape)).astype(DTYPES[dtype])
 
 
-def thresholds(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
-    for module, name in ((memory, "POOLED_MIN_BYTES"), (config, "NON_TEMPORAL_MIN_BYTES")):
-        monkeypatch.setattr(module, name, values.get(name, NEVER))
-    monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", values.get("PARALLEL", NEVER))
-    monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-    monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
-
-
 WAYS = [
     {},
-    {"PARALLEL": 0},
-    {"POOLED_MIN_BYTES": 0},
-    {"NON_TEMPORAL_MIN_BYTES": 0},
-    {"POOLED_MIN_BYTES": 0, "NON_TEMPORAL_MIN_BYTES": 0},
-    {"PARALLEL": 0, "POOLED_MIN_BYTES": 0, "NON_TEMPORAL_MIN_BYTES": 0},
+    {"parallel": 0},
+    {"pooled": 0},
+    {"non_temporal": 0},
+    {"pooled": 0, "non_temporal": 0},
+    {"parallel": 0, "pooled": 0, "non_temporal": 0},
 ]
 
 
@@ -103,7 +72,7 @@ def test_no_threshold_changes_a_bit(
         gamma, beta = random(dtype, n), random(dtype, n, mean=0.5) if center else None
         expected = None
         for way in WAYS:
-            thresholds(monkeypatch, **way)
+            set_thresholds(monkeypatch, **way)
             forward_results = backend.rows_forward(x, gamma, beta, epsilon=1e-5, center=center)
             gradients = backend.rows_backward(dy, x, *forward_results[1:], gamma, center=center)
             results = (*forward_results, *gradients)
@@ -156,7 +125,7 @@ def test_odd_rows_leave_those_beside_them_alone(
             here = slice(row, row + 1)
             same([each[here] for each in every], results(mixed[here], slice(None)))
         with monkeypatch.context() as patched:
-            thresholds(patched, NON_TEMPORAL_MIN_BYTES=0)
+            set_thresholds(patched, non_temporal=0)
             same(results(mixed, slice(None)), every)
 
 
@@ -311,21 +280,21 @@ def test_large_groups_do_not_depend_on_what_is_needed() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("threshold", [{}, {"POOLED_MIN_BYTES": 0, "NON_TEMPORAL_MIN_BYTES": 0}])
+@pytest.mark.parametrize("threshold", [{}, {"pooled": 0, "non_temporal": 0}])
 def test_out_may_lie_anywhere(
     dtype: str, threshold: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    thresholds(monkeypatch, **threshold)
+    set_thresholds(monkeypatch, **threshold)
     for n in (33, 64, 100):
         x, gamma = random(dtype, 7, n, mean=1), random(dtype, n)
-        thresholds(monkeypatch)
+        set_thresholds(monkeypatch)
         expected = backend.rows_forward(x, gamma, None, epsilon=1e-5, center=True)
-        thresholds(monkeypatch, **threshold)
+        set_thresholds(monkeypatch, **threshold)
         size = x.itemsize
         for offset in (0, size, 12, 60):
-            out = at(offset, np.zeros_like(x))
+            out = moved(np.zeros_like(x), offset)
             result = backend.rows_forward(
-                at(60 - offset, x), gamma, None, epsilon=1e-5, center=True, out=out
+                moved(x, 60 - offset), gamma, None, epsilon=1e-5, center=True, out=out
             )
             assert result[0] is out
             same(result, expected)

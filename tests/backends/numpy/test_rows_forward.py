@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import ml_dtypes
+import numba
 import numpy as np
 import pytest
-
-pytest.importorskip("numba", reason="Numba is not installed")
-
-import numba
+from engine_arrays import DTYPES, at, bits, moved, threads_set_to, viewed
 from ln_array_api_backends.numpy import backend, simd
-from ln_array_api_backends.numpy.compile import OPTIONS, STORAGE_DTYPES
+from ln_array_api_backends.numpy.compile import OPTIONS
 from ln_array_api_backends.numpy.rows_forward import forward as kernel
 from ln_array_api_conformance import tolerances
 from ln_array_api_conformance.checks import expected_y
 from ln_array_api_conformance.operations import OPERATIONS
-
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 
 
 @numba.njit(**OPTIONS)
@@ -43,28 +32,6 @@ class Result(NamedTuple):
     y: np.ndarray
     mean: np.ndarray | None
     rstd: np.ndarray
-
-
-def viewed(array: np.ndarray | None) -> Any:
-    view = None if array is None else STORAGE_DTYPES.get(array.dtype.name)
-    return array if view is None else array.view(view)
-
-
-def at(offset: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Ones, so many bytes after a multiple of 64."""
-    dtype = np.dtype(dtype)
-    nbytes = int(np.prod(shape)) * dtype.itemsize
-    memory = np.zeros(nbytes + 128, np.uint8)
-    start = -memory.ctypes.data % 64 + offset
-    array = memory[start : start + nbytes].view(dtype).reshape(shape)
-    array[...] = 1
-    return array
-
-
-def moved(array: np.ndarray, offset: int) -> np.ndarray:
-    copy = at(offset, array.shape, array.dtype)
-    copy[...] = array
-    return copy
 
 
 def run(
@@ -91,11 +58,6 @@ def run(
         begin, end = (start + (stop - start) * each // parts for each in (part, part + 1))
         forward(*arguments, begin, end)
     return Result(y, mean, rstd)
-
-
-def bits(array: np.ndarray) -> np.ndarray:
-    array = np.ascontiguousarray(array)
-    return array.view(f"u{array.dtype.itemsize}")
 
 
 def same(actual: Result, expected: Result, rows: Any = slice(None)) -> None:
@@ -234,16 +196,6 @@ def test_rows_do_not_depend_on_the_number_of_parts_and_threads(dtype: str) -> No
             for threads in {1, numba.config.NUMBA_NUM_THREADS}:
                 with threads_set_to(threads):
                     same(run(x, *given, parts=min(m, parts)), expected)
-
-
-@contextmanager
-def threads_set_to(count: int) -> Iterator[None]:
-    before = numba.get_num_threads()
-    numba.set_num_threads(count)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -10,32 +10,12 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
-
-pytest.importorskip("numba", reason="Numba is not installed")
-
+from engine_arrays import DTYPES, bits, needs_mprotect, run_before_a_hole, viewed
 from ln_array_api_backends.numpy import simd
 from ln_array_api_backends.numpy import vector_memory as vm
-from ln_array_api_backends.numpy.compile import STORAGE_DTYPES
 from numba import njit
-
-DTYPES = {
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-}
-
-
-def viewed(array: np.ndarray) -> np.ndarray:
-    view = STORAGE_DTYPES.get(array.dtype.name)
-    return array if view is None else array.view(view)
-
-
-def bits(array: np.ndarray) -> np.ndarray:
-    return array.view(f"u{array.dtype.itemsize}")
 
 
 def is_nan(array: np.ndarray) -> np.ndarray:
@@ -245,8 +225,6 @@ def test_the_first_elements_and_no_others(dtype: str) -> None:
 
 
 AT_THE_END = """
-import ctypes, mmap, sys
-import ml_dtypes, numpy as np
 from numba import njit
 from ln_array_api_backends.numpy import simd
 from ln_array_api_backends.numpy import vector_memory as vm
@@ -264,15 +242,7 @@ def whole(source, target, start, count, like):
     vm.prefetch(source_ptr, source.size + 1000)
     vm.store(vm.data_pointer(target), 0, vm.load(source_ptr, start, one))
 
-def before_a_hole():
-    page = mmap.PAGESIZE
-    memory = mmap.mmap(-1, 2 * page)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    protect = ctypes.CDLL(None).mprotect
-    assert protect(ctypes.c_void_p(address + page), ctypes.c_size_t(page), 0) == 0
-    return np.frombuffer(memory, np.uint8, page)
-
-memory, target = before_a_hole(), before_a_hole()
+memory, target = before_a_hole(np.uint8), before_a_hole(np.uint8)
 for kind, like in (("i2", "f4"), ("u2", "f4"), ("f4", "f4"), ("f8", "f8"), ("f8", "f4")):
     source, to = memory.view(kind), target.view(kind)
     source[-16:] = np.arange(1, 17) << (7 if kind == "u2" else 0)
@@ -288,16 +258,16 @@ print("done", flush=True)
 
 def at_the_end(function: str) -> subprocess.CompletedProcess[str]:
     script = AT_THE_END.replace("{function}", function)
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    return run_before_a_hole(script)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="mprotect is of POSIX")
+@needs_mprotect
 def test_the_first_elements_at_the_end_of_memory() -> None:
     result = at_the_end("first")
     assert (result.stdout, result.returncode) == ("done\n", 0), result.stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="mprotect is of POSIX")
+@needs_mprotect
 def test_a_whole_vector_at_the_end_of_memory_would_fault() -> None:
     assert at_the_end("whole").returncode in (-signal.SIGSEGV, -signal.SIGBUS)
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-
-pytest.importorskip("numba", reason="Numba is not installed")
-
-from ln_array_api_backends.numpy import array_tasks, config, memory, strided_dispatch
+from engine_arrays import NEVER, needs_mprotect, run_before_a_hole, set_thresholds
+from ln_array_api_backends.numpy import strided_dispatch
 
 import ln_array_api as ln
 from ln_array_api import backend as registry
@@ -21,13 +17,6 @@ from ln_array_api import backend as registry
 DTYPES = {"float32": np.float32, "float64": np.float64, "bfloat16": ml_dtypes.bfloat16}
 FORWARD = {True: ln.layer_norm_forward, False: ln.rms_norm_forward}
 BACKWARD = {True: ln.layer_norm_backward, False: ln.rms_norm_backward}
-
-
-@pytest.fixture(autouse=True)
-def _plans_of_each_test() -> Any:
-    registry.plans.clear()
-    yield
-    registry.plans.clear()
 
 
 def arguments(shape: tuple[int, ...], dtype: Any, mean: float = 3.0) -> list[Any]:
@@ -76,14 +65,10 @@ def test_threads_stores_and_the_pool_change_no_bit(
     shape: tuple[int, int, int], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = arguments(shape, DTYPES[dtype])
-    monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", 1 << 60)
+    set_thresholds(monkeypatch)
     expected = {center: results(*given, center=center) for center in (True, False)}
-    monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-    monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
-    for parallel, streamed in ((0, 1 << 60), (1 << 60, 0), (0, 0)):
-        monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
-        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_BYTES", streamed)
-        monkeypatch.setattr(memory, "POOLED_MIN_BYTES", streamed)
+    for parallel, large in ((0, NEVER), (NEVER, 0), (0, 0)):
+        set_thresholds(monkeypatch, parallel=parallel, non_temporal=large, pooled=large)
         registry.plans.clear()
         for center in (True, False):
             same(results(*given, center=center), expected[center])
@@ -199,19 +184,9 @@ def test_what_goes_with_x_may_lie_anyhow() -> None:
 
 
 AT_THE_END = """
-import ctypes, mmap
-import numpy as np
 import ln_array_api as ln
 
-def before_a_hole():
-    page = mmap.PAGESIZE
-    memory = mmap.mmap(-1, 2 * page)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    protect = ctypes.CDLL(None).mprotect
-    assert protect(ctypes.c_void_p(address + page), ctypes.c_size_t(page), 0) == 0
-    return np.frombuffer(memory, np.float32, page // 4)[-17 * 60:].reshape(17, 60)
-
-x, dy = before_a_hole(), before_a_hole()
+x, dy = (before_a_hole(np.float32)[-17 * 60:].reshape(17, 60) for _ in range(2))
 x[...] = np.random.default_rng(0).standard_normal(x.shape)
 y, mean, rstd = ln.layer_norm_forward(x, axis=0)
 ln.layer_norm_backward(dy, x, mean, rstd, axis=0)
@@ -221,9 +196,9 @@ print("done", flush=True)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="mprotect is of POSIX")
+@needs_mprotect
 def test_nothing_is_read_behind_an_array() -> None:
-    result = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True)
+    result = run_before_a_hole(AT_THE_END)
     assert (result.stdout, result.returncode) == ("done\n", 0), result.stderr
 
 

@@ -9,20 +9,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from engine_arrays import DTYPES, NEVER, set_thresholds
+from ln_array_api_backends.numpy import tanh_dispatch
 
-numba = pytest.importorskip("numba", reason="the kernels are compiled by Numba")
+import ln_array_api as ln
+from ln_array_api import backend as registry
 
-from ln_array_api_backends.numpy import array_tasks, config, memory, tanh_dispatch  # noqa: E402
-
-import ln_array_api as ln  # noqa: E402
-from ln_array_api import backend as registry  # noqa: E402
-
-DTYPES: dict[str, Any] = {
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float32": np.float32,
-    "float64": np.float64,
-}
 #: Of each dtype: bits of the significand, and the least exponent of a normal number.
 FORMATS = {
     "float16": (11, -14),
@@ -33,13 +25,6 @@ FORMATS = {
 WIDE = {name: np.float64 if name == "float64" else np.float32 for name in DTYPES}
 EXACT = np.longdouble
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
-
-
-@pytest.fixture(autouse=True)
-def _plans_of_each_test() -> Any:
-    registry.plans.clear()
-    yield
-    registry.plans.clear()
 
 
 def unit(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -289,14 +274,10 @@ def test_threads_stores_and_the_pool_change_no_bit(
     layout: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = given(*LAYOUTS[layout], dtype)
-    monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", 1 << 60)
+    set_thresholds(monkeypatch)
     expected = results(**arguments)
-    monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
-    monkeypatch.setattr(config, "NON_TEMPORAL_MIN_ROW_BYTES", (0, 0))
-    for parallel, streamed in ((0, 1 << 60), (1 << 60, 0), (0, 0)):
-        monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
-        monkeypatch.setattr(config, "NON_TEMPORAL_MIN_BYTES", streamed)
-        monkeypatch.setattr(memory, "POOLED_MIN_BYTES", streamed)
+    for parallel, large in ((0, NEVER), (NEVER, 0), (0, 0)):
+        set_thresholds(monkeypatch, parallel=parallel, non_temporal=large, pooled=large)
         registry.plans.clear()
         for _ in range(3):
             same(results(**arguments), expected)

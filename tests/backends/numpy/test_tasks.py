@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
-
-pytest.importorskip("numba", reason="Numba is not installed")
-
-import numba
 from ln_array_api_backends.numpy import array_tasks, tasks, threads
 from ln_array_api_backends.numpy.compile import array_type
 from numba import njit, types

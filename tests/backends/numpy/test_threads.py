@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 import pytest
+from engine_arrays import threads_set_to
 from ln_array_api_backends.numpy import array_tasks, atomics, claims, tasks, threads
 from ln_array_api_backends.numpy.compile import array_type, compiled
 from numba import njit, types
@@ -86,16 +86,6 @@ def expected() -> list[str]:
     with threads_set_to(1):
         digests: list[str] = names["digests"]()
     return digests
-
-
-@contextmanager
-def threads_set_to(count: int) -> Iterator[None]:
-    before = numba.get_num_threads()
-    numba.set_num_threads(count)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-
-pytest.importorskip("numba", reason="Numba is not installed")
-
-from ln_array_api_backends.numpy import array_tasks, memory, windows_dispatch
+from engine_arrays import NEVER, needs_mprotect, run_before_a_hole, set_thresholds
+from ln_array_api_backends.numpy import windows_dispatch
 
 import ln_array_api as ln
 from ln_array_api import backend as registry
@@ -20,13 +16,6 @@ from ln_array_api import backend as registry
 SIZES = [1, 3, 5, 9, 15, 101]
 PLANES = [(2, 17, 23), (1, 1, 70), (2, 40, 1), (3, 5, 33), (1, 32, 16), (2, 2, 3), (1, 1, 1)]
 FEW = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-
-
-@pytest.fixture(autouse=True)
-def _plans_of_each_test() -> Any:
-    registry.plans.clear()
-    yield
-    registry.plans.clear()
 
 
 def window(shape: tuple[int, ...], place: tuple[int, ...], size: int) -> tuple[Any, ...]:
@@ -271,16 +260,14 @@ def test_tiles_threads_and_the_pool_change_no_bit(
     shape: tuple[int, int, int], size: int, dtype: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, dy = planes(shape, mean=3).astype(dtype), planes(shape, mean=1).astype(dtype)
-    monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", 1 << 60)
+    set_thresholds(monkeypatch)
     monkeypatch.setattr(windows_dispatch, "WORKSPACE", 1 << 40)
     expected = results(x, dy, size=size)
-    monkeypatch.setattr(array_tasks, "PART_MIN_BYTES", 1)
     for workspace, columns in ((1, 1), (1, 16), (1 << 15, 48), (1 << 40, 1 << 20)):
         monkeypatch.setattr(windows_dispatch, "WORKSPACE", workspace)
         monkeypatch.setattr(windows_dispatch, "COLUMNS", columns)
-        for parallel in (0, 1 << 60):
-            monkeypatch.setattr(array_tasks, "PARALLEL_MIN_BYTES", parallel)
-            monkeypatch.setattr(memory, "POOLED_MIN_BYTES", parallel)
+        for threshold in (0, NEVER):
+            set_thresholds(monkeypatch, parallel=threshold, pooled=threshold)
             registry.plans.clear()
             same(results(x, dy, size=size), expected)
 
@@ -356,19 +343,9 @@ def test_one_spatial_axis(axis: int) -> None:
 
 
 AT_THE_END = """
-import ctypes, mmap
-import numpy as np
 import ln_array_api as ln
 
-def before_a_hole():
-    page = mmap.PAGESIZE
-    memory = mmap.mmap(-1, 2 * page)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    protect = ctypes.CDLL(None).mprotect
-    assert protect(ctypes.c_void_p(address + page), ctypes.c_size_t(page), 0) == 0
-    return np.frombuffer(memory, np.float32, page // 4)[-17 * 37:].reshape(17, 37)
-
-x, dy = before_a_hole(), before_a_hole()
+x, dy = (before_a_hole(np.float32)[-17 * 37:].reshape(17, 37) for _ in range(2))
 x[...] = np.random.default_rng(0).standard_normal(x.shape)
 for size in (1, 3, 9, 99):
     y, mean, rstd = ln.local_contrast_norm_forward(x, size=size)
@@ -377,7 +354,7 @@ print("done", flush=True)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="mprotect is of POSIX")
+@needs_mprotect
 def test_nothing_is_read_behind_an_array() -> None:
-    result = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True)
+    result = run_before_a_hole(AT_THE_END)
     assert (result.stdout, result.returncode) == ("done\n", 0), result.stderr
