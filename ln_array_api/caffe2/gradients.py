@@ -24,24 +24,22 @@ def _layer_norm_gradient(
     op_def: OperatorDef, grad_outputs: list[str | None]
 ) -> tuple[list[OperatorDef], list[str | None]]:
     grad_y, *grad_statistics = grad_outputs
-    for what, blob, grad in zip(
+    for name, blob, grad in zip(
         ("mean", "stddev"), op_def.outputs[1:], grad_statistics, strict=True
     ):
         if grad is not None:
             raise ValueError(
-                f"{op_def.label}: {grad!r} is given as the gradient of its output {what} "
-                f"({blob}), but LayerNormGradient differentiates its first output alone, so this "
+                f"{op_def.label}: {grad!r} is given as the gradient of its output {name} "
+                f"({blob}), but LayerNormGradient differentiates only its first output, so this "
                 "must be None"
             )
     arguments = validated_args(op_def)
-    affine = arguments["elementwise_affine"]
-    data, *parameters = op_def.inputs
     assert grad_y is not None  # one of the gradients is given
     backward = OperatorDef(
         "LayerNormGradient",
-        (grad_y, *op_def.outputs, data, *parameters[:1]),
+        (grad_y, *op_def.outputs, *op_def.inputs[:2]),  # X and gamma, but not beta
         tuple(map(gradient_name, op_def.inputs)),
-        {"axis": arguments["axis"], "elementwise_affine": affine},
+        {key: arguments[key] for key in ("axis", "elementwise_affine")},
         op_def.device_option,
     )
     return [backward], list(backward.outputs)
@@ -117,7 +115,7 @@ def get_gradient_defs(
             f"has {pluralize(len(op_def.inputs), 'input')}"
         )
     return (
-        [_renamed(each, aliases.names, aliases.names) for each in op_defs],
+        [_rename(each, aliases.names, aliases.names) for each in op_defs],
         [None if each is None else aliases.names.get(each, each) for each in grad_inputs],
     )
 
@@ -139,7 +137,7 @@ class _InputAliases:
         self.aliases = tuple(aliases)
 
 
-def _renamed(
+def _rename(
     op_def: OperatorDef, inputs: Mapping[str, str], outputs: Mapping[str, str]
 ) -> OperatorDef:
     return replace(
@@ -213,9 +211,7 @@ class _BackwardBuilder:
         self.op_defs: list[OperatorDef] = []
         self.seeds = seeds
         # For each blob, the names of the gradients that add up to its own.
-        self.parts: defaultdict[str, list[str]] = defaultdict(list)
-        for blob, name in seeds.items():
-            self.parts[blob].append(name)
+        self.parts = defaultdict(list, {blob: [name] for blob, name in seeds.items()})
         # How many parts there can be: with more than one, none may take the name of the sum.
         self.aliases = Counter(blob for op_def in contributing for blob in op_def.inputs)
         self.taken = {blob for op_def in net for blob in (*op_def.inputs, *op_def.outputs)}
@@ -244,7 +240,7 @@ class _BackwardBuilder:
         written: dict[str, str] = {}
         for each in op_defs:
             outputs = {name: whole.get(name) or self._unique_name(name) for name in each.outputs}
-            self.op_defs.append(_renamed(each, written, outputs))
+            self.op_defs.append(_rename(each, written, outputs))
             written.update(outputs)
         for blob, grad in zip(op_def.inputs, grad_inputs, strict=True):
             if grad is not None:

@@ -136,12 +136,8 @@ class LayerNormGradientOp(_LayerNormOperator):
     op_def : OperatorDef
         Of the inputs dY, Y, mean, stddev and X, and the output dX; with
         ``elementwise_affine=True`` also of the input gamma, and the outputs dgamma and dbeta.
-        Arguments: ``axis`` (1) and ``elementwise_affine`` (False), as for LayerNorm.
-
-    Raises
-    ------
-    ValueError
-        For another number of inputs or outputs, or a wrong argument.
+        Arguments: ``axis`` (1) and ``elementwise_affine`` (False), as for LayerNorm. Errors are
+        those of `LayerNormOp`.
 
     Examples
     --------

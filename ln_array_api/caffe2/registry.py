@@ -34,10 +34,16 @@ OperatorClass = TypeVar("OperatorClass", bound=type[Operator])
 Maker = TypeVar("Maker", bound=GradientMaker)
 
 
-def _add(table: dict[Any, Any], key: Any, value: Any, function: str, what: str) -> None:
-    if key in table:
-        raise ValueError(f"{function}: {what} already; register it under another name")
-    table[key] = value
+def _register(table: dict[Any, Any], key: Any, value: Any, function: str, what: str) -> Any:
+    """Add a value to a table, or return a decorator that does, where the value is None."""
+
+    def add(value: Any) -> Any:
+        if key in table:
+            raise ValueError(f"{function}: {what} already; register it under another name")
+        table[key] = value
+        return value
+
+    return add if value is None else add(value)
 
 
 @overload
@@ -86,7 +92,8 @@ def register_cpu_operator(name: str, cls: Any = None) -> Any:
     >>> workspace.fetch_blob("Y")
     array([-1., -2.])
     """
-    return _register_operator("register_cpu_operator", name, "cpu", cls)
+    what = f"{name!r} is registered on cpu"
+    return _register(_operators, (name, "cpu"), cls, "register_cpu_operator", what)
 
 
 @overload
@@ -113,15 +120,8 @@ def register_cuda_operator(name: str, cls: Any = None) -> Any:
     >>> caffe2.register_cuda_operator("Zero", ZeroOp) is ZeroOp
     True
     """
-    return _register_operator("register_cuda_operator", name, "cuda", cls)
-
-
-def _register_operator(function: str, name: str, device: str, cls: Any) -> Any:
-    def register(cls: OperatorClass) -> OperatorClass:
-        _add(_operators, (name, device), cls, function, f"{name!r} is registered on {device}")
-        return cls
-
-    return register if cls is None else register(cls)
+    what = f"{name!r} is registered on cuda"
+    return _register(_operators, (name, "cuda"), cls, "register_cuda_operator", what)
 
 
 @overload
@@ -160,12 +160,7 @@ def register_gradient(name: str, maker: Any = None) -> Any:
     >>> caffe2.get_gradient_defs(caffe2.OperatorDef("Copy", ["X"], ["Y"]), ["Y_grad"])
     ([], ['Y_grad'])
     """
-
-    def register(maker: Maker) -> Maker:
-        _add(_makers, name, maker, "register_gradient", f"{name!r} has a gradient")
-        return maker
-
-    return register if maker is None else register(maker)
+    return _register(_makers, name, maker, "register_gradient", f"{name!r} has a gradient")
 
 
 def register_schema(schema: OperatorSchema) -> OperatorSchema:
@@ -195,7 +190,7 @@ def register_schema(schema: OperatorSchema) -> OperatorSchema:
     True
     """
     what = f"{schema.type!r} has a schema"
-    _add(_schemas, schema.type, schema, "register_schema", what)
+    _register(_schemas, schema.type, schema, "register_schema", what)
     return schema
 
 

@@ -97,23 +97,17 @@ def rows_forward(
     rstd : array of shape (M, 1), likewise
     """
     xp = library_of(x).xp
-    split = _Split(x.shape, groups, repeat)
+    split = _split(x.shape, groups, repeat)
     y, mean, _, rstd = normalise(
-        split.rows(xp, x),
-        split.parameter(xp, gamma),
-        split.parameter(xp, beta),
+        _reshape(xp, x, split.shape),
+        *(_reshape(xp, each, split.parameter) for each in (gamma, beta)),
         axes=split.axes,
         epsilon=epsilon,
         center=center,
     )
-    if len(split.shape) > 2:
-        column = (x.shape[0], 1)
-        y, rstd = xp.reshape(y, x.shape), xp.reshape(rstd, column)
-        mean = None if mean is None else xp.reshape(mean, column)
-    if out is not None:
-        out[...] = y
-        y = out
-    return y, mean, rstd
+    y = _reshape(xp, y, x.shape)
+    mean, rstd = (_reshape(xp, each, (x.shape[0], 1)) for each in (mean, rstd))
+    return _write(y, out), mean, rstd
 
 
 def rows_backward(
@@ -148,55 +142,54 @@ def rows_backward(
         backend that saves the conversion, in that of gamma, or of x where gamma is absent
     """
     xp = library_of(x).xp
-    split = _Split(x.shape, groups, repeat)
+    split = _split(x.shape, groups, repeat)
     dx, dgamma, dbeta = normalise_backward(
-        split.rows(xp, dy),
-        split.rows(xp, x),
-        split.statistic(xp, mean),
-        split.statistic(xp, rstd),
-        split.parameter(xp, gamma),
+        _reshape(xp, dy, split.shape),
+        _reshape(xp, x, split.shape),
+        _reshape(xp, mean, split.statistic),
+        _reshape(xp, rstd, split.statistic),
+        _reshape(xp, gamma, split.parameter),
         axes=split.axes,
         parameter_axes=split.parameter_axes,
         center=center,
         need=need,
     )
-    return (
-        None if dx is None else xp.reshape(dx, x.shape),
-        None if dgamma is None else xp.reshape(dgamma, (split.parameters,)),
-        None if dbeta is None else xp.reshape(dbeta, (split.parameters,)),
-    )
+    parameters = (groups * x.shape[1] // repeat,)
+    dx = _reshape(xp, dx, x.shape)
+    return dx, *(_reshape(xp, each, parameters) for each in (dgamma, dbeta))
 
 
-class _Split:
-    """Rows of shape (M, N), seen so that parameters broadcast.
+class _Split(NamedTuple):
+    """Shapes of rows, statistics and parameters that broadcast, and which axes these have."""
 
-    That is as (M / groups, groups, N / repeat, repeat), or as they are where both are 1.
-    """
+    shape: tuple[int, ...]
+    statistic: tuple[int, ...]
+    parameter: tuple[int, ...]
+    axes: tuple[int, ...]
+    parameter_axes: tuple[int, ...]
 
-    def __init__(self, shape: tuple[int, int], groups: int, repeat: int) -> None:
-        m, n = shape
-        self.parameters = groups * n // repeat
-        self.axes: tuple[int, ...]
-        self.parameter_axes: tuple[int, ...]
-        if groups == repeat == 1:
-            self.shape: tuple[int, ...] = (m, n)
-            self.axes, self.parameter_axes = (1,), (1,)
-        else:
-            self.shape = (m // groups, groups, n // repeat, repeat)
-            self.axes, self.parameter_axes = (2, 3), (1, 2)
 
-    def rows(self, xp: Any, x: Array) -> Array:
-        return x if len(self.shape) == 2 else xp.reshape(x, self.shape)
+def _split(shape: tuple[int, int], groups: int, repeat: int) -> _Split:
+    """Split (M, N) into (M / groups, groups, N / repeat, repeat), unless both are 1."""
+    m, n = shape
+    if groups == repeat == 1:
+        return _Split((m, n), (m, 1), (n,), (1,), (1,))
+    outer, inner = m // groups, n // repeat
+    rows, parameter = (outer, groups, inner, repeat), (1, groups, inner, 1)
+    return _Split(rows, (outer, groups, 1, 1), parameter, (2, 3), (1, 2))
 
-    def statistic(self, xp: Any, values: Array | None) -> Array | None:
-        if values is None or len(self.shape) == 2:
-            return values
-        return xp.reshape(values, (*self.shape[:2], 1, 1))
 
-    def parameter(self, xp: Any, values: Array | None) -> Array | None:
-        if values is None or len(self.shape) == 2:
-            return values
-        return xp.reshape(values, (1, *self.shape[1:3], 1))
+def _reshape(xp: Any, x: Array | None, shape: tuple[int, ...]) -> Any:
+    """Reshape x to a shape of another rank; arrays of that rank have that shape already."""
+    return x if x is None or x.ndim == len(shape) else xp.reshape(x, shape)
+
+
+def _write(y: Array, out: Array | None) -> Array:
+    """Return y, written to `out` if that is given."""
+    if out is None:
+        return y
+    out[...] = y
+    return out
 
 
 def forward_over(
@@ -211,10 +204,7 @@ def forward_over(
 ) -> tuple[Array, Array | None, Array]:
     """As `rows_forward`, of x that keeps its axes: gamma and beta broadcast with it."""
     y, mean, _, rstd = normalise(x, gamma, beta, axes=axes, epsilon=epsilon, center=center)
-    if out is not None:
-        out[...] = y
-        y = out
-    return y, mean, rstd
+    return _write(y, out), mean, rstd
 
 
 def normalise(
@@ -377,10 +367,8 @@ def scaling(
     if dtype_name(dtype) == "float16":  # whose squares are well inside the range of float32
         return None, scale_epsilon(epsilon, accumulation)
     max_abs = largest_magnitude(xp, x, axes)
-    scale, scaled_epsilon = (
-        xp.ones_like(max_abs),
-        xp.full_like(max_abs, scale_epsilon(epsilon, accumulation)),
-    )
+    scale = xp.ones_like(max_abs)
+    scaled_epsilon = xp.full_like(max_abs, scale_epsilon(epsilon, accumulation))
     # Where epsilon alone puts the variance in range, small rows need no scaling.
     small = [rule for rule in _UPSCALE[accumulation] if math.sqrt(epsilon) < rule.threshold]
     for applies, factor in (

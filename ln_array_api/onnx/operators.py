@@ -125,11 +125,8 @@ def _layer_normalization(
 def _rms_normalization(parsed: ParsedNode, x: Array, scale: Array) -> tuple[Array, ...]:
     axes = _trailing_axes(parsed, x)
     normalise = partial(rms_norm, axis=axes, epsilon=parsed.attributes["epsilon"])
-    return (
-        _normalise_then_affine(
-            parsed, normalise, x, _broadcast_param(parsed, "scale", scale, x, axes)
-        ),
-    )
+    parameter = _broadcast_param(parsed, "scale", scale, x, axes)
+    return (_normalise_then_affine(parsed, normalise, x, parameter),)
 
 
 def _group_normalization(
@@ -137,16 +134,17 @@ def _group_normalization(
 ) -> tuple[Array, ...]:
     groups, epsilon = parsed.attributes["num_groups"], parsed.attributes["epsilon"]
     normalise = partial(group_norm, num_groups=groups, epsilon=epsilon)
-    channels = _channels(parsed, x)
+    channels = int(x.shape[_check.channel_axis(parsed.operator, 1, tuple(x.shape))])
     if groups < 1 or channels % groups:
         raise ValueError(
             f"{parsed.operator}: num_groups={groups} does not divide the {channels} channels"
         )
-    named = {"scale": scale, "bias": bias}
+    named = {"scale": scale, "bias": bias}.items()
     if parsed.version < 21:
-        per_channel = (_for_each_group(parsed, *item, groups, channels) for item in named.items())
-        return (normalise(x, *per_channel),)
-    parameters = (_for_each_channel(parsed, *item, x) for item in named.items())
+        return (
+            normalise(x, *(_for_each_group(parsed, *each, groups, channels) for each in named)),
+        )
+    parameters = (_for_each_channel(parsed, *each, x, channels) for each in named)
     return (_normalise_then_affine(parsed, normalise, x, *parameters),)
 
 
@@ -242,12 +240,9 @@ def _broadcast_param(
     return _Parameter(parameter, fused)
 
 
-def _channels(parsed: ParsedNode, x: Array) -> int:
-    return int(x.shape[_check.channel_axis(parsed.operator, 1, tuple(x.shape))])
-
-
-def _for_each_channel(parsed: ParsedNode, name: str, parameter: Array, x: Array) -> _Parameter:
-    channels = _channels(parsed, x)
+def _for_each_channel(
+    parsed: ParsedNode, name: str, parameter: Array, x: Array, channels: int
+) -> _Parameter:
     _check.same_shape(parsed.operator, name, parameter, (channels,), "one for each channel")
     shape = (channels, *(1 for _ in x.shape[2:]))
     return _Parameter(library_of(x).xp.reshape(parameter, shape), parameter)
@@ -272,20 +267,16 @@ def _flat(parsed: ParsedNode, parameter: Array, shape: tuple[int, ...]) -> Array
 
 
 def _normalise_then_affine(
-    parsed: ParsedNode,
-    normalise: Callable[..., Array],
-    x: Array,
-    scale: _Parameter,
-    bias: _Parameter | None = None,
+    parsed: ParsedNode, normalise: Callable[..., Array], x: Array, *parameters: _Parameter
 ) -> Array:
-    """X normalised in the dtype of `stash_type`, then scaled and shifted in that of scale."""
-    parameters = [scale] if bias is None else [scale, bias]
+    """Normalise x in the dtype of `stash_type`, then apply scale and bias in that of scale."""
     fused = [each.fused for each in parameters if each.fused is not None]
     if _stash(parsed) == ACCUMULATION[dtype_name(x.dtype)] and len(fused) == len(parameters):
         return normalise(x, *fused)
     normalised = _astype(normalise(_astype(x, _stash_dtype(parsed, x))), native_dtype(x))
-    y = _astype(normalised, scale.broadcast.dtype) * scale.broadcast
-    return y if bias is None else y + bias.broadcast
+    scale, *bias = (each.broadcast for each in parameters)
+    y = _astype(normalised, scale.dtype) * scale
+    return y + bias[0] if bias else y
 
 
 def _stash(parsed: ParsedNode) -> str:

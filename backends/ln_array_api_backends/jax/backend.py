@@ -13,14 +13,6 @@ from ln_array_api.kernels import channels, rows
 from . import calls
 from .primitives import backward_p, bind, forward_p
 
-_rows_forward = jax.jit(
-    rows.rows_forward, static_argnames=("epsilon", "center", "groups", "repeat", "out")
-)
-_rows_backward = jax.jit(rows.rows_backward, static_argnames=("center", "groups", "repeat", "need"))
-_channels_forward = jax.jit(channels.channels_forward, static_argnames="epsilon")
-_channels_inference = jax.jit(channels.channels_inference, static_argnames="epsilon")
-_channels_backward = jax.jit(channels.channels_backward, static_argnames="need")
-
 
 class JaxBackend:
     """All primitives, compiled once for each shape."""
@@ -47,20 +39,17 @@ class JaxBackend:
             f"else {generic}"
         )
 
-    def rows_forward(self, *arrays: Any, **options: Any) -> Any:
-        return _rows_forward(*arrays, **options)
-
-    def rows_backward(self, *arrays: Any, **options: Any) -> Any:
-        return _rows_backward(*arrays, **options)
-
-    def channels_forward(self, *arrays: Any, **options: Any) -> Any:
-        return _channels_forward(*arrays, **options)
-
-    def channels_inference(self, *arrays: Any, **options: Any) -> Any:
-        return _channels_inference(*arrays, **options)
-
-    def channels_backward(self, *arrays: Any, **options: Any) -> Any:
-        return _channels_backward(*arrays, **options)
+    rows_forward = staticmethod(
+        jax.jit(rows.rows_forward, static_argnames=("epsilon", "center", "groups", "repeat", "out"))
+    )
+    rows_backward = staticmethod(
+        jax.jit(rows.rows_backward, static_argnames=("center", "groups", "repeat", "need"))
+    )
+    channels_forward = staticmethod(jax.jit(channels.channels_forward, static_argnames="epsilon"))
+    channels_inference = staticmethod(
+        jax.jit(channels.channels_inference, static_argnames="epsilon")
+    )
+    channels_backward = staticmethod(jax.jit(channels.channels_backward, static_argnames="need"))
 
 
 def _forward(spec: RowsSpec, layout: Layout) -> Callable[..., Any]:

@@ -19,35 +19,19 @@ def present(values: Any) -> list[Any]:
     return [each for each in values if each is not None]
 
 
-def forward(
-    x: Any, gamma: Any, beta: Any, *, axes: tuple[int, ...], epsilon: float, center: bool
-) -> list[Any]:
-    """Y, mean and rstd."""
-    y, mean, _, rstd = rows.normalise(x, gamma, beta, axes=axes, epsilon=epsilon, center=center)
+def forward(x: Any, gamma: Any, beta: Any, **options: Any) -> list[Any]:
+    """Return y, mean and rstd; the options are those of `rows.normalise`."""
+    y, mean, _, rstd = rows.normalise(x, gamma, beta, **options)
     return present((y, mean, rstd))
 
 
-def backward(
-    dy: Any,
-    x: Any,
-    mean: Any,
-    rstd: Any,
-    gamma: Any,
-    *,
-    axes: tuple[int, ...],
-    parameter_axes: tuple[int, ...],
-    need: tuple[bool, bool, bool],
-) -> list[Any]:
-    """Those of dx, dgamma and dbeta that are needed; the latter two in the dtype of rstd."""
-    return present(
-        rows.normalise_backward(
-            *(dy, x, mean, rstd, gamma),
-            axes=axes,
-            parameter_axes=parameter_axes,
-            center=mean is not None,
-            need=need,
-        )
-    )
+def backward(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, **options: Any) -> list[Any]:
+    """Return those of dx, dgamma and dbeta that are needed; the latter two in rstd's dtype.
+
+    The options are those of `rows.normalise_backward` except `center`.
+    """
+    center = mean is not None
+    return present(rows.normalise_backward(dy, x, mean, rstd, gamma, center=center, **options))
 
 
 def tangents(

@@ -117,7 +117,7 @@ def _like(x: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def _forward_results(
-    x: Any, gamma: Any, beta: Any, *, axes: Axes, epsilon: float, center: bool
+    x: Any, gamma: Any, beta: Any, *, axes: Axes, center: bool, **_: Any
 ) -> list[Any]:
     shape = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
     statistic = _like(x, shape, jnp.promote_types(x.dtype, jnp.float32))
@@ -131,9 +131,9 @@ def _backward_results(
     rstd: Any,
     gamma: Any,
     *,
-    axes: Axes,
     parameter_axes: Axes,
-    need: tuple[bool, bool, bool],
+    need: Given,
+    **_: Any,
 ) -> list[Any]:
     shape = tuple(n if axis in parameter_axes else 1 for axis, n in enumerate(x.shape))
     parameter = _like(x, shape, rstd.dtype)

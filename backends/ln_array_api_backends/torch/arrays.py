@@ -8,10 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ln_array_api.backend import ChannelsSpec, Primitive
-
-from .. import numpy as engine
-
 
 def as_array(x: Tensor | None) -> Any:
     """The memory of a CPU tensor as an array; that of bfloat16, which NumPy lacks, as int16."""
@@ -45,8 +41,3 @@ class OnArrays:
     def _first(self, values: Any) -> Tensor | None:
         result = as_tensor(values)
         return result.view(torch.bfloat16) if self._is_bfloat16 and result is not None else result
-
-
-def of_channels(primitive: Primitive, spec: ChannelsSpec) -> OnArrays:
-    """A primitive of channels."""
-    return OnArrays(engine.backend.prepare(primitive, spec), spec.dtype)

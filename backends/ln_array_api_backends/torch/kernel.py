@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ln_array_api.backend import GENERIC, Primitive, RowsSpec, Spec
 
+from .. import numpy as engine
 from . import cuda, rows
-from .arrays import of_channels
+from .arrays import OnArrays
 from .tracing import is_batched, is_differentiated, is_traced, is_transformed
 
 Results: TypeAlias = tuple[Tensor | None, ...]
@@ -44,7 +45,7 @@ def compiled(primitive: Primitive, spec: Any) -> Any:
         return rows.Forward(spec)
     if primitive == "rows_backward":
         return rows.Backward(spec)
-    return of_channels(primitive, spec)
+    return OnArrays(engine.backend.prepare(primitive, spec), spec.dtype)
 
 
 class _Primitive:

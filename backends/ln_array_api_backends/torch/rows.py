@@ -23,7 +23,7 @@ _DTYPES = {
     "float64": torch.float64,
 }
 #: How results from the pool are made, since NumPy has no bfloat16.
-_AS_NUMPYS = {"bfloat16": "int16"}
+_NUMPY_DTYPES = {"bfloat16": "int16"}
 #: Bytes of a result from which its memory comes from the pool. What is smaller torch has again from
 #: what others have just given back, and still in the cache.
 POOLED = 4 << 20
@@ -40,22 +40,25 @@ class _Rows:
         self.m, self.n = spec.shape
         self.count = count
         self.size = self.m * self.n * calls.ITEMSIZE[spec.dtype]
-        self.single = calls.accumulation_dtype(spec.dtype)
-        self.single_dtype = _DTYPES[self.single]
-        self._dtype, self._numpys = _DTYPES[spec.dtype], _AS_NUMPYS.get(spec.dtype, spec.dtype)
+        self.acc_dtype = calls.accumulation_dtype(spec.dtype)
+        self.acc_torch_dtype = _DTYPES[self.acc_dtype]
+        self._dtype, self._numpy_dtype = (
+            _DTYPES[spec.dtype],
+            _NUMPY_DTYPES.get(spec.dtype, spec.dtype),
+        )
         self._is_pooled = self.size >= POOLED
-        self._may_pay = self.size >= PARALLEL
+        self._use_threads = self.size >= PARALLEL
 
     def like(self, x: Tensor) -> Tensor:
         """Memory for a result of the shape and dtype of x."""
         if not self._is_pooled:
             return torch.empty_like(x)
-        memory = torch.from_numpy(memory_pool.empty(tuple(x.shape), self._numpys))
+        memory = torch.from_numpy(memory_pool.empty(tuple(x.shape), self._numpy_dtype))
         return memory if memory.dtype is self._dtype else memory.view(self._dtype)
 
     def work(self, task: Task, words: Any, address: int) -> None:
         """Run a task on as many threads as may pay."""
-        if self._may_pay:
+        if self._use_threads:
             parts = min(torch.get_num_threads(), self.count)
             if parts > 1:
                 threads.run(task, words, parts)
@@ -71,7 +74,7 @@ class Forward(_Rows):
         super().__init__(spec, m)
         self._center = spec.center
         self._statistic = (m, 1)
-        self.after = m * calls.ITEMSIZE[self.single]
+        self.after = m * calls.ITEMSIZE[self.acc_dtype]
         self._has_room = 2 * self.after <= ROOM
         self._task = Task(
             forward_task,
@@ -81,21 +84,21 @@ class Forward(_Rows):
         )
         places = self._task.places
         self._x, self._gamma, self._beta, self._y, self._mean, self._rstd = places[:6]
-        self._streams = places[9]
+        self._non_temporal = places[9]
 
     def results(
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Y, mean and rstd."""
         y = self.like(x) if out is None else out
-        rstd = x.new_empty(self._statistic, dtype=self.single_dtype)
+        rstd = x.new_empty(self._statistic, dtype=self.acc_torch_dtype)
         mean = torch.empty_like(rstd) if self._center else None
         words = self._words(x, gamma, beta, y)
         words[self._rstd] = rstd.data_ptr()
         if mean is not None:
             words[self._mean] = mean.data_ptr()
         if out is not None and (out is x or words[self._y] % out.element_size()):
-            words[self._streams] = False
+            words[self._non_temporal] = False
         self.work(self._task, words, words.buffer_info()[0])
         return y, mean, rstd
 
@@ -121,7 +124,7 @@ class Forward(_Rows):
 
     def statistics(self, x: Tensor) -> Tensor:
         """Memory for mean and rstd, beside x, wherever torch makes tensors by default."""
-        return x.new_empty(2 * self.m, dtype=self.single_dtype)
+        return x.new_empty(2 * self.m, dtype=self.acc_torch_dtype)
 
     def _words(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, y: Tensor) -> Any:
         words = self._task.words[:]
@@ -141,7 +144,7 @@ class Backward(_Rows):
         super().__init__(spec, blocks)
         self._need, self._parameters = spec.need, spec.parameters
         sums = blocks * spec.parameters
-        bytes_of_sums = sums * calls.ITEMSIZE[self.single]
+        bytes_of_sums = sums * calls.ITEMSIZE[self.acc_dtype]
         # A single block's sums are the gradients; others are kept apart.
         self._sums = sum(spec.need[1:]) * sums if blocks > 1 else 0
         self._apart = bytes_of_sums
@@ -150,7 +153,7 @@ class Backward(_Rows):
             backward_task,
             calls.backward_arguments(spec),
             blocks,
-            room=self._sums * calls.ITEMSIZE[self.single] if self._has_room else 0,
+            room=self._sums * calls.ITEMSIZE[self.acc_dtype] if self._has_room else 0,
         )
         places = self._task.places
         self._dy, self._x, self._mean, self._rstd, self._gamma, self._dx = places[:6]
@@ -183,14 +186,14 @@ class Backward(_Rows):
             if self._has_room:
                 sums = address + self._task.room
             else:
-                memory = x.new_empty(self._sums, dtype=self.single_dtype)
+                memory = x.new_empty(self._sums, dtype=self.acc_torch_dtype)
                 sums = memory.data_ptr()
         found: list[Tensor | None] = [dx]
         for needed, table, result in zip(self._need[1:], self._tables, self._results, strict=True):
             if not needed:
                 found.append(None)
                 continue
-            total = x.new_empty(self._parameters, dtype=self.single_dtype)
+            total = x.new_empty(self._parameters, dtype=self.acc_torch_dtype)
             found.append(total)
             if sums:
                 words[table], words[result] = sums, total.data_ptr()
