@@ -1,4 +1,4 @@
-"""The schemas of LayerNorm, LayerNormGradient and Sum, and the shapes that they allow."""
+"""Schemas of LayerNorm, LayerNormGradient and Sum, and the shapes that they allow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .schema import AT_LEAST_ONE, OperatorDef, OperatorSchema, Shape, pluralize
 
 
 class Shapes(NamedTuple):
-    """The shapes of X, which is normalised from an axis on, and of the arrays that go with it."""
+    """The shapes of X, which is normalised from an axis on, and of the other inputs."""
 
     axes: tuple[int, ...]
     """The normalised axes."""
@@ -22,7 +22,7 @@ class Shapes(NamedTuple):
     statistic: Shape
     parameter: Shape
     operands: dict[str, tuple[Shape, str]]
-    """For each other input, its shape, and that shape in words."""
+    """For each other input its shape, and a description of that shape."""
 
     @classmethod
     def of(cls, label: str, name: str, shape: Shape, axis: int) -> Shapes:
@@ -44,7 +44,7 @@ class Shapes(NamedTuple):
 
 
 class _ShapeOnly(NamedTuple):
-    """Stand-in for an array of which only the shape is known."""
+    """Stand-in for an array whose shape is known, but nothing else."""
 
     shape: Shape
 

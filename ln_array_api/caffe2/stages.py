@@ -1,22 +1,22 @@
-"""The stages of Caffe2's LayerNorm operator: what its kernels compute, one function for each.
+"""The stages of Caffe2's LayerNorm operator: one function for each of its kernels.
 
-They are here for fidelity and study. X is seen as rows: shape (M, N), where M is the product of
+They reproduce Caffe2's computation. X is seen as rows: shape (M, N), where M is the product of
 the lengths before `axis` and N of those from it on. Statistics have shape (M,), gamma and beta
-(N,). All arrays of a call come from one library and one device, and so do its results. 16-bit
+(N,). All arrays of a call, and its results, belong to one library and one device. 16-bit
 arrays are computed in float32; Y and dX have X's dtype, all other results float32 for 16-bit
 arrays and else X's dtype.
 
-The stages multiply statistics out before they meet the data: (X - mean) * rstd becomes
-X * scale + bias, which takes one multiply-add for each element, but subtracts large numbers from
-each other where the mean is far larger than sigma. In float32 and at mean 1e4, sigma 1, the
-result is off by thousands of ulp. So `LayerNormOp` and `LayerNormGradientOp` run the library's own
-kernels, whose error does not grow with the mean.
+The stages compute (X - mean) * rstd as X * scale + bias, which takes one multiply-add for each
+element, but subtracts large numbers from each other where the mean is far larger than sigma. In
+float32 and at mean 1e4, sigma 1, the result is off by thousands of ulp. `LayerNormOp` and
+`LayerNormGradientOp` therefore run the library's own kernels, whose error does not grow with the
+mean.
 
-The formulas are those of Caffe2's ``layer_norm_op.cc``, which puts
+The formulas are those of Caffe2's ``layer_norm_op.cc``, which writes
 
     dX = rstd * (g - mean(g) - x̂ * mean(g * x̂)),  g = dY * gamma,  x̂ = (X - mean) * rstd
 
-into the form dY * gamma * rstd + X * X_scale + bias.
+as dY * gamma * rstd + X * X_scale + bias.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _stage(function: F) -> F:
 def compute_sigma_and_fused_params(
     mean: Array, var: Array, epsilon: float
 ) -> tuple[Array, Array, Array]:
-    """Give sigma, and the scale and bias that normalise a row in one multiply-add.
+    """Return sigma, and the scale and bias that normalise a row in one multiply-add.
 
     Computes ``scale = 1 / sqrt(var + epsilon)``, ``sigma = scale * (var + epsilon)`` and
     ``bias = -scale * mean``.
@@ -138,7 +138,7 @@ def layer_norm_forward(
 def compute_internal_gradients(
     dY: Array, X: Array, gamma: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """Give the gradients of a row's scale and bias.
+    """Return the gradients of a row's scale and bias.
 
     Computes ``dYxX = dY * X``, ``ds = sum(dYxX * gamma)`` and ``db = sum(dY * gamma)``, with the
     sums over each row and gamma 1 where it is absent.
@@ -178,7 +178,7 @@ def compute_internal_gradients(
 def compute_fused_params(
     mean: Array, sigma: Array, ds: Array, db: Array, N: int
 ) -> tuple[Array, Array, Array, Array]:
-    """Give what multiplies and shifts X in dX, and what dgamma needs.
+    """Return the factors and offsets of rows in dX and dgamma.
 
     Computes ``rstd = 1 / sigma``, ``X_scale = (db * mean - ds) * rstd**3 / N``,
     ``bias = -X_scale * mean - db * rstd / N`` and ``g_scale = -rstd * mean``.
@@ -223,7 +223,7 @@ def compute_fused_params(
 def layer_norm_backward(
     dY: Array, X: Array, gamma: Array | None, rstd: Array, X_scale: Array, bias: Array
 ) -> Array:
-    """Give the gradient of X.
+    """Return the gradient of X.
 
     Computes ``dX = dY * gamma * rstd + X * X_scale + bias``, with gamma 1 where it is None.
     Errors are those of `compute_sigma_and_fused_params`.
@@ -262,7 +262,7 @@ def layer_norm_backward(
 
 @_stage
 def gamma_beta_backward(dYxX: Array, dY: Array, rstd: Array, g_scale: Array) -> tuple[Array, Array]:
-    """Give the gradients of gamma and beta.
+    """Return the gradients of gamma and beta.
 
     Computes ``dgamma = sum(dYxX * rstd + dY * g_scale)`` and ``dbeta = sum(dY)``, with the sums
     over the rows: zeros where there is no row.

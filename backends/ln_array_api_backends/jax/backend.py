@@ -1,4 +1,4 @@
-"""What the JAX backend is: which calls it takes, and how they run."""
+"""The JAX backend: which calls it accepts, and how they run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class JaxBackend:
             return f"{generic} ({calls.missing})"
         return (
             "compiled by Numba and called by XLA, in programs for one CPU that are not exported; "
-            f"else {generic}"
+            f"otherwise {generic}"
         )
 
     rows_forward = staticmethod(

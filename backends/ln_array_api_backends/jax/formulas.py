@@ -1,7 +1,7 @@
-"""Layer norm and its relatives by JAX's own operations, on arrays that keep their axes.
+"""Layer norm and related operations as JAX's own operations, on arrays with all their axes.
 
-What is not present is None among arguments, and left out of results. Parameters and statistics have
-x's rank, with length 1 where they do not vary.
+An absent array is None among the arguments, and left out of the results. Parameters and statistics
+have x's rank, with length 1 where they do not vary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ln_array_api.kernels.reductions import sum_over
 
 
 def present(values: Any) -> list[Any]:
-    """Those that are not None."""
+    """Return the values that are not None."""
     return [each for each in values if each is not None]
 
 
@@ -45,7 +45,7 @@ def tangents(
     *,
     axes: tuple[int, ...],
 ) -> list[Any]:
-    """Those of y, mean and rstd, from those of x, gamma and beta; linear in these."""
+    """Return the tangents of y, mean and rstd, linear in those of x, gamma and beta."""
     xp = library_of(x).xp
     n = max(math.prod(x.shape[axis] for axis in axes), 1)
     x_hat = rows.x_hat_from_stats(xp, x, mean, rstd, axes=axes)
@@ -71,7 +71,7 @@ def tangents(
 def along_statistics(
     x: Any, mean: Any, rstd: Any, of_mean: Any, of_rstd: Any, *, axes: tuple[int, ...]
 ) -> Any:
-    """The cotangent of x that those of mean and rstd cause. One of these two may be None."""
+    """Return the cotangent of x from those of mean and rstd, one of which may be None."""
     xp = library_of(x).xp
     n = max(math.prod(x.shape[axis] for axis in axes), 1)
     added = xp.zeros(x.shape, dtype=rstd.dtype)

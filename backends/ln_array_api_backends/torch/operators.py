@@ -1,7 +1,7 @@
-"""The compiled kernels as operators of torch, for programs that its compiler makes.
+"""The compiled kernels as operators of torch, for programs made by its compiler.
 
-An operator is one node of such a program, which the compiler does not look into. It could fuse the
-operations of the generic kernels, but what it makes of them is slower.
+An operator is one node of a program, opaque to the compiler. The compiler could fuse the operations
+of the generic kernels instead, but the result is slower.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Node(torch.autograd.Function):  # type: ignore[misc]
 def _of_statistics(
     x: Tensor, mean: Tensor, rstd: Tensor, axes: tuple[int, ...], dmean: Any, dvar: Any, drstd: Any
 ) -> Tensor:
-    """The gradient of x from those of statistics over axes of x."""
+    """Return the gradient of x from those of statistics over axes of x."""
     shape = [1 if axis in axes else n for axis, n in enumerate(x.shape)]
     mean = mean.reshape(shape) if mean.numel() else torch.zeros_like(rstd).reshape(shape)
     rstd, d, n = rstd.reshape(shape), x.to(rstd.dtype) - mean, x.numel() / rstd.numel()

@@ -1,4 +1,4 @@
-"""Rows of tensors: the tasks of the NumPy backend, on the memory of tensors and torch's threads."""
+"""Run the rows tasks of the NumPy backend on the memory of tensors and on torch's threads."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
-#: How results from the pool are made, since NumPy has no bfloat16.
+#: The dtypes of NumPy arrays from the pool, since NumPy has no bfloat16.
 _NUMPY_DTYPES = {"bfloat16": "int16"}
-#: Bytes of a result from which its memory comes from the pool. What is smaller torch has again from
-#: what others have just given back, and still in the cache.
+#: Bytes of a result from which its memory comes from the pool. Torch's allocator reuses smaller
+#: memory soon after its release, while it is still in the cache.
 POOLED = 4 << 20
-#: Bytes of x from which several threads are worth waking.
+#: Bytes of x from which several threads are used.
 PARALLEL = 256 << 10
-#: Bytes beside the words at most, for statistics that nobody wants and for sums of blocks.
+#: Most bytes after the words of a task, for statistics that are not returned and partial sums.
 ROOM = 16 << 10
 
 
 class _Rows:
-    """What both passes have in common."""
+    """What the forward and the backward pass share."""
 
     def __init__(self, spec: RowsSpec, count: int) -> None:
         self.m, self.n = spec.shape
@@ -50,14 +50,14 @@ class _Rows:
         self._use_threads = self.size >= PARALLEL
 
     def like(self, x: Tensor) -> Tensor:
-        """Memory for a result of the shape and dtype of x."""
+        """Return memory for a result of the shape and dtype of x."""
         if not self._is_pooled:
             return torch.empty_like(x)
         memory = torch.from_numpy(memory_pool.empty(tuple(x.shape), self._numpy_dtype))
         return memory if memory.dtype is self._dtype else memory.view(self._dtype)
 
     def work(self, task: Task, words: Any, address: int) -> None:
-        """Run a task on as many threads as may pay."""
+        """Run a task, on several threads if it is large enough."""
         if self._use_threads:
             parts = min(torch.get_num_threads(), self.count)
             if parts > 1:
@@ -89,7 +89,7 @@ class Forward(_Rows):
     def results(
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Y, mean and rstd."""
+        """Return y, mean and rstd."""
         y = self.like(x) if out is None else out
         rstd = x.new_empty(self._statistic, dtype=self.acc_torch_dtype)
         mean = torch.empty_like(rstd) if self._center else None
@@ -109,7 +109,7 @@ class Forward(_Rows):
         beta: Tensor | None,
         statistics: Tensor | None = None,
     ) -> Tensor:
-        """Y alone; mean and rstd, one after the other, go into `statistics` if that is given."""
+        """Return only y; write mean, then rstd, to `statistics` if that is given."""
         y = self.like(x)
         words = self._words(x, gamma, beta, y)
         address, _ = words.buffer_info()
@@ -123,7 +123,7 @@ class Forward(_Rows):
         return y
 
     def statistics(self, x: Tensor) -> Tensor:
-        """Memory for mean and rstd, beside x, wherever torch makes tensors by default."""
+        """Return memory for mean and rstd on x's device, whichever is torch's default device."""
         return x.new_empty(2 * self.m, dtype=self.acc_torch_dtype)
 
     def _words(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, y: Tensor) -> Any:
@@ -145,7 +145,7 @@ class Backward(_Rows):
         self._need, self._parameters = spec.need, spec.parameters
         sums = blocks * spec.parameters
         bytes_of_sums = sums * calls.ITEMSIZE[self.acc_dtype]
-        # A single block's sums are the gradients; others are kept apart.
+        # The sums of a single block are the gradients; several blocks need partial sums.
         self._sums = sum(spec.need[1:]) * sums if blocks > 1 else 0
         self._apart = bytes_of_sums
         self._has_room = sum(spec.need[1:]) * bytes_of_sums <= ROOM
@@ -163,13 +163,13 @@ class Backward(_Rows):
     def results(
         self, dy: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, gamma: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Dx, dgamma and dbeta, as far as they are needed, the latter two as they are summed."""
+        """Return dx, dgamma and dbeta where needed, the latter two in the accumulation dtype."""
         return self.gradients(dy, x, 0 if mean is None else mean.data_ptr(), rstd.data_ptr(), gamma)
 
     def gradients(
         self, dy: Tensor, x: Tensor, mean: int, rstd: int, gamma: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The same, from addresses of the statistics."""
+        """Return the same results, given the addresses of the statistics."""
         words = self._task.words[:]
         address, _ = words.buffer_info()
         words[self._dy], words[self._x], words[self._rstd] = dy.data_ptr(), x.data_ptr(), rstd
