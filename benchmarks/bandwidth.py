@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from options import parse_options
+
 #: Large arrays that a pass reads and writes.
 ARRAYS = {"forward": 2, "backward": 3}
 #: The lengths and the numbers of rows of the plot.
@@ -193,13 +195,7 @@ def page(options: argparse.Namespace, table: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--threads", type=int, default=2, help="of both (default: 2)")
-    parser.add_argument("--rounds", type=int, default=9, help="to keep of each case (default: 9)")
-    parser.add_argument("--shapes", nargs="*", default=[], help="only these, such as 512x768")
-    parser.add_argument("--output", type=Path, help="where to write, without the ending")
-    options = parser.parse_args()
-    for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # read when their owners are imported
-        os.environ[variable] = str(options.threads)
+    options = parse_options(parser, "where to write, without the ending")
     print(HEAD, flush=True)
     table = []
     for line in lines(options):

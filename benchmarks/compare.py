@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from options import parse_options
+
 Contenders = dict[str, Callable[[], Any]]
 
 THIS = "this library"
@@ -224,19 +226,9 @@ def plot(rows: list[dict[str, Any]], threads: int, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--threads", type=int, default=2, help="of every contender (default: 2)")
-    parser.add_argument("--rounds", type=int, default=9, help="to keep of each case (default: 9)")
-    parser.add_argument("--shapes", nargs="*", default=[], help="only these, such as 512x768")
-    parser.add_argument("--output", type=Path, help="where to write, without the ending")
-    return parser.parse_args()
-
-
 def main() -> None:
-    options = parse_arguments()
-    for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # read when their owners are imported
-        os.environ[variable] = str(options.threads)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options = parse_options(parser, "where to write, without the ending")
     if options.threads == 1:  # JAX has threads of its own, as many as there are processors
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     print(HEAD, flush=True)

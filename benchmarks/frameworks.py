@@ -11,11 +11,11 @@ autograd. On JAX it is the formula as people write it; both are compiled, and gr
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
+
+from options import parse_options
 
 SHAPES = ((8, 64), (128, 256), (512, 768), (4096, 1024), (2048, 4096), (65536, 64))
 IMAGES = (32, 256, 32, 32)
@@ -165,13 +165,7 @@ def summary(ratios: dict[str, list[float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("library", choices=LIBRARIES, help="whose arrays")
-    parser.add_argument("--threads", type=int, default=2, help="of both (default: 2)")
-    parser.add_argument("--rounds", type=int, default=9, help="to keep of each case (default: 9)")
-    parser.add_argument("--shapes", nargs="*", default=[], help="only these, such as 512x768")
-    parser.add_argument("--output", type=Path, help="where to write")
-    options = parser.parse_args()
-    for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # read when their owners are imported
-        os.environ[variable] = str(options.threads)
+    options = parse_options(parser, "where to write")
     head = (
         f"| | shape | this library, µs | {options.library}, µs | ratio | "
         "rounds kept/thrown away |\n"

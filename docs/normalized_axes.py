@@ -51,30 +51,18 @@ def slab(axis: int) -> Elements:
     return lambda *place: place[axis] == LAST
 
 
+def of_channels(picture: str, statistic: Elements, statistic_text: str) -> Panel:
+    """An operation with a gamma and a beta for each channel."""
+    return Panel(picture, ("B", "C", "S"), statistic, statistic_text, slab(1), "gamma, beta: (C,)")
+
+
 PANELS = (
-    Panel(
-        "batch",
-        ("B", "C", "S"),
-        slab(1),
-        "over the batch and space\nmean, rstd: (C,)",
-        slab(1),
-        "gamma, beta: (C,)",
-    ),
-    Panel(
-        "instances",
-        ("B", "C", "S"),
-        lambda b, c, s: b == c == LAST,
-        "over space\nmean, rstd: (B, C)",
-        slab(1),
-        "gamma, beta: (C,)",
-    ),
-    Panel(
+    of_channels("batch", slab(1), "over the batch and space\nmean, rstd: (C,)"),
+    of_channels("instances", lambda b, c, s: b == c == LAST, "over space\nmean, rstd: (B, C)"),
+    of_channels(
         "groups",
-        ("B", "C", "S"),
         lambda b, c, s: b == LAST and c >= SIZE // 2,
         "over space and a group of channels\nmean, rstd: (B, groups)",
-        slab(1),
-        "gamma, beta: (C,)",
     ),
     Panel(
         "samples",

@@ -344,15 +344,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--epochs", type=int, default=20, metavar="N", help="of 30 updates (default: 20)")
     add("--loss", type=float, help="to be reached soon (default: 0.1, or 0.6 with --pixels)")
     add("--hidden", type=int, default=64, metavar="N", help="size of the state (default: 64)")
-    add(
-        "--clip", type=float, default=1.0, metavar="L", help="gradients at this length (default: 1)"
-    )
-    add(
-        "--gaussian",
-        type=float,
-        metavar="S",
-        help="recurrent weights of this scale, not orthogonal",
-    )
+    add("--clip", type=float, default=1.0, metavar="L", help="largest gradient norm (default: 1)")
+    add("--gaussian", type=float, metavar="S", help="Gaussian recurrent weights of this scale")
     add("--plot", type=Path, metavar="FILE", help="draw the learning curves, as .svg or .png")
     options = parser.parse_args()
     positive = [options.seeds, options.epochs, options.hidden, options.clip, *options.rates]
@@ -372,6 +365,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"{error}; pip install {options.library} scikit-learn")
     update = importlib.import_module("jax").jit(step) if options.library == "jax" else step
+    settings = {"epochs": options.epochs, "clip": options.clip, "update": update}
     steps, features = data.x.shape[0], data.x.shape[-1]
     print(
         f"{IMAGES} digits, read in {steps} steps; a state of {options.hidden}; {options.seeds} "
@@ -383,18 +377,12 @@ def main() -> None:
     np.seterr(over="ignore", invalid="ignore")  # of networks that are ruined by their rate
     for which in NAMES:
         for rate in options.rates:
-            curves[which, rate] = [
-                train(
-                    xp,
-                    data,
-                    network(which, features, options.hidden, seed, options.gaussian),
-                    rate,
-                    epochs=options.epochs,
-                    seed=seed,
-                    clip=options.clip,
-                    update=update,
-                )
+            nets = (
+                network(which, features, options.hidden, seed, options.gaussian)
                 for seed in range(options.seeds)
+            )
+            curves[which, rate] = [
+                train(xp, data, net, rate, seed=seed, **settings) for seed, net in enumerate(nets)
             ]
     print(report(curves, options.rates, options.loss))
     print(f"\n{time.perf_counter() - start:.0f} s for {len(curves) * options.seeds} networks.")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from ln_array_api import backend
+from ln_array_api import backend, use_backend
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the tests are no package
 
@@ -34,3 +37,25 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
     yield register
     backend.plans.clear()
+
+
+@pytest.fixture(params=["default", "generic"])
+def each_backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run a test on the backend that is chosen by default, and on the generic kernels."""
+    with use_backend("generic") if request.param == "generic" else nullcontext():
+        yield
+
+
+@pytest.fixture(scope="session")
+def load_program() -> Callable[[Path], ModuleType]:
+    """Import a program that is not in a package."""
+
+    def load(path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from sample_backends import Looking, Register, entry
 
 import ln_array_api as ln
 from ln_array_api import backend
-from ln_array_api.backend import ChannelsBackend, ChannelsSpec, Entry, Primitive
+from ln_array_api.backend import ChannelsBackend, ChannelsSpec, Primitive
 from ln_array_api.kernels import channels
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -67,13 +68,10 @@ class Recorder(ChannelsBackend):
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+def recorder(register: Register) -> Recorder:
     instance = Recorder()
-    known = {"recorder": Entry("recorder", "numpy", lambda: instance)}
-    monkeypatch.setattr(backend, "_entries", known)
-    backend.plans.clear()
-    yield instance
-    backend.plans.clear()
+    register(entry("recorder", instance))
+    return instance
 
 
 def values(*shape: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
@@ -239,34 +237,17 @@ def test_planning_is_what_explain_tells() -> None:
 
 
 @pytest.mark.parametrize("module", ["torch", "array_api_strict"])
-def test_other_libraries_share_memory_where_they_can(
-    monkeypatch: pytest.MonkeyPatch, module: str
-) -> None:
+def test_other_libraries_share_memory_where_they_can(register: Register, module: str) -> None:
     xp = pytest.importorskip(module, reason=f"{module} is not installed")
-    seen = []
-
-    class Look:
-        def can_run(self, primitive: str, spec: ChannelsSpec) -> bool:
-            return True
-
-        def channels_forward(self, x: Any, gamma: Any, beta: Any, **options: Any) -> Any:
-            seen.append((x, gamma))
-            return channels.channels_forward(x, gamma, beta, **options)
-
-    look = Look()
-    monkeypatch.setattr(backend, "_entries", {"look": Entry("look", module, lambda: look)})
-    backend.plans.clear()
-    try:
-        x, gamma = xp.asarray(values(4, 3, 2, 5)), xp.asarray(values(3))
-        y = ln.batch_norm_forward(x, gamma).y
-        assert tuple(y.shape) == (4, 3, 2, 5)
-        turned = (
-            xp.permute(x, (0, 2, 3, 1)) if module == "torch" else xp.permute_dims(x, (0, 2, 3, 1))
-        )
-        last = ln.batch_norm_forward(turned, gamma, channel_axis=-1).y
-        np.testing.assert_allclose(np.moveaxis(np.asarray(last), -1, 1), np.asarray(y), atol=1e-6)
-    finally:
-        backend.plans.clear()
+    looking = Looking()
+    register(entry("looking", looking, module))
+    x, gamma = xp.asarray(values(4, 3, 2, 5)), xp.asarray(values(3))
+    y = ln.batch_norm_forward(x, gamma).y
+    assert tuple(y.shape) == (4, 3, 2, 5)
+    turned = xp.permute(x, (0, 2, 3, 1)) if module == "torch" else xp.permute_dims(x, (0, 2, 3, 1))
+    last = ln.batch_norm_forward(turned, gamma, channel_axis=-1).y
+    np.testing.assert_allclose(np.moveaxis(np.asarray(last), -1, 1), np.asarray(y), atol=1e-6)
+    seen = looking.seen
     assert [tuple(each.shape) for each, _ in seen] == [(4, 3, 10), (40, 3, 1)]
     if module == "torch":
         assert seen[0][0].data_ptr() == x.data_ptr()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,11 +12,7 @@ import ln_array_api as ln
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(params=["generic", "whatever there is"], autouse=True)
-def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each test runs on the generic kernel too, and on a compiled one where there is one."""
-    with ln.use_backend("generic") if request.param == "generic" else nullcontext():
-        yield
+pytestmark = pytest.mark.usefixtures("each_backend")
 
 
 def importable(module: str) -> Any:

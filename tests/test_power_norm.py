@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
 from fractions import Fraction
 from typing import Any
 
@@ -16,11 +14,7 @@ RNG = np.random.default_rng(0)
 X, DY = RNG.standard_normal((2, 4, 7))
 
 
-@pytest.fixture(params=["any", "generic"], autouse=True)
-def backend(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever backend is there, and none."""
-    with ln.use_backend("generic") if request.param == "generic" else nullcontext():
-        yield
+pytestmark = pytest.mark.usefixtures("each_backend")
 
 
 def importable(module: str) -> Any:

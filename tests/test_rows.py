@@ -19,13 +19,12 @@ from rows_recorder import (
     unaligned,
     values,
 )
-from sample_backends import Register, entry
+from sample_backends import Looking, Register, entry
 
 import ln_array_api as ln
 from ln_array_api import backend
 from ln_array_api._arrays import library_of
 from ln_array_api._dispatch.rows import LAYER, RMS, backward_plan, forward_plan
-from ln_array_api.backend import Entry, RowsSpec
 from ln_array_api.kernels import rows
 
 
@@ -106,12 +105,8 @@ class InGammasDtype(Recorder):
 
 
 @pytest.mark.parametrize("with_gamma", [False, True])
-def test_dbeta_of_a_wider_beta_has_its_digits(
-    monkeypatch: pytest.MonkeyPatch, with_gamma: bool
-) -> None:
-    backend.plans.clear()
-    entry = Entry("narrow", "numpy", InGammasDtype)
-    monkeypatch.setattr(backend, "_entries", {"narrow": entry})
+def test_dbeta_of_a_wider_beta_has_its_digits(register: Register, with_gamma: bool) -> None:
+    register(entry("narrow", InGammasDtype()))
     x, dy = (values(6, 8, dtype=np.float16, seed=seed) for seed in (0, 1))
     gamma = values(8, dtype=np.float16, seed=2) if with_gamma else None
     _, mean, rstd = ln.layer_norm_forward(x, gamma)
@@ -119,7 +114,6 @@ def test_dbeta_of_a_wider_beta_has_its_digits(
     dbeta = ln.layer_norm_backward(dy, x, mean, rstd, gamma, beta).dbeta
     assert dbeta.dtype == np.float32
     np.testing.assert_allclose(dbeta, dy.astype(np.float64).sum(axis=0), rtol=1e-6)
-    backend.plans.clear()
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (1, 1), (1, 5), (5, 1)], ids=str)
@@ -199,39 +193,23 @@ def test_a_plan_for_rows_in_order_is_not_used_for_others(recorder: Recorder) -> 
 
 
 @pytest.mark.parametrize("module", ["torch", "array_api_strict"])
-def test_torch_shares_memory_and_the_standard_gets_rows(
-    monkeypatch: pytest.MonkeyPatch, module: str
-) -> None:
+def test_torch_shares_memory_and_the_standard_gets_rows(register: Register, module: str) -> None:
     xp = pytest.importorskip(module, reason=f"{module} is not installed")
-    seen = []
-
-    class Look:
-        def can_run(self, primitive: str, spec: RowsSpec) -> bool:
-            return True
-
-        def rows_forward(self, x: Any, gamma: Any, beta: Any, **options: Any) -> Any:
-            seen.append((x, gamma))
-            assert x.ndim == 2
-            assert gamma.ndim == 1
-            return rows.rows_forward(x, gamma, beta, **options)
-
-    look = Look()
-    monkeypatch.setattr(backend, "_entries", {"look": Entry("look", module, lambda: look)})
-    backend.plans.clear()
-    try:
-        plain, scale = values(3, 4, 5), values(4, 5)
-        x, gamma = xp.asarray(plain.copy()), xp.asarray(scale.copy())
-        with ln.use_backend("generic"):
-            expected = ln.layer_norm(plain, scale, axis=(1, 2))
-        y = ln.layer_norm(x, gamma, axis=(1, 2))
-        np.testing.assert_allclose(np.asarray(y), expected, rtol=1e-5, atol=1e-6)
-        permute_dims = library_of(x).xp.permute_dims
-        backwards, flat = permute_dims(x, (2, 1, 0)), permute_dims(gamma, (1, 0))
-        y = ln.layer_norm(backwards, flat, axis=(0, 1))
-        np.testing.assert_allclose(np.asarray(y), expected.T, rtol=1e-5, atol=1e-6)
-    finally:
-        backend.plans.clear()
+    looking = Looking()
+    register(entry("looking", looking, module))
+    plain, scale = values(3, 4, 5), values(4, 5)
+    x, gamma = xp.asarray(plain.copy()), xp.asarray(scale.copy())
+    with ln.use_backend("generic"):
+        expected = ln.layer_norm(plain, scale, axis=(1, 2))
+    y = ln.layer_norm(x, gamma, axis=(1, 2))
+    np.testing.assert_allclose(np.asarray(y), expected, rtol=1e-5, atol=1e-6)
+    permute_dims = library_of(x).xp.permute_dims
+    backwards, flat = permute_dims(x, (2, 1, 0)), permute_dims(gamma, (1, 0))
+    y = ln.layer_norm(backwards, flat, axis=(0, 1))
+    np.testing.assert_allclose(np.asarray(y), expected.T, rtol=1e-5, atol=1e-6)
+    seen = looking.seen
     assert [tuple(each.shape) for each, _ in seen] == [(3, 20), (3, 20)]
+    assert all(gamma.ndim == 1 for _, gamma in seen)
     if module == "torch":
         assert seen[0][0].data_ptr() == x.data_ptr()
         assert seen[0][1].data_ptr() == gamma.data_ptr()

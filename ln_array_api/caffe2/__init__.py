@@ -1,8 +1,8 @@
-"""Caffe2's LayerNorm operator, on whichever array library its inputs come from.
+"""Caffe2's LayerNorm operator, for the arrays of any library.
 
-There is what Caffe2 has around an operator: its definition and schema, its gradient, a registry
-that is open to others' operators, and a workspace of named arrays on which nets run. Here `axis`
-means all axes from that one to the end, as otherwise in `ln_array_api.onnx` alone.
+As in Caffe2, an operator has a definition, a schema and a gradient, a registry accepts further
+operators, and nets run on the named arrays of a workspace. In this package and in
+`ln_array_api.onnx`, `axis` means all axes from that one to the end.
 
 >>> import numpy as np
 >>> from ln_array_api import caffe2

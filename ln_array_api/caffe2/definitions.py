@@ -24,15 +24,15 @@ def create_operator(
     Parameters
     ----------
     type : str
-        Such as ``"LayerNorm"``.
+        For example ``"LayerNorm"``.
     inputs, outputs : sequence of str
         Names of the blobs that it reads and writes.
     name : str, optional
         Shown in error messages.
     device_option : {"cpu", "cuda"}, optional
-        Where its inputs have to live; None means wherever they do.
+        The device of its inputs; None allows any.
     **arg
-        The operator's arguments. Those left out have their defaults.
+        The operator's arguments; the others have their defaults.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def create_operator(
     OperatorDef(type='LayerNorm', inputs=('X',), outputs=('Y', 'mean', 'stddev'),
                 arg={'axis': 1, 'epsilon': 1e-05}, device_option=None, name='')
     """
-    # The dataclass keeps them as tuples, whatever sequence they come in.
+    # The dataclass converts these sequences to tuples.
     op_def = OperatorDef(type, inputs, outputs, arg, device_option, name)  # type: ignore[arg-type]
     validated_args(op_def)
     return op_def
@@ -67,7 +67,7 @@ def validated_args(op_def: OperatorDef) -> dict[str, Any]:
 def tensor_inference_function(
     op_def: OperatorDef, input_shapes: Sequence[Sequence[int]]
 ) -> list[Shape]:
-    """Tell the shapes of an operator's outputs from those of its inputs, without any data.
+    """Infer the shapes of an operator's outputs from those of its inputs, without any data.
 
     Parameters
     ----------
@@ -86,8 +86,8 @@ def tensor_inference_function(
     Raises
     ------
     ValueError
-        For a definition that its schema does not allow, shapes that the operator would refuse, or
-        a type that tells no shapes.
+        For a definition that its schema does not allow, shapes that the operator would reject, or
+        a type whose schema has no `infer_shapes`.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def tensor_inference_function(
     arguments, schema = validated_args(op_def), schema_of(op_def)
     if schema is None or schema.infer_shapes is None:
         raise ValueError(
-            f"{op_def.label}: the shapes of its outputs cannot be told; register a schema with "
+            f"{op_def.label}: the shapes of its outputs cannot be inferred; register a schema with "
             "infer_shapes for it"
         )
     if len(input_shapes) != len(op_def.inputs):

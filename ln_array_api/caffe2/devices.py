@@ -1,4 +1,4 @@
-"""Where the inputs of an operator live, and whether it may run there."""
+"""The device of the inputs of an operator, and whether the operator may run there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .schema import OperatorDef, pluralize
 
 
 def device_kind(x: Array) -> str | None:
-    """``"cpu"``, ``"cuda"`` or what else its library calls it; None for a traced JAX array."""
+    """Return ``"cpu"``, ``"cuda"`` or its library's name of the device; None if traced by JAX."""
     library = library_of(x).name
     if library == "dask":
         return device_kind(x._meta)
@@ -29,7 +29,7 @@ def device_kind(x: Array) -> str | None:
 
 
 def run_device(op_def: OperatorDef, inputs: Sequence[Array]) -> str | None:
-    """The kind of device on which an operator runs with such inputs; None where it is not known.
+    """Return the kind of device on which an operator runs with these inputs; None if unknown.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def run_device(op_def: OperatorDef, inputs: Sequence[Array]) -> str | None:
     DeviceMismatchError
         For inputs on different kinds of devices.
     TypeError
-        For an input that is no array.
+        For an input that is not an array.
     """
     if len(inputs) != len(op_def.inputs):
         raise ValueError(
@@ -58,7 +58,7 @@ def run_device(op_def: OperatorDef, inputs: Sequence[Array]) -> str | None:
         if wanted is not None and kind != wanted:
             raise ValueError(
                 f"{op_def.label}: device_option is {wanted!r}, but {blob} is on {kind}; an "
-                "operator runs where its inputs live, so move them, or leave device_option out"
+                "operator runs on the device of its inputs, so move them, or omit device_option"
             )
     if len(kinds) > 1:
         places = " and ".join(f"{blob} on {kind}" for kind, blob in kinds.items())

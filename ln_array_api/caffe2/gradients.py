@@ -1,4 +1,4 @@
-"""Differentiate operators and nets: which operators compute the gradients of which blobs."""
+"""Differentiate operators and nets: find the operators that compute the gradients of blobs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .definitions import validated_args
 from .registry import gradient_maker, register_gradient
 from .schema import OperatorDef, pluralize
 
-_SPLIT_SUFFIX = "_autosplit_"  # as Caffe2 calls gradients that are parts of a sum
+_SPLIT_SUFFIX = "_autosplit_"  # Caffe2's suffix for gradients that are parts of a sum
 
 
 def gradient_name(blob: str) -> str:
-    """What the gradient of a blob is called."""
+    """Return the name of the gradient of a blob."""
     return f"{blob}_grad"
 
 
@@ -24,24 +24,22 @@ def _layer_norm_gradient(
     op_def: OperatorDef, grad_outputs: list[str | None]
 ) -> tuple[list[OperatorDef], list[str | None]]:
     grad_y, *grad_statistics = grad_outputs
-    for what, blob, grad in zip(
+    for name, blob, grad in zip(
         ("mean", "stddev"), op_def.outputs[1:], grad_statistics, strict=True
     ):
         if grad is not None:
             raise ValueError(
-                f"{op_def.label}: {grad!r} is given as the gradient of its output {what} "
-                f"({blob}), but LayerNormGradient differentiates its first output alone, so this "
+                f"{op_def.label}: {grad!r} is given as the gradient of its output {name} "
+                f"({blob}), but LayerNormGradient differentiates only its first output, so this "
                 "must be None"
             )
     arguments = validated_args(op_def)
-    affine = arguments["elementwise_affine"]
-    data, *parameters = op_def.inputs
     assert grad_y is not None  # one of the gradients is given
     backward = OperatorDef(
         "LayerNormGradient",
-        (grad_y, *op_def.outputs, data, *parameters[:1]),
+        (grad_y, *op_def.outputs, *op_def.inputs[:2]),  # X and gamma, but not beta
         tuple(map(gradient_name, op_def.inputs)),
-        {"axis": arguments["axis"], "elementwise_affine": affine},
+        {key: arguments[key] for key in ("axis", "elementwise_affine")},
         op_def.device_option,
     )
     return [backward], list(backward.outputs)
@@ -51,7 +49,7 @@ def _layer_norm_gradient(
 def _sum_gradient(
     op_def: OperatorDef, grad_outputs: list[str | None]
 ) -> tuple[list[OperatorDef], list[str | None]]:
-    # Each input's gradient is that of the sum: nothing is to be computed.
+    # Each input's gradient is that of the sum, so nothing has to be computed.
     return [], grad_outputs * len(op_def.inputs)
 
 
@@ -69,23 +67,22 @@ def get_gradient_defs(
     Returns
     -------
     op_defs : list of OperatorDef
-        To be run in order. For LayerNorm this is one LayerNormGradient.
+        To run in this order. For LayerNorm, one LayerNormGradient.
     grad_inputs : list of str or None
-        For each input the name of its gradient, ``<blob>_grad``, or None where it has none. It may
-        be the name of an output's gradient, where that is the input's as well, as in Sum. Where a
-        blob is several inputs at once, the parts of its gradient are called
-        ``<blob>_grad_autosplit_<number>``.
+        For each input the name of its gradient, ``<blob>_grad``, or None where it has none. In Sum
+        the gradient of an input is that of the output, and has its name. Where a blob is several
+        inputs at once, the parts of its gradient are called ``<blob>_grad_autosplit_<number>``.
 
     Raises
     ------
     ValueError
         For a wrong number of gradients, an operator without gradient, a definition that its
-        schema does not allow, or a gradient of LayerNorm's mean or stddev: in the gradient
-        operator that Caffe2 defined, only the first output counts.
+        schema does not allow, or a gradient of LayerNorm's mean or stddev: Caffe2's
+        LayerNormGradient uses only the gradient of the first output.
 
     Notes
     -----
-    Where no output has a gradient, no input has one, and there is nothing to run.
+    Where no output has a gradient, no input has one, and `op_defs` is empty.
 
     Examples
     --------
@@ -107,8 +104,8 @@ def get_gradient_defs(
     if all(each is None for each in grad_outputs):
         return [], [None] * len(op_def.inputs)
     make = gradient_maker(op_def)
-    # The parts of a gradient must not be written to one blob, so whoever makes the gradient gets
-    # to see a name of its own for each time that a blob is used.
+    # The parts of a gradient must not be written to the same blob, so the function that makes the
+    # gradient gets a different name for each use of a blob.
     aliases = _InputAliases(op_def.inputs)
     op_defs, grad_inputs = make(replace(op_def, inputs=aliases.aliases), list(grad_outputs))
     if len(grad_inputs) != len(op_def.inputs):
@@ -117,13 +114,13 @@ def get_gradient_defs(
             f"has {pluralize(len(op_def.inputs), 'input')}"
         )
     return (
-        [_renamed(each, aliases.names, aliases.names) for each in op_defs],
+        [_rename(each, aliases.names, aliases.names) for each in op_defs],
         [None if each is None else aliases.names.get(each, each) for each in grad_inputs],
     )
 
 
 class _InputAliases:
-    """A name for each use of a blob that is several inputs at once, and what these stand for."""
+    """A name for each use of a blob that is several inputs at once, and the names they replace."""
 
     def __init__(self, inputs: Sequence[str]) -> None:
         aliases = []
@@ -139,7 +136,7 @@ class _InputAliases:
         self.aliases = tuple(aliases)
 
 
-def _renamed(
+def _rename(
     op_def: OperatorDef, inputs: Mapping[str, str], outputs: Mapping[str, str]
 ) -> OperatorDef:
     return replace(
@@ -150,7 +147,7 @@ def _renamed(
 
 
 def backward_net(net: Sequence[OperatorDef], grad_outputs: Mapping[str, str]) -> list[OperatorDef]:
-    """The net that computes the gradients; see `Workspace.add_gradient_operators`."""
+    """Return the net that computes the gradients; see `Workspace.add_gradient_operators`."""
     for op_def in net:
         validated_args(op_def)
     _check_written_once(net)
@@ -163,7 +160,7 @@ def backward_net(net: Sequence[OperatorDef], grad_outputs: Mapping[str, str]) ->
 
 
 def _check_written_once(net: Sequence[OperatorDef]) -> None:
-    """Whether every blob still has at the end the values that it was used with."""
+    """Check that no operator overwrites a blob that was read or written before."""
     known: set[str] = set()
     for op_def in net:
         known.update(op_def.inputs)
@@ -182,7 +179,7 @@ def _check_seeds(net: Sequence[OperatorDef], grad_outputs: Mapping[str, str]) ->
         if blob not in outputs:
             raise ValueError(
                 f"add_gradient_operators: a gradient is given for {blob!r}, which no operator of "
-                f"the net puts out; its outputs are: {', '.join(outputs)}"
+                f"the net writes; its outputs are: {', '.join(outputs)}"
             )
         if not isinstance(name, str) or not name:
             raise ValueError(
@@ -192,7 +189,7 @@ def _check_seeds(net: Sequence[OperatorDef], grad_outputs: Mapping[str, str]) ->
 
 
 def _contributing(net: Sequence[OperatorDef], grad_outputs: Mapping[str, str]) -> list[OperatorDef]:
-    """The operators on whose outputs the given gradients depend."""
+    """Return the operators whose outputs affect the given gradients."""
     reached, contributing = set(grad_outputs), []
     for op_def in reversed(net):
         if reached.intersection(op_def.outputs):
@@ -202,7 +199,7 @@ def _contributing(net: Sequence[OperatorDef], grad_outputs: Mapping[str, str]) -
 
 
 class _BackwardBuilder:
-    """A backward net in the making."""
+    """Builds a backward net, operator by operator."""
 
     def __init__(
         self,
@@ -213,10 +210,8 @@ class _BackwardBuilder:
         self.op_defs: list[OperatorDef] = []
         self.seeds = seeds
         # For each blob, the names of the gradients that add up to its own.
-        self.parts: defaultdict[str, list[str]] = defaultdict(list)
-        for blob, name in seeds.items():
-            self.parts[blob].append(name)
-        # How many parts there can be: with more than one, none may take the name of the sum.
+        self.parts = defaultdict(list, {blob: [name] for blob, name in seeds.items()})
+        # The largest number of parts: with more than one, none may take the name of the sum.
         self.aliases = Counter(blob for op_def in contributing for blob in op_def.inputs)
         self.taken = {blob for op_def in net for blob in (*op_def.inputs, *op_def.outputs)}
         self.taken.update(seeds.values())
@@ -225,14 +220,13 @@ class _BackwardBuilder:
             if name in self.taken:
                 raise ValueError(
                     f"add_gradient_operators: the gradient of {blob} would overwrite {name}, "
-                    "which is a blob of the net or the name of a given gradient; call that "
-                    "something else"
+                    "which is a blob of the net or the name of a given gradient; rename that"
                 )
         self.taken.update(map(gradient_name, self.aliases))
         self.aliases.update(seeds.keys())
 
     def differentiate(self, op_def: OperatorDef) -> None:
-        """Add what computes the gradients of an operator's inputs from those of its outputs."""
+        """Add operators that compute the gradients of an operator's inputs."""
         grad_outputs = [self.gradient(blob) for blob in op_def.outputs]
         op_defs, grad_inputs = get_gradient_defs(op_def, grad_outputs)
         whole = {
@@ -240,18 +234,18 @@ class _BackwardBuilder:
             for blob, grad in zip(op_def.inputs, grad_inputs, strict=True)
             if grad is not None and self.aliases[blob] == 1
         }
-        # What these operators write gets names that nothing else in the net has.
+        # The outputs of these operators get names that are unique in the net.
         written: dict[str, str] = {}
         for each in op_defs:
             outputs = {name: whole.get(name) or self._unique_name(name) for name in each.outputs}
-            self.op_defs.append(_renamed(each, written, outputs))
+            self.op_defs.append(_rename(each, written, outputs))
             written.update(outputs)
         for blob, grad in zip(op_def.inputs, grad_inputs, strict=True):
             if grad is not None:
                 self.parts[blob].append(written.get(grad, grad))
 
     def _unique_name(self, name: str) -> str:
-        """That name, or one for a part of it, such as nothing is called yet."""
+        """Return the name, or one for a part of it if the name is taken."""
         whole, number = name.partition(_SPLIT_SUFFIX)[0], count()
         while name in self.taken:
             name = f"{whole}{_SPLIT_SUFFIX}{next(number)}"
@@ -259,7 +253,7 @@ class _BackwardBuilder:
         return name
 
     def gradient(self, blob: str) -> str | None:
-        """The name of a blob's gradient once all its parts are known; None if it has none."""
+        """Return the name of a blob's gradient, after adding up its parts; None if it has none."""
         parts, name = self.parts.pop(blob, []), gradient_name(blob)
         if not parts:
             return None
@@ -269,7 +263,7 @@ class _BackwardBuilder:
         return name
 
     def finish(self) -> list[OperatorDef]:
-        """The whole net, the gradients of the forward net's inputs added up."""
+        """Add up the gradients of the forward net's inputs, and return the net."""
         for blob in list(self.parts):
             self.gradient(blob)
         return self.op_defs

@@ -1,4 +1,4 @@
-"""The schemas of LayerNorm, LayerNormGradient and Sum, and the shapes that they allow."""
+"""Schemas of LayerNorm, LayerNormGradient and Sum, and the shapes that they allow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .schema import AT_LEAST_ONE, OperatorDef, OperatorSchema, Shape, pluralize
 
 
 class Shapes(NamedTuple):
-    """The shapes of X, which is normalised from an axis on, and of the arrays that go with it."""
+    """The shapes of X, which is normalised from an axis on, and of the other inputs."""
 
     axes: tuple[int, ...]
     """The normalised axes."""
@@ -22,7 +22,7 @@ class Shapes(NamedTuple):
     statistic: Shape
     parameter: Shape
     operands: dict[str, tuple[Shape, str]]
-    """For each other input, its shape, and that shape in words."""
+    """For each other input its shape, and a description of that shape."""
 
     @classmethod
     def of(cls, label: str, name: str, shape: Shape, axis: int) -> Shapes:
@@ -44,15 +44,20 @@ class Shapes(NamedTuple):
 
 
 class _ShapeOnly(NamedTuple):
-    """Stand-in for an array of which only the shape is known."""
+    """Stand-in for an array whose shape is known, but nothing else."""
 
     shape: Shape
 
 
 def _check_shapes(
-    op_def: OperatorDef, arguments: Mapping[str, Any], given: dict[str, Shape], data: str
+    op_def: OperatorDef,
+    arguments: Mapping[str, Any],
+    names: tuple[str, ...],
+    input_shapes: Sequence[Shape],
+    data: str,
 ) -> Shapes:
     """Return the shapes that follow from the input called `data`; raise if another differs."""
+    given = dict(zip(names, input_shapes, strict=False))
     shapes = Shapes.of(op_def.label, data, given[data], arguments["axis"])
     for name, shape in given.items():
         if name != data:
@@ -84,8 +89,7 @@ def _verify_layer_norm(op_def: OperatorDef, arguments: Mapping[str, Any]) -> Non
 def _infer_layer_norm(
     op_def: OperatorDef, arguments: Mapping[str, Any], input_shapes: Sequence[Shape]
 ) -> list[Shape]:
-    given = dict(zip(LAYER_NORM.inputs, input_shapes, strict=False))
-    shapes = _check_shapes(op_def, arguments, given, "input")
+    shapes = _check_shapes(op_def, arguments, LAYER_NORM.inputs, input_shapes, "input")
     return [shapes.data, shapes.statistic, shapes.statistic]
 
 
@@ -97,8 +101,8 @@ def _verify_gradient(op_def: OperatorDef, arguments: Mapping[str, Any]) -> None:
 def _infer_gradient(
     op_def: OperatorDef, arguments: Mapping[str, Any], input_shapes: Sequence[Shape]
 ) -> list[Shape]:
-    given = dict(zip(LAYER_NORM_GRADIENT.inputs, input_shapes, strict=False))
-    shapes = _check_shapes(op_def, arguments, given, "X")
+    names = LAYER_NORM_GRADIENT.inputs
+    shapes = _check_shapes(op_def, arguments, names, input_shapes, "X")
     return [shapes.data, shapes.parameter, shapes.parameter][: len(op_def.outputs)]
 
 
@@ -118,6 +122,10 @@ LAYER_NORM = register_schema(
         num_inputs=(1, 3),
         num_outputs=(3,),
         arguments={"axis": 1, "epsilon": EPSILON, "elementwise_affine": False},
+        inputs=("input", "gamma", "beta"),
+        outputs=("output", "mean", "stddev"),
+        verify=_verify_layer_norm,
+        infer_shapes=_infer_layer_norm,
         doc=(
             "Normalises its input to zero mean and unit variance from `axis` to the end: "
             "(input - mean) / stddev, with stddev = sqrt(variance + epsilon) and the biased "
@@ -125,10 +133,6 @@ LAYER_NORM = register_schema(
             "array and, with elementwise_affine, gamma and beta, of its shape from `axis` on. "
             "Outputs are the result, mean and stddev."
         ),
-        inputs=("input", "gamma", "beta"),
-        outputs=("output", "mean", "stddev"),
-        verify=_verify_layer_norm,
-        infer_shapes=_infer_layer_norm,
     )
 )
 
@@ -138,15 +142,15 @@ LAYER_NORM_GRADIENT = register_schema(
         num_inputs=(5, 6),
         num_outputs=(1, 3),
         arguments={"axis": 1, "elementwise_affine": False},
+        inputs=("dY", "Y", "mean", "stddev", "X", "gamma"),
+        outputs=("dX", "dgamma", "dbeta"),
+        verify=_verify_gradient,
+        infer_shapes=_infer_gradient,
         doc=(
             "The gradient of LayerNorm. Inputs are the gradient of its output, its three outputs, "
             "its input and, with elementwise_affine, gamma. Outputs are the gradients of its input "
             "and, with elementwise_affine, of gamma and beta."
         ),
-        inputs=("dY", "Y", "mean", "stddev", "X", "gamma"),
-        outputs=("dX", "dgamma", "dbeta"),
-        verify=_verify_gradient,
-        infer_shapes=_infer_gradient,
     )
 )
 
@@ -156,8 +160,8 @@ SUM = register_schema(
         num_inputs=AT_LEAST_ONE,
         num_outputs=(1,),
         arguments={},
-        doc="The elementwise sum of one or more arrays of one shape and dtype.",
         outputs=("sum",),
         infer_shapes=_infer_sum,
+        doc="The elementwise sum of one or more arrays of one shape and dtype.",
     )
 )

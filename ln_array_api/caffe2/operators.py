@@ -26,18 +26,18 @@ from .schema import OperatorDef, OperatorSchema
 
 
 class _LayerNormOperator:
-    """What LayerNorm and its gradient have in common."""
+    """What LayerNorm and its gradient share."""
 
     schema: ClassVar[OperatorSchema]
     data: ClassVar[str]
-    """What the input that is normalised is called."""
+    """The name of the input that is normalised."""
 
     def __init__(self, op_def: OperatorDef) -> None:
         self.op_def = op_def
         self.arguments = self.schema.check(op_def)
 
     def _checked(self, inputs: Sequence[Array]) -> tuple[dict[str, Array], Shapes]:
-        """The inputs by name, all that can be wrong with them apart from their values checked."""
+        """Return the inputs by name and their shapes; check everything except their values."""
         label = self.op_def.label
         run_device(self.op_def, inputs)
         arrays = dict(zip(self.schema.inputs, inputs, strict=False))
@@ -55,9 +55,9 @@ class _LayerNormOperator:
 @register_cpu_operator("LayerNorm")
 @register_cuda_operator("LayerNorm")
 class LayerNormOp(_LayerNormOperator):
-    """Caffe2's LayerNorm: normalise from an axis to the end, then scale and shift if asked to.
+    """Caffe2's LayerNorm: normalise from an axis to the end, then optionally scale and shift.
 
-    It runs the library's own kernel, so that y is as right as that of `ln_array_api.layer_norm`.
+    It runs the library's own kernel, so y is as accurate as that of `ln_array_api.layer_norm`.
 
     Parameters
     ----------
@@ -91,14 +91,14 @@ class LayerNormOp(_LayerNormOperator):
     data = "input"
 
     def run_on_device(self, *inputs: Array) -> tuple[Array, ...]:
-        """Normalise an array where it lives.
+        """Normalise an array.
 
         Parameters
         ----------
         X : array
             Of at least 2 dimensions; float16, bfloat16, float32 or float64.
         gamma, beta : array of shape X.shape[axis:]
-            Given with elementwise_affine, both; in X's dtype or a wider one.
+            With elementwise_affine, both, in X's dtype or a wider one.
 
         Returns
         -------
@@ -136,12 +136,8 @@ class LayerNormGradientOp(_LayerNormOperator):
     op_def : OperatorDef
         Of the inputs dY, Y, mean, stddev and X, and the output dX; with
         ``elementwise_affine=True`` also of the input gamma, and the outputs dgamma and dbeta.
-        Arguments: ``axis`` (1) and ``elementwise_affine`` (False), as for LayerNorm.
-
-    Raises
-    ------
-    ValueError
-        For another number of inputs or outputs, or a wrong argument.
+        Arguments: ``axis`` (1) and ``elementwise_affine`` (False), as for LayerNorm. Errors are
+        those of `LayerNormOp`.
 
     Examples
     --------
@@ -161,16 +157,16 @@ class LayerNormGradientOp(_LayerNormOperator):
     data = "X"
 
     def run_on_device(self, *inputs: Array) -> tuple[Array, ...]:
-        """Compute the gradients where the inputs live.
+        """Compute the gradients.
 
         Parameters
         ----------
         dY : array of X's shape
             Gradient of the loss with respect to Y.
         Y, mean, stddev : array
-            What LayerNorm gave. Y is checked, but its values are not needed.
+            The outputs of LayerNorm. Y is checked, but its values are not used.
         X : array
-            What LayerNorm was given.
+            The input of LayerNorm.
         gamma : array of shape X.shape[axis:]
             Given with elementwise_affine.
 
@@ -233,7 +229,7 @@ class SumOp:
         self.schema.check(op_def)
 
     def run_on_device(self, *inputs: Array) -> tuple[Array, ...]:
-        """Add arrays where they live.
+        """Add arrays.
 
         Parameters
         ----------
@@ -268,6 +264,6 @@ class SumOp:
         if len(inputs) == 1:
             return (first,)
         xp = library_of(first).xp
-        with on_device_of(first), np.errstate(all="ignore"):  # an overflow is no news here
+        with on_device_of(first), np.errstate(all="ignore"):  # overflow gives inf, silently
             total = reduce(lambda a, b: a + b, (to_acc_dtype(xp, x) for x in inputs))
             return (xp.astype(total, native_dtype(first), copy=False),)

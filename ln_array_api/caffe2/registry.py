@@ -1,6 +1,6 @@
-"""What is known of each type of operator: its classes by device, its gradient, its schema.
+"""The registry of operators: their classes by device, their gradients and their schemas.
 
-Everything that this package registers for its own operators, others can register for theirs.
+Other packages can register operators in the same way as this one does.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from .schema import OperatorDef, OperatorSchema
 
 
 class Operator(Protocol):
-    """What a class of operators is to the registry."""
+    """The interface of a class of operators."""
 
     def __init__(self, op_def: OperatorDef) -> None: ...
 
     def run_on_device(self, *inputs: Array) -> tuple[Array, ...]:
-        """Compute the outputs, in the inputs' library, where the inputs live."""
+        """Compute the outputs, in the library and on the device of the inputs."""
         ...
 
 
@@ -34,10 +34,16 @@ OperatorClass = TypeVar("OperatorClass", bound=type[Operator])
 Maker = TypeVar("Maker", bound=GradientMaker)
 
 
-def _add(table: dict[Any, Any], key: Any, value: Any, function: str, what: str) -> None:
-    if key in table:
-        raise ValueError(f"{function}: {what} already; register it under another name")
-    table[key] = value
+def _register(table: dict[Any, Any], key: Any, value: Any, function: str, what: str) -> Any:
+    """Add a value to a table, or return a decorator that does, where the value is None."""
+
+    def add(value: Any) -> Any:
+        if key in table:
+            raise ValueError(f"{function}: {what} already; register it under another name")
+        table[key] = value
+        return value
+
+    return add if value is None else add(value)
 
 
 @overload
@@ -45,20 +51,20 @@ def register_cpu_operator(name: str) -> Callable[[OperatorClass], OperatorClass]
 @overload
 def register_cpu_operator(name: str, cls: OperatorClass) -> OperatorClass: ...
 def register_cpu_operator(name: str, cls: Any = None) -> Any:
-    """Register a class of operators for arrays on CPUs, and on whatever is no CUDA device.
+    """Register a class of operators for arrays on CPUs, and on all devices except CUDA's.
 
     Parameters
     ----------
     name : str
         The type of operator.
     cls : class, optional
-        With ``__init__(op_def)`` and ``run_on_device(*inputs)``, which gives a tuple of outputs in
-        the order of ``op_def.outputs``. Left out where this is used as a decorator.
+        With ``__init__(op_def)`` and ``run_on_device(*inputs)``, which returns a tuple of outputs
+        in the order of ``op_def.outputs``. Omit it to use this function as a decorator.
 
     Returns
     -------
     cls : class
-        As given; or a decorator, where it was left out.
+        As given; or a decorator, where it was omitted.
 
     Raises
     ------
@@ -86,7 +92,8 @@ def register_cpu_operator(name: str, cls: Any = None) -> Any:
     >>> workspace.fetch_blob("Y")
     array([-1., -2.])
     """
-    return _register_operator("register_cpu_operator", name, "cpu", cls)
+    what = f"{name!r} is registered on cpu"
+    return _register(_operators, (name, "cpu"), cls, "register_cpu_operator", what)
 
 
 @overload
@@ -113,15 +120,8 @@ def register_cuda_operator(name: str, cls: Any = None) -> Any:
     >>> caffe2.register_cuda_operator("Zero", ZeroOp) is ZeroOp
     True
     """
-    return _register_operator("register_cuda_operator", name, "cuda", cls)
-
-
-def _register_operator(function: str, name: str, device: str, cls: Any) -> Any:
-    def register(cls: OperatorClass) -> OperatorClass:
-        _add(_operators, (name, device), cls, function, f"{name!r} is registered on {device}")
-        return cls
-
-    return register if cls is None else register(cls)
+    what = f"{name!r} is registered on cuda"
+    return _register(_operators, (name, "cuda"), cls, "register_cuda_operator", what)
 
 
 @overload
@@ -137,14 +137,14 @@ def register_gradient(name: str, maker: Any = None) -> Any:
         The type of operator.
     maker : callable, optional
         ``maker(op_def, grad_outputs)`` takes the names of the outputs' gradients, None where there
-        is none, but at least one of them; it gives a list of OperatorDefs that compute the inputs'
-        gradients, and a list of these gradients' names, None for an input that has none. It should
-        call the gradient of a blob ``<blob>_grad``. Left out where this is used as a decorator.
+        is none; at least one is a name. It returns a list of OperatorDefs that compute the inputs'
+        gradients, and a list of their names, None for an input without gradient. The gradient of a
+        blob should be called ``<blob>_grad``. Omit it to use this function as a decorator.
 
     Returns
     -------
     maker : callable
-        As given; or a decorator, where it was left out.
+        As given; or a decorator, where it was omitted.
 
     Raises
     ------
@@ -160,22 +160,17 @@ def register_gradient(name: str, maker: Any = None) -> Any:
     >>> caffe2.get_gradient_defs(caffe2.OperatorDef("Copy", ["X"], ["Y"]), ["Y_grad"])
     ([], ['Y_grad'])
     """
-
-    def register(maker: Maker) -> Maker:
-        _add(_makers, name, maker, "register_gradient", f"{name!r} has a gradient")
-        return maker
-
-    return register if maker is None else register(maker)
+    return _register(_makers, name, maker, "register_gradient", f"{name!r} has a gradient")
 
 
 def register_schema(schema: OperatorSchema) -> OperatorSchema:
-    """Register what definitions of ``schema.type`` may look like.
+    """Register which definitions of ``schema.type`` are valid.
 
     Parameters
     ----------
     schema : OperatorSchema
         Without one, definitions of a registered type may have any number of inputs and outputs and
-        any arguments, and `tensor_inference_function` cannot tell the shapes of their outputs.
+        any arguments, and `tensor_inference_function` cannot infer the shapes of their outputs.
 
     Returns
     -------
@@ -195,12 +190,12 @@ def register_schema(schema: OperatorSchema) -> OperatorSchema:
     True
     """
     what = f"{schema.type!r} has a schema"
-    _add(_schemas, schema.type, schema, "register_schema", what)
+    _register(_schemas, schema.type, schema, "register_schema", what)
     return schema
 
 
 def operator_schema(name: str) -> OperatorSchema:
-    """What definitions of a type of operator may look like.
+    """Return the schema of a type of operator.
 
     Parameters
     ----------
@@ -232,7 +227,7 @@ def operator_schema(name: str) -> OperatorSchema:
 
 
 def schema_of(op_def: OperatorDef) -> OperatorSchema | None:
-    """The schema that a definition has to follow, or None; an unknown type is an error."""
+    """Return the schema of a definition, or None; raise for an unknown type."""
     known = {name for name, _ in _operators} | set(_schemas) | set(_makers)
     if op_def.type not in known:
         raise ValueError(
@@ -242,7 +237,7 @@ def schema_of(op_def: OperatorDef) -> OperatorSchema | None:
 
 
 def operator_class(op_def: OperatorDef, device: str | None) -> type[Operator]:
-    """The class that runs a definition whose inputs live on a device, None if that is unknown."""
+    """Return the class that runs a definition on a device, which is None if unknown."""
     registered = "cuda" if device == "cuda" else "cpu"
     if (op_def.type, registered) not in _operators:
         devices = [device for name, device in _operators if name == op_def.type]
@@ -254,7 +249,7 @@ def operator_class(op_def: OperatorDef, device: str | None) -> type[Operator]:
 
 
 def gradient_maker(op_def: OperatorDef) -> GradientMaker:
-    """What makes the gradient of a definition; an operator without one is an error."""
+    """Return the function that makes the gradient of a definition; raise if it has none."""
     if op_def.type not in _makers:
         raise ValueError(
             f"{op_def.label}: has no gradient; there are gradients of: "

@@ -1,4 +1,4 @@
-"""Definitions of operators, and the schemas that say which definitions are valid."""
+"""Definitions of operators, and schemas of valid definitions."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class OperatorDef:
     Parameters
     ----------
     type : str
-        Such as ``"LayerNorm"``.
+        For example ``"LayerNorm"``.
     inputs, outputs : sequence of str
         Names of blobs; kept as tuples. No output may be named twice.
     arg : dict, optional
-        The arguments that are given; the others have their defaults.
+        The given arguments; the others have their defaults.
     device_option : {"cpu", "cuda"}, optional
-        Where the inputs have to live. None means wherever they do.
+        The device of the inputs; None allows any.
     name : str, optional
         Shown in error messages.
 
     Raises
     ------
     ValueError
-        For a name that is no string or empty, an output that is named twice, or an unknown device.
+        For a name that is empty or not a string, an output named twice, or an unknown device.
 
     Examples
     --------
@@ -97,19 +97,19 @@ class OperatorSchema:
     type : str
         The type's name.
     num_inputs, num_outputs : tuple of int or range
-        How many inputs and outputs there may be.
+        The allowed numbers of inputs and outputs.
     arguments : mapping
-        The names of the arguments, each with its default. A bool, an int or a float as default
-        says what the argument must be.
+        The names of the arguments, each with its default. If that is a bool, an int or a float,
+        the argument must have that type.
     doc : str
-        What the operator does.
+        A description of the operator.
     inputs, outputs : tuple of str, optional
-        What its inputs and outputs are called, as many as there may be at most.
+        The names of its inputs and outputs, for the largest number of them.
     verify : callable, optional
-        ``verify(op_def, arguments)`` raises ValueError where anything else is wrong with a
-        definition. `arguments` are complete.
+        ``verify(op_def, arguments)`` raises ValueError for a definition that is invalid otherwise.
+        `arguments` include the defaults.
     infer_shapes : callable, optional
-        ``infer_shapes(op_def, arguments, input_shapes)`` gives the shapes of the outputs.
+        ``infer_shapes(op_def, arguments, input_shapes)`` returns the shapes of the outputs.
 
     Examples
     --------
@@ -134,7 +134,7 @@ class OperatorSchema:
     ) = None
 
     def check(self, op_def: OperatorDef) -> dict[str, Any]:
-        """All arguments of a definition, with defaults where none is given.
+        """Return all arguments of a definition, with defaults for those not given.
 
         Raises
         ------
@@ -163,8 +163,8 @@ class OperatorSchema:
         return arguments
 
 
-#: For each type of default, its name and the values that may stand for it. A bool is an int in
-#: Python, but axis=True is a mistake.
+#: For each type of default, its name and the types that are allowed. A bool is an int in Python,
+#: but axis=True is a mistake.
 _KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
     bool: ("a bool", (bool, np.bool_)),
     int: ("an int", (Integral,)),

@@ -1,22 +1,22 @@
-"""The stages of Caffe2's LayerNorm operator: what its kernels compute, one function for each.
+"""The stages of Caffe2's LayerNorm operator: one function for each of its kernels.
 
-They are here for fidelity and study. X is seen as rows: shape (M, N), where M is the product of
+They reproduce Caffe2's computation. X is seen as rows: shape (M, N), where M is the product of
 the lengths before `axis` and N of those from it on. Statistics have shape (M,), gamma and beta
-(N,). All arrays of a call come from one library and one device, and so do its results. 16-bit
+(N,). All arrays of a call, and its results, belong to one library and one device. 16-bit
 arrays are computed in float32; Y and dX have X's dtype, all other results float32 for 16-bit
 arrays and else X's dtype.
 
-The stages multiply statistics out before they meet the data: (X - mean) * rstd becomes
-X * scale + bias, which takes one multiply-add for each element, but subtracts large numbers from
-each other where the mean is far larger than sigma. In float32 and at mean 1e4, sigma 1, the
-result is off by thousands of ulp. So `LayerNormOp` and `LayerNormGradientOp` run the library's own
-kernels, whose error does not grow with the mean.
+The stages compute (X - mean) * rstd as X * scale + bias, which takes one multiply-add for each
+element, but subtracts large numbers from each other where the mean is far larger than sigma. In
+float32 and at mean 1e4, sigma 1, the result is off by thousands of ulp. `LayerNormOp` and
+`LayerNormGradientOp` therefore run the library's own kernels, whose error does not grow with the
+mean.
 
-The formulas are those of Caffe2's ``layer_norm_op.cc``, which puts
+The formulas are those of Caffe2's ``layer_norm_op.cc``, which writes
 
     dX = rstd * (g - mean(g) - x̂ * mean(g * x̂)),  g = dY * gamma,  x̂ = (X - mean) * rstd
 
-into the form dY * gamma * rstd + X * X_scale + bias.
+as dY * gamma * rstd + X * X_scale + bias.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from .._arrays import (
     Array,
     F,
     dtype_name,
-    library_of,
     native_dtype,
     on_device_of_x,
     to_acc_dtype,
@@ -51,7 +50,7 @@ def _stage(function: F) -> F:
 def compute_sigma_and_fused_params(
     mean: Array, var: Array, epsilon: float
 ) -> tuple[Array, Array, Array]:
-    """Give sigma, and the scale and bias that normalise a row in one multiply-add.
+    """Return sigma, and the scale and bias that normalise a row in one multiply-add.
 
     Computes ``scale = 1 / sqrt(var + epsilon)``, ``sigma = scale * (var + epsilon)`` and
     ``bias = -scale * mean``.
@@ -82,13 +81,12 @@ def compute_sigma_and_fused_params(
     (array([2.]), array([0.5]), array([-1.5]))
     """
     func_name = "compute_sigma_and_fused_params"
-    xp = _vector(func_name, "mean", mean)
-    _check.operand(func_name, "var", var, mean, tuple(mean.shape), "the shape of mean")
+    xp, run = _check_operands(func_name, 1, mean=mean, var=var)
     epsilon = _check.epsilon(func_name, epsilon, mean.dtype)
-    if run := _accelerated(func_name, mean):
+    if run:
         return run(mean, var, epsilon)  # type: ignore[no-any-return]
-    mean = to_acc_dtype(xp, mean)
-    shifted = astype_like(xp, var, mean) + epsilon
+    mean, var = _to_acc_dtype(xp, mean, var)
+    shifted = var + epsilon
     scale = 1 / xp.sqrt(shifted)
     return scale * shifted, scale, -scale * mean
 
@@ -100,6 +98,7 @@ def layer_norm_forward(
     """Normalise rows by their scale and bias, then apply gamma and beta.
 
     Computes ``Y = (X * scale + bias) * gamma + beta``.
+    Errors are those of `compute_sigma_and_fused_params`.
 
     Parameters
     ----------
@@ -111,12 +110,7 @@ def layer_norm_forward(
 
     Returns
     -------
-    Y : array of shape (M, N)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for `compute_sigma_and_fused_params`.
+    Y : array of X's shape and dtype
 
     Examples
     --------
@@ -126,18 +120,17 @@ def layer_norm_forward(
     >>> caffe2.layer_norm_forward(X, scale, bias, np.asarray([1.0, 10.0]))
     array([[-1., 10.]])
     """
-    func_name = "layer_norm_forward"
-    xp = _matrix(func_name, "X", X)
-    _of_rows(func_name, X, scale=scale, bias=bias)
-    _of_columns(func_name, X, gamma=gamma, beta=beta)
-    if run := _accelerated(func_name, X):
+    xp, run = _check_operands(
+        "layer_norm_forward", 2, X=X, scale=scale, bias=bias, gamma=gamma, beta=beta
+    )
+    if run:
         return run(X, scale, bias, gamma, beta)
-    x = to_acc_dtype(xp, X)
-    y = x * _as_column(xp, scale, x) + _as_column(xp, bias, x)
+    x, scale, bias, gamma, beta = _to_acc_dtype(xp, X, scale, bias, gamma, beta)
+    y = x * scale[:, None] + bias[:, None]
     if gamma is not None:
-        y = y * astype_like(xp, gamma, x)
+        y = y * gamma
     if beta is not None:
-        y = y + astype_like(xp, beta, x)
+        y = y + beta
     return xp.astype(y, native_dtype(X), copy=False)
 
 
@@ -145,10 +138,11 @@ def layer_norm_forward(
 def compute_internal_gradients(
     dY: Array, X: Array, gamma: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """Give the gradients of a row's scale and bias.
+    """Return the gradients of a row's scale and bias.
 
     Computes ``dYxX = dY * X``, ``ds = sum(dYxX * gamma)`` and ``db = sum(dY * gamma)``, with the
     sums over each row and gamma 1 where it is absent.
+    Errors are those of `compute_sigma_and_fused_params`.
 
     Parameters
     ----------
@@ -162,11 +156,6 @@ def compute_internal_gradients(
     dYxX : array of shape (M, N)
     ds, db : array of shape (M,)
 
-    Raises
-    ------
-    TypeError, ValueError
-        As for `compute_sigma_and_fused_params`.
-
     Examples
     --------
     >>> import numpy as np
@@ -175,17 +164,12 @@ def compute_internal_gradients(
     >>> caffe2.compute_internal_gradients(dY, X, np.asarray([1.0, 10.0]))
     (array([[3., 8.]]), array([83.]), array([21.]))
     """
-    func_name = "compute_internal_gradients"
-    xp = _matrix(func_name, "X", X)
-    _check.operand(func_name, "dY", dY, X, tuple(X.shape), "the shape of X")
-    _of_columns(func_name, X, gamma=gamma)
-    if run := _accelerated(func_name, X):
+    xp, run = _check_operands("compute_internal_gradients", 2, X=X, dY=dY, gamma=gamma)
+    if run:
         return run(dY, X, gamma)  # type: ignore[no-any-return]
-    x = to_acc_dtype(xp, X)
-    g = astype_like(xp, dY, x)
+    x, g, gamma = _to_acc_dtype(xp, X, dY, gamma)
     dYxX = weighted = g * x
     if gamma is not None:
-        gamma = astype_like(xp, gamma, x)
         g, weighted = g * gamma, dYxX * gamma
     return dYxX, xp.sum(weighted, axis=1), xp.sum(g, axis=1)
 
@@ -194,10 +178,12 @@ def compute_internal_gradients(
 def compute_fused_params(
     mean: Array, sigma: Array, ds: Array, db: Array, N: int
 ) -> tuple[Array, Array, Array, Array]:
-    """Give what multiplies and shifts X in dX, and what dgamma needs.
+    """Return the factors and offsets of rows in dX and dgamma.
 
     Computes ``rstd = 1 / sigma``, ``X_scale = (db * mean - ds) * rstd**3 / N``,
     ``bias = -X_scale * mean - db * rstd / N`` and ``g_scale = -rstd * mean``.
+    Errors are those of `compute_sigma_and_fused_params`, and
+    ValueError for an N that is not a length.
 
     Parameters
     ----------
@@ -212,11 +198,6 @@ def compute_fused_params(
     -------
     rstd, X_scale, bias, g_scale : array of shape (M,)
 
-    Raises
-    ------
-    TypeError, ValueError
-        As for `compute_sigma_and_fused_params`; ValueError also for an N that is no length.
-
     Examples
     --------
     >>> import numpy as np
@@ -226,16 +207,13 @@ def compute_fused_params(
     (array([2.]), array([8.]), array([-25.]), array([-6.]))
     """
     func_name = "compute_fused_params"
-    xp = _vector(func_name, "mean", mean)
-    for name, values in {"sigma": sigma, "ds": ds, "db": db}.items():
-        _check.operand(func_name, name, values, mean, tuple(mean.shape), "the shape of mean")
+    xp, run = _check_operands(func_name, 1, mean=mean, sigma=sigma, ds=ds, db=db)
     if not isinstance(N, Integral) or isinstance(N, bool) or N < 0:
         raise ValueError(f"{func_name}: N must be the length of a row, not {N!r}")
     n = max(int(N), 1)  # empty rows have nothing to scale
-    if run := _accelerated(func_name, mean):
+    if run:
         return run(mean, sigma, ds, db, n)
-    mean = to_acc_dtype(xp, mean)
-    sigma, ds, db = (astype_like(xp, each, mean) for each in (sigma, ds, db))
+    mean, sigma, ds, db = _to_acc_dtype(xp, mean, sigma, ds, db)
     rstd = 1 / sigma
     X_scale = (db * mean - ds) * rstd * rstd * rstd / n
     return rstd, X_scale, -X_scale * mean - db * rstd / n, -rstd * mean
@@ -245,27 +223,21 @@ def compute_fused_params(
 def layer_norm_backward(
     dY: Array, X: Array, gamma: Array | None, rstd: Array, X_scale: Array, bias: Array
 ) -> Array:
-    """Give the gradient of X.
+    """Return the gradient of X.
 
     Computes ``dX = dY * gamma * rstd + X * X_scale + bias``, with gamma 1 where it is None.
+    Errors are those of `compute_sigma_and_fused_params`.
 
     Parameters
     ----------
-    dY : array of shape (M, N)
-        Gradient of the loss with respect to Y, in X's dtype or a wider one.
-    X : array of shape (M, N)
-    gamma : array of shape (N,) or None
+    dY, X, gamma
+        As in `compute_internal_gradients`.
     rstd, X_scale, bias : array of shape (M,)
         From `compute_fused_params`.
 
     Returns
     -------
     dX : array of shape (M, N)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for `compute_sigma_and_fused_params`.
 
     Examples
     --------
@@ -276,27 +248,25 @@ def layer_norm_backward(
     >>> caffe2.layer_norm_backward(dY, X, None, rstd, X_scale, bias)
     array([[ 1., 11.]])
     """
-    func_name = "layer_norm_backward"
-    xp = _matrix(func_name, "X", X)
-    _check.operand(func_name, "dY", dY, X, tuple(X.shape), "the shape of X")
-    _of_columns(func_name, X, gamma=gamma)
-    _of_rows(func_name, X, rstd=rstd, X_scale=X_scale, bias=bias)
-    if run := _accelerated(func_name, X):
+    xp, run = _check_operands(
+        "layer_norm_backward", 2, X=X, dY=dY, gamma=gamma, rstd=rstd, X_scale=X_scale, bias=bias
+    )
+    if run:
         return run(dY, X, gamma, rstd, X_scale, bias)
-    x = to_acc_dtype(xp, X)
-    g = astype_like(xp, dY, x)
+    x, g, gamma, *columns = _to_acc_dtype(xp, X, dY, gamma, rstd, X_scale, bias)
+    rstd, X_scale, bias = (each[:, None] for each in columns)
     if gamma is not None:
-        g = g * astype_like(xp, gamma, x)
-    dX = g * _as_column(xp, rstd, x) + x * _as_column(xp, X_scale, x) + _as_column(xp, bias, x)
-    return xp.astype(dX, native_dtype(X), copy=False)
+        g = g * gamma
+    return xp.astype(g * rstd + x * X_scale + bias, native_dtype(X), copy=False)
 
 
 @_stage
 def gamma_beta_backward(dYxX: Array, dY: Array, rstd: Array, g_scale: Array) -> tuple[Array, Array]:
-    """Give the gradients of gamma and beta.
+    """Return the gradients of gamma and beta.
 
     Computes ``dgamma = sum(dYxX * rstd + dY * g_scale)`` and ``dbeta = sum(dY)``, with the sums
     over the rows: zeros where there is no row.
+    Errors are those of `compute_sigma_and_fused_params`.
 
     Parameters
     ----------
@@ -311,11 +281,6 @@ def gamma_beta_backward(dYxX: Array, dY: Array, rstd: Array, g_scale: Array) -> 
     -------
     dgamma, dbeta : array of shape (N,)
 
-    Raises
-    ------
-    TypeError, ValueError
-        As for `compute_sigma_and_fused_params`.
-
     Examples
     --------
     >>> import numpy as np
@@ -324,53 +289,46 @@ def gamma_beta_backward(dYxX: Array, dY: Array, rstd: Array, g_scale: Array) -> 
     >>> caffe2.gamma_beta_backward(dYxX, dY, np.asarray([2.0, 1.0]), np.asarray([-6.0, 0.0]))
     (array([8.]), array([3.]))
     """
-    func_name = "gamma_beta_backward"
-    xp = _matrix(func_name, "dY", dY)
-    _check.operand(func_name, "dYxX", dYxX, dY, tuple(dY.shape), "the shape of dY")
-    _of_rows(func_name, dY, rstd=rstd, g_scale=g_scale)
-    if run := _accelerated(func_name, dY):
+    xp, run = _check_operands(
+        "gamma_beta_backward", 2, dY=dY, dYxX=dYxX, rstd=rstd, g_scale=g_scale
+    )
+    if run:
         return run(dYxX, dY, rstd, g_scale)  # type: ignore[no-any-return]
-    g = to_acc_dtype(xp, dY)
-    dYxX = astype_like(xp, dYxX, g)
-    terms = dYxX * _as_column(xp, rstd, g) + g * _as_column(xp, g_scale, g)
+    g, dYxX, rstd, g_scale = _to_acc_dtype(xp, dY, dYxX, rstd, g_scale)
+    terms = dYxX * rstd[:, None] + g * g_scale[:, None]
     return xp.sum(terms, axis=0), xp.sum(g, axis=0)
 
 
-def _accelerated(func_name: str, x: Array) -> Callable[..., Any] | None:
-    """Return a backend's function for this stage, or None; x is one of its checked arrays."""
-    return None if 0 in x.shape else accelerated_stage(library_of(x).name, func_name)
+def _check_operands(
+    func_name: str, ndim: int, **operands: Array
+) -> tuple[Any, Callable[..., Any] | None]:
+    """Check the arrays of a stage against the first one, a matrix (M, N) or a vector (M,).
+
+    Return the namespace of the arrays, and a backend's function for this stage or None.
+    """
+    (x_name, x), *others = operands.items()
+    library = _check.array(func_name, x_name, x)
+    if x.ndim != ndim:
+        expected = "(M, N)" if ndim == 2 else "(M,)"
+        raise ValueError(
+            f"{func_name}: {x_name} has shape {tuple(x.shape)}, but must have {expected}"
+        )
+    for name, values in others:
+        dtype = None
+        if name in ("gamma", "beta"):
+            if values is None:
+                continue
+            shape, shape_text = (x.shape[1],), "one element for each column"
+        elif ndim == 1 or name in ("dY", "dYxX"):
+            shape, shape_text = tuple(x.shape), f"the shape of {x_name}"
+        else:
+            shape, shape_text = (x.shape[0],), "one element for each row"
+            dtype = ACCUMULATION[dtype_name(x.dtype)]
+        _check.operand(func_name, name, values, x, shape, shape_text, dtype)
+    return library.xp, None if 0 in x.shape else accelerated_stage(library.name, func_name)
 
 
-def _matrix(func_name: str, name: str, x: Array) -> Any:
-    """Return the namespace of x; raise unless x is a matrix."""
-    xp = _check.array(func_name, name, x).xp
-    if x.ndim != 2:
-        raise ValueError(f"{func_name}: {name} has shape {tuple(x.shape)}, but must have (M, N)")
-    return xp
-
-
-def _vector(func_name: str, name: str, x: Array) -> Any:
-    """Return the namespace of x; raise unless x is a vector, of one element for each row."""
-    xp = _check.array(func_name, name, x).xp
-    if x.ndim != 1:
-        raise ValueError(f"{func_name}: {name} has shape {tuple(x.shape)}, but must have (M,)")
-    return xp
-
-
-def _of_rows(func_name: str, X: Array, **vectors: Array) -> None:
-    dtype = ACCUMULATION[dtype_name(X.dtype)]
-    for name, values in vectors.items():
-        shape_text = "one element for each row"
-        _check.operand(func_name, name, values, X, (X.shape[0],), shape_text, dtype)
-
-
-def _of_columns(func_name: str, X: Array, **parameters: Array | None) -> None:
-    for name, values in parameters.items():
-        if values is not None:
-            shape_text = "one element for each column"
-            _check.operand(func_name, name, values, X, (X.shape[1],), shape_text)
-
-
-def _as_column(xp: Any, values: Array, like: Array) -> Array:
-    """Return a vector of one value for each row as a column, to broadcast with the rows."""
-    return astype_like(xp, values, like)[:, None]
+def _to_acc_dtype(xp: Any, x: Array, *others: Array | None) -> tuple[Any, ...]:
+    """Cast the arrays to the accumulation dtype of x."""
+    x = to_acc_dtype(xp, x)
+    return x, *(None if each is None else astype_like(xp, each, x) for each in others)

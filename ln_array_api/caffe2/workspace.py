@@ -13,9 +13,9 @@ from .schema import OperatorDef, pluralize
 
 
 class Workspace:
-    """Blobs, which are arrays with names, and operators that read and write them.
+    """Named arrays, called blobs, and operators that read and write them.
 
-    Blobs are kept as they are given, without a copy.
+    Blobs are kept without a copy.
 
     Examples
     --------
@@ -42,7 +42,7 @@ class Workspace:
         return sorted(self._blobs)
 
     def feed_blob(self, name: str, array: Array, /) -> None:
-        """Put an array into the workspace, in place of what had that name.
+        """Put an array into the workspace, replacing one of the same name.
 
         Parameters
         ----------
@@ -53,9 +53,9 @@ class Workspace:
         Raises
         ------
         TypeError
-            If it is no array.
+            If it is not an array.
         ValueError
-            If the name is no string or empty.
+            If the name is empty or not a string.
         """
         if not isinstance(name, str) or not name:
             raise ValueError(
@@ -64,7 +64,7 @@ class Workspace:
         self._put(f"feed_blob: {name}", name, array)
 
     def fetch_blob(self, name: str, /) -> Array:
-        """Give the array of that name, not a copy of it.
+        """Return the array of that name, not a copy of it.
 
         Parameters
         ----------
@@ -95,10 +95,10 @@ class Workspace:
         ValueError
             For a definition that its schema does not allow, a blob that is missing, an operator
             that is not registered for the device of its inputs, or a device_option that
-            contradicts them; before any work. Also for whatever the operator itself refuses, or a
-            wrong number of outputs.
+            contradicts them; before any work. Also for inputs that the operator rejects, or a wrong
+            number of outputs.
         TypeError
-            For whatever the operator refuses, or outputs that are no arrays.
+            For inputs that the operator rejects, or outputs that are not arrays.
         """
         self.run_net_once([op_def])
 
@@ -136,10 +136,10 @@ class Workspace:
         Parameters
         ----------
         net : sequence of OperatorDef
-            The forward net, which is to be run before the backward net.
+            The forward net, which has to run before the backward net.
         grad_outputs : mapping of str to str
-            From outputs of the net to the names of their gradients, which are to be fed before the
-            backward net is run. Other outputs count as if they did not matter.
+            From outputs of the net to the names of their gradients, which have to be fed before the
+            backward net is run. Other outputs have no gradient.
 
         Returns
         -------
@@ -153,8 +153,8 @@ class Workspace:
         ------
         ValueError
             For a definition that its schema does not allow; a blob that the net writes after it
-            was read or written before, because its first value would be lost; a gradient for what
-            is no output of the net; a gradient that would be called as another blob is; or as
+            was read or written before, because its first value would be lost; a gradient of a blob
+            that is not an output of the net; a gradient with the name of another blob; or as
             `get_gradient_defs`.
         """
         return backward_net(list(net), grad_outputs)

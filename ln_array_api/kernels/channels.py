@@ -6,7 +6,7 @@ other axes, the forward pass is y = x̂ * gamma + beta, and the backward pass is
     dx = gamma * rstd * (dy - mean(dy) - x̂ * mean(dy * x̂)),  dgamma = Σ dy * x̂,  dbeta = Σ dy
 
 (Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167, section 3, with its gradients
-simplified). What keeps the error from growing is told in `rows`.
+simplified). `rows` describes how the error is bounded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def channels_forward(
     epsilon
         Added to the variance, inside the root.
     axis
-        The axis of the channels, of x of any rank. Backends get their arrays as above.
+        The axis of the channels; then x may have any rank. Backends always get x as above.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def channels_inference(
     epsilon: float,
     axis: int = 1,
 ) -> Array:
-    """Normalise each channel of x by statistics that are given.
+    """Normalise each channel of x by given statistics.
 
     Parameters
     ----------
@@ -100,12 +100,12 @@ def channels_backward(
     need: tuple[bool, bool, bool] = (True, True, True),
     axis: int = 1,
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Gradients of `channels_forward`.
+    """Compute the gradients of `channels_forward`.
 
     Parameters
     ----------
     dy, x
-        Shape (B, C, S); the gradient of y, and what y was computed from.
+        Shape (B, C, S): the gradient of y, and the input of the forward pass.
     mean, rstd
         Shape (C,), from `channels_forward`.
     gamma, axis
@@ -116,8 +116,8 @@ def channels_backward(
     Returns
     -------
     dx : array of the shape and dtype of x
-    dgamma, dbeta : arrays of shape (C,), in the accumulation dtype, or, from a backend that saves
-        the conversion, in that of gamma, or of x where gamma is absent
+    dgamma, dbeta : arrays of shape (C,), in the accumulation dtype
+        A backend may return them in the dtype of gamma, or of x where gamma is absent.
     """
     xp, axes, c = library_of(x).xp, _other_axes(x, axis), x.shape[axis]
     need_dx, need_dgamma, need_dbeta = need

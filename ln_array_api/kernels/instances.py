@@ -1,13 +1,12 @@
-"""Statistics of instances, the channels of each sample, and what mixes of these come down to.
+"""Statistics of instances, the channels of each sample, and normalisation by mixes of them.
 
-Batch-instance and switchable norm normalise by a mix of the statistics of instances with those of
-larger parts of x, and the latter follow from the former. With x̂ = (x - mean) * rstd of an instance,
-y is x̂ * scale + shift, and dx is rstd * (dy * weight + x̂ * scale + shift), of numbers that each
-instance has: all else is arithmetic on these few. The rounded means of instances are never
-trusted: `mean_residual` is their rounding error, as in `rows`.
+Batch-instance and switchable norm mix the statistics of instances with those of larger parts of x,
+which follow from those of the instances. With x̂ = (x - mean) * rstd of an instance, y is
+x̂ * scale + shift, and dx is rstd * (dy * weight + x̂ * scale + shift), where scale, shift and weight
+are numbers of each instance. `mean_residual` corrects the rounded means of instances, as in `rows`.
 
-Arrays come, and results are, in the accumulation dtype of x; statistics, and what goes with them,
-keep the rank of x.
+Arrays and results have the accumulation dtype of x; statistics, weight, scale and shift keep the
+rank of x.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ def statistics(
 ) -> tuple[Array, Array, Array, Array]:
     """Return the mean over `axes`, its residual, the variance and rstd.
 
-    Of no elements the mean is 0, and the variance and rstd are 1, so that nothing that comes of
-    them is NaN.
+    Where there are no elements, the mean is 0, and the variance and rstd are 1, so that no NaN
+    follows from them.
     """
     xp, d = library_of(x).xp, x
     if 0 in (x.shape[axis] for axis in axes):
@@ -56,7 +55,7 @@ def _x_hat(x: Array, mean: Array, mean_residual: Array, rstd: Array) -> Array:
 def affine(
     x: Array, mean: Array, mean_residual: Array, rstd: Array, scale: Array, shift: Array
 ) -> Array:
-    """Give x̂ * scale + shift."""
+    """Return x̂ * scale + shift."""
     with np.errstate(all="ignore"):
         return _x_hat(x, mean, mean_residual, rstd) * scale + shift
 
@@ -83,7 +82,7 @@ def gradient(
     scale: Array,
     shift: Array,
 ) -> Array:
-    """Give rstd * (dy * weight + x̂ * scale + shift)."""
+    """Return rstd * (dy * weight + x̂ * scale + shift)."""
     with np.errstate(all="ignore"):
         return rstd * (dy * weight + (_x_hat(x, mean, mean_residual, rstd) * scale + shift))
 
@@ -106,10 +105,10 @@ def common_mean(xp: Any, mean: Array, mean_residual: Array, axis: int) -> tuple[
 
 
 def common_rstd(xp: Any, rstd: Array, distance: Array, axis: int) -> Array:
-    """The rstd of all instances along an axis, whose means are at such a distance from their own.
+    """Return the rstd of all instances along an axis, given the distances of their means.
 
     The mean of 1 / rstd² is that of variances with epsilon. Roots are divided by the largest before
-    they are squared, so that these stay in range. Of no instances it is 1.
+    they are squared, so that the squares stay in range. Without instances it is 1.
     """
     if rstd.shape[axis] == 0:
         return xp.sum(rstd, axis=axis, keepdims=True) + 1

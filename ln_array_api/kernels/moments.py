@@ -1,4 +1,4 @@
-"""Mean and squared deviations, with all digits that merging them takes."""
+"""Mean and squared deviations, accurate enough to be merged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .rows import centred, scaling
 def moments(x: Array, *, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """Return mean, m2 and the residual of the mean over `axes`, ascending.
 
-    All keep the rank, in the accumulation dtype. Of no values they are NaN, 0 and 0.
+    All keep the rank, in the accumulation dtype. Without values they are NaN, 0 and 0.
     """
     xp = library_of(x).xp
     d = to_acc_dtype(xp, x)
@@ -35,7 +35,7 @@ def moments(x: Array, *, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """Return the sum of a and b, and exactly its rounding error.
+    """Return the sum of a and b, and its exact rounding error.
 
     From Knuth, "The Art of Computer Programming", volume 2, section 4.2.2, theorem B.
     """

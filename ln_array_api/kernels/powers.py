@@ -1,7 +1,7 @@
-"""Signed powers of rows, and the norm of those above the first: power norm's maths.
+"""Signed powers of rows, and their norm for exponents above 1: power norm's maths.
 
-Powers above the first leave the range of a dtype soon, and so do their squares. With p the largest
-magnitude in a row, v = (abs(x) / p)**alpha, which is at most 1, and s = p**alpha / sqrt(epsilon),
+Such powers, and their squares, easily leave the range of a dtype. With p the largest magnitude in a
+row, v = (abs(x) / p)**alpha, which is at most 1, and s = p**alpha / sqrt(epsilon),
 
     y = sign(x) * v / sqrt(sum(v²) + 1 / s²) = sign(x) * v * s / sqrt(sum(v²) * s² + 1)
 
@@ -22,16 +22,15 @@ from .._arrays import Array, detach, dtype_name, library_of, native_dtype, to_ac
 from .reductions import largest_magnitude, sum_over
 from .rows import astype_like
 
-#: How much of the largest magnitude in a row another is from which on its distance from that is
-#: what its power is computed from.
+#: Ratios to the largest magnitude in a row from which powers are computed from the distance to it.
 LARGE_RATIO = 0.9
 
 
 def power(xp: Any, magnitudes: Array, alpha: float) -> Array:
-    """Magnitudes to the power of alpha.
+    """Return magnitudes to the power of alpha.
 
-    An alpha rounded to float32 is off by so much that the powers of very large and of very small
-    numbers are wrong in the seventh digit. So they are multiplied by those of what is left of it.
+    The rounding error of alpha in float32 makes the powers of very large and of very small numbers
+    wrong in the seventh digit. So they are multiplied by powers with that error as the exponent.
     """
     if dtype_name(magnitudes.dtype) == "float64":
         return magnitudes**alpha
@@ -43,11 +42,11 @@ def power(xp: Any, magnitudes: Array, alpha: float) -> Array:
 
 
 def signed_power(x: Array, alpha: float) -> Array:
-    """Powers of x in the accumulation dtype. Their derivative by a framework is 0 where x is 0."""
+    """Return powers of x in the accumulation dtype; frameworks get a derivative of 0 at x = 0."""
     xp, x_acc = library_of(x).xp, to_acc_dtype(library_of(x).xp, x)
     if alpha == 1:
         return x_acc
-    # Not by `sign`, for which the host waits: array_api_compat looks for NaN in CuPy's arrays.
+    # Not by `sign`, which synchronises: array_api_compat looks for NaN in CuPy's arrays.
     signed = xp.copysign(power(xp, xp.where(x_acc == 0, 1.0, xp.abs(x_acc)), alpha), x_acc)
     return xp.where(x_acc == 0, 0.0, signed)
 
@@ -99,12 +98,12 @@ def powers_forward(
 def powers_backward(
     dy: Array, x: Array, norm: Array, *, axes: tuple[int, ...], alpha: float
 ) -> Array:
-    """Gradient of `powers_forward`: dx, of the shape and dtype of x.
+    """Return the gradient of `powers_forward`: dx, of the shape and dtype of x.
 
     Parameters
     ----------
     dy, x
-        Of one shape: the gradient of y, and what y was computed from.
+        Of one shape: the gradient of y, and the input of the forward pass.
     norm
         From `powers_forward`.
     axes, alpha
@@ -118,8 +117,8 @@ def powers_backward(
         max_abs, ratio, v = _ratios(xp, x_acc, axes, alpha)
         slope = xp.where(ratio < LARGE_RATIO, power(xp, ratio, alpha - 1), v / ratio)
         squares = sum_over(xp, v * v, axes)
-        # A norm that is out of range is that of powers without epsilon: a larger one would be in
-        # range, unless powers are so large that epsilon does not matter.
+        # Where the norm is out of range, epsilon does not matter: the powers are too large for it,
+        # or it would have brought the norm into range.
         in_range = (norm >= _min_normal(x_acc)) & (norm < math.inf)
         half = power(xp, max_abs, alpha / 2)
         v = xp.where(in_range, v * (half / norm) * half, v / xp.sqrt(squares))
@@ -131,7 +130,7 @@ def powers_backward(
 
 
 def _min_normal(x: Array) -> float:
-    """The smallest normal number of the dtype of x."""
+    """Return the smallest normal number of the dtype of x."""
     return float(np.finfo(dtype_name(x.dtype)).smallest_normal)
 
 
@@ -141,9 +140,9 @@ def _ratios(xp: Any, x: Array, axes: tuple[int, ...], alpha: float) -> tuple[Arr
     max_abs = detach(largest_magnitude(xp, x, axes))
     max_abs = xp.where(max_abs == 0, 1.0, max_abs)
     ratio = magnitudes / max_abs
-    # A power multiplies the rounding error of a ratio by alpha, which would show in the largest
-    # ratios. The distance of these from 1 is rounded to less. Other ratios lose by it: XLA's log1p
-    # is off by 100 eps about -0.4.
+    # A power multiplies the rounding error of a ratio by alpha, which matters for the largest
+    # ratios. Their distance from 1 has a smaller error. For other ratios it would be worse: XLA's
+    # log1p is off by 100 eps near -0.4.
     distance = xp.maximum((magnitudes - max_abs) / max_abs, xp.full_like(max_abs, LARGE_RATIO - 1))
     v = xp.where(ratio < LARGE_RATIO, power(xp, ratio, alpha), xp.exp(alpha * xp.log1p(distance)))
     return max_abs, ratio, v

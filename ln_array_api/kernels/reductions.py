@@ -1,4 +1,4 @@
-"""Reductions over some axes: sums whose rounding error does not grow with their length."""
+"""Reductions over some axes: sums whose rounding error does not grow with the length."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .._arrays import (
 #: column sum in sequence, and where the terms are alike, each is rounded in one direction: sums of
 #: 8 equal terms, of 8 such sums, and so on, are off by up to 2 eps, by 64 up to 17.
 BLOCK = 8
-#: Elements of a row that CuPy may add up at once: each of its 512 threads takes a sequence of them.
+#: Largest part of a row that CuPy sums at once: each of its 512 threads adds BLOCK elements.
 CUPY_ROW = 512 * BLOCK
 
 
@@ -29,11 +29,11 @@ def sum_over(
 ) -> Array:
     """Sum x over some of its axes, which stay with length one.
 
-    A `wide` sum is in float64, but not in libraries and on devices that do without it.
+    A `wide` sum is in float64, except in libraries and on devices without it.
 
-    Leading or trailing axes of a contiguous array are summed where they are, trailing ones first;
-    others are brought to the end by a copy. Chunked arrays are summed chunk by chunk, then over
-    the chunks. Of lengths that are symbols, the library's own sum is all there is.
+    Leading or trailing axes of a contiguous array are summed in place, trailing ones first; others
+    are moved to the end by a copy. Chunked arrays are summed chunk by chunk, then over the chunks.
+    With symbolic lengths, the library's own sum is used.
 
     A sum of products of two arrays that is broadcast again takes ``fused=False``: see `_jax`.
     """
@@ -99,7 +99,7 @@ def _sum_long_rows(xp: Any, x: Array, dtype: Any) -> Array:
 
 
 def largest_magnitude(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
-    """The largest absolute value of x over some of its axes, which stay with length one."""
+    """Return the largest absolute value of x over some of its axes, which stay with length one."""
     if library_of(x).lazy:
         return _by_chunks(largest_magnitude, x, axes, x.dtype)
     largest, smallest = xp.max(x, axis=axes, keepdims=True), xp.min(x, axis=axes, keepdims=True)
@@ -107,7 +107,7 @@ def largest_magnitude(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def one_of_each(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
-    """An element of x from all along some axes, which stay with length one."""
+    """Return one element of x along some axes, which stay with length one."""
     if library_of(x).name == "jax":
         from .. import _jax
 

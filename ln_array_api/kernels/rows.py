@@ -1,4 +1,4 @@
-"""Statistics over rows: layer norm and its relatives, forward and backward.
+"""Statistics over rows: layer norm and related operations, forward and backward.
 
 With x̂ = (x - mean) * rstd and rstd = 1 / sqrt(var + epsilon), the forward pass is
 y = x̂ * gamma + beta. With g = dy * gamma, the backward pass is
@@ -6,13 +6,13 @@ y = x̂ * gamma + beta. With g = dy * gamma, the backward pass is
     dx = rstd * (g - mean(g) - x̂ * mean(g * x̂)),  dgamma = Σ dy * x̂,  dbeta = Σ dy
 
 (Ba, Kiros and Hinton, "Layer Normalization", arXiv:1607.06450, with the gradient of its equation
-(4) written out). RMS norm is the same without the mean, in x̂ and in dx (Zhang and Sennrich,
+(4) written out). RMS norm omits the mean, in x̂ and in dx (Zhang and Sennrich,
 "Root Mean Square Layer Normalization", arXiv:1910.07467).
 
 Three things keep the error from growing with mean, length or magnitude:
 
-* The rounded mean is never trusted. Subtracting it is exact enough, so the mean of the differences
-  is the rounding error of the mean, `mean_residual`, and is subtracted too (Chan, Golub and
+* The rounding error of the mean is corrected. Subtracting the rounded mean is exact enough, so the
+  mean of the differences is that error, `mean_residual`, and is subtracted too (Chan, Golub and
   LeVeque, "Algorithms for computing the sample variance", 1983, equation (1.7), applied to the
   mean).
 * The first sweep subtracts one element of a row from all others and sums the differences, so the
@@ -40,14 +40,14 @@ from .reductions import largest_magnitude, one_of_each, sum_over
 
 
 class ScaleRule(NamedTuple):
-    """Rows whose magnitude is beyond `threshold` are multiplied by `factor`."""
+    """A factor for rows whose magnitude is beyond a threshold."""
 
     threshold: float
     factor: float
 
 
-#: A row's magnitude after scaling is such that neither the sum of 2³¹ squares overflows nor the
-#: square of a difference of one ulp underflows. From 1 outwards; the outermost that applies wins.
+#: After scaling, neither the sum of 2³¹ squares overflows nor the square of a difference of one ulp
+#: underflows. Ordered from 1 outwards; the last rule that applies is used.
 _DOWNSCALE = {
     "float32": (ScaleRule(2.0**46, 2.0**-62), ScaleRule(2.0**108, 2.0**-124)),
     "float64": (ScaleRule(2.0**480, 2.0**-700),),
@@ -56,7 +56,7 @@ _UPSCALE = {
     "float32": (ScaleRule(2.0**-16, 2.0**62), ScaleRule(2.0**-78, 2.0**124)),
     "float64": (ScaleRule(2.0**-420, 2.0**700),),
 }
-#: Deviations are multiplied by this before they are summed where rstd is less.
+#: Where rstd is smaller than this, deviations are multiplied by it before they are summed.
 _RANGE_SCALE = {"float32": 2.0**-64, "float64": 2.0**-512}
 _SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
@@ -88,7 +88,7 @@ def rows_forward(
     groups, repeat
         See gamma. Layer norm and RMS norm have 1 and 1.
     out
-        Where to put y, or None.
+        An array for y, or None.
 
     Returns
     -------
@@ -97,23 +97,17 @@ def rows_forward(
     rstd : array of shape (M, 1), likewise
     """
     xp = library_of(x).xp
-    split = _Split(x.shape, groups, repeat)
+    split = _split(x.shape, groups, repeat)
     y, mean, _, rstd = normalise(
-        split.rows(xp, x),
-        split.parameter(xp, gamma),
-        split.parameter(xp, beta),
+        _reshape(xp, x, split.shape),
+        *(_reshape(xp, each, split.parameter) for each in (gamma, beta)),
         axes=split.axes,
         epsilon=epsilon,
         center=center,
     )
-    if len(split.shape) > 2:
-        column = (x.shape[0], 1)
-        y, rstd = xp.reshape(y, x.shape), xp.reshape(rstd, column)
-        mean = None if mean is None else xp.reshape(mean, column)
-    if out is not None:
-        out[...] = y
-        y = out
-    return y, mean, rstd
+    y = _reshape(xp, y, x.shape)
+    mean, rstd = (_reshape(xp, each, (x.shape[0], 1)) for each in (mean, rstd))
+    return _write(y, out), mean, rstd
 
 
 def rows_backward(
@@ -128,12 +122,12 @@ def rows_backward(
     repeat: int = 1,
     need: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Gradients of `rows_forward`.
+    """Compute the gradients of `rows_forward`.
 
     Parameters
     ----------
     dy, x
-        Shape (M, N); the gradient of y, and what y was computed from.
+        Shape (M, N): the gradient of y, and the input of the forward pass.
     mean, rstd
         Shape (M, 1), from `rows_forward`; mean is None where `center` is False.
     gamma, center, groups, repeat
@@ -144,77 +138,66 @@ def rows_backward(
     Returns
     -------
     dx : array of shape (M, N), in the dtype of x
-    dgamma, dbeta : arrays of shape (groups * N // repeat,), in the accumulation dtype, or, from a
-        backend that saves the conversion, in that of gamma, or of x where gamma is absent
+    dgamma, dbeta : arrays of shape (groups * N // repeat,), in the accumulation dtype
+        A backend may return them in the dtype of gamma, or of x where gamma is absent.
     """
     xp = library_of(x).xp
-    split = _Split(x.shape, groups, repeat)
+    split = _split(x.shape, groups, repeat)
     dx, dgamma, dbeta = normalise_backward(
-        split.rows(xp, dy),
-        split.rows(xp, x),
-        split.statistic(xp, mean),
-        split.statistic(xp, rstd),
-        split.parameter(xp, gamma),
+        _reshape(xp, dy, split.shape),
+        _reshape(xp, x, split.shape),
+        _reshape(xp, mean, split.statistic),
+        _reshape(xp, rstd, split.statistic),
+        _reshape(xp, gamma, split.parameter),
         axes=split.axes,
         parameter_axes=split.parameter_axes,
         center=center,
         need=need,
     )
-    return (
-        None if dx is None else xp.reshape(dx, x.shape),
-        None if dgamma is None else xp.reshape(dgamma, (split.parameters,)),
-        None if dbeta is None else xp.reshape(dbeta, (split.parameters,)),
-    )
+    parameters = (groups * x.shape[1] // repeat,)
+    dx = _reshape(xp, dx, x.shape)
+    return dx, *(_reshape(xp, each, parameters) for each in (dgamma, dbeta))
 
 
-class _Split:
-    """Rows of shape (M, N), seen so that parameters broadcast.
+class _Split(NamedTuple):
+    """Shapes of rows, statistics and parameters that broadcast, and which axes these have."""
 
-    That is as (M / groups, groups, N / repeat, repeat), or as they are where both are 1.
-    """
+    shape: tuple[int, ...]
+    statistic: tuple[int, ...]
+    parameter: tuple[int, ...]
+    axes: tuple[int, ...]
+    parameter_axes: tuple[int, ...]
 
-    def __init__(self, shape: tuple[int, int], groups: int, repeat: int) -> None:
-        m, n = shape
-        self.parameters = groups * n // repeat
-        self.axes: tuple[int, ...]
-        self.parameter_axes: tuple[int, ...]
-        if groups == repeat == 1:
-            self.shape: tuple[int, ...] = (m, n)
-            self.axes, self.parameter_axes = (1,), (1,)
-        else:
-            self.shape = (m // groups, groups, n // repeat, repeat)
-            self.axes, self.parameter_axes = (2, 3), (1, 2)
 
-    def rows(self, xp: Any, x: Array) -> Array:
-        return x if len(self.shape) == 2 else xp.reshape(x, self.shape)
+def _split(shape: tuple[int, int], groups: int, repeat: int) -> _Split:
+    """Split (M, N) into (M / groups, groups, N / repeat, repeat), unless both are 1."""
+    m, n = shape
+    if groups == repeat == 1:
+        return _Split((m, n), (m, 1), (n,), (1,), (1,))
+    outer, inner = m // groups, n // repeat
+    rows, parameter = (outer, groups, inner, repeat), (1, groups, inner, 1)
+    return _Split(rows, (outer, groups, 1, 1), parameter, (2, 3), (1, 2))
 
-    def statistic(self, xp: Any, values: Array | None) -> Array | None:
-        if values is None or len(self.shape) == 2:
-            return values
-        return xp.reshape(values, (*self.shape[:2], 1, 1))
 
-    def parameter(self, xp: Any, values: Array | None) -> Array | None:
-        if values is None or len(self.shape) == 2:
-            return values
-        return xp.reshape(values, (1, *self.shape[1:3], 1))
+def _reshape(xp: Any, x: Array | None, shape: tuple[int, ...]) -> Any:
+    """Reshape x to a shape of another rank; arrays of that rank have that shape already."""
+    return x if x is None or x.ndim == len(shape) else xp.reshape(x, shape)
+
+
+def _write(y: Array, out: Array | None) -> Array:
+    """Return y, written to `out` if that is given."""
+    if out is None:
+        return y
+    out[...] = y
+    return out
 
 
 def forward_over(
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    *,
-    axes: tuple[int, ...],
-    epsilon: float,
-    center: bool,
-    out: Array | None = None,
+    x: Array, gamma: Array | None, beta: Array | None, *, out: Array | None = None, **options: Any
 ) -> tuple[Array, Array | None, Array]:
-    """As `rows_forward`, of x that keeps its axes: gamma and beta broadcast with it."""
-    y, mean, _, rstd = normalise(x, gamma, beta, axes=axes, epsilon=epsilon, center=center)
-    if out is not None:
-        out[...] = y
-        y = out
-    return y, mean, rstd
+    """Normalise x as `rows_forward` does, with all its axes and the options of `normalise`."""
+    y, mean, _, rstd = normalise(x, gamma, beta, **options)
+    return _write(y, out), mean, rstd
 
 
 def normalise(
@@ -228,17 +211,17 @@ def normalise(
 ) -> tuple[Array, Array | None, Array, Array]:
     """Normalise x over `axes`, ascending; gamma and beta broadcast, statistics keep the rank.
 
-    Gives y, mean, var and rstd. Without `center`, the mean is None and var is the mean square.
+    Return y, mean, var and rstd. Without `center`, the mean is None and var is the mean square.
     """
     xp = library_of(x).xp
     n = math.prod(x.shape[axis] for axis in axes)
     d = to_acc_dtype(xp, ascontiguous(x))
     dtype = d.dtype
-    if n == 0:  # y is empty, and all the same a function of x, gamma and beta to a framework
+    if n == 0:  # y is empty, but frameworks still see a function of x, gamma and beta
         nan = xp.sum(d, axis=axes, keepdims=True) + math.nan
         y = xp.astype(_affine(xp, d * nan, gamma, beta), native_dtype(x), copy=False)
         return y, nan if center else None, nan, nan
-    with np.errstate(all="ignore"):  # a NaN, an infinity or a zero variance is no news here
+    with np.errstate(all="ignore"):  # NaN, infinity and zero variance are expected
         scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)
         if scale is not None:
             d = d * scale
@@ -247,11 +230,11 @@ def normalise(
         var = mean_square(xp, d, axes)
         std = xp.sqrt(var + scaled_epsilon)
         rstd = 1 / std
-        if std.dtype == dtype and computes_in_float64(x):  # a quotient is rounded once less
+        if std.dtype == dtype and computes_in_float64(x):  # a quotient has one rounding less
             y = d / std
         else:
             y = d * astype_like(xp, rstd, d)
-        del d  # which is as large as x
+        del d  # frees memory of the size of x
         y = _affine(xp, y, gamma, beta)
         mean = approx_mean + mean_residual if center else None
         rstd = unscaled_rstd(xp, rstd, scale, var, epsilon, dtype_name(dtype))
@@ -263,7 +246,7 @@ def normalise(
 
 
 def _affine(xp: Any, y: Array, gamma: Array | None, beta: Array | None) -> Array:
-    """Y, in the accumulation dtype, times gamma, plus beta, where they are given."""
+    """Return y * gamma + beta in the accumulation dtype; either parameter may be None."""
     if gamma is not None:
         y = y * astype_like(xp, gamma, y)
     return y if beta is None else y + astype_like(xp, beta, y)
@@ -321,7 +304,7 @@ def normalise_backward(
     center: bool,
     need: tuple[bool, bool, bool],
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Gradients of `normalise`; those of gamma and beta keep the rank, and `parameter_axes`."""
+    """Compute the gradients of `normalise`; those of parameters keep the rank."""
     xp = library_of(x).xp
     need_dx, need_dgamma, need_dbeta = need
     n = math.prod(x.shape[axis] for axis in axes)
@@ -348,12 +331,12 @@ def normalise_backward(
 def x_hat_from_stats(
     xp: Any, x: Array, mean: Array | None, rstd: Array, *, axes: tuple[int, ...]
 ) -> Array:
-    """Return x̂ by the statistics of `normalise`, corrected for the rounding of the mean."""
+    """Return x̂ from the statistics of `normalise`, corrected for the rounding of the mean."""
     d = to_acc_dtype(xp, x)
     if mean is None:
         return d * rstd
-    # Their sum is of exact multiples, which cannot overflow: of short rows, the rounding of the
-    # products by rstd would be seen in x_hat.
+    # Deviations are scaled by a power of two, which is exact and prevents overflow of their sum. In
+    # short rows, the rounding of products with rstd would be visible in x_hat.
     min_rstd = _RANGE_SCALE[dtype_name(rstd.dtype)]
     scale = xp.where(rstd < min_rstd, min_rstd, xp.ones_like(rstd))
     d = (d - mean) * scale
@@ -371,17 +354,15 @@ def scaling(
 ) -> tuple[Array | None, Array | float]:
     """Return a power of two for each row, or None where none is needed, and epsilon * its square.
 
-    `x` is in the accumulation dtype, `dtype` is the one it came in.
+    `x` has the accumulation dtype, `dtype` is its original one.
     """
     accumulation = dtype_name(x.dtype)
-    if dtype_name(dtype) == "float16":  # whose squares are well inside the range of float32
+    if dtype_name(dtype) == "float16":  # its squares are well inside the range of float32
         return None, scale_epsilon(epsilon, accumulation)
     max_abs = largest_magnitude(xp, x, axes)
-    scale, scaled_epsilon = (
-        xp.ones_like(max_abs),
-        xp.full_like(max_abs, scale_epsilon(epsilon, accumulation)),
-    )
-    # Where epsilon alone puts the variance in range, small rows need no scaling.
+    scale = xp.ones_like(max_abs)
+    scaled_epsilon = xp.full_like(max_abs, scale_epsilon(epsilon, accumulation))
+    # Where epsilon is large enough to put the variance in range, small rows need no scaling.
     small = [rule for rule in _UPSCALE[accumulation] if math.sqrt(epsilon) < rule.threshold]
     for applies, factor in (
         *((max_abs >= threshold, factor) for threshold, factor in _DOWNSCALE[accumulation]),

@@ -1,11 +1,11 @@
 """Statistics of instance, layer and batch norm, mixed: switchable norm's maths.
 
-An instance is a channel of a sample; its mean and variance are found from x alone. The mean of a
-layer or of the batch is the mean of their instances' means, and the variance is the mean of their
-variances and the variance of their means (Luo et al., "Differentiable Learning-to-Normalize via
-Switchable Normalization", arXiv:1806.10779, section 3). Means enter by their differences alone.
+An instance is a channel of a sample; only its mean and variance are computed from x. The mean of a
+layer or of the batch is the mean of its instances' means, and the variance is the mean of their
+variances plus the variance of their means (Luo et al., "Differentiable Learning-to-Normalize via
+Switchable Normalization", arXiv:1806.10779, section 3). Only differences of means are used.
 
-Arrays are those of instances, as in `instances`.
+Arrays hold values of instances, as in `instances`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Mix:
         _, self.from_batch = common_mean(xp, mean, mean_residual, 0)
 
     def variances(self, var: Array) -> PerSource:
-        """Of instance, layer and batch."""
+        """Return the variances of instance, layer and batch."""
         _, layer, batch = self._averages(var)
         layer = layer + average(self.xp, self.from_layer * self.from_layer, self.channels)
         batch = batch + average(self.xp, self.from_batch * self.from_batch, 0)
@@ -44,7 +44,7 @@ class Mix:
     def gradient(
         self, of_mean: PerSource, of_var: PerSource, dmean: Array, dvar: Array
     ) -> tuple[Array, Array]:
-        """With respect to the statistics of instances, given those of the mixed ones."""
+        """Return gradients of instances' statistics, given those of the mixed ones."""
         dmean, dvars = _mixed(of_mean, self._averages(dmean)), self._averages(dvar)
         deviation_term = (
             of_var[1] * dvars[1] * self.from_layer + of_var[2] * dvars[2] * self.from_batch
@@ -52,12 +52,12 @@ class Mix:
         return dmean + 2 * deviation_term, _mixed(of_var, dvars)
 
     def _averages(self, values: Array) -> PerSource:
-        """Of instances: values themselves, their average over channels, and over the batch."""
+        """Return values of instances, and their averages over channels and over the batch."""
         return values, average(self.xp, values, self.channels), average(self.xp, values, 0)
 
 
 def softmax(xp: Any, weights: Array, like: Array) -> PerSource:
-    """Of the weights of a mix, in the dtype of `like`."""
+    """Return the softmax of the weights of a mix, in the dtype of `like`."""
     weights = xp.astype(weights, like.dtype, copy=False)
     weights = xp.exp(weights - xp.max(weights))
     weights = weights / xp.sum(weights)
@@ -70,13 +70,13 @@ def _mixed(weights: PerSource, values: PerSource) -> Array:
 
 
 def rstd_of(xp: Any, weights: PerSource, variances: PerSource, epsilon: float) -> Array:
-    """1 / sqrt(var + epsilon), where var is mixed."""
+    """Return 1 / sqrt(var + epsilon) of the mixed variance."""
     variance = _mixed(weights, variances)
     return 1 / xp.sqrt(variance + scale_epsilon(epsilon, dtype_name(variance.dtype)))
 
 
 def softmax_gradient(xp: Any, weights: PerSource, dy: Array, values: PerSource) -> Array:
-    """Of sum(dy * values mixed with weights), with respect to what the weights are softmax of."""
+    """Differentiate sum(dy * mixed values) with respect to the inputs of `softmax`."""
     every = tuple(range(dy.ndim))
     totals = [xp.reshape(sum_over(xp, dy * each, every, fused=False), ()) for each in values]
     mean = _mixed(weights, (totals[0], totals[1], totals[2]))

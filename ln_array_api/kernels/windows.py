@@ -1,12 +1,12 @@
 """Statistics over windows around each element, cut at the border: local contrast norm.
 
-A window's elements are the product of a run of places on each axis, so the statistics of runs on
-one axis are merged into those on the next. A run is halved until it is a single place: the cost per
+A window is the product of a run of positions on each axis, so the statistics of runs on one axis
+are merged into those on the next. A run is halved until it is a single position: the cost per
 element grows with the number of axes and the logarithm of the size.
 
-Sums of many windows are never subtracted, and means are kept as offsets from an anchor, an element
-of the window. So nothing depends on values outside of the window, and within it the
-error is that of the differences between its elements, however far these are from 0. The moments of
+Sums over windows are never subtracted from each other, and means are kept as offsets from an
+anchor, an element of the window. So nothing depends on values outside of the window, and the error
+is that of the differences between its elements, however far these are from 0. The moments of
 two runs are merged by the formula of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise
 Algorithm for Computing Sample Variances" (1979), here of means and variances instead of sums.
 """
@@ -33,8 +33,8 @@ Fields: TypeAlias = tuple[Array, ...]
 Radius: TypeAlias = dict[int, int]
 """The half-length of a window, to either side of its centre, for each axis."""
 
-#: Gradients of very large x are very small. They are multiplied by this power of two until they
-#: are summed, so that the parts of a sum are no denormal numbers.
+#: Gradients of very large x are very small. They are multiplied by this power of two while they are
+#: summed, so that the terms are not subnormal.
 _LIFT = 2.0**44
 
 
@@ -81,16 +81,16 @@ def windows_forward(
 def windows_backward(
     dy: Array, x: Array, rstd: Array, *, axes: tuple[int, ...], size: int
 ) -> Array:
-    """Gradient of `windows_forward`, which does without the rounded mean.
+    """Return the gradient of `windows_forward`; the rounded mean is not used.
 
-    With n the number of elements in a window, dx is dy * rstd, less the sum of dy * rstd / n over
-    all windows that the element is in, less the sum of dy * x̂ * rstd² / n * (x - mean) over these,
-    where x is that element and the rest is of the window.
+    With n the number of elements in a window, dx is dy * rstd, minus the sum of dy * rstd / n over
+    all windows that contain the element x, minus the sum of dy * x̂ * rstd² / n * (x - mean) over
+    these, where everything except x is of the window.
 
     Parameters
     ----------
     dy, x, rstd
-        Of x's shape: the gradient of y, what y was computed from, and from `windows_forward`.
+        Of x's shape: the gradient of y, the input of the forward pass, and its result rstd.
     axes, size
         As in `windows_forward`.
 
@@ -106,7 +106,7 @@ def windows_backward(
         dy, rstd = astype_like(xp, dy, x_acc), astype_like(xp, rstd, x_acc)
         scale, _ = _scaling(xp, x, x_acc, axes, 0.0)
         # rstd / scale overflows in a constant window of large values. Its factors, steep and rest,
-        # do not, and are multiplied by the deviation, which is 0 there, one after the other.
+        # do not; the deviation, which is 0 there, is multiplied by one after the other.
         lift, steep, rest = 1.0, rstd, 1.0
         if scale is not None:
             x_acc = x_acc * scale
@@ -127,8 +127,8 @@ def windows_backward(
 def _scaling(
     xp: Any, x: Array, x_acc: Array, axes: tuple[int, ...], epsilon: float
 ) -> tuple[Array | None, Array | float]:
-    """A power of two for all windows along `axes`, and epsilon times its square."""
-    finite = xp.where(xp.isfinite(x_acc), x_acc, 0.0)  # infinity spoils its own windows alone
+    """Return a power of two for all windows along `axes`, and epsilon times its square."""
+    finite = xp.where(xp.isfinite(x_acc), x_acc, 0.0)  # infinity affects only its own windows
     return scaling(xp, x.dtype, finite, axes, epsilon)
 
 
@@ -154,11 +154,11 @@ def _merged_moments(a: Fields, b: Fields, weight: Array) -> Fields:
 
 
 def _adjoint(x: Array, total: Array, moment: Array, radius: Radius) -> Fields:
-    """For each x_k the sum of moment_i + total_i * (x_i - x_k) over all i in its window.
+    """Return for each x_k the sum of moment_i + total_i * (x_i - x_k) over all i in its window.
 
     The anchor of a run is its element with the largest magnitude of total. An element k is in the
-    window around i, so x_i - x_k is at most sqrt(2 n) / rstd_i, and total_i goes with the square of
-    rstd_i: where an edge makes x_i - anchor large, total_i is small, or that of the anchor is.
+    window around i, so x_i - x_k is at most sqrt(2 n) / rstd_i, and total_i is proportional to
+    rstd_i²: where an edge makes x_i - anchor large, total_i is small, or that of the anchor is.
     """
     xp = library_of(x).xp
     fields: Fields = (x, xp.abs(total), total, moment)
@@ -190,10 +190,10 @@ def _merge_runs(
     axis: int,
     radius: int,
 ) -> Fields:
-    """Fields of the run around each place on an axis, from those of single places.
+    """Return fields of the run around each position on an axis, from those of single positions.
 
-    Places beyond the border count nothing. There, a field is what it is at the border (`by_edge`),
-    which is in each window that gets there, or 0.
+    Positions beyond the border have weight 0. There, a field has its value at the border
+    (`by_edge`), which is in each window that crosses the border, or 0.
     """
     length = fields[0].shape[axis]
     one = tuple(
@@ -203,12 +203,12 @@ def _merge_runs(
     start = np.arange(length + 2 * radius)
 
     def count(begin: Any, n: int) -> Any:
-        """Count the elements of the array among n places from `begin` on."""
+        """Count the elements of the array among n positions from `begin` on."""
         low, high = radius, radius + length
         return np.clip(begin + n, low, high) - np.clip(begin, low, high)
 
     def join(a: Fields, n: int, b: Fields, m: int) -> Fields:
-        """Runs of n + m places, from runs of n and of m."""
+        """Return runs of n + m positions, from runs of n and of m."""
         runs = length + 2 * radius - n - m + 1
         begin = start[:runs]
         weight = _broadcast_axis(
@@ -233,7 +233,7 @@ def _cut(x: Array, axis: int, start: int, stop: int) -> Array:
 
 
 def _extended(xp: Any, x: Array, axis: int, radius: int, by_edge: bool) -> Array:
-    """Extend x by `radius` places at either end of an axis."""
+    """Extend x by `radius` positions at either end of an axis."""
     if radius == 0:
         return x
     n = x.shape[axis]
@@ -272,7 +272,7 @@ def _by_chunks(
     extended = dask_overlap(stacked, {axis + 1: places for axis, places in radius.items()})
 
     def around(axis: int, place: int) -> tuple[int, int]:
-        """How much of a chunk is its neighbours', before and after."""
+        """Return how many elements at either end of a chunk belong to its neighbours."""
         places, last = radius.get(axis - 1, 0), extended.numblocks[axis] - 1
         return places if place > 0 else 0, places if place < last else 0
 

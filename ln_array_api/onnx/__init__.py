@@ -1,8 +1,8 @@
-"""ONNX's normalization operators, on whichever array library their inputs come from.
+"""ONNX's normalization operators, for the arrays of any library.
 
-`run_node` runs a node of a model, as backends in the manner of ``onnx.backend`` do, with ONNX's
-meaning of every attribute: here too, `axis` means all axes from that one to the end. It needs the
-package onnx, which ``pip install 'ln-array-api[onnx]'`` brings.
+`run_node` runs a node of a model, as ``onnx.backend`` does, with ONNX's meaning of every attribute:
+in this package, `axis` means all axes from that one to the end. It needs the package onnx:
+``pip install 'ln-array-api[onnx]'``.
 
 >>> import numpy as np
 >>> import onnx

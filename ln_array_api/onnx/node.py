@@ -1,6 +1,6 @@
-"""A node of a model, held against what ONNX says of its operator.
+"""Check a node of a model against ONNX's schema of its operator.
 
-All that can be wrong with a node and its inputs but for their shapes is found here.
+Everything about a node and its inputs is checked here, except the shapes.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from .._dispatch import checks as _check
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-#: ONNX's names of dtypes, where they are others.
+#: ONNX's names of dtypes, where they differ from NumPy's.
 _DTYPES = {"float32": "float", "float64": "double"}
 
 
 class ParsedNode(NamedTuple):
-    """What a node asks for."""
+    """The call that a node describes."""
 
     operator: str
     version: int
-    """The opset in which the operator, as the node means it, came to be."""
+    """The opset that introduced this version of the operator."""
     inputs: list[Array | None]
-    """In the schema's order, None for one that is left out."""
+    """In the schema's order, None for an omitted one."""
     outputs: list[bool]
-    """Which are wanted, in the schema's order."""
+    """Which outputs are wanted, in the schema's order."""
     attributes: dict[str, Any]
-    """The node's, and the schema's defaults for others."""
+    """The node's attributes, and the schema's defaults for the others."""
 
 
 def parse_node(
     node: NodeProto, inputs: Sequence[Array], opset_version: int | None, known: Collection[str]
 ) -> ParsedNode:
-    """The call that a node of one of the known operators asks for; what is wrong with it raises."""
+    """Return the call that a node of a known operator describes; raise if it is invalid."""
     onnx = _import_onnx()
     schema = _schema(onnx, node, opset_version, known)
     _check_names(schema, "inputs", node.input, schema.inputs, schema.min_input)
@@ -86,12 +86,12 @@ def _check_names(
     if not required <= len(names) <= len(parameters) or not all(names[:required]):
         raise ValueError(
             f"{schema.name}: the {kind} are {list(names)}, but must be "
-            f"{', '.join(each.name for each in parameters)}, of which {required} are required"
+            f"{', '.join(each.name for each in parameters)}; the first {required} are required"
         )
 
 
 def _check_arrays(schema: Any, arrays: list[Array | None]) -> None:
-    """Arrays of one library and device, of dtypes that the operator takes beside each other."""
+    """Check that the arrays have one library and device, and dtypes that the operator allows."""
     allowed = {each.type_param_str: each.allowed_type_strs for each in schema.type_constraints}
     first_of_type: dict[str, tuple[str, str]] = {}
     x, name_of_x = arrays[0], schema.inputs[0].name
@@ -105,7 +105,7 @@ def _check_arrays(schema: Any, arrays: list[Array | None]) -> None:
         if f"tensor({_DTYPES.get(dtype, dtype)})" not in allowed[parameter.type_str]:
             raise TypeError(
                 f"{schema.name}: {parameter.name} has dtype {dtype}, which this operator does not "
-                f"take in its version of opset {schema.since_version}"
+                f"allow in its version of opset {schema.since_version}"
             )
         first, expected = first_of_type.setdefault(parameter.type_str, (parameter.name, dtype))
         if dtype != expected:

@@ -1,4 +1,4 @@
-"""What ONNX's normalization operators compute, in terms of this library's functions."""
+"""ONNX's normalization operators, in terms of this library's functions."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def run_node(
     Parameters
     ----------
     node : onnx.NodeProto
-        The operator, its attributes, and the names of its inputs and outputs, empty for one that is
-        left out.
+        The operator, its attributes, and the names of its inputs and outputs, empty for an omitted
+        one.
     inputs : sequence of array
         One for each name in ``node.input`` that is not empty, all of one library and device, with
         shapes and dtypes that ONNX allows.
     opset_version : int, optional
-        Of the model that the node is from; by default the newest that the package onnx knows.
+        The opset of the node's model; by default the newest that the package onnx knows.
 
     Returns
     -------
@@ -56,26 +56,26 @@ def run_node(
     ModuleNotFoundError
         If the package onnx is not installed.
     TypeError
-        For dtypes that ONNX does not allow in the operator or beside each other, an array library
-        that has not the dtype named by `stash_type`, or arrays of different libraries.
+        For dtypes that ONNX does not allow in the operator or together, an array library without
+        the dtype named by `stash_type`, or arrays of different libraries.
     ValueError
-        For another operator, or one that the opset has not; for attributes, shapes or numbers of
-        inputs and outputs that ONNX does not allow.
+        For an operator that is not supported or not in the opset; for attributes, shapes or numbers
+        of inputs and outputs that ONNX does not allow.
     DeviceMismatchError
         If the arrays are not on one device.
 
     Notes
     -----
-    What the operators mean is said by ONNX [1]_. `axis` is the first of the normalised axes, which
-    go on to the last. GroupNormalization has a scale for each group before opset 21, and for each
-    channel from there on. BatchNormalization takes its statistics from X where ``training_mode``
-    is 1, which needs more than one value per channel, and gives running ones with the biased
-    variance; before opset 14, which brought that attribute, it is supported with given statistics.
+    ONNX defines the operators [1]_. The normalised axes are `axis` and all after it.
+    GroupNormalization has a scale for each group before opset 21, and for each channel since.
+    BatchNormalization computes its statistics from X where ``training_mode`` is 1, which needs more
+    than one value per channel, and returns running statistics with the biased variance. That
+    attribute exists since opset 14; before it, only given statistics are supported.
 
-    `stash_type` names the dtype that statistics are taken and elements normalised in, so that
-    float64 goes through float32 unless told otherwise; scale and bias come after it, in the dtype
-    of X. Where it is what this library computes X in anyway, all is computed in it and rounded
-    once: 16-bit results are then nearer to the exact ones than ONNX asks for.
+    `stash_type` names the dtype in which statistics are computed and elements are normalised; its
+    default is float32, also for float64. Scale and bias are then applied in the dtype of X. Where
+    it is the dtype in which this library accumulates X, everything is computed in it and rounded
+    once: 16-bit results are then more accurate than ONNX requires.
 
     References
     ----------
@@ -109,7 +109,7 @@ def _layer_normalization(
     parameters = [_broadcast_param(parsed, "Scale", scale, x, axes)]
     if bias is not None:
         parameters.append(_broadcast_param(parsed, "B", bias, x, axes))
-    if not any(parsed.outputs[1:]):  # the plain function can be differentiated by torch and JAX
+    if not any(parsed.outputs[1:]):  # torch and JAX differentiate the plain function
         return (_normalise_then_affine(parsed, partial(layer_norm, **options), x, *parameters),)
     statistics: list[Array] = []
 
@@ -125,11 +125,8 @@ def _layer_normalization(
 def _rms_normalization(parsed: ParsedNode, x: Array, scale: Array) -> tuple[Array, ...]:
     axes = _trailing_axes(parsed, x)
     normalise = partial(rms_norm, axis=axes, epsilon=parsed.attributes["epsilon"])
-    return (
-        _normalise_then_affine(
-            parsed, normalise, x, _broadcast_param(parsed, "scale", scale, x, axes)
-        ),
-    )
+    parameter = _broadcast_param(parsed, "scale", scale, x, axes)
+    return (_normalise_then_affine(parsed, normalise, x, parameter),)
 
 
 def _group_normalization(
@@ -137,16 +134,17 @@ def _group_normalization(
 ) -> tuple[Array, ...]:
     groups, epsilon = parsed.attributes["num_groups"], parsed.attributes["epsilon"]
     normalise = partial(group_norm, num_groups=groups, epsilon=epsilon)
-    channels = _channels(parsed, x)
+    channels = int(x.shape[_check.channel_axis(parsed.operator, 1, tuple(x.shape))])
     if groups < 1 or channels % groups:
         raise ValueError(
             f"{parsed.operator}: num_groups={groups} does not divide the {channels} channels"
         )
-    named = {"scale": scale, "bias": bias}
+    named = {"scale": scale, "bias": bias}.items()
     if parsed.version < 21:
-        per_channel = (_for_each_group(parsed, *item, groups, channels) for item in named.items())
-        return (normalise(x, *per_channel),)
-    parameters = (_for_each_channel(parsed, *item, x) for item in named.items())
+        return (
+            normalise(x, *(_for_each_group(parsed, *each, groups, channels) for each in named)),
+        )
+    parameters = (_for_each_channel(parsed, *each, x, channels) for each in named)
     return (_normalise_then_affine(parsed, normalise, x, *parameters),)
 
 
@@ -173,12 +171,12 @@ def _batch_normalization(
         scale, bias, mean, var = (
             _flat(parsed, each, shape[1:]) for each in (scale, bias, mean, var)
         )
-    # ONNX lets their dtypes be narrower than that of X.
+    # ONNX allows dtypes that are narrower than that of X.
     scale, bias, wide_mean, wide_var = (_widen(each, x) for each in (scale, bias, mean, var))
     if not training:
         y = batch_norm(x, wide_mean, wide_var, scale, bias, epsilon=epsilon)
         return (xp.reshape(y, shape),)
-    # A batch's part in the running variance is unbiased in this library, biased in ONNX.
+    # The variance of a batch that enters the running one is unbiased in this library, not in ONNX.
     n = x.shape[0] * math.prod(x.shape[2:])
     unbiased = n / max(n - 1, 1)
     running = wide_mean, wide_var * unbiased
@@ -197,7 +195,7 @@ def _instance_normalization(
     return (instance_norm(x, scale, bias, epsilon=parsed.attributes["epsilon"]),)
 
 
-#: Each takes a call and its inputs, and gives as many outputs as are wanted, at least.
+#: Functions of a parsed node and its inputs, which return at least the wanted outputs.
 _OPERATORS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "LayerNormalization": _layer_normalization,
     "RMSNormalization": _rms_normalization,
@@ -213,9 +211,9 @@ class _Parameter(NamedTuple):
     """A scale or a bias."""
 
     broadcast: Array
-    """In a shape that goes with x."""
+    """In a shape that broadcasts with x."""
     fused: Array | None
-    """As this library's function takes it; None if that does not."""
+    """As this library's function takes it, or None if it cannot."""
 
 
 def _trailing_axes(parsed: ParsedNode, x: Array) -> tuple[int, ...]:
@@ -227,7 +225,7 @@ def _trailing_axes(parsed: ParsedNode, x: Array) -> tuple[int, ...]:
 def _broadcast_param(
     parsed: ParsedNode, name: str, parameter: Array, x: Array, axes: tuple[int, ...]
 ) -> _Parameter:
-    """One that is broadcast to x, and so may vary along any of its axes."""
+    """Return a parameter that is broadcast to x, and so may vary along any of its axes."""
     shape, xp = tuple(parameter.shape), library_of(x).xp
     backwards = zip(reversed(shape), reversed(x.shape), strict=False)
     if len(shape) > len(x.shape) or not all(n in (1, length) for n, length in backwards):
@@ -242,12 +240,9 @@ def _broadcast_param(
     return _Parameter(parameter, fused)
 
 
-def _channels(parsed: ParsedNode, x: Array) -> int:
-    return int(x.shape[_check.channel_axis(parsed.operator, 1, tuple(x.shape))])
-
-
-def _for_each_channel(parsed: ParsedNode, name: str, parameter: Array, x: Array) -> _Parameter:
-    channels = _channels(parsed, x)
+def _for_each_channel(
+    parsed: ParsedNode, name: str, parameter: Array, x: Array, channels: int
+) -> _Parameter:
     _check.same_shape(parsed.operator, name, parameter, (channels,), "one for each channel")
     shape = (channels, *(1 for _ in x.shape[2:]))
     return _Parameter(library_of(x).xp.reshape(parameter, shape), parameter)
@@ -256,7 +251,7 @@ def _for_each_channel(parsed: ParsedNode, name: str, parameter: Array, x: Array)
 def _for_each_group(
     parsed: ParsedNode, name: str, parameter: Array, groups: int, channels: int
 ) -> Array:
-    """For each channel what is given for its group."""
+    """Repeat the values of groups for each channel."""
     _check.same_shape(parsed.operator, name, parameter, (groups,), "one for each group")
     xp = library_of(parameter).xp
     per_channel = xp.broadcast_to(xp.reshape(parameter, (groups, 1)), (groups, channels // groups))
@@ -272,20 +267,16 @@ def _flat(parsed: ParsedNode, parameter: Array, shape: tuple[int, ...]) -> Array
 
 
 def _normalise_then_affine(
-    parsed: ParsedNode,
-    normalise: Callable[..., Array],
-    x: Array,
-    scale: _Parameter,
-    bias: _Parameter | None = None,
+    parsed: ParsedNode, normalise: Callable[..., Array], x: Array, *parameters: _Parameter
 ) -> Array:
-    """X normalised in the dtype of `stash_type`, then scaled and shifted in that of scale."""
-    parameters = [scale] if bias is None else [scale, bias]
+    """Normalise x in the dtype of `stash_type`, then apply scale and bias in that of scale."""
     fused = [each.fused for each in parameters if each.fused is not None]
     if _stash(parsed) == ACCUMULATION[dtype_name(x.dtype)] and len(fused) == len(parameters):
         return normalise(x, *fused)
     normalised = _astype(normalise(_astype(x, _stash_dtype(parsed, x))), native_dtype(x))
-    y = _astype(normalised, scale.broadcast.dtype) * scale.broadcast
-    return y if bias is None else y + bias.broadcast
+    scale, *bias = (each.broadcast for each in parameters)
+    y = _astype(normalised, scale.dtype) * scale
+    return y + bias[0] if bias else y
 
 
 def _stash(parsed: ParsedNode) -> str:
@@ -297,17 +288,17 @@ def _stash(parsed: ParsedNode) -> str:
 
 
 def _stash_dtype(parsed: ParsedNode, x: Array) -> Any:
-    """The dtype that `stash_type` names, in the library of x."""
+    """Return the dtype that `stash_type` names, in the library of x."""
     name, library = _stash(parsed), library_of(x)
     if hasattr(library.xp, name):
         return getattr(library.xp, name)
-    if isinstance(x.dtype, np.dtype):  # of a library that shares NumPy's dtypes
+    if isinstance(x.dtype, np.dtype):  # the library shares NumPy's dtypes
         return np.dtype(getattr(np if hasattr(np, name) else import_module("ml_dtypes"), name))
     raise TypeError(f"{parsed.operator}: {library.name} has no {name}, which stash_type names")
 
 
 def _widen(parameter: Array, x: Array) -> Array:
-    """The parameter in float32, or in float64 where it or x is of that."""
+    """Return the parameter in float32, or in float64 where it or x has that dtype."""
     dtype = "float64" if "float64" in map(dtype_name, (parameter.dtype, x.dtype)) else "float32"
     return _astype(parameter, getattr(library_of(x).xp, dtype))
 

@@ -87,5 +87,5 @@ def test_a_type_that_tells_no_shapes() -> None:
             return (x,)
 
     op_def = caffe2.create_operator("Untold", ["X"], ["Y"])
-    with pytest.raises(ValueError, match="Untold: the shapes of its outputs cannot be told"):
+    with pytest.raises(ValueError, match="Untold: the shapes of its outputs cannot be inferred"):
         caffe2.tensor_inference_function(op_def, [(2,)])

@@ -65,7 +65,7 @@ def test_a_gradient_must_name_one_gradient_for_each_input() -> None:
             "LayerNorm overwrites Y, so the values that its gradient needs would be lost",
         ),
         ([norm("X", out="Y"), norm("Z", out="X")], {"X": "dX"}, "overwrites X"),
-        ([norm("X", out="Y")], {"X": "dX"}, "for 'X', which no operator of the net puts out; its"),
+        ([norm("X", out="Y")], {"X": "dX"}, "for 'X', which no operator of the net writes; its"),
         ([norm("X", out="Y")], {"Y": ""}, "the gradient of Y is '', but must be the name"),
         ([norm("X", out="Y")], {"Y": None}, "the gradient of Y is None, but must be the name"),
         (

@@ -1,6 +1,5 @@
 """The recurrent network of the examples: its gradients, and that it learns."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +13,8 @@ PROGRAM = Path(__file__).parents[2] / "examples" / "layer_norm_rnn.py"
 
 
 @pytest.fixture(scope="module")
-def rnn():
-    spec = importlib.util.spec_from_file_location("layer_norm_rnn", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def rnn(load_program):
+    return load_program(PROGRAM)
 
 
 def batch(steps, features):

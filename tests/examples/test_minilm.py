@@ -24,11 +24,8 @@ SENTENCES = [
 
 
 @pytest.fixture(scope="module")
-def minilm():
-    spec = importlib.util.spec_from_file_location("minilm", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def minilm(load_program):
+    return load_program(PROGRAM)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,12 @@ from fault import Fault, suite, unit
 ROWS, PLANS, CHANNELS, VIEWS = (
     f"ln_array_api/{name}.py" for name in ("_rows", "_plans", "_channels", "_views")
 )
+#: How the key of a plan over channels begins.
+CHANNELS_KEY = """key = (
+            primitive,
+            options,
+            requested_backend(),
+            *["""
 
 OF_ROWS = (
     Fault(
@@ -167,22 +173,14 @@ OF_CHANNELS = (
     Fault(
         "a plan over channels is for every backend",
         CHANNELS,
-        "key = (\n"
-        "            primitive,\n"
-        "            options,\n"
-        "            requested_backend(),\n"
-        "            *[",
+        CHANNELS_KEY,
         "key = (primitive, options, *[",
         unit("test_channels.py"),
     ),
     Fault(
         "a plan over channels is for every epsilon and axis",
         CHANNELS,
-        "key = (\n"
-        "            primitive,\n"
-        "            options,\n"
-        "            requested_backend(),\n"
-        "            *[",
+        CHANNELS_KEY,
         "key = (primitive, requested_backend(), *[",
         suite("test_accuracy and batch_norm"),
     ),

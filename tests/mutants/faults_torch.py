@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fault import Fault, unit
 
 TORCH = "backends/ln_array_api_backends/torch"
@@ -11,13 +13,8 @@ KERNEL, ROWS, TRACING, OPERATORS = (
 CHUNKS, DYNAMO = "ln_array_api/_chunks.py", "ln_array_api/_torch.py"
 
 
-def tensors(*names: str) -> tuple[str, ...]:
-    return unit("backends/torch/test_torch.py", *names)
-
-
-def derivatives(*names: str) -> tuple[str, ...]:
-    return unit("backends/torch/test_derivatives.py", *names)
-
+tensors = partial(unit, "backends/torch/test_torch.py")
+derivatives = partial(unit, "backends/torch/test_derivatives.py")
 
 OF_TORCH = (
     Fault(

@@ -43,7 +43,7 @@ def test_opsets_that_have_not_the_operator() -> None:
 
 
 def test_numbers_of_inputs_and_outputs() -> None:
-    message = "the inputs are .*, but must be X, Scale, B, of which 2 are required"
+    message = "the inputs are .*, but must be X, Scale, B; the first 2 are required"
     for inputs in ("x", " s", "x ", "x s b c"):
         with pytest.raises(ValueError, match=message):
             run_node(layer_norm(inputs), [X, SCALE])

@@ -1,4 +1,4 @@
-"""What the JAX backend is: which calls it takes, and how they run."""
+"""The JAX backend: which calls it accepts, and how they run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,6 @@ from ln_array_api.kernels import channels, rows
 
 from . import calls
 from .primitives import backward_p, bind, forward_p
-
-_rows_forward = jax.jit(
-    rows.rows_forward, static_argnames=("epsilon", "center", "groups", "repeat", "out")
-)
-_rows_backward = jax.jit(rows.rows_backward, static_argnames=("center", "groups", "repeat", "need"))
-_channels_forward = jax.jit(channels.channels_forward, static_argnames="epsilon")
-_channels_inference = jax.jit(channels.channels_inference, static_argnames="epsilon")
-_channels_backward = jax.jit(channels.channels_backward, static_argnames="need")
 
 
 class JaxBackend:
@@ -44,23 +36,20 @@ class JaxBackend:
             return f"{generic} ({calls.missing})"
         return (
             "compiled by Numba and called by XLA, in programs for one CPU that are not exported; "
-            f"else {generic}"
+            f"otherwise {generic}"
         )
 
-    def rows_forward(self, *arrays: Any, **options: Any) -> Any:
-        return _rows_forward(*arrays, **options)
-
-    def rows_backward(self, *arrays: Any, **options: Any) -> Any:
-        return _rows_backward(*arrays, **options)
-
-    def channels_forward(self, *arrays: Any, **options: Any) -> Any:
-        return _channels_forward(*arrays, **options)
-
-    def channels_inference(self, *arrays: Any, **options: Any) -> Any:
-        return _channels_inference(*arrays, **options)
-
-    def channels_backward(self, *arrays: Any, **options: Any) -> Any:
-        return _channels_backward(*arrays, **options)
+    rows_forward = staticmethod(
+        jax.jit(rows.rows_forward, static_argnames=("epsilon", "center", "groups", "repeat", "out"))
+    )
+    rows_backward = staticmethod(
+        jax.jit(rows.rows_backward, static_argnames=("center", "groups", "repeat", "need"))
+    )
+    channels_forward = staticmethod(jax.jit(channels.channels_forward, static_argnames="epsilon"))
+    channels_inference = staticmethod(
+        jax.jit(channels.channels_inference, static_argnames="epsilon")
+    )
+    channels_backward = staticmethod(jax.jit(channels.channels_backward, static_argnames="need"))
 
 
 def _forward(spec: RowsSpec, layout: Layout) -> Callable[..., Any]:

@@ -1,8 +1,7 @@
-"""Primitives by the kernels of the CPU engine: when that can be, and as which tasks.
+"""When kernels of the NumPy backend run a primitive, and as which tasks.
 
-Kernels take rows. A program for several devices has formulas, since XLA would gather arrays for a
-foreign call. A program that is exported has them too, since the process that loads it may lack this
-library.
+Kernels take rows. A program for several devices uses formulas, since XLA would gather the arrays of
+a foreign call. So does an exported program, since the process that loads it may lack this library.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ except (ImportError, BackendError) as error:  # without Numba, or where it compi
 else:
     missing = ""
 
-#: What is lowered, given the arrays that are present.
+#: A function of the arrays that are present, which is lowered.
 Kernel = Callable[..., list[Any]]
-#: Bytes of x from which several threads are worth waking.
+#: Bytes of x from which several threads are used.
 PARALLEL = 1 << 20
-#: Parts of a call at most: XLA tells on how many threads they run when they do.
+#: Most parts of a call: the number of threads is known only when the call runs.
 PARTS = 256
 
 
 def kernel_of(name: str, context: Any, avals: list[Any], **options: Any) -> Kernel | None:
-    """The kernel that runs a primitive in the program of a context; None for its formula.
+    """Return the kernel for a primitive in the program of a context; None for its formula.
 
-    `avals` are of all its arguments, None for what is absent.
+    `avals` has one entry for each argument, None for an absent one.
     """
     lengths = [length for aval in avals if aval is not None for length in aval.shape]
     is_known = all(isinstance(length, int) and length > 0 for length in lengths)
@@ -75,7 +74,7 @@ class _Rows(NamedTuple):
     repeat: int
 
     def spec(self, x: Any, gamma: Any, beta: Any, center: bool) -> RowsSpec:
-        """The spec of a call, without the options that one pass alone has."""
+        """Return the spec of a call, without the options that only one pass has."""
         of_arrays = x.dtype.name, _name(gamma), _name(beta), center
         return RowsSpec("jax", "cpu", self.rows, *of_arrays, groups=self.groups, repeat=self.repeat)
 
@@ -94,10 +93,10 @@ class _Rows(NamedTuple):
 
 
 def _rows(shape: tuple[int, ...], axes: tuple[int, ...], parameter_axes: set[int]) -> _Rows:
-    """How arrays of a shape are rows.
+    """Return how arrays of a shape become rows.
 
-    Kernels know parameters that vary along the last of the kept axes, and along the first of the
-    normalised ones, so these come there.
+    In kernels, parameters vary along the last kept axes and the first normalised ones, so the axes
+    are put in that order.
     """
     varies = parameter_axes.__contains__
     kept = sorted((axis for axis in range(len(shape)) if axis not in axes), key=varies)
@@ -114,7 +113,7 @@ def _rows(shape: tuple[int, ...], axes: tuple[int, ...], parameter_axes: set[int
 
 
 def _axes_of(*parameters: Any) -> set[int]:
-    """Those along which parameters vary."""
+    """Return the axes along which parameters vary."""
     shapes = [each.shape for each in parameters if each is not None]
     return {axis for shape in shapes for axis, length in enumerate(shape) if length > 1}
 
@@ -126,9 +125,9 @@ def _name(x: Any) -> str | None:
 def _called(
     task: Any, arguments: Any, inputs: Sequence[int], outputs: Sequence[int], x: Any, spec: RowsSpec
 ) -> Kernel:
-    """A task as a function of the inputs that are present, which gives such outputs.
+    """Return a function of the present inputs that runs a task and returns its outputs.
 
-    Both are places of arguments.
+    `inputs` and `outputs` are indices of arguments.
     """
     given = [place for place in inputs if task.places[place] >= 0]
     wanted = [place for place in outputs if task.places[place] >= 0]
@@ -141,7 +140,7 @@ def _called(
 
 
 def _like(x: Any, kind: Any, shape: tuple[int, ...]) -> Any:
-    """What a result is: a whole array, that varies in a shard_map as x does."""
+    """Return the aval of a result: an unsharded array that varies in a shard_map as x does."""
     name = str(kind.dtype)
     whole = NamedSharding(x.sharding.mesh, PartitionSpec(*[None] * len(shape)))
     dtype = jnp.dtype(name) if name.startswith("float") else x.dtype  # 16 bits go as integers
@@ -183,7 +182,7 @@ def _backward(
     count = rows_dispatch.task_count("rows_backward", spec)
     arguments = rows_dispatch.backward_arguments(spec)
     task = Task(backward_task, arguments, count)
-    # Sums of a single block are what is wanted; those of several are of no more use.
+    # The sums of a single block are the results; partial sums of several blocks are dropped.
     in_the_end = [rows_dispatch.DGAMMA_RESULT, rows_dispatch.DBETA_RESULT] if count > 1 else []
     outputs = [rows_dispatch.DX, *in_the_end, rows_dispatch.DGAMMA, rows_dispatch.DBETA]
     run = _called(task, arguments, rows_dispatch.BACKWARD_INPUTS, outputs, x, spec)

@@ -1,7 +1,7 @@
-"""Layer norm and its relatives by JAX's own operations, on arrays that keep their axes.
+"""Layer norm and related operations as JAX's own operations, on arrays with all their axes.
 
-What is not present is None among arguments, and left out of results. Parameters and statistics have
-x's rank, with length 1 where they do not vary.
+An absent array is None among the arguments, and left out of the results. Parameters and statistics
+have x's rank, with length 1 where they do not vary.
 """
 
 from __future__ import annotations
@@ -15,39 +15,23 @@ from ln_array_api.kernels.reductions import sum_over
 
 
 def present(values: Any) -> list[Any]:
-    """Those that are not None."""
+    """Return the values that are not None."""
     return [each for each in values if each is not None]
 
 
-def forward(
-    x: Any, gamma: Any, beta: Any, *, axes: tuple[int, ...], epsilon: float, center: bool
-) -> list[Any]:
-    """Y, mean and rstd."""
-    y, mean, _, rstd = rows.normalise(x, gamma, beta, axes=axes, epsilon=epsilon, center=center)
+def forward(x: Any, gamma: Any, beta: Any, **options: Any) -> list[Any]:
+    """Return y, mean and rstd; the options are those of `rows.normalise`."""
+    y, mean, _, rstd = rows.normalise(x, gamma, beta, **options)
     return present((y, mean, rstd))
 
 
-def backward(
-    dy: Any,
-    x: Any,
-    mean: Any,
-    rstd: Any,
-    gamma: Any,
-    *,
-    axes: tuple[int, ...],
-    parameter_axes: tuple[int, ...],
-    need: tuple[bool, bool, bool],
-) -> list[Any]:
-    """Those of dx, dgamma and dbeta that are needed; the latter two in the dtype of rstd."""
-    return present(
-        rows.normalise_backward(
-            *(dy, x, mean, rstd, gamma),
-            axes=axes,
-            parameter_axes=parameter_axes,
-            center=mean is not None,
-            need=need,
-        )
-    )
+def backward(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, **options: Any) -> list[Any]:
+    """Return those of dx, dgamma and dbeta that are needed; the latter two in rstd's dtype.
+
+    The options are those of `rows.normalise_backward` except `center`.
+    """
+    center = mean is not None
+    return present(rows.normalise_backward(dy, x, mean, rstd, gamma, center=center, **options))
 
 
 def tangents(
@@ -61,7 +45,7 @@ def tangents(
     *,
     axes: tuple[int, ...],
 ) -> list[Any]:
-    """Those of y, mean and rstd, from those of x, gamma and beta; linear in these."""
+    """Return the tangents of y, mean and rstd, linear in those of x, gamma and beta."""
     xp = library_of(x).xp
     n = max(math.prod(x.shape[axis] for axis in axes), 1)
     x_hat = rows.x_hat_from_stats(xp, x, mean, rstd, axes=axes)
@@ -87,7 +71,7 @@ def tangents(
 def along_statistics(
     x: Any, mean: Any, rstd: Any, of_mean: Any, of_rstd: Any, *, axes: tuple[int, ...]
 ) -> Any:
-    """The cotangent of x that those of mean and rstd cause. One of these two may be None."""
+    """Return the cotangent of x from those of mean and rstd, one of which may be None."""
     xp = library_of(x).xp
     n = max(math.prod(x.shape[axis] for axis in axes), 1)
     added = xp.zeros(x.shape, dtype=rstd.dtype)

@@ -1,11 +1,11 @@
-"""Tasks that XLA calls: one handler of its foreign function interface, for every task.
+"""Run tasks from XLA: one handler of its foreign function interface, for every task.
 
 A call has arrays and attributes: the name of a task, the task's words without addresses, and the
-place of each array's address among these words. Another process may run a program from XLA's cache,
-so the name is a hash of what the task does, and not an address.
+index of each array's address among these words. Another process may run a program from XLA's cache,
+so the name is a hash of what the task does, not an address.
 
-The numbers are places of words in the structures of ``xla/ffi/api/c_api.h``, which comes with
-jaxlib, as they were in version 0.1 of that interface. Later versions keep them.
+The numbers are indices of words in the structures of ``xla/ffi/api/c_api.h``, which comes with
+jaxlib, in version 0.1 of that interface. Later versions keep them.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _TABLE = _table.buffer_info()[0]
 _lock = threading.Lock()
 
 _UNKNOWN = ctypes.create_string_buffer(
-    b"ln_array_api: this program was compiled in another process, which had kernels that this one "
-    b"has not; compile it here"
+    b"ln_array_api: this program was compiled in another process, with kernels that this process "
+    b"does not have; compile it here"
 )
 _MESSAGE = ctypes.addressof(_UNKNOWN)
 _FAILED_PRECONDITION = 9
@@ -51,19 +51,19 @@ _ADDRESS = 3
 """Of a buffer."""
 # Functions of the interface.
 _NEW_ERROR, _END_ERROR, _SCHEDULE, _NUMBER_OF_THREADS = 6, 8, 17, 18
-#: Words before those of a task that several threads work on: which part is next, how many are done,
-#: how many there are, how many have left, and how many will leave.
+#: Words before those of a task that runs on several threads: the next part, the number of finished
+#: parts, of all parts, of threads that have left, and of all threads.
 _NEXT, _DONE, _PARTS, _LEFT, _MEMBERS, _WORDS = range(6)
 
 
 def name_of(task: Task) -> int:
-    """The name of a task: the same in every process."""
+    """Return the name of a task, the same in every process."""
     digest = hashlib.sha256(f"{__version__} {task.name}".encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def make_known(task: Task) -> int:
-    """Let the handler find a task. Gives its name."""
+    """Add a task to the table of the handler, and return its name."""
     name = name_of(task)
     with _lock:
         known = _tables[-1]
@@ -79,7 +79,7 @@ _free = types.ExternalFunction("free", types.void(types.int64))
 
 @intrinsic
 def _call_interface(typing: Any, function: Any, arguments: Any) -> Any:
-    """A function of the interface, with the address of its arguments; gives that of an error."""
+    """Call a function of the interface with the address of its arguments; return an error or 0."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(I64, [I64])
@@ -90,7 +90,7 @@ def _call_interface(typing: Any, function: Any, arguments: Any) -> Any:
 
 @njit
 def _answered(call: Any) -> bool:
-    """Whether XLA only asks which version of its interface is needed, which is 0.1."""
+    """Answer with version 0.1 if XLA only asks for the version; return whether it does."""
     extension = call[_EXTENSION]
     if extension == 0 or words_at(extension)[1] & 0xFFFFFFFF != 1:
         return False
@@ -100,7 +100,7 @@ def _answered(call: Any) -> bool:
 
 @njit
 def _found(name: int) -> Any:
-    """The address of a task, or 0."""
+    """Return the address of a task, or 0."""
     table = words_at(words_at(_TABLE)[0])
     for i in range(table[0]):
         if table[1 + 2 * i] == name:
@@ -116,7 +116,7 @@ def _error(call: Any) -> Any:
 
 @njit
 def _works(call: Any, function: int, arguments: Any) -> bool:
-    """Whether a function of the interface does what it is for."""
+    """Call a function of the interface; return whether it succeeds."""
     interface = words_at(call[_INTERFACE])
     error = _call_interface(interface[function], arguments.ctypes.data)
     if error == 0:
@@ -128,7 +128,7 @@ def _works(call: Any, function: int, arguments: Any) -> bool:
 
 @njit
 def _threads(call: Any) -> int:
-    """How many threads XLA has for one program."""
+    """Return the number of threads that XLA has for one program."""
     number = np.ones(1, np.int64)
     arguments = np.array([32, 0, call[_CONTEXT], number.ctypes.data], np.int64)
     return number[0] if _works(call, _NUMBER_OF_THREADS, arguments) else 1
@@ -142,7 +142,7 @@ def _leave(job: Any, address: int) -> None:
 
 @njit
 def _work(job: Any, address: int) -> None:
-    """Parts that nobody works on, until there are none."""
+    """Run parts that no other thread has taken, until all are taken."""
     words = words_at(address + 8 * _WORDS)
     part = increment(job, _NEXT)
     while part < job[_PARTS]:
@@ -163,7 +163,7 @@ _HELP = _help.address
 
 @njit
 def _with_help(call: Any, job: Any, address: int, threads: int) -> None:
-    """All parts of a task, with as many threads of XLA as come in time."""
+    """Run all parts of a task, with those threads of XLA that start in time."""
     job[_NEXT], job[_DONE], job[_LEFT], job[_MEMBERS] = 0, 0, 0, threads
     for _ in range(threads - 1):
         arguments = np.array([40, 0, call[_CONTEXT], _HELP, address], np.int64)
@@ -209,10 +209,10 @@ def _handler(frame: int) -> Any:
 
 
 def call(task: Task, places: list[int], results: list[Any], parts: int) -> Any:
-    """A function of arrays that runs a task, in at most so many parts.
+    """Return a function of arrays that runs a task in at most `parts` parts.
 
-    `places` are those of the addresses of the arrays and then of the results, and `results` what
-    these are: they have a shape and a dtype.
+    `places` are the indices of the addresses of the arrays, then of the results, among the words;
+    `results` have the shapes and dtypes of the results.
     """
     words = np.array(task.words, np.int64)
     words[TASK] = 0

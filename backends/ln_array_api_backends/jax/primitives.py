@@ -1,11 +1,11 @@
 """Three primitives of JAX, and how it transforms them.
 
-`forward_p` and `backward_p` are what kernels are for. `tangents_p` carries tangents forward. It is
-linear in them, and its transpose is `backward_p`: so reverse mode has the kernels, and forward mode
-works. All other derivatives are those of formulas, traced.
+`forward_p` and `backward_p` are run by kernels. `tangents_p` maps tangents forward. It is linear in
+them, and its transpose is `backward_p`, so reverse mode runs on the kernels, and forward mode is
+supported. All other derivatives are those of the formulas, traced.
 
-Arrays keep their axes. Parameters and statistics have x's rank. A primitive is told by `given`
-which of the arguments of its formula are present.
+Arrays keep their axes. Parameters and statistics have x's rank. `given` says which arguments of its
+formula a primitive gets.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Axes = tuple[int, ...]
 
 
 def filled(given: Given, arrays: Iterable[Any]) -> list[Any]:
-    """The arrays at the places where one is given, None at the others."""
+    """Return the arrays at the indices where one is given, and None at the others."""
     rest = iter(arrays)
     return [next(rest) if each else None for each in given]
 
 
 def bind(primitive: Any, *arrays: Any, **options: Any) -> list[Any]:
-    """Give the results of a primitive for its arguments, of which some are None.
+    """Return the results of a primitive for its arguments, some of which are None.
 
     Where a sharding is part of an array's type, the formula runs instead: JAX derives the sharding
     of results from its operations.
@@ -52,7 +52,7 @@ def bind(primitive: Any, *arrays: Any, **options: Any) -> list[Any]:
 
 
 def _varying(array: Any) -> frozenset[Any]:
-    """Axes of the mesh of a shard_map along which an array varies."""
+    """Return the axes of the mesh of a shard_map along which an array varies."""
     kind = jax.typeof(array)
     if hasattr(kind, "manual_axis_type"):
         return kind.manual_axis_type.varying  # type: ignore[no-any-return]
@@ -70,7 +70,7 @@ def _or_none(tangent: Any) -> Any:
 def _jvp(
     primitive: Any, formula: Callable[..., Any], primals: Any, moved: Any, **options: Any
 ) -> Any:
-    """That of the formula, traced, along those tangents that are not zero."""
+    """Trace the derivative of the formula along the tangents that are not zero."""
     places = [place for place, each in enumerate(moved) if not _is_zero(each)]
 
     def along(*some: Any) -> Any:
@@ -82,7 +82,7 @@ def _jvp(
 
 
 def _new(name: str, formula: Callable[..., list[Any]], results: Callable[..., list[Any]]) -> Any:
-    """A primitive, from its formula and what is known of the results before they are computed."""
+    """Create a primitive from its formula and a function that returns its results' avals."""
     primitive = Primitive(f"ln_array_api_{name}")
     primitive.multiple_results = True
 
@@ -90,7 +90,7 @@ def _new(name: str, formula: Callable[..., list[Any]], results: Callable[..., li
         return formula(*filled(given, arrays), **options)
 
     def run(*arrays: Any, **options: Any) -> list[Any]:
-        with jax.disable_jit(False):  # or this would call itself
+        with jax.disable_jit(False):  # prevents endless recursion
             return jax.jit(partial(primitive.bind, **options))(*arrays)  # type: ignore[no-any-return]
 
     def lower(context: Any, *operands: Any, given: Given, **options: Any) -> Any:
@@ -109,7 +109,7 @@ def _new(name: str, formula: Callable[..., list[Any]], results: Callable[..., li
     return primitive
 
 
-# What results are.
+# Avals of the results.
 
 
 def _like(x: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -117,7 +117,7 @@ def _like(x: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def _forward_results(
-    x: Any, gamma: Any, beta: Any, *, axes: Axes, epsilon: float, center: bool
+    x: Any, gamma: Any, beta: Any, *, axes: Axes, center: bool, **_: Any
 ) -> list[Any]:
     shape = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
     statistic = _like(x, shape, jnp.promote_types(x.dtype, jnp.float32))
@@ -131,9 +131,9 @@ def _backward_results(
     rstd: Any,
     gamma: Any,
     *,
-    axes: Axes,
     parameter_axes: Axes,
-    need: tuple[bool, bool, bool],
+    need: Given,
+    **_: Any,
 ) -> list[Any]:
     shape = tuple(n if axis in parameter_axes else 1 for axis, n in enumerate(x.shape))
     parameter = _like(x, shape, rstd.dtype)
@@ -206,7 +206,7 @@ ad.primitive_jvps[forward_p] = _jvp_of_forward
 ad.primitive_jvps[tangents_p] = _jvp_of_tangents
 ad.primitive_transposes[tangents_p] = _transpose_of_tangents
 
-# Batches: one more axis that is kept, the first. Parameters and their gradients have it too.
+# Batching adds a kept axis, the first, to arrays, parameters and their gradients.
 
 
 def _batched(

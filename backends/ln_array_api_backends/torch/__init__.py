@@ -1,4 +1,4 @@
-"""torch: CPU tensors on the compiled kernels of the NumPy backend, as views of their memory."""
+"""The torch backend: compiled kernels of the NumPy and CuPy backends on the memory of tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels of the NumPy backend that take arrays, on arrays of the memory of tensors."""
+"""Call kernels that take NumPy arrays with views of the memory of tensors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ln_array_api.backend import ChannelsSpec, Primitive
-
-from .. import numpy as engine
-
 
 def as_array(x: Tensor | None) -> Any:
-    """The memory of a CPU tensor as an array; that of bfloat16, which NumPy lacks, as int16."""
+    """View a CPU tensor as an array; bfloat16, which NumPy lacks, as int16."""
     if x is None:
         return None
     x = x.detach()
@@ -22,20 +18,20 @@ def as_array(x: Tensor | None) -> Any:
 
 
 def as_tensor(x: Any) -> Tensor | None:
-    """The memory of an array as a tensor."""
+    """View an array as a tensor."""
     return None if x is None else torch.from_numpy(x)
 
 
 class OnArrays:
-    """A primitive for a kind of call, by a kernel that takes NumPy arrays."""
+    """A primitive for a kind of call, run by a kernel that takes NumPy arrays."""
 
     def __init__(self, kernel: Callable[..., Any], dtype: str) -> None:
         self._kernel = kernel
-        # The first result has x's dtype, the others that of accumulation.
+        # The first result has x's dtype, the others have the accumulation dtype.
         self._is_bfloat16 = dtype == "bfloat16"
 
     def results(self, *tensors: Tensor | None) -> Any:
-        """Those of the primitive."""
+        """Return the results of the primitive."""
         results = self._kernel(*map(as_array, tensors))
         if type(results) is tuple:
             first, *others = results
@@ -45,8 +41,3 @@ class OnArrays:
     def _first(self, values: Any) -> Tensor | None:
         result = as_tensor(values)
         return result.view(torch.bfloat16) if self._is_bfloat16 and result is not None else result
-
-
-def of_channels(primitive: Primitive, spec: ChannelsSpec) -> OnArrays:
-    """A primitive of channels."""
-    return OnArrays(engine.backend.prepare(primitive, spec), spec.dtype)

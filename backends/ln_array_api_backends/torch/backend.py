@@ -1,4 +1,4 @@
-"""What the torch backend is: which calls it takes, and how they run."""
+"""The torch backend: which calls it accepts, and how they run."""
 
 from __future__ import annotations
 

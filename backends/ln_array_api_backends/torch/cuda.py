@@ -1,7 +1,7 @@
-"""CUDA tensors: the CUDA kernels, on the memory of the tensors and on torch's current stream.
+"""Run the CUDA kernels on the memory of CUDA tensors, on torch's current stream.
 
 CuPy compiles and launches the kernels. Results and workspaces come from torch's allocator, and no
-array of CuPy is made. Nothing waits for the device.
+array of CuPy is made. No call synchronises with the device.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ln_array_api.backend import Primitive, Spec, entries
 
 
 def engine() -> Any:
-    """The backend that has the CUDA kernels, or None where it cannot be had."""
+    """Return the backend that has the CUDA kernels, or None where it is not available."""
     return entries()["cupy"].backend()
 
 
 def takes(device: str) -> bool:
-    """Whether tensors on a device are in the memory that the kernels work on."""
+    """Whether the kernels work on tensors of a device."""
     return device.startswith("cuda")
 
 
@@ -44,7 +44,7 @@ class _Stream:
 
 
 class _Workspace:
-    """Memory between kernels. What is a number of bytes further on is an address."""
+    """Memory that kernels share. Adding a number of bytes to it gives an address."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor, self.address = tensor, tensor.data_ptr()
@@ -60,7 +60,7 @@ def _address(values: Tensor | _Workspace | int | None) -> Any:
 
 
 class TensorMemory:
-    """How kernels get at tensors, and make new ones."""
+    """How launches create tensors and pass their addresses."""
 
     @staticmethod
     def dtype(name: str) -> torch.dtype:
@@ -69,19 +69,19 @@ class TensorMemory:
 
     @staticmethod
     def empty(shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
-        """A new tensor on the device of another."""
+        """Return a new tensor on the device of another."""
         return torch.empty(shape, dtype=dtype, device=like.device)
 
     @classmethod
     def several(
         cls, count: int, shape: Sequence[int], dtype: torch.dtype, like: Tensor
     ) -> list[Tensor]:
-        """So many of one shape."""
+        """Return `count` new tensors of one shape."""
         return [cls.empty(shape, dtype, like) for _ in range(count)]
 
     @staticmethod
     def workspace(nbytes: int, like: Tensor) -> _Workspace:
-        """So many bytes, until the kernels that are launched on this stream have used them."""
+        """Return memory that kernels launched on this stream before its release may use."""
         return _Workspace(torch.empty(nbytes, dtype=torch.uint8, device=like.device))
 
     @staticmethod
@@ -98,12 +98,12 @@ class Kernel:
         self._run: Callable[..., Any] = engine().prepare(primitive, spec, TensorMemory)
 
     def results(self, *tensors: Tensor | None) -> Any:
-        """Those of the primitive, on the device of the tensors."""
+        """Return the results of the primitive, on the device of the tensors."""
         (first, *_) = tensors
         with _current_device(first.device):  # type: ignore[union-attr]
             return self._run(*tensors)
 
 
 def describe(primitive: Primitive, spec: Spec) -> str:
-    """How a call runs."""
+    """Describe how a call runs."""
     return f"{engine().describe(primitive, spec)}, on the memory of the tensor"

@@ -1,10 +1,10 @@
 """Primitives on tensors, and their derivatives.
 
-Tensors go to the compiled kernels of the NumPy backend as memory, so that the bits are those on
-NumPy. Where torch keeps a graph, the kernel is a node of it, which keeps the inputs and the
-statistics, and goes backward by the compiled kernel. Derivatives of gradients and of statistics are
-those of the generic kernels, which consist of operations of torch; so are calls that torch traces
-or transforms.
+The compiled kernels of the NumPy backend work on the memory of tensors, so results have the same
+bits as on NumPy. Where torch keeps a graph, the kernel is a node of it, which saves the inputs and
+the statistics; its backward pass is a compiled kernel too. Derivatives of gradients and of
+statistics use the generic kernels, which consist of operations of torch, as do calls that torch
+traces or transforms.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ln_array_api.backend import GENERIC, Primitive, RowsSpec, Spec
 
+from .. import numpy as engine
 from . import cuda, rows
-from .arrays import of_channels
+from .arrays import OnArrays
 from .tracing import is_batched, is_differentiated, is_traced, is_transformed
 
 Results: TypeAlias = tuple[Tensor | None, ...]
@@ -28,7 +29,7 @@ INPUTS = 3
 
 
 def prepare(primitive: Primitive, spec: Spec) -> Any:
-    """What runs a call of a primitive, given the tensors alone, and `out`."""
+    """Return a function of the tensors and `out` that runs a call of a primitive."""
     if primitive == "rows_forward":
         return RowsForward(primitive, spec)
     if primitive == "channels_forward":
@@ -37,18 +38,18 @@ def prepare(primitive: Primitive, spec: Spec) -> Any:
 
 
 def compiled(primitive: Primitive, spec: Any) -> Any:
-    """The compiled kernel for a kind of call, whose `results` are those of the primitive."""
+    """Return the compiled kernel for a kind of call; its `results` runs the primitive."""
     if cuda.takes(spec.device):
         return cuda.Kernel(primitive, spec)
     if primitive == "rows_forward":
         return rows.Forward(spec)
     if primitive == "rows_backward":
         return rows.Backward(spec)
-    return of_channels(primitive, spec)
+    return OnArrays(engine.backend.prepare(primitive, spec), spec.dtype)
 
 
 class _Primitive:
-    """A primitive for a kind of call, by the generic kernel and by a compiled one."""
+    """A primitive for a kind of call, run by the generic kernel or a compiled one."""
 
     def __init__(self, primitive: Primitive, spec: Spec) -> None:
         self.primitive, self.spec = primitive, spec
@@ -57,12 +58,12 @@ class _Primitive:
 
     @cached_property
     def compiled(self) -> Any:
-        """Not compiled before it is needed: a call that is traced may have symbols for lengths."""
+        """The compiled kernel, made when first needed: traced calls may have symbolic lengths."""
         return compiled(self.primitive, self.spec)
 
 
 class Kernel(_Primitive):
-    """One that torch differentiates by the generic kernel."""
+    """A primitive that torch differentiates through the generic kernel."""
 
     def __call__(self, *tensors: Tensor | None) -> Any:
         if is_traced(*tensors) or is_differentiated(*tensors):
@@ -87,12 +88,12 @@ class Forward(_Primitive):
         return self.compiled.results(x, gamma, beta)
 
     def traced(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Results:
-        """An operator in what is compiled; elsewhere, the operations of the generic kernel."""
+        """Call an operator where torch compiles, and the generic kernel elsewhere."""
         is_compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        # Of an operator, torch knows one derivative alone. On CUDA its compiler fuses operations.
+        # An operator has only a first derivative. On CUDA the compiler fuses operations.
         if not is_compiled or is_transformed() or self.is_on_cuda:
             return self.generic(x, gamma, beta)  # type: ignore[no-any-return]
-        from .operators import Node  # which takes its time, and few programs need it
+        from .operators import Node  # a slow import, which few programs need
 
         kind, spec = self.primitive.removesuffix("_forward"), self.spec
         rows = (spec.center, spec.groups, spec.repeat) if isinstance(spec, RowsSpec) else ()
@@ -100,7 +101,7 @@ class Forward(_Primitive):
         return y, mean if rows[:1] != (False,) else None, *others
 
     def backward(self, need: tuple[bool, ...]) -> Any:
-        """The backward kernel, compiled, for a dy of x's dtype and these gradients."""
+        """Return the compiled backward kernel for a dy of x's dtype and these gradients."""
         kernel = self._backward.get(need)
         if kernel is None:
             spec = self.spec._replace(dy=self.spec.dtype, need=need)  # type: ignore[arg-type]
@@ -110,7 +111,7 @@ class Forward(_Primitive):
     def gradients(
         self, need: tuple[bool, ...], dy: Tensor, inputs: Results, statistics: Results
     ) -> Results:
-        """Those of inputs by the compiled kernel, from what a node has kept."""
+        """Compute gradients of the inputs by the compiled kernel, from what a node has saved."""
         x, gamma, _ = inputs
         mean, *_, rstd = statistics
         return self.backward(need).results(dy, x, mean, rstd, gamma)  # type: ignore[no-any-return]
@@ -118,9 +119,9 @@ class Forward(_Primitive):
     def differentiate(
         self, inputs: Results, gradients: Results, need: tuple[bool, ...], create_graph: bool
     ) -> Results:
-        """The gradients of inputs, which may be differentiated again, by the generic kernel."""
+        """Compute gradients of the inputs by the generic kernel, to be differentiated again."""
         with torch.enable_grad():
-            # Views of the inputs, whose own hooks are for others to call.
+            # Views, because the inputs' own hooks must not be called here.
             views = [None if each is None else each.view_as(each) for each in inputs]
             known = [
                 (result, gradient)
@@ -141,7 +142,7 @@ class Forward(_Primitive):
 
 
 class RowsForward(Forward):
-    """The same over rows, whose result may have a place."""
+    """A forward primitive over rows, which can write y to `out`."""
 
     backward_primitive: Primitive = "rows_backward"
 
@@ -160,7 +161,7 @@ class RowsForward(Forward):
     def without_statistics(
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None
     ) -> Any:
-        """Y alone, in a tuple."""
+        """Return only y, in a tuple."""
         if out is not None or self.is_on_cuda or is_traced(x, gamma, beta):
             return self(x, gamma, beta, out)
         if is_differentiated(x, gamma, beta):

@@ -1,21 +1,21 @@
-"""The compiled kernels as operators of torch, for programs that its compiler makes.
+"""The compiled kernels as operators of torch, for programs made by its compiler.
 
-An operator is one node of such a program, which the compiler does not look into. It could fuse the
-operations of the generic kernels, but what it makes of them is slower.
+An operator is one node of a program, opaque to the compiler. The compiler could fuse the operations
+of the generic kernels instead, but the result is slower.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ln_array_api.backend import ChannelsSpec, RowsSpec
+from ln_array_api.backend import ChannelsSpec, Primitive, RowsSpec
 
-from . import rows
-from .arrays import OnArrays, of_channels
+from .kernel import compiled
 
 _NAMES: dict[Any, Any] = {
     torch.float16: "float16",
@@ -23,6 +23,11 @@ _NAMES: dict[Any, Any] = {
     torch.float32: "float32",
     torch.float64: "float64",
     None: None,
+}
+#: By the first part of an operator's name: the type of its specs, and which options it has.
+_SPECS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "rows": (RowsSpec, ("center", "groups", "repeat")),
+    "channels": (ChannelsSpec, ()),
 }
 _OPTIONS = "bool center, SymInt groups, SymInt repeat"
 _NEED = "bool dx, bool dgamma, bool dbeta"
@@ -43,77 +48,55 @@ def _dtype(x: Tensor | None) -> torch.dtype | None:
     return None if x is None else x.dtype
 
 
-def _single(x: Tensor) -> torch.dtype:
+def _acc_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
-def _in_order(x: Tensor | None) -> Any:
+def _contiguous(x: Tensor | None) -> Any:
     return None if x is None else x.contiguous()
 
 
 @cache
-def _rows(shape: Any, dtype: Any, gamma: Any, beta: Any, *options: Any) -> rows.Forward:
-    epsilon, center, groups, repeat = options
-    names = _NAMES[dtype], _NAMES[gamma], _NAMES[beta]
-    return rows.Forward(RowsSpec("torch", "cpu", shape, *names, center, epsilon, groups, repeat))
+def _kernel(
+    primitive: Primitive, shape: Any, dtypes: tuple[Any, ...], options: tuple[Any, ...]
+) -> Any:
+    """Return the compiled kernel for a kind of call; `dtypes` are of x, gamma, beta and dy."""
+    kind, direction = primitive.split("_")
+    spec_type, names = _SPECS[kind]
+    names = ("epsilon", *names) if direction == "forward" else (*names, "need")
+    x, gamma, beta, dy = (_NAMES[each] for each in dtypes)
+    named = dict(zip(names, options, strict=True))
+    return compiled(primitive, spec_type("torch", "cpu", shape, x, gamma, beta, dy=dy, **named))
 
 
-@cache
-def _rows_backward(
-    shape: Any, dtype: Any, gamma: Any, dy: Any, need: Any, *options: Any
-) -> rows.Backward:
-    center, groups, repeat = options
-    spec = RowsSpec("torch", "cpu", shape, _NAMES[dtype], _NAMES[gamma], None, center)
-    return rows.Backward(spec._replace(groups=groups, repeat=repeat, dy=_NAMES[dy], need=need))
+def _forward(
+    primitive: Primitive, x: Tensor, gamma: Tensor | None, beta: Tensor | None, *options: Any
+) -> tuple[Tensor, ...]:
+    """Run a forward operator; its options are epsilon and those of `_SPECS`."""
+    dtypes = x.dtype, _dtype(gamma), _dtype(beta), None
+    kernel = _kernel(primitive, tuple(x.shape), dtypes, options)
+    results = kernel.results(*map(_contiguous, (x, gamma, beta)))
+    return _fill_absent(results[-1], *results)
 
 
-@cache
-def _channels(shape: Any, dtype: Any, gamma: Any, beta: Any, epsilon: float) -> OnArrays:
-    names = _NAMES[dtype], _NAMES[gamma], _NAMES[beta]
-    return of_channels("channels_forward", ChannelsSpec("torch", "cpu", shape, *names, epsilon))
+def _backward(
+    primitive: Primitive,
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    """Run a backward operator; its options are those of `_SPECS` and which gradients to give."""
+    dtypes = x.dtype, _dtype(gamma), None, dy.dtype
+    kernel = _kernel(primitive, tuple(x.shape), dtypes, (*options[:-3], options[-3:]))
+    return _fill_absent(rstd, *kernel.results(*map(_contiguous, (dy, x, mean, rstd, gamma))))
 
 
-@cache
-def _channels_backward(shape: Any, dtype: Any, gamma: Any, dy: Any, need: Any) -> OnArrays:
-    spec = ChannelsSpec("torch", "cpu", shape, _NAMES[dtype], _NAMES[gamma], None)
-    return of_channels("channels_backward", spec._replace(dy=_NAMES[dy], need=need))
-
-
-def _there(like: Tensor, *results: Tensor | None) -> tuple[Tensor, ...]:
-    """Results of an operator, which are empty where a kernel's are absent."""
+def _fill_absent(like: Tensor, *results: Tensor | None) -> tuple[Tensor, ...]:
+    """Replace absent results by empty tensors, since an operator has to return tensors."""
     return tuple(like.new_empty(0) if each is None else each for each in results)
-
-
-def _rows_forward(
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float, *options: Any
-) -> tuple[Tensor, ...]:
-    dtypes = x.dtype, _dtype(gamma), _dtype(beta)
-    kernel = _rows(tuple(x.shape), *dtypes, epsilon, *options)
-    y, mean, rstd = kernel.results(*map(_in_order, (x, gamma, beta)))
-    return _there(rstd, y, mean, rstd)
-
-
-def _rows_backward_of(
-    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor | None, *options: Any
-) -> tuple[Tensor, ...]:
-    options, need = options[:3], options[3:]
-    dtypes = x.dtype, _dtype(gamma), dy.dtype
-    kernel = _rows_backward(tuple(x.shape), *dtypes, need, *options)
-    return _there(rstd, *kernel.results(*map(_in_order, (dy, x, mean, rstd, gamma))))
-
-
-def _channels_forward(
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
-) -> tuple[Tensor, ...]:
-    kernel = _channels(tuple(x.shape), x.dtype, _dtype(gamma), _dtype(beta), epsilon)
-    return kernel.results(*map(_in_order, (x, gamma, beta)))  # type: ignore[no-any-return]
-
-
-def _channels_backward_of(
-    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor | None, *need: bool
-) -> tuple[Tensor, ...]:
-    kernel = _channels_backward(tuple(x.shape), x.dtype, _dtype(gamma), dy.dtype, need)
-    return _there(rstd, *kernel.results(*map(_in_order, (dy, x, mean, rstd, gamma))))
 
 
 # --- Results without values, for the compiler ----------------------------------------------------
@@ -126,32 +109,22 @@ def _like(x: Tensor) -> Tensor:
 def _rows_forward_shapes(
     x: Tensor, gamma: Any, beta: Any, epsilon: float, center: bool, groups: Any, repeat: Any
 ) -> tuple[Tensor, ...]:
-    m, single = x.shape[0], _single(x)
-    mean = x.new_empty((m, 1) if center else (0,), dtype=single)
-    return _like(x), mean, x.new_empty((m, 1), dtype=single)
-
-
-def _rows_backward_shapes(
-    dy: Any, x: Tensor, mean: Any, rstd: Tensor, gamma: Any, center: bool, groups: Any, repeat: Any,
-    dx: bool, dgamma: bool, dbeta: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    return _gradients(x, rstd, groups * x.shape[1] // repeat, dx, dgamma, dbeta)
+    m, acc_dtype = x.shape[0], _acc_dtype(x)
+    mean = x.new_empty((m, 1) if center else (0,), dtype=acc_dtype)
+    return _like(x), mean, x.new_empty((m, 1), dtype=acc_dtype)
 
 
 def _channels_forward_shapes(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    statistics = (x.new_empty((x.shape[1],), dtype=_single(x)) for _ in range(3))
+    statistics = (x.new_empty((x.shape[1],), dtype=_acc_dtype(x)) for _ in range(3))
     return _like(x), *statistics
 
 
-def _channels_backward_shapes(
-    dy: Any, x: Tensor, mean: Any, rstd: Tensor, gamma: Any, *need: bool
+def _backward_shapes(
+    dy: Any, x: Tensor, mean: Any, rstd: Tensor, gamma: Any, *options: Any
 ) -> tuple[Tensor, ...]:
-    return _gradients(x, rstd, x.shape[1], *need)
-
-
-def _gradients(
-    x: Tensor, rstd: Tensor, length: Any, dx: bool, dgamma: bool, dbeta: bool
-) -> tuple[Tensor, ...]:
+    *rows, dx, dgamma, dbeta = options
+    _, groups, repeat = rows or (None, 1, 1)
+    length = groups * x.shape[1] // repeat
     parameters = (rstd.new_empty((length,) if each else (0,)) for each in (dgamma, dbeta))
     return _like(x) if dx else rstd.new_empty(0), *parameters
 
@@ -197,7 +170,7 @@ class Node(torch.autograd.Function):  # type: ignore[misc]
 def _of_statistics(
     x: Tensor, mean: Tensor, rstd: Tensor, axes: tuple[int, ...], dmean: Any, dvar: Any, drstd: Any
 ) -> Tensor:
-    """The gradient of x from those of statistics over axes of x."""
+    """Return the gradient of x from those of statistics over axes of x."""
     shape = [1 if axis in axes else n for axis, n in enumerate(x.shape)]
     mean = mean.reshape(shape) if mean.numel() else torch.zeros_like(rstd).reshape(shape)
     rstd, d, n = rstd.reshape(shape), x.to(rstd.dtype) - mean, x.numel() / rstd.numel()
@@ -211,11 +184,12 @@ def _of_statistics(
     return (share / n).to(x.dtype)
 
 
-for _name, _kernel, _shapes in (
-    ("rows_forward", _rows_forward, _rows_forward_shapes),
-    ("rows_backward", _rows_backward_of, _rows_backward_shapes),
-    ("channels_forward", _channels_forward, _channels_forward_shapes),
-    ("channels_backward", _channels_backward_of, _channels_backward_shapes),
-):
-    _library.impl(_name, _kernel, "CPU")
+_OPERATORS: dict[Primitive, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "rows_forward": (_forward, _rows_forward_shapes),
+    "rows_backward": (_backward, _backward_shapes),
+    "channels_forward": (_forward, _channels_forward_shapes),
+    "channels_backward": (_backward, _backward_shapes),
+}
+for _name, (_run, _shapes) in _OPERATORS.items():
+    _library.impl(_name, partial(_run, _name), "CPU")
     torch.library.register_fake(f"ln_array_api::{_name}", _shapes, lib=_library)

@@ -1,4 +1,4 @@
-"""Rows of tensors: the tasks of the NumPy backend, on the memory of tensors and torch's threads."""
+"""Run the rows tasks of the NumPy backend on the memory of tensors and on torch's threads."""
 
 from __future__ import annotations
 
@@ -23,40 +23,43 @@ _DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
-#: How results from the pool are made, since NumPy has no bfloat16.
-_AS_NUMPYS = {"bfloat16": "int16"}
-#: Bytes of a result from which its memory comes from the pool. What is smaller torch has again from
-#: what others have just given back, and still in the cache.
+#: The dtypes of NumPy arrays from the pool, since NumPy has no bfloat16.
+_NUMPY_DTYPES = {"bfloat16": "int16"}
+#: Bytes of a result from which its memory comes from the pool. Torch's allocator reuses smaller
+#: memory soon after its release, while it is still in the cache.
 POOLED = 4 << 20
-#: Bytes of x from which several threads are worth waking.
+#: Bytes of x from which several threads are used.
 PARALLEL = 256 << 10
-#: Bytes beside the words at most, for statistics that nobody wants and for sums of blocks.
+#: Most bytes after the words of a task, for statistics that are not returned and partial sums.
 ROOM = 16 << 10
 
 
 class _Rows:
-    """What both passes have in common."""
+    """What the forward and the backward pass share."""
 
     def __init__(self, spec: RowsSpec, count: int) -> None:
         self.m, self.n = spec.shape
         self.count = count
         self.size = self.m * self.n * ITEMSIZE[spec.dtype]
-        self.single = accumulation_dtype(spec.dtype)
-        self.single_dtype = _DTYPES[self.single]
-        self._dtype, self._numpys = _DTYPES[spec.dtype], _AS_NUMPYS.get(spec.dtype, spec.dtype)
+        self.acc_dtype = accumulation_dtype(spec.dtype)
+        self.acc_torch_dtype = _DTYPES[self.acc_dtype]
+        self._dtype, self._numpy_dtype = (
+            _DTYPES[spec.dtype],
+            _NUMPY_DTYPES.get(spec.dtype, spec.dtype),
+        )
         self._is_pooled = self.size >= POOLED
-        self._may_pay = self.size >= PARALLEL
+        self._use_threads = self.size >= PARALLEL
 
     def like(self, x: Tensor) -> Tensor:
-        """Memory for a result of the shape and dtype of x."""
+        """Return memory for a result of the shape and dtype of x."""
         if not self._is_pooled:
             return torch.empty_like(x)
-        memory = torch.from_numpy(memory_pool.empty(tuple(x.shape), self._numpys))
+        memory = torch.from_numpy(memory_pool.empty(tuple(x.shape), self._numpy_dtype))
         return memory if memory.dtype is self._dtype else memory.view(self._dtype)
 
     def work(self, task: Task, words: Any, address: int) -> None:
-        """Run a task on as many threads as may pay."""
-        if self._may_pay:
+        """Run a task, on several threads if it is large enough."""
+        if self._use_threads:
             parts = min(torch.get_num_threads(), self.count)
             if parts > 1:
                 threads.run(task, words, parts)
@@ -72,7 +75,7 @@ class Forward(_Rows):
         super().__init__(spec, m)
         self._center = spec.center
         self._statistic = (m, 1)
-        self.after = m * ITEMSIZE[self.single]
+        self.after = m * ITEMSIZE[self.acc_dtype]
         self._has_room = 2 * self.after <= ROOM
         self._task = Task(
             forward_task,
@@ -82,21 +85,21 @@ class Forward(_Rows):
         )
         places = self._task.places
         self._x, self._gamma, self._beta, self._y, self._mean, self._rstd = places[:6]
-        self._streams = places[9]
+        self._non_temporal = places[9]
 
     def results(
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Y, mean and rstd."""
+        """Return y, mean and rstd."""
         y = self.like(x) if out is None else out
-        rstd = x.new_empty(self._statistic, dtype=self.single_dtype)
+        rstd = x.new_empty(self._statistic, dtype=self.acc_torch_dtype)
         mean = torch.empty_like(rstd) if self._center else None
         words = self._words(x, gamma, beta, y)
         words[self._rstd] = rstd.data_ptr()
         if mean is not None:
             words[self._mean] = mean.data_ptr()
         if out is not None and (out is x or words[self._y] % out.element_size()):
-            words[self._streams] = False
+            words[self._non_temporal] = False
         self.work(self._task, words, words.buffer_info()[0])
         return y, mean, rstd
 
@@ -107,7 +110,7 @@ class Forward(_Rows):
         beta: Tensor | None,
         statistics: Tensor | None = None,
     ) -> Tensor:
-        """Y alone; mean and rstd, one after the other, go into `statistics` if that is given."""
+        """Return only y; write mean, then rstd, to `statistics` if that is given."""
         y = self.like(x)
         words = self._words(x, gamma, beta, y)
         address, _ = words.buffer_info()
@@ -121,8 +124,8 @@ class Forward(_Rows):
         return y
 
     def statistics(self, x: Tensor) -> Tensor:
-        """Memory for mean and rstd, beside x, wherever torch makes tensors by default."""
-        return x.new_empty(2 * self.m, dtype=self.single_dtype)
+        """Return memory for mean and rstd on x's device, whichever is torch's default device."""
+        return x.new_empty(2 * self.m, dtype=self.acc_torch_dtype)
 
     def _words(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, y: Tensor) -> Any:
         words = self._task.words[:]
@@ -142,8 +145,8 @@ class Backward(_Rows):
         super().__init__(spec, blocks)
         self._need, self._parameters = spec.need, spec.parameters
         sums = blocks * spec.parameters
-        bytes_of_sums = sums * ITEMSIZE[self.single]
-        # A single block's sums are the gradients; others are kept apart.
+        bytes_of_sums = sums * ITEMSIZE[self.acc_dtype]
+        # The sums of a single block are the gradients; several blocks need partial sums.
         self._sums = sum(spec.need[1:]) * sums if blocks > 1 else 0
         self._apart = bytes_of_sums
         self._has_room = sum(spec.need[1:]) * bytes_of_sums <= ROOM
@@ -151,7 +154,7 @@ class Backward(_Rows):
             backward_task,
             rows_dispatch.backward_arguments(spec),
             blocks,
-            room=self._sums * ITEMSIZE[self.single] if self._has_room else 0,
+            room=self._sums * ITEMSIZE[self.acc_dtype] if self._has_room else 0,
         )
         places = self._task.places
         self._dy, self._x, self._mean, self._rstd, self._gamma, self._dx = places[:6]
@@ -161,13 +164,13 @@ class Backward(_Rows):
     def results(
         self, dy: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, gamma: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Dx, dgamma and dbeta, as far as they are needed, the latter two as they are summed."""
+        """Return dx, dgamma and dbeta where needed, the latter two in the accumulation dtype."""
         return self.gradients(dy, x, 0 if mean is None else mean.data_ptr(), rstd.data_ptr(), gamma)
 
     def gradients(
         self, dy: Tensor, x: Tensor, mean: int, rstd: int, gamma: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The same, from addresses of the statistics."""
+        """Return the same results, given the addresses of the statistics."""
         words = self._task.words[:]
         address, _ = words.buffer_info()
         words[self._dy], words[self._x], words[self._rstd] = dy.data_ptr(), x.data_ptr(), rstd
@@ -184,14 +187,14 @@ class Backward(_Rows):
             if self._has_room:
                 sums = address + self._task.room
             else:
-                memory = x.new_empty(self._sums, dtype=self.single_dtype)
+                memory = x.new_empty(self._sums, dtype=self.acc_torch_dtype)
                 sums = memory.data_ptr()
         found: list[Tensor | None] = [dx]
         for needed, table, result in zip(self._need[1:], self._tables, self._results, strict=True):
             if not needed:
                 found.append(None)
                 continue
-            total = x.new_empty(self._parameters, dtype=self.single_dtype)
+            total = x.new_empty(self._parameters, dtype=self.acc_torch_dtype)
             found.append(total)
             if sums:
                 words[table], words[result] = sums, total.data_ptr()

@@ -1,4 +1,4 @@
-"""Rows along an axis that others follow: kernels of the NumPy backend, on tensors as they lie."""
+"""Normalise over an axis that is not the last, by the NumPy backend's kernels for strided rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .tracing import is_differentiated, is_traced
 def prepare(
     primitive: Primitive, spec: RowsSpec, layout: Layout
 ) -> tuple[Callable[..., Any], str] | None:
-    """What runs a call, given tensors with all their axes, or None for what lies otherwise."""
+    """Return a kernel that takes tensors with all their axes, or None for other layouts."""
     found = strided_dispatch.prepare(primitive, spec, layout) if spec.device == "cpu" else None
     if found is None:
         return None
@@ -49,7 +49,7 @@ class StridedBackward(Kernel):
 
 
 class StridedForward(Forward):
-    """The forward primitive for a kind of call. Traced, it consists of operations of torch."""
+    """The forward primitive for a kind of call; traced calls consist of operations of torch."""
 
     def __init__(
         self, primitive: Primitive, spec: RowsSpec, layout: Layout, compiled: OnArrays
@@ -83,6 +83,6 @@ class StridedForward(Forward):
             spec = self._rows_spec._replace(dy=self.spec.dtype, need=need)  # type: ignore[arg-type]
             layout = self._layout._replace(dy=self._layout.strides)
             found = strided_dispatch.prepare("rows_backward", spec, layout)
-            assert found is not None  # since dy lies as x does
+            assert found is not None  # since dy has the layout of x
             kernel = self._backward[need] = OnArrays(found[0], spec.dtype)
         return kernel

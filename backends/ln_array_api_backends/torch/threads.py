@@ -1,9 +1,9 @@
-"""Tasks on torch's own threads.
+"""Run tasks on torch's own threads.
 
-These wait for the next operation for a while, and would take the processor from others that waited
-as well. Torch has them from an implementation of OpenMP that lies in its folder, and is called here
-as its compiler would. Where there is none, and in a child of a fork, which OpenMP does not survive,
-the threads of the NumPy backend do the work.
+After an operation, these threads spin for a while, and would compete with a second team of threads
+that spins. They belong to the OpenMP library in torch's folder, which is called here as compiled
+code calls it. Without such a library, and in a forked child, which OpenMP does not support, the
+threads of the NumPy backend run the tasks.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _has_forked = False
 
 
 def _openmp() -> Any:
-    """Torch's OpenMP, or None."""
+    """Return torch's OpenMP library, or None."""
     folder = Path(torch.__file__).parent / "lib"
     for path in sorted([*folder.glob("libgomp*"), *folder.glob("libiomp5*")]):
-        with suppress(OSError, AttributeError):  # of another platform, or of another kind
+        with suppress(OSError, AttributeError):  # for another platform, or another library
             library = ctypes.CDLL(str(path))
             library.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p) + 2 * (
                 ctypes.c_uint,
@@ -47,7 +47,7 @@ if _library is not None:
 
 
 def run(task: Task, words: Any, parts: int) -> None:
-    """Run all parts of a task, several at once."""
+    """Run all parts of a task, in parallel."""
     address, _ = words.buffer_info()
     if _library is not None and not _has_forked:
         words[THREAD], words[TEAM] = _thread, _team
@@ -57,7 +57,7 @@ def run(task: Task, words: Any, parts: int) -> None:
 
 
 def _after_fork() -> None:
-    # A team of threads does not survive a fork, and torch may have had one.
+    # The threads of OpenMP do not exist in the child.
     global _has_forked
     _has_forked = True
 

@@ -1,8 +1,7 @@
-"""Whether a call is to be looked at by torch, operation by operation.
+"""Whether torch has to see a call operation by operation.
 
-Then memory must not be read past torch: under a transformation of ``torch.func`` a tensor is not
-what it seems, a program that is traced would keep values as constants, and a mode wants to see
-every operation.
+Then kernels must not access memory directly: under a transformation of ``torch.func`` a tensor is
+a wrapper, a traced program would keep values as constants, and a mode has to see every operation.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from torch.autograd import forward_ad
 
 from ln_array_api.errors import BackendError
 
-#: Types of tensors that are nothing but memory; a subclass may be anything.
+#: Types of plain tensors; a subclass may override operations.
 PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)})
 
 _grad_is_enabled = torch.is_grad_enabled
@@ -24,12 +23,12 @@ try:
     _is_included = torch._C._dispatch_tls_is_dispatch_key_included
     _BATCHES = torch._C._dispatch_key_parse("VmapMode")
     forward_ad._current_level  # noqa: B018
-except AttributeError as error:  # none of them is public, and no public way tells the same
+except AttributeError as error:  # these are not public, but there are no public equivalents
     raise BackendError(f"does not know torch {torch.__version__}: {error}") from error
 
 
 def is_traced(*tensors: torch.Tensor | None) -> bool:
-    """Whether a call with such tensors, any of which may be absent, is to be traced."""
+    """Whether torch has to trace a call with these tensors, each of which may be None."""
     for each in tensors:
         if type(each) not in PLAIN:
             return True
@@ -37,7 +36,7 @@ def is_traced(*tensors: torch.Tensor | None) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether a transformation of ``torch.func`` or forward mode is at work."""
+    """Whether a transformation of ``torch.func`` or forward mode is active."""
     return _transforms_are_active() or forward_ad._current_level >= 0  # type: ignore[no-any-return]
 
 
@@ -47,7 +46,7 @@ def is_batched() -> bool:
 
 
 def is_differentiated(*tensors: torch.Tensor | None) -> bool:
-    """Whether torch keeps a graph of a call with such tensors."""
+    """Whether torch keeps a graph of a call with these tensors."""
     if _grad_is_enabled():
         for each in tensors:
             if each is not None and each.requires_grad:
