@@ -34,6 +34,15 @@ def rms_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     return {"y": affine(x * rstd, inputs, axis), "rstd": rstd}
 
 
+@row_operation(statistics=("norm",), epsilon=1e-12)
+def unit_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
+    """A Euclidean norm of 1."""
+    x = inputs["x"]
+    squares = np.sum(x * x, axis=options.get("axis", -1), keepdims=True)
+    norm = square_root(squares + options["epsilon"])
+    return {"y": x / norm, "norm": norm}
+
+
 @operation(
     statistics=("norm",),
     epsilon=1e-12,
