@@ -252,3 +252,15 @@ def test_other_libraries_share_memory_where_they_can(register: Register, module:
     if module == "torch":
         assert seen[0][0].data_ptr() == x.data_ptr()
         assert all(each.is_contiguous() for pair in seen for each in pair)
+
+
+def test_options_of_other_types_do_not_find_a_plan() -> None:
+    """1, 1.0 and True are equal, but only the first is an axis."""
+    x, channel = values(2, 3, 4), values(3)
+    ln.batch_norm(x, channel, channel**2, channel_axis=1)
+    with pytest.raises(TypeError, match=r"channel_axis must be an int, not 1\.0"):
+        ln.batch_norm(x, channel, channel**2, channel_axis=1.0)  # type: ignore[arg-type]
+    y = ln.local_contrast_norm(x, size=1, epsilon=1)
+    np.testing.assert_array_equal(y, ln.local_contrast_norm(x, size=1, epsilon=1.0))
+    with pytest.raises(TypeError, match=r"size must be an int, not 1\.0"):
+        ln.local_contrast_norm(x, size=1.0, epsilon=1)  # type: ignore[arg-type]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import re
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 import ln_array_api as ln
-from ln_array_api import _support
+from ln_array_api import _support, backend
 from ln_array_api._operations import OPERATIONS, function_names
 from ln_array_api._support import PLACES, Place
 
@@ -189,3 +191,17 @@ def test_jax_exports_with_batches_that_vary(name: str) -> None:
     np.testing.assert_allclose(
         program.call(jax.numpy.asarray(X)), function(jax.numpy.asarray(X)), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", function_names())
+def test_plans_hold_no_arrays(name: str) -> None:
+    """Arrays of a call are freed although its plan is kept: the next call has others."""
+    function, arrays, options = call_of(name, np.copy)
+    function(*arrays, **options)
+    plans = len(backend.plans)
+    assert plans > 0
+    references = [weakref.ref(each) for each in arrays if isinstance(each, np.ndarray)]
+    del arrays
+    gc.collect()
+    assert [each() for each in references] == [None] * len(references)
+    assert len(backend.plans) == plans

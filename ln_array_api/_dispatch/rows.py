@@ -111,12 +111,18 @@ def forward_plan(
     if plan is None:
         plan = _new_forward_plan(func_name, operation, x, gamma, beta, over, epsilon)
         if out is not None:
-            checks.out(func_name, out, x, {"gamma": gamma, "beta": beta})
+            _check_out(func_name, plan, out, x, gamma, beta)
         cache_plan(key, plan, x)
     if out is not None and not plan.takes(out, x, gamma, beta):
-        checks.out(func_name, out, x, {"gamma": gamma, "beta": beta})
-        plan.remember(out)
+        _check_out(func_name, plan, out, x, gamma, beta)
     return plan
+
+
+def _check_out(
+    func_name: str, plan: SomePlan, out: Array, x: Array, gamma: Array | None, beta: Array | None
+) -> None:
+    checks.out(func_name, out, x, {"gamma": gamma, "beta": beta})
+    plan.remember(out)
 
 
 def _new_forward_plan(

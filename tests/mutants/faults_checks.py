@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from fault import Fault, suite, unit
 
-ARRAYS, CHECK, BACKEND = (f"ln_array_api/{name}.py" for name in ("_arrays", "_check", "backend"))
+ARRAYS, CHECKS, BACKEND = (
+    f"ln_array_api/{name}.py" for name in ("_arrays", "_dispatch/checks", "backend")
+)
 
 OF_ARRAYS = (
     Fault(
@@ -19,7 +21,7 @@ OF_ARRAYS = (
         ARRAYS,
         "if step < extent:",
         "if step == 0:",
-        unit("test_check.py"),
+        unit("test_checks.py"),
     ),
     Fault(
         "a plan for rows in C order is for those in any other",
@@ -75,70 +77,70 @@ OF_ARRAYS = (
 OF_CHECK = (
     Fault(
         "an epsilon beyond float32 is accepted",
-        CHECK,
+        CHECKS,
         'largest = 3.4e38 if ACCUMULATION[dtype_name(dtype)] == "float32" else math.inf',
         "largest = math.inf",
-        unit("test_check.py"),
+        unit("test_checks.py"),
     ),
     Fault(
         "out may overlap itself",
-        CHECK,
+        CHECKS,
         "if has_internal_overlap(value):",
         "if False:",
         suite("test_errors"),
     ),
     Fault(
         "out that is not x may overlap parameters",
-        CHECK,
+        CHECKS,
         'else {"x": x, **others}',
         'else {"x": x}',
         suite("test_errors"),
     ),
     Fault(
         "out may be read-only",
-        CHECK,
+        CHECKS,
         "if not is_writable(value):",
         "if False:",
         suite("test_errors"),
     ),
     Fault(
         "out may have another dtype",
-        CHECK,
+        CHECKS,
         "if dtype_name(value.dtype) != dtype_name(x.dtype):",
         "if value.dtype.itemsize < x.dtype.itemsize:",
         suite("test_errors"),
     ),
     Fault(
         "axes are kept in the order in which they are named",
-        CHECK,
+        CHECKS,
         "resolved = tuple(sorted(each % ndim for each in given))",
         "resolved = tuple(each % ndim for each in given)",
         suite("test_axes"),
     ),
     Fault(
         "statistics of 16 bits are accepted",
-        CHECK,
+        CHECKS,
         "allowed = PARAMETER_DTYPES[dtype or dtype_name(x.dtype)]",
         "allowed = PARAMETER_DTYPES[dtype_name(x.dtype)]",
-        unit("test_check.py"),
+        unit("test_checks.py"),
     ),
     Fault(
         "a shape that would broadcast is accepted",
-        CHECK,
+        CHECKS,
         "a != b and not is_unknown(a) and not is_unknown(b)",
         "a not in (1, b) and not is_unknown(a) and not is_unknown(b)",
         suite("test_errors"),
     ),
     Fault(
         "an axis twice is accepted",
-        CHECK,
+        CHECKS,
         "if len(set(resolved)) < len(resolved):",
         "if False:",
         suite("test_errors"),
     ),
     Fault(
         "a bool is an alpha",
-        CHECK,
+        CHECKS,
         "number = math.nan if isinstance(value, bool) else float(value)",
         "number = float(value)",
         suite("test_wrong_options and power_norm"),
@@ -163,8 +165,9 @@ OF_BACKEND = (
     Fault(
         "a backend that was asked for stays",
         BACKEND,
+        "    token = _requested.set(name)\n    try:\n        yield\n    finally:\n"
         "        _requested.reset(token)\n",
-        "        pass\n",
+        "    _requested.set(name)\n    yield\n",
         unit("test_backend.py"),
     ),
     Fault(
@@ -179,13 +182,6 @@ OF_BACKEND = (
         BACKEND,
         "known = [each for each in entries().values() if each.library == library]",
         "known = list(entries().values())",
-        unit("test_backend_choice.py"),
-    ),
-    Fault(
-        "plans are kept without end",
-        BACKEND,
-        "if len(plans) >= _PLANS_AT_MOST:",
-        "if False:",
         unit("test_backend_choice.py"),
     ),
     Fault(

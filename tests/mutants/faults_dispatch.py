@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fault import Fault, suite, unit
 
-ROWS, PLANS, CHANNELS, VIEWS = (
-    f"ln_array_api/{name}.py" for name in ("_rows", "_plans", "_channels", "_views")
+ROWS, PLANS, CHANNELS, VIEWS, CACHE = (
+    f"ln_array_api/_dispatch/{name}.py" for name in ("rows", "plans", "channels", "views", "cache")
 )
 #: How the key of a plan over channels begins.
 CHANNELS_KEY = """key = (
@@ -18,58 +18,58 @@ OF_ROWS = (
     Fault(
         "out beside other axes is written as rows",
         PLANS,
-        "if out is not None and not view.permutation and library.is_contiguous(out):",
-        "if out is not None and library.is_contiguous(out):",
+        "fits = not self.view.permutation and library.is_contiguous(out)",
+        "fits = library.is_contiguous(out)",
         unit("test_rows_out.py"),
     ),
     Fault(
         "out of another layout is not written",
         PLANS,
-        "            out[...] = view.from_rows(y)\n",
+        "            out[...] = self._from_kernel[0](results[0])\n",
         "            pass\n",
         suite("test_out", backend="numpy"),
     ),
     Fault(
         "a forward plan is for every backend",
         ROWS,
-        "            epsilon,\n            center,\n            requested_backend(),\n",
-        "            epsilon,\n            center,\n",
+        "            epsilon,\n            operation,\n            requested_backend(),\n",
+        "            epsilon,\n            operation,\n",
         unit("test_backend_choice.py"),
     ),
     Fault(
         "a backward plan is for every backend",
         ROWS,
-        "            need,\n            center,\n            requested_backend(),\n",
-        "            need,\n            center,\n",
+        "            need,\n            operation,\n            requested_backend(),\n",
+        "            need,\n            operation,\n",
         unit("test_rows.py", "asked_for"),
     ),
     Fault(
         "a forward plan is for layer norm and RMS norm alike",
         ROWS,
-        "            epsilon,\n            center,\n",
+        "            epsilon,\n            operation,\n",
         "            epsilon,\n",
         unit("test_rows.py", "with_a_mean_or_without"),
     ),
     Fault(
         "a forward plan is for every epsilon",
         ROWS,
-        "            axis,\n            epsilon,\n",
-        "            axis,\n",
+        "            over,\n            epsilon,\n",
+        "            over,\n",
         suite("test_forward_values"),
     ),
     Fault(
         "a backward plan is for any need",
         ROWS,
-        "            axis,\n            need,\n            center,\n",
-        "            axis,\n            center,\n",
+        "            over,\n            need,\n            operation,\n",
+        "            over,\n            operation,\n",
         suite("test_interface and test_need"),
     ),
     Fault(
         "a backward plan is for gamma of any dtype",
         ROWS,
         "            find[type(gamma)](gamma),\n            find[type(beta)](beta),\n"
-        "            axis,\n            need,\n",
-        "            find[type(beta)](beta),\n            axis,\n            need,\n",
+        "            over,\n            need,\n",
+        "            find[type(beta)](beta),\n            over,\n            need,\n",
         suite("test_wider_parameters", "test_parameters_are_optional"),
     ),
     Fault(
@@ -82,17 +82,15 @@ OF_ROWS = (
     Fault(
         "plain rows with a wide rstd go to a kernel as they are",
         PLANS,
-        "            and {dtype_name_or_none(each) for each in acc_arrays}\n"
-        "            <= {None, ACCUMULATION[spec.dtype]}\n",
-        "",
+        "    } <= {None, ACCUMULATION[dtype]}\n",
+        "    } <= {None, *ACCUMULATION}\n",
         unit("test_rows.py"),
     ),
     Fault(
         "plain rows that lie otherwise go to a kernel as they are",
         PLANS,
-        "            and all(each is None or library_of(each).is_contiguous(each) for"
-        " each in arrays)\n",
-        "",
+        "all(each is None or library_of(each).is_contiguous(each) for each in arrays)",
+        "all(True for each in arrays)",
         unit("test_rows.py", "put_in_order"),
     ),
     Fault(
@@ -119,25 +117,23 @@ OF_ROWS = (
     Fault(
         "dgamma is computed where there is no gamma",
         ROWS,
-        '"dgamma" in need and gamma is not None, ',
-        '"dgamma" in need, ',
+        '"dgamma" in needed and gamma is not None, ',
+        '"dgamma" in needed, ',
         suite("test_gradients_of_absent_inputs"),
     ),
     Fault(
         "dgamma is not in the shape of the normalised axes",
         PLANS,
-        "return xp.reshape(xp.astype(values, dtype, copy=False), shape)",
-        "return xp.astype(values, dtype, copy=False)",
+        "Conversion(flat, partial(reshape, shape=view.parameter)),",
+        "Conversion(flat, lambda values: values),",
         suite("test_axes"),
     ),
     Fault(
         "a wrong beta is accepted",
         ROWS,
-        "        if beta is not None:\n"
-        '            _parameter("beta", func_name, beta, x, view)\n'
-        "        spec = ",
-        "        spec = ",
-        unit("test_check.py"),
+        "        checks.parameter(func_name, names.beta, beta, x, view, names.x)\n",
+        "        pass\n",
+        unit("test_checks.py"),
     ),
     Fault(
         "a place for y of a known kind may overlap x",
@@ -169,35 +165,50 @@ OF_ROWS = (
     ),
 )
 
-OF_CHANNELS = (
+OF_CACHE = (
     Fault(
         "a plan over channels is for every backend",
-        CHANNELS,
-        CHANNELS_KEY,
-        "key = (primitive, options, *[",
+        CACHE,
+        "            requested_backend(),\n",
+        "",
         unit("test_channels.py"),
     ),
     Fault(
         "a plan over channels is for every epsilon and axis",
-        CHANNELS,
-        CHANNELS_KEY,
-        "key = (primitive, requested_backend(), *[",
+        CACHE,
+        "            options,\n",
+        "",
         suite("test_accuracy and batch_norm"),
     ),
     Fault(
+        "an axis of 1.0 finds the plan for 1",
+        CACHE,
+        "            *map(type, options),  # 1, 1.0 and True are equal\n",
+        "",
+        unit("test_channels.py", "types"),
+    ),
+    Fault(
+        "plans are kept without end",
+        CACHE,
+        "if len(plans) >= _MAX_PLANS:",
+        "if False:",
+        unit("test_backend_choice.py"),
+    ),
+)
+
+OF_CHANNELS = (
+    Fault(
         "channels that lie otherwise go to a kernel as they are",
         CHANNELS,
-        "            and all(each is None or library_of(each).is_contiguous(each) for"
-        " each in (x, *others))\n",
-        "",
+        "and are_ready(spec.dtype, arrays, acc_arrays)",
+        "and are_ready(spec.dtype, (), acc_arrays)",
         unit("test_channels.py"),
     ),
     Fault(
         "wide statistics of channels go to a kernel as they are",
         CHANNELS,
-        "            and {dtype_name_or_none(each) for each in acc_arrays}\n"
-        "            <= {None, ACCUMULATION[spec.dtype]}\n",
-        "",
+        "and are_ready(spec.dtype, arrays, acc_arrays)",
+        "and are_ready(spec.dtype, arrays, ())",
         unit("test_channels.py"),
     ),
     Fault(
@@ -210,8 +221,8 @@ OF_CHANNELS = (
     Fault(
         "mean and rstd over channels are not checked",
         CHANNELS,
-        "            _check.operand(func_name, name, values, x, shape, shape_text, dtype)\n",
-        "            pass\n",
+        "    checks.saved(func_name, x, spec.shape[1:2], mean=mean, rstd=rstd)\n",
+        "",
         suite("test_wrong_saved_inputs and batch_norm"),
     ),
     Fault(
@@ -224,7 +235,7 @@ OF_CHANNELS = (
     Fault(
         "the momentum is not checked",
         CHANNELS,
-        '        _check.fraction(func_name, "momentum", momentum)\n',
+        '    checks.fraction(func_name, "momentum", momentum)\n',
         "",
         suite("test_wrong_options and batch_norm"),
     ),
@@ -240,16 +251,16 @@ OF_VIEWS = (
     ),
     Fault(
         "y comes back with its axes in the order of rows",
-        VIEWS,
-        "inverse = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)",
-        "inverse = self.permutation",
+        "ln_array_api/_arrays.py",
+        "inverse = sorted(range(len(permutation)), key=permutation.__getitem__)",
+        "inverse = permutation",
         suite("test_axes", backend="numpy"),
     ),
     Fault(
         "groups of no channels are accepted",
         VIEWS,
-        "(count < 1 or channels % count)",
-        "(count == 0 or channels % count)",
+        "if count < 1 or channels % count:",
+        "if count == 0 or channels % count:",
         suite("test_wrong_options and group_norm"),
     ),
     Fault(
@@ -269,10 +280,48 @@ OF_VIEWS = (
     Fault(
         "statistics of slices keep the rank",
         VIEWS,
-        "view = view._replace(statistic=(shape[kept],), x_name=self.x_name)",
-        "view = view._replace(x_name=self.x_name)",
+        "view = over_axes(shape, axes)._replace(statistic=(shape[kept],))",
+        "view = over_axes(shape, axes)",
         suite("test_cases and weight_standardization"),
     ),
 )
 
-FAULTS = (*OF_ROWS, *OF_CHANNELS, *OF_VIEWS)
+OF_NORMS = (
+    Fault(
+        "norms are of at most 64 elements",
+        ROWS,
+        "math.sqrt(max(view.rows[1], 1))",
+        "math.sqrt(min(max(view.rows[1], 1), 64))",
+        suite("test_large and weight_norm", "test_large and unit_norm"),
+    ),
+    Fault(
+        "epsilon of unit_norm is added to the mean square",
+        ROWS,
+        "epsilon / scaling.sqrt_n**2",
+        "epsilon",
+        unit("test_unit_norm.py"),
+    ),
+    Fault(
+        "dg of weight_norm is that of RMS norm",
+        ROWS,
+        "dgamma / self.sqrt_n, native_dtype(gamma)",
+        "dgamma, native_dtype(gamma)",
+        suite("test_cases and weight_norm"),
+    ),
+    Fault(
+        "the norm is an rstd",
+        ROWS,
+        "return y, None, self._scaling.rstd(rstd)",
+        "return y, None, rstd",
+        suite("test_cases and unit_norm"),
+    ),
+    Fault(
+        "gradients by the norm take it for rstd",
+        ROWS,
+        "self._plan.backward(dy, x, mean, scaling.rstd(norm), scaled, beta)",
+        "self._plan.backward(dy, x, mean, norm, scaled, beta)",
+        suite("test_cases and unit_norm"),
+    ),
+)
+
+FAULTS = (*OF_ROWS, *OF_CACHE, *OF_CHANNELS, *OF_VIEWS, *OF_NORMS)

@@ -107,7 +107,7 @@ FAULTS = (
     ),
     Fault(
         "arrays that are bound nowhere are not moved",
-        "ln_array_api/_check.py",
+        "ln_array_api/_dispatch/checks.py",
         "    if is_movable(x) or is_movable(value):\n",
         "    if is_movable(x) and is_movable(value):\n",
         kernels("several_devices"),

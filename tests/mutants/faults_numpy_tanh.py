@@ -82,7 +82,7 @@ FAULTS = (
     ),
     Fault(
         "axes that lie apart are taken for one after the other",
-        "ln_array_api/_views.py",
+        "ln_array_api/_dispatch/views.py",
         "    if axes[-1] - axes[0] >= len(axes):\n        return view\n",
         "",
         LAYOUTS,

@@ -10,7 +10,7 @@ TORCH = "backends/ln_array_api_backends/torch"
 KERNEL, ROWS, TRACING, OPERATORS = (
     f"{TORCH}/{name}.py" for name in ("kernel", "rows", "tracing", "operators")
 )
-CHUNKS, DYNAMO = "ln_array_api/_chunks.py", "ln_array_api/_torch.py"
+CHUNKS, DYNAMO = "ln_array_api/_dispatch/chunks.py", "ln_array_api/_torch.py"
 
 
 tensors = partial(unit, "backends/torch/test_torch.py")
