@@ -37,6 +37,9 @@ def plan_of(
     except (KeyError, RuntimeError, TypeError):  # a type not seen before, or what `make` refuses
         key = plan = None
     if plan is None:
+        if any(type(each) is list for each in options):
+            options = tuple(tuple(each) if type(each) is list else each for each in options)
+            return plan_of(make, func_name, arrays, *options)
         plan = make(func_name, *arrays, *options)
         cache_plan(key, plan, arrays[0])
     return plan
