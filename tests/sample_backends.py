@@ -19,7 +19,7 @@ Register = Callable[..., None]
 
 
 class Counting:
-    """Takes what `takes` says, and counts; its results are those of the generic kernels."""
+    """Accepts specs for which `takes` is true, and counts calls; runs the generic kernels."""
 
     def __init__(self, takes: Callable[[RowsSpec], bool] = lambda spec: True) -> None:
         self.takes = takes
@@ -40,7 +40,7 @@ class Counting:
 
 
 class Looking:
-    """Keeps x and gamma of each forward call, which runs on the generic kernels."""
+    """Records x and gamma of each forward call; runs the generic kernels."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[Any, Any]] = []
@@ -58,7 +58,7 @@ class Looking:
 
 
 class Null:
-    """Takes every call and does nothing."""
+    """Accepts every call and computes nothing."""
 
     def can_run(self, primitive: str, spec: RowsSpec) -> bool:
         return True

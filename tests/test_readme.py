@@ -1,4 +1,4 @@
-"""What the README shows is what the library does."""
+"""The README agrees with the library."""
 
 import ast
 import inspect
@@ -27,7 +27,7 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize(("page", "code", "output"), EXAMPLES, ids=lambda each: each[:9])
-def test_examples_print_what_they_say(page, code, output):
+def test_examples_print_the_documented_results(page, code, output):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
     )
@@ -53,7 +53,7 @@ def test_links_within_the_repository_lead_somewhere():
 
 
 def parameters(signature):
-    """Names, kinds and defaults of a signature in text."""
+    """Parse names, kinds and defaults of a signature in text."""
     [definition] = ast.parse(f"def f{signature}: pass").body
     given = definition.args
     defaults = [ast.literal_eval(each) for each in given.defaults]

@@ -17,7 +17,7 @@ FAULTS = (
         unit(TESTS, "beyond_float64"),
     ),
     Fault(
-        "what a sum of magnitudes loses is forgotten",
+        "the compensation of a sum of magnitudes is dropped",
         ROOTS,
         "sum_, rest = accumulate(\n            sum_, rest, scaled(absolute(",
         "sum_, _ = accumulate(\n            sum_, rest, scaled(absolute(",
@@ -52,7 +52,7 @@ FAULTS = (
         unit(TESTS, "small_beside_large"),
     ),
     Fault(
-        "gradients of the elements behind the last whole vector count twice",
+        "gradients of the elements after the last whole vector count twice",
         ROOTS,
         "product = zero_tail(load_masked(dy, x_offset + j, n - j, inv_norm) * y, n - j)\n",
         "product = zero_tail(load_masked(dy, x_offset + j, n - j, inv_norm) * y, n - j)\n"
@@ -60,7 +60,7 @@ FAULTS = (
         unit(TESTS, "test_right"),
     ),
     Fault(
-        "a row's norm depends on what lies beside it",
+        "the norm of a row depends on its neighbours",
         ROOTS,
         "x_ptr, (begin + k) * n, n, ones_vec, None, prefetch_distance",
         "x_ptr, begin * n, n, ones_vec, None, prefetch_distance",
@@ -74,7 +74,7 @@ FAULTS = (
         unit(TESTS, "every_magnitude", "test_right"),
     ),
     Fault(
-        "a norm out of range is believed",
+        "a norm out of range is used",
         POWERS,
         "if given < min_normal or given == math.inf:",
         "if given < 0:",

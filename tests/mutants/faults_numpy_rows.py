@@ -16,49 +16,49 @@ def rows(names: str) -> tuple[str, ...]:
 
 OF_FORWARD = (
     Fault(
-        "uneven parts leave rows out",
+        "uneven parts omit rows",
         TASKS,
         "builder.sdiv(builder.mul(count, part), args[3])",
         "builder.mul(builder.sdiv(count, args[3]), part)",
         rows("test_large and test_rows and 1000"),
     ),
     Fault(
-        "the last row is not written where results leave the cache",
+        "the last row is not written with non-temporal stores",
         FORWARD,
         "            count = finish_row(x, start_row(x, n, pending_row), n, pending_row)\n",
         "            count = 0\n",
         rows("test_large and test_rows and 13 and not ragged"),
     ),
     Fault(
-        "what is left of the last row is not written where results leave the cache",
+        "the end of the last row is not written with non-temporal stores",
         FORWARD,
         "store_masked(y, x_offset + n - count, load(row_tail, 0, ones_vec), count)",
         "store_masked(y, x_offset + n - count, load(row_tail, 0, ones_vec), 0)",
         unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
-        "a row that begins within a vector overwrites what the row before has left",
+        "a row that begins within a vector overwrites the end of the row before",
         SWEEPS,
         "store_masked(row_tail, tail_count, values, count)",
         "store_masked(row_tail, 0, values, count)",
         unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
-        "the first row of a part takes what another row has left",
+        "the first row of a part takes the end of another row",
         SWEEPS,
         "        if is_first:\n",
         "        if False:\n",
         unit("backends/numpy/test_forward.py", "stores_nor_on_alignment", "beside_y"),
     ),
     Fault(
-        "rows after the last whole block are left out",
+        "rows after the last whole block are omitted",
         FORWARD,
         "for begin in range(start, stop, rows_per_block):",
         "for begin in range(start, max(stop - rows_per_block + 1, start + 1), rows_per_block):",
         rows("test_large and test_rows and 1000"),
     ),
     Fault(
-        "sums about a rough mean are always good enough",
+        "sums about an approximate mean always count as accurate",
         FORWARD,
         "        if good:\n",
         "        if good or count > 0:\n",
@@ -79,7 +79,7 @@ OF_FORWARD = (
         rows("test_accuracy and test_forward_lengths and float32 and 384"),
     ),
     Fault(
-        "rows at the end of an odd block are left out",
+        "rows at the end of an odd block are omitted",
         FORWARD,
         "    while k < count:\n        constants = load_normalise_constants(",
         "    while k + 1 < count:\n        constants = load_normalise_constants(",
@@ -117,7 +117,7 @@ OF_SWEEPS = (
         rows("test_large and test_one_outlier"),
     ),
     Fault(
-        "many squares are added up before their sum is put aside",
+        "too many squares are added before their sum is flushed",
         SWEEPS,
         "SQUARES_PER_FLUSH = 8",
         "SQUARES_PER_FLUSH = 1 << 20",
@@ -126,14 +126,14 @@ OF_SWEEPS = (
         ),
     ),
     Fault(
-        "what a sum of sums loses is dropped",
+        "the compensation of a sum of sums is dropped",
         SWEEPS,
         "return new, compensation + ((sum_ - (new - added)) + (values - added))",
         "return new, compensation",
         unit("backends/numpy/test_calls.py", "alike_along_a_row"),
     ),
     Fault(
-        "y that is stored past the cache has the first parameters",
+        "y has the first parameters with non-temporal stores",
         SWEEPS,
         "y, x_offset + j, apply_affine(values, gamma, beta, param_offset + j, None)\n"
         "            )\n"
@@ -144,7 +144,7 @@ OF_SWEEPS = (
         rows("test_large and test_rows and 13 and ragged"),
     ),
     Fault(
-        "a row is not written up to where its memory is aligned",
+        "a row is not written before its first aligned address",
         SWEEPS,
         "            store_masked(y, x_offset, values, count)\n        else",
         "            pass\n        else",
@@ -161,21 +161,21 @@ OF_SWEEPS = (
 
 OF_MOMENTS = (
     Fault(
-        "a rough mean is never judged",
+        "an approximate mean always counts as accurate",
         MOMENTS,
         "mean_residual * mean_residual > 0.5 * variance:",
         "mean_residual * mean_residual > 1e300 * variance:",
         unit("backends/numpy/test_channels.py", "mislead"),
     ),
     Fault(
-        "rough means of several rows are never judged",
+        "approximate means of several rows always count as accurate",
         MOMENTS,
         "all_at_most(mean_residual * mean_residual, broadcast(0.5) * variance, count)",
         "all_at_most(mean_residual * mean_residual, broadcast(1e300) * variance, count)",
         unit("backends/numpy/test_forward.py", "mislead", "outlier"),
     ),
     Fault(
-        "the variance is about the rough mean",
+        "the variance is about the approximate mean",
         MOMENTS,
         "square * inv_count - mean_residual * mean_residual",
         "square * inv_count",
@@ -203,21 +203,21 @@ OF_MOMENTS = (
         unit("backends/numpy/test_calls.py", "epsilon_alone"),
     ),
     Fault(
-        "the last piece of a channel is left out",
+        "the last piece of a channel is omitted",
         MOMENTS,
         "for piece in range(1, num_pieces):",
         "for piece in range(1, max(num_pieces - 1, 1)):",
         rows("test_large and batch_norm"),
     ),
     Fault(
-        "the second half of the rows that are judged together is not",
+        "the second half of a block of rows is not checked for accuracy",
         MOMENTS,
         "        good = good and more_good\n",
         "",
         unit("backends/numpy/test_forward.py", "any_magnitude"),
     ),
     Fault(
-        "statistics of no range are accepted",
+        "statistics out of range are accepted",
         MOMENTS,
         "if not min_mean_square <= variance + epsilon <= max_mean_square:",
         "if not 0 <= variance + epsilon <= max_mean_square:",
@@ -227,28 +227,28 @@ OF_MOMENTS = (
 
 OF_BACKWARD = (
     Fault(
-        "the sums of the last block of rows are left out",
+        "the sums of the last block of rows are omitted",
         BACKWARD,
         "num_blocks = words[COUNT]\n",
         "num_blocks = max(words[COUNT] - 1, 1)\n",
         rows("test_many_rows and layer_norm"),
     ),
     Fault(
-        "who finishes the first part adds up the sums of all",
+        "sums are merged after the first part",
         BACKWARD,
         "if increment(words, FINISHED) == num_parts - 1 and num_blocks > 1:",
         "if increment(words, FINISHED) == 0 and num_blocks > 1:",
         rows("test_large and test_rows and layer_norm"),
     ),
     Fault(
-        "what the mean has missed is a part of the projection",
+        "the projection keeps the residual of the mean",
         BACKWARD,
         "neg_projection = fma(x_hat_correction, neg_mean_g, neg_projection)",
         "pass",
         rows("test_backward_values and float32 and layer_norm"),
     ),
     Fault(
-        "deviations are added up whatever their magnitude",
+        "deviations of any magnitude are summed unscaled",
         BACKWARD,
         "scale, _ = range_scale(rstd)",
         "scale = ones(rstd)",
@@ -297,14 +297,14 @@ OF_BACKWARD = (
         rows("test_large and test_rows and 1000 and layer_norm"),
     ),
     Fault(
-        "dx that is stored past the cache is without gamma",
+        "dx lacks gamma with non-temporal stores",
         BACKWARD,
         "dy, x, x_offset + j, None, row_constants, gamma, param_offset + j, dx, True",
         "dy, x, x_offset + j, None, row_constants, None, param_offset + j, dx, True",
         rows("test_large and test_rows and ragged and layer_norm"),
     ),
     Fault(
-        "the end of a row counts in its segment twice",
+        "the end of a row counts twice in its segment",
         BACKWARD,
         "dgamma_acc + zero_tail(d * x_hat, n - j), dbeta_acc + d",
         "dgamma_acc + d * x_hat + d * x_hat, dbeta_acc + d",
