@@ -14,7 +14,7 @@ import pytest
 
 from ln_array_api import backend, use_backend
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # the tests are no package
+sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))  # tests are no package
 
 
 @pytest.fixture(autouse=True)
