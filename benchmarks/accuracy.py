@@ -1,4 +1,4 @@
-"""How far layer norm is off when the mean is large: this library and what people use instead.
+"""Compare the error of layer norm at large means with that of other implementations.
 
 Prints a table in Markdown: the largest error, in ulp of the largest result in its row (of the
 largest term, for dx), over random float32 rows of 1024 with the given ratio of mean to standard
@@ -23,7 +23,7 @@ RATIOS = (0, 1e2, 1e4, 1e6)
 
 Rows = np.ndarray
 Contender = Callable[[Rows, Rows], tuple[Rows, Rows | None]]
-"""From dy and x, y and dx; None for what it does not have."""
+"""Functions from dy and x to y and dx; None where there is none."""
 
 
 def this_library(dy: Rows, x: Rows) -> tuple[Rows, Rows | None]:
@@ -83,7 +83,7 @@ CONTENDERS: dict[str, Contender] = {
 
 
 def exactly(dy: Rows, x: Rows) -> tuple[Rows, Rows, Rows]:
-    """Y, dx and the largest term of dx, in float64."""
+    """Return y, dx and the largest term of dx, in float64."""
     dy, x = dy.astype(np.float64), x.astype(np.float64)
     d = x - x.mean(axis=-1, keepdims=True)
     rstd = 1 / np.sqrt((d * d).mean(axis=-1, keepdims=True) + 1e-5)
@@ -94,13 +94,13 @@ def exactly(dy: Rows, x: Rows) -> tuple[Rows, Rows, Rows]:
 
 
 def ulp_off(actual: Rows, exact: Rows, scale: Rows) -> float:
-    """The largest error, in float32 ulp of the largest `scale` in each row."""
+    """Return the largest error, in float32 ulp of the largest `scale` in each row."""
     ulp = np.spacing(np.max(abs(scale), axis=-1, keepdims=True).astype(np.float32))
     return float(np.max(abs(actual - exact) / ulp))
 
 
 def errors(contender: Contender) -> Iterator[str]:
-    """A cell for y and one for dx at each ratio."""
+    """Return a cell for y and one for dx at each ratio."""
     rng = np.random.default_rng(0)
     for ratio in RATIOS:
         x = (ratio + rng.standard_normal((M, N))).astype(np.float32)

@@ -1,9 +1,9 @@
-"""How much of the memory's speed each operation on NumPy arrays reaches, and how its time grows.
+"""Measure which share of the memory bandwidth operations on NumPy arrays reach, and their growth.
 
-A call reads its large arrays and writes its result, and a copy that several threads make past the
-cache is what memory allows: the share is the bytes that a call has to read and write in a second,
-beside those of the copy. It may be more than 1 where arrays fit into a cache, which such a copy
-does not use. As in `compare.py`, both are timed in turn.
+A call reads its large arrays and writes its result. The bandwidth is that of a copy by several
+threads with non-temporal stores; the share is the bytes that a call has to read and write per
+second, divided by it. The share may exceed 1 where arrays fit into a cache, since non-temporal
+stores bypass the caches. As in `compare.py`, both are timed in turn.
 
     python benchmarks/bandwidth.py --threads 2 --output docs/bandwidth
 
@@ -31,7 +31,7 @@ FIXED = 256
 
 
 class Case(NamedTuple):
-    """A call, whose x has so many bytes, as have the other large arrays."""
+    """A call; `size` is the number of bytes of x and of each other large array."""
 
     what: str
     shape: str
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """Layer norm over rows, over other axes and into memory that is there; the other operations."""
+    """Yield calls of layer norm over rows, over other axes and with `out`, and of the others."""
     import numpy as np
     from cases import SHAPES, arrays, name
     from suites.calls import AXES
@@ -84,7 +84,7 @@ HEAD = (
 
 
 def lines(options: argparse.Namespace) -> Iterator[str]:
-    """The lines of the table, as they come."""
+    """Measure the cases, and yield the lines of the table."""
     import numpy as np
     from compare import THIS, measure
     from peers import streaming_copy
@@ -104,7 +104,7 @@ def lines(options: argparse.Namespace) -> Iterator[str]:
 
 
 def growth(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Seconds of forward and backward where rows become more, and where they become longer."""
+    """Measure forward and backward for growing numbers of rows, and growing rows, in seconds."""
     from cases import arrays
     from compare import measure
 
@@ -129,7 +129,7 @@ def growth(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
 
 
 def plot(found: dict[str, dict[str, list[float]]], threads: int, path: Path) -> None:
-    """Both axes logarithmic, so that time in proportion is a straight line, which is drawn too."""
+    """Plot times on logarithmic axes, with a line for proportional growth."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
@@ -150,7 +150,7 @@ def plot(found: dict[str, dict[str, list[float]]], threads: int, path: Path) -> 
 
 
 def machine() -> str:
-    """The processor, as the system calls it, and versions."""
+    """Return the name of the processor, and versions."""
     import numba
     import numpy as np
 
@@ -168,7 +168,7 @@ def machine() -> str:
 
 
 def page(options: argparse.Namespace, table: list[str]) -> str:
-    """The page, with the picture of its name beside it."""
+    """Return the page, which shows the plot of the same name."""
     name = options.output.name
     return "\n".join(
         (

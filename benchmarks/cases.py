@@ -1,4 +1,4 @@
-"""What is measured: one list of cases for every tool."""
+"""The measured cases, for all tools."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-#: Rows and their length: from what fits in the first cache to what fits in none.
+#: Numbers of rows and their lengths: from arrays that fit in L1 to arrays larger than all caches.
 SHAPES = (
     (8, 64),
     (128, 256),
@@ -30,7 +30,7 @@ DTYPES: dict[str, Any] = {
 
 
 class Arrays(NamedTuple):
-    """What a call takes."""
+    """The arrays of a call."""
 
     x: np.ndarray
     gamma: np.ndarray
@@ -39,7 +39,7 @@ class Arrays(NamedTuple):
 
 
 def arrays(shape: tuple[int, int], dtype: str = "float32") -> Arrays:
-    """Random rows with a mean, a gamma and a beta as a network might have learned, and a dy."""
+    """Return random rows with a mean, typical gamma and beta, and dy."""
     rng = np.random.default_rng(0)
 
     def normal(*size: int) -> np.ndarray:
@@ -51,7 +51,7 @@ def arrays(shape: tuple[int, int], dtype: str = "float32") -> Arrays:
 
 
 def name(shape: tuple[int, int]) -> str:
-    """A shape as it is written."""
+    """Return the name of a shape, for example 512x768."""
     return "x".join(map(str, shape))
 
 

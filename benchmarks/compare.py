@@ -1,7 +1,7 @@
-"""How fast layer norm is on NumPy arrays, next to what people could use instead.
+"""Compare the speed of layer norm on NumPy arrays with other implementations.
 
 All contenders work on the same memory and are timed in turn, round by round, so that a slow moment
-hits all of them. A round in which other processes used the processor is thrown away. The result is
+affects all of them. A round in which other processes used the processor is discarded. The result is
 the median of a contender's calls, and the ratio to the fastest of the others in the same rounds.
 
     python benchmarks/compare.py --threads 2 --output docs/benchmarks
@@ -27,12 +27,12 @@ from options import parse_options
 Contenders = dict[str, Callable[[], Any]]
 
 THIS = "this library"
-COPIES = ("copy", "streaming copy")  # no contenders, but what memory allows
+COPIES = ("copy", "streaming copy")  # limits set by the memory, not contenders
 SECONDS_AT_MOST = 12.0
 
 
 def forward_contenders(shape: tuple[int, int], threads: int) -> Contenders:
-    """Layer norm with statistics."""
+    """Return the contenders for layer norm with statistics."""
     import numpy as np
     from cases import arrays
     from peers import jax_forward, numpy_forward, onnxruntime_forward, streaming_copy, torch_forward
@@ -53,7 +53,7 @@ def forward_contenders(shape: tuple[int, int], threads: int) -> Contenders:
 
 
 def backward_contenders(shape: tuple[int, int], threads: int) -> Contenders:
-    """All three gradients. onnxruntime has none."""
+    """Return the contenders for all three gradients; onnxruntime has none."""
     import numpy as np
     from cases import arrays
     from peers import jax_backward, numpy_backward, streaming_copy, torch_backward
@@ -74,7 +74,7 @@ def backward_contenders(shape: tuple[int, int], threads: int) -> Contenders:
 
 
 def other_contenders(what: str, threads: int) -> Contenders:
-    """RMS norm, and layer norm of 16-bit rows, at 4096x1024, next to torch."""
+    """Yield RMS norm, and layer norm of 16-bit rows, at 4096x1024, with torch as contender."""
     from cases import arrays
     from peers import torch_forward, torch_rms_norm
 
@@ -94,7 +94,7 @@ def other_contenders(what: str, threads: int) -> Contenders:
 
 
 def busy() -> tuple[float, float]:
-    """Seconds for which the machine's processors, and this process, have been at work."""
+    """Return the processor time of all processes, and of this one, in seconds."""
     with Path("/proc/stat").open(encoding="ascii") as lines:
         user, nice, system, _, _, irq, softirq, steal, *_ = map(int, next(lines).split()[1:])
     everybody = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
@@ -103,7 +103,7 @@ def busy() -> tuple[float, float]:
 
 
 def measure(contenders: Contenders, size: int, rounds: int) -> tuple[dict[str, float], int, int]:
-    """Median seconds of a call for each contender; rounds kept, and rounds thrown away."""
+    """Return median seconds of a call by contender, and how many rounds were kept and discarded."""
     calls = 20 if size < 1 << 20 else 6 if size < 4 << 20 else 2
     for call in contenders.values():
         call()
@@ -115,7 +115,7 @@ def measure(contenders: Contenders, size: int, rounds: int) -> tuple[dict[str, f
     while kept < rounds and (time.monotonic() < until or not kept):
         this_round, before, start = {}, busy(), time.monotonic()
         for contender, call in contenders.items():
-            time.sleep(0.008)  # until the threads of the one before no longer wait for work
+            time.sleep(0.008)  # until the threads of the previous contender stop spinning
             this_round[contender] = list(timed(call, calls))
         after, seconds = busy(), time.monotonic() - start
         others = (after[0] - before[0]) - (after[1] - before[1])
@@ -131,7 +131,7 @@ def measure(contenders: Contenders, size: int, rounds: int) -> tuple[dict[str, f
 
 
 def timed(call: Callable[[], Any], calls: int) -> Iterator[float]:
-    """Seconds of calls, after as many that warm up. Results die before the next call."""
+    """Yield seconds of calls, after as many to warm up. Results are freed before the next call."""
     for number in range(2 * calls):
         start = time.perf_counter()
         result = call()
@@ -145,7 +145,7 @@ def timed(call: Callable[[], Any], calls: int) -> Iterator[float]:
 
 
 def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each pass and shape, printed as it comes."""
+    """Measure all cases, and yield a row for each pass and shape."""
     from cases import SHAPES, name
 
     wanted = [shape for shape in SHAPES if not options.shapes or name(shape) in options.shapes]
@@ -165,7 +165,7 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def row(
     what: str, shape: str, touched: int, seconds: dict[str, float], kept: int, thrown_away: int
 ) -> dict[str, Any]:
-    """The figures of a case."""
+    """Return the figures of a case."""
     peers = {name: t for name, t in seconds.items() if name not in (THIS, *COPIES)}
     best = min(peers, key=peers.__getitem__)
     return {
@@ -181,7 +181,7 @@ def row(
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Format a row of the table."""
     times = row["microseconds"]
     peers = "; ".join(f"{n} {t:,.1f}" for n, t in times.items() if n != THIS)
     return (
@@ -197,14 +197,14 @@ HEAD = (
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """The geometric mean of the ratios of the two passes."""
+    """Return the geometric means of the ratios of the two passes."""
     ratios = [row["ratio"] for row in rows if row["what"] in ("forward", "backward")]
     mean = statistics.geometric_mean(ratios)
     return f"Geometric mean over {len(ratios)} cases: {mean:.2f}; the least: {min(ratios):.2f}."
 
 
 def plot(rows: list[dict[str, Any]], threads: int, path: Path) -> None:
-    """Ratios as bars, forward and backward, the line at 1 being the best of the others."""
+    """Plot ratios as bars, forward and backward; the line at 1 is the best of the others."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
@@ -229,7 +229,7 @@ def plot(rows: list[dict[str, Any]], threads: int, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options = parse_options(parser, "where to write, without the ending")
-    if options.threads == 1:  # JAX has threads of its own, as many as there are processors
+    if options.threads == 1:  # JAX starts a thread for each processor
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     print(HEAD, flush=True)
     rows = []

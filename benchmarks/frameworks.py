@@ -1,9 +1,9 @@
-"""How fast the functions are on arrays of torch and of JAX, on a CPU, next to what these offer.
+"""Compare the speed on torch and JAX arrays, on a CPU, with these libraries' own functions.
 
-As in `compare.py`: the contenders are timed in turn, and rounds that others disturbed are thrown
-away. On torch these are its own functions; forward is without a graph, forward and backward by
-autograd. On JAX it is the formula as people write it; both are compiled, and gradients are those of
-`jax.vjp`. Gradients are those of all inputs.
+As in `compare.py`, the contenders are timed in turn, and disturbed rounds are discarded. On torch
+they are its own functions: forward without a graph, forward and backward by autograd. On JAX they
+are the usual formulas; both are compiled, and gradients come from `jax.vjp`. All inputs have
+gradients.
 
     python benchmarks/frameworks.py torch --threads 2 --output docs/torch-benchmarks.md
 """
@@ -27,7 +27,7 @@ Operations = dict[str, tuple[Function, Function, bool]]
 
 
 def of_torch() -> Operations:
-    """Functions of x, gamma and beta."""
+    """Return functions of x, gamma and beta."""
     from torch.nn import functional
 
     import ln_array_api as ln
@@ -61,7 +61,7 @@ def of_torch() -> Operations:
 
 
 def of_jax() -> Operations:
-    """Functions of x, gamma and beta, to be compiled."""
+    """Return functions of x, gamma and beta, to be compiled."""
     import jax
     from jax import numpy as jnp
 
@@ -85,7 +85,7 @@ Calls = Iterator[tuple[str, dict[str, Callable[[], Any]]]]
 
 
 def calls_of_torch(functions: dict[str, Function], shape: tuple[int, ...], channel: int) -> Calls:
-    """Forward alone, then forward and backward."""
+    """Yield the calls of the forward pass, then of both passes."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -104,7 +104,7 @@ def calls_of_torch(functions: dict[str, Function], shape: tuple[int, ...], chann
 
 
 def calls_of_jax(functions: dict[str, Function], shape: tuple[int, ...], channel: int) -> Calls:
-    """Forward alone, then forward and backward."""
+    """Yield the calls of the forward pass, then of both passes."""
     import jax
 
     keys = jax.random.split(jax.random.key(0), 4)
@@ -127,7 +127,7 @@ LIBRARIES = {"torch": (of_torch, calls_of_torch), "jax": (of_jax, calls_of_jax)}
 
 
 def cases(options: argparse.Namespace) -> Iterator[tuple[str, str, float, str]]:
-    """What, of which shape, the ratio, and a line of the table."""
+    """Measure all cases; yield the operation and pass, the shape, the ratio, and a line."""
     from compare import THIS, measure
 
     library = options.library

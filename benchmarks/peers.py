@@ -49,7 +49,7 @@ def torch_rms_norm(x: np.ndarray, gamma: np.ndarray) -> Call:
 
 
 def onnxruntime_forward(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, threads: int) -> Call:
-    """Bound to the inputs, and to outputs that are written again and again."""
+    """Return a call bound to the inputs and to outputs that it overwrites."""
     import onnx
     import onnxruntime
 
@@ -130,7 +130,7 @@ def _gradients(xp: Any, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> An
 
 
 def streaming_copy(x: np.ndarray, threads: int) -> Call:
-    """A copy with stores past the cache, in parallel: what memory can do at best."""
+    """Return a parallel copy with non-temporal stores, which reaches the memory bandwidth."""
     from ln_array_api_backends.numpy.memory import MemoryPool
     from ln_array_api_backends.numpy.simd import lanes, ones
     from ln_array_api_backends.numpy.vector_memory import (

@@ -18,7 +18,7 @@ PARAMETER = ("#fdd0a2", "#e6722b", "#fd9f56")
 OTHER = ("#fafafa", "#e3e3e3", "#efefef")
 
 Elements = Callable[[int, int, int], bool]
-"""Whether an element is one of those that are meant, by its place along the three axes."""
+"""Whether an element is selected, given its indices along the three axes."""
 
 
 class Panel(NamedTuple):
@@ -27,7 +27,7 @@ class Panel(NamedTuple):
     picture: str
     """Its name in the table of operations."""
     axes: tuple[str, str, str]
-    """Of its array: to the front along the right edge, and along the left one, and up."""
+    """Names of the array's axes: to the front along the right edge, along the left one, and up."""
     statistic: Elements | None
     statistic_text: str
     parameter: Elements | None
@@ -47,12 +47,12 @@ LAST = SIZE - 1
 
 
 def slab(axis: int) -> Elements:
-    """All at the visible end of an axis."""
+    """Select the elements at the visible end of an axis."""
     return lambda *place: place[axis] == LAST
 
 
 def of_channels(picture: str, statistic: Elements, statistic_text: str) -> Panel:
-    """An operation with a gamma and a beta for each channel."""
+    """Return the panel of an operation with a gamma and a beta for each channel."""
     return Panel(picture, ("B", "C", "S"), statistic, statistic_text, slab(1), "gamma, beta: (C,)")
 
 
@@ -109,7 +109,7 @@ PANELS = (
 
 
 def faces(chosen: Elements | None, colours: tuple[str, str, str]) -> Iterator[tuple[Any, str]]:
-    """The visible faces of all elements, as corners on paper, with their colours."""
+    """Yield the visible faces of all elements, as corners on paper, with their colours."""
 
     def paper(left: float, right: float, up: float) -> tuple[float, float]:
         return 0.866 * (right - left), up - 0.5 * (left + right)
@@ -130,7 +130,7 @@ def faces(chosen: Elements | None, colours: tuple[str, str, str]) -> Iterator[tu
 def draw_cube(
     axes: Any, names: tuple[str, str, str], chosen: Elements | None, colours: tuple[str, str, str]
 ) -> None:
-    """A cube of elements, of which those that are chosen have the colours."""
+    """Draw a cube of elements; the selected ones have the given colours."""
     polygons, fills = zip(*faces(chosen, colours), strict=True)
     from matplotlib.collections import PolyCollection
 
@@ -146,7 +146,7 @@ def draw_cube(
 
 
 def draw(path: Path) -> None:
-    """All panels, in two rows: what shares statistics above, what shares parameters below it."""
+    """Draw all panels, in two rows: shared statistics above, shared parameters below."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 

@@ -1,10 +1,10 @@
 """A recurrent network that learns to read digits, with and without layer norm.
 
-The network sees an image row by row, and says at its end which digit it was. It is trained from
-scratch, in nothing but the array API standard and this library's layer norm with its gradients, so
-on any array library. Ba, Kiros and Hinton, who devised layer norm for such networks, found that
-they train faster with it (arXiv:1607.06450); this program says whether it finds so too. Run it as
-``python examples/layer_norm_rnn.py``; ``--help`` tells the options.
+The network reads an image row by row, and then classifies the digit. It is trained from scratch, in
+the array API standard and this library's layer norm with its gradients only, so on any array
+library. Ba, Kiros and Hinton, who proposed layer norm for such networks, found that they train
+faster with it (arXiv:1607.06450); this program tests whether it does too. Run it as
+``python examples/layer_norm_rnn.py``; ``--help`` lists the options.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Network(NamedTuple):
 def network(
     normalised: bool, features: int, hidden: int, seed: int, gaussian: float | None = None
 ) -> Network:
-    """Random weights that keep the variance of what comes in, with an orthogonal recurrent matrix.
+    """Return random weights that keep the variance of the inputs.
 
-    With `gaussian` the recurrent matrix is of normal numbers instead, which change the length of a
-    state by that factor, on average.
+    The recurrent matrix is orthogonal, or Gaussian if `gaussian` is given: then it multiplies the
+    length of a state by that factor, on average.
     """
     draw = np.random.default_rng(seed).standard_normal
     inward, recurrent = draw((features, hidden)) / features**0.5, draw((hidden, hidden))
@@ -66,22 +66,22 @@ def network(
 
 
 def combined(function: Callable[..., Array], *networks: Network) -> Network:
-    """The function applied to each parameter."""
+    """Apply the function to each parameter."""
     groups = zip(*networks, strict=True)
     return Network(*(None if group[0] is None else function(*group) for group in groups))
 
 
 class Tape(NamedTuple):
-    """What the backward pass needs of the forward pass, stacked over the steps."""
+    """Values of the forward pass that the backward pass needs, stacked over the steps."""
 
-    before: Array  # the state that each step begins with
-    summed: Array  # what goes into layer norm
+    before: Array  # the state before each step
+    summed: Array  # the input of layer norm
     statistics: tuple[Array, Array] | None
     after: Array
 
 
 def forward(net: Network, x: Array) -> tuple[Array, Tape]:
-    """Logits for images x of shape (steps, batch, features)."""
+    """Return logits for images x of shape (steps, batch, features), and the tape."""
     xp = array_namespace(x)
     inputs = xp.matmul(x, net.inward)
     states = [xp.zeros_like(inputs[0, ...])]
@@ -102,7 +102,7 @@ def forward(net: Network, x: Array) -> tuple[Array, Tape]:
 
 
 def loss_and_gradients(net: Network, x: Array, target: Array) -> tuple[Array, Network]:
-    """Mean cross entropy to the target, 1 for the right class and 0 for others; its gradients."""
+    """Return the mean cross entropy to a one-hot target, and its gradients."""
     xp = array_namespace(x)
     logits, tape = forward(net, x)
     logits = logits - xp.max(logits, axis=1, keepdims=True)
@@ -144,14 +144,14 @@ def loss_and_gradients(net: Network, x: Array, target: Array) -> tuple[Array, Ne
 
 
 def outer(x: Array, dy: Array) -> Array:
-    """The gradient of a matrix that multiplies x, given that of the product, over all steps."""
+    """Return the gradient of a matrix that multiplies x, given that of the product."""
     xp = array_namespace(x)
     x, dy = (xp.reshape(each, (-1, each.shape[-1])) for each in (x, dy))
     return xp.matmul(x.T, dy)
 
 
 def clipped(gradients: Network, largest: float) -> Network:
-    """Gradients scaled down together where they are longer than `largest` (arXiv:1211.5063)."""
+    """Scale gradients so that their global norm is at most `largest` (arXiv:1211.5063)."""
     xp = array_namespace(gradients.inward)
     squares = (xp.sum(each**2) for each in gradients if each is not None)
     length = xp.sqrt(sum(squares))
@@ -162,7 +162,7 @@ def clipped(gradients: Network, largest: float) -> Network:
 def step(
     net: Network, velocity: Network, x: Array, target: Array, rate: float, largest: float
 ) -> tuple[Array, Network, Network]:
-    """Gradient descent with momentum: the loss before it, and the network and velocity after."""
+    """Descend with momentum; return the loss before the step, the network and velocity after it."""
     loss, gradients = loss_and_gradients(net, x, target)
     velocity = combined(lambda v, g: MOMENTUM * v + g, velocity, clipped(gradients, largest))
     return loss, combined(lambda p, v: p - rate * v, net, velocity), velocity
@@ -172,7 +172,7 @@ def step(
 
 
 class Digits(NamedTuple):
-    """Images as (steps, images, features) with one-hot targets, to train with and to test with."""
+    """Images as (steps, images, features) with one-hot targets, for training and for testing."""
 
     x: Array
     target: Array
@@ -181,7 +181,7 @@ class Digits(NamedTuple):
 
 
 def digits(xp: Any, steps: int) -> Digits:
-    """The 8x8 images of scikit-learn's digits, in random order, read in so many steps."""
+    """Load the 8x8 images of scikit-learn's digits, in random order, split into `steps` steps."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -197,12 +197,12 @@ def on(xp: Any, x: HostArray) -> Array:
 
 
 class Curve(NamedTuple):
-    """What became of a network."""
+    """The result of training a network."""
 
     losses: HostArray
-    """Of training: means over an epoch, at the end of the first and each update after."""
+    """Training losses: means over the last epoch, from the end of the first epoch on."""
     error: float
-    """The share of test images that are misread in the end."""
+    """The final share of misclassified test images."""
 
 
 def train(
@@ -216,7 +216,7 @@ def train(
     clip: float = 1.0,
     update: Callable[..., Any] = step,
 ) -> Curve:
-    """The course of a network's training; the seed is for the order of the images."""
+    """Train a network; the seed determines the order of the images."""
     net = combined(lambda each: on(xp, each), initial)
     velocity = combined(xp.zeros_like, net)
     order = np.random.default_rng(seed).permutation
@@ -237,7 +237,7 @@ def train(
 
 NAMES = {False: "plain", True: "layer norm"}
 Curves: TypeAlias = dict[tuple[bool, float], list[Curve]]
-"""By whether there is layer norm, and by the learning rate; a curve for each seed."""
+"""Curves of all seeds, by whether there is layer norm and by the learning rate."""
 
 
 def mean_losses(curves: list[Curve]) -> HostArray:
@@ -245,13 +245,13 @@ def mean_losses(curves: list[Curve]) -> HostArray:
 
 
 def updates_to(loss: float, curves: list[Curve]) -> int | None:
-    """After how many updates the runs have come to this loss, on average; None if they do not."""
+    """Return after how many updates the mean loss of the runs is this low; None if it never is."""
     reached = np.flatnonzero(mean_losses(curves) <= loss)
     return EPOCH + int(reached[0]) if reached.size else None
 
 
 def best_rate(curves: Curves, which: bool, loss: float) -> float | None:
-    """That by which the loss is reached first."""
+    """Return the learning rate that reaches the loss first."""
     updates = {
         rate: updates_to(loss, runs) for (normed, rate), runs in curves.items() if normed == which
     }
@@ -260,7 +260,7 @@ def best_rate(curves: Curves, which: bool, loss: float) -> float | None:
 
 
 def report(curves: Curves, rates: list[float], loss: float) -> str:
-    """A table of all rates, and what it says of the claim."""
+    """Return a table of all rates, and the conclusion."""
     kind = "{:>12}{:>12}{:>9}"
     heads = kind.format(f"to {loss:g}", "final loss", "errors")
     lines = [
@@ -281,7 +281,7 @@ def report(curves: Curves, rates: list[float], loss: float) -> str:
 
 
 def conclusion(curves: Curves, rates: list[float], loss: float) -> str:
-    """Whether layer norm gets to the loss sooner, at the same rate and at the best of each."""
+    """Say whether layer norm reaches the loss sooner, at the same rate and at the best of each."""
     updates = {key: updates_to(loss, runs) for key, runs in curves.items()}
     never = float("inf")
     sooner = sum((updates[True, r] or never) < (updates[False, r] or never) for r in rates)
@@ -293,14 +293,14 @@ def conclusion(curves: Curves, rates: list[float], loss: float) -> str:
     lines.append("Rates that get there: plain {}, layer norm {}.".format(*spans))
     plain, normed = (best_rate(curves, which, loss) for which in NAMES)
     if plain is not None and normed is not None:
-        alone, same = updates[False, plain], updates[True, plain] or "never"
-        lines.append(f"At the rate that is best without it: {same} updates instead of {alone}.")
-        lines.append(f"Each at its own best rate: {updates[True, normed]} instead of {alone}.")
+        best, same = updates[False, plain], updates[True, plain] or "never"
+        lines.append(f"At the rate that is best without it: {same} updates instead of {best}.")
+        lines.append(f"Each at its own best rate: {updates[True, normed]} instead of {best}.")
     return "\n".join(lines)
 
 
 def plot(curves: Curves, rates: list[float], loss: float, path: Path) -> None:
-    """Learning curves at the best rate of each network, and where they end at all rates."""
+    """Plot learning curves at the best rate of each network, and final losses at all rates."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -337,12 +337,12 @@ def parse_arguments() -> argparse.Namespace:
         "compare how fast it learns.",
     )
     add = parser.add_argument
-    add("--library", choices=LIBRARIES, default="numpy", help="whose arrays (default: numpy)")
+    add("--library", choices=LIBRARIES, default="numpy", help="array library (default: numpy)")
     add("--pixels", action="store_true", help="read 64 pixels one by one, not 8 rows: harder")
     add("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.05, 0.1, 0.2, 0.5], metavar="R")
     add("--seeds", type=int, default=3, metavar="N", help="runs of each kind (default: 3)")
     add("--epochs", type=int, default=20, metavar="N", help="of 30 updates (default: 20)")
-    add("--loss", type=float, help="to be reached soon (default: 0.1, or 0.6 with --pixels)")
+    add("--loss", type=float, help="target loss (default: 0.1, or 0.6 with --pixels)")
     add("--hidden", type=int, default=64, metavar="N", help="size of the state (default: 64)")
     add("--clip", type=float, default=1.0, metavar="L", help="largest gradient norm (default: 1)")
     add("--gaussian", type=float, metavar="S", help="Gaussian recurrent weights of this scale")
@@ -374,7 +374,7 @@ def main() -> None:
     )
     start = time.perf_counter()
     curves: Curves = {}
-    np.seterr(over="ignore", invalid="ignore")  # of networks that are ruined by their rate
+    np.seterr(over="ignore", invalid="ignore")  # in networks that diverge
     for which in NAMES:
         for rate in options.rates:
             nets = (

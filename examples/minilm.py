@@ -2,7 +2,7 @@
 
 all-MiniLM-L6-v2 turns a sentence into 384 numbers, such that sentences of like meaning get like
 numbers. It is a BERT of six layers, and so has thirteen layer norms, all of them run here by
-`ln_array_api.layer_norm`. Run it as ``python examples/minilm.py``; ``--help`` tells the options.
+`ln_array_api.layer_norm`. Run it as ``python examples/minilm.py``; ``--help`` lists the options.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def load(sentences: list[str]) -> tuple[dict[str, HostArray], HostArray, HostArr
     return load_file(folder / "model.safetensors"), ids, mask
 
 
-# --- The model: nothing but the array API standard and layer norm --------------------------------
+# --- The model: the array API standard and layer norm only ---------------------------------------
 
 
 def gelu(x: Array) -> Array:
@@ -184,7 +184,7 @@ def best_time(work: Callable[[], list[Array]]) -> float:
 def run(
     xp: Any, host_weights: Mapping[str, HostArray], *tokens: HostArray
 ) -> tuple[HostArray, str, float, float]:
-    """Embeddings; backend of the layer norms; best times of embedding, and of layer norms alone."""
+    """Return embeddings, the backend of layer norm, and best times of all and of layer norm."""
     weights = {name: xp.asarray(array) for name, array in host_weights.items()}
     ids, mask = (xp.asarray(array) for array in tokens)
     inputs: list[Array] = []
@@ -283,7 +283,7 @@ def main() -> None:
         shown = f"{difference:.1e}" if difference else "0"
         print(row.format(backend, *times, f"{norm_seconds / seconds:.0%}", shown), flush=True)
     print(
-        f"\nTimes are the best of {REPEATS}; the 13 layer norms are replayed alone, for theirs.\n"
+        f"\nTimes are the best of {REPEATS}; for layer norm, of replaying the 13 layer norms.\n"
         f"The difference is the largest from NumPy's embeddings; up to {TOLERANCE:.0e} is rounding."
     )
 

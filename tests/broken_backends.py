@@ -1,4 +1,4 @@
-"""Backends that are wrong on purpose, each in one way, to see that the suite notices."""
+"""Deliberately broken backends, each with one fault that the suite has to detect."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class OnePassVariance(Healthy):
 
 
 class TrustedMean(Healthy):
-    """Subtracts the rounded mean, and nothing after it, in the backward pass."""
+    """Ignores the rounding error of the mean in the backward pass."""
 
     def rows_backward(
         self, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, **options: Any
@@ -74,7 +74,7 @@ class EpsilonOutsideTheRoot(Healthy):
 
 
 class LastRowMissing(Healthy):
-    """Leaves the last row out of dgamma where the rows are no multiple of four."""
+    """Leaves the last row out of dgamma unless the number of rows is a multiple of four."""
 
     def rows_backward(
         self, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, **options: Any
@@ -91,7 +91,7 @@ class LastRowMissing(Healthy):
 
 
 class Float16Accumulation(Healthy):
-    """Computes 16-bit inputs in 16 bits."""
+    """Accumulates 16-bit inputs in 16 bits."""
 
     def rows_forward(self, x: Any, gamma: Any, beta: Any, **options: Any) -> Any:
         if x.dtype != np.float16 or not options["center"]:
@@ -107,7 +107,7 @@ class Float16Accumulation(Healthy):
 
 
 class BatchDependentOrder(Healthy):
-    """Sums a row from its other end where there are few rows."""
+    """Sums rows in another order where there are few of them."""
 
     def rows_forward(self, x: Any, gamma: Any, beta: Any, **options: Any) -> Any:
         if len(x) > 4 or x.shape[1] < 2:
@@ -123,7 +123,7 @@ class BatchDependentOrder(Healthy):
 
 
 class StatisticsIn16Bits(Healthy):
-    """Rounds mean and rstd to x's own 16 bits."""
+    """Rounds mean and rstd to the 16-bit dtype of x."""
 
     def rows_forward(self, x: Any, gamma: Any, beta: Any, **options: Any) -> Any:
         y, mean, rstd = super().rows_forward(x, gamma, beta, **options)
@@ -135,7 +135,7 @@ class StatisticsIn16Bits(Healthy):
 
 
 class WrongAxisOrder(Healthy):
-    """Reads gamma as if its axes stood in the other order."""
+    """Reads gamma as if its axes were transposed."""
 
     def rows_forward(self, x: Any, gamma: Any, beta: Any, **options: Any) -> Any:
         if gamma is not None and gamma.size % 2 == 0:
@@ -155,7 +155,6 @@ class InputWritten(Healthy):
         return gradients
 
 
-#: Each wrong backend, and the test of the suite that is there to catch it.
 class ParametersOfTheFirstGroup(Healthy):
     """Takes gamma and beta of group 0 for every group of channels."""
 
@@ -166,7 +165,7 @@ class ParametersOfTheFirstGroup(Healthy):
 
 
 class GradientsOfNeighbours(Healthy):
-    """Gives each channel the dgamma of the one beside it, where there is more than one group."""
+    """Gives each channel the dgamma of its neighbour, if there is more than one group."""
 
     def rows_backward(
         self, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, **options: Any
@@ -177,6 +176,7 @@ class GradientsOfNeighbours(Healthy):
         return dx, dgamma, dbeta
 
 
+#: Each broken backend, and the test of the suite that has to detect it.
 CAUGHT_BY = {
     OnePassVariance: "test_forward_values",
     TrustedMean: "test_backward_values",

@@ -14,12 +14,12 @@ import pytest
 
 from ln_array_api import backend, use_backend
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # the tests are no package
+sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))  # tests are no package
 
 
 @pytest.fixture(autouse=True)
 def _same_numbers_in_any_order(request: pytest.FixtureRequest) -> None:
-    """A module's `RNG` starts afresh for each of its tests."""
+    """Reset a module's `RNG` before each of its tests."""
     rng = getattr(request.module, "RNG", None) if request.module else None
     if rng is not None:
         rng.bit_generator.state = np.random.default_rng(0).bit_generator.state
@@ -27,7 +27,7 @@ def _same_numbers_in_any_order(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Put entries in place of all that are known."""
+    """Replace all entries of the registry by those that the test registers."""
     known: dict[str, backend.Entry] = {}
     monkeypatch.setattr(backend, "_entries", known)
     backend.plans.clear()

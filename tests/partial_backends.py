@@ -1,4 +1,4 @@
-"""Backends that are right and take few calls, to see that the suite lets them pass."""
+"""Correct backends that accept few calls, which the suite has to pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ln_array_api.kernels import channels, rows
 
 
 class LayerNormForwardInFloat32:
-    """Takes one operation in one dtype, and no more than its forward pass."""
+    """Accepts one operation in one dtype, in the forward pass only."""
 
     def can_run(self, primitive: str, spec: Any) -> bool:
         return spec.center and spec.dtype == "float32" and spec.groups == spec.repeat == 1
@@ -18,7 +18,7 @@ class LayerNormForwardInFloat32:
 
 
 class BatchNormBackwardWithoutGamma:
-    """Takes one primitive of three, in two dtypes, where an optional input is absent."""
+    """Accepts one primitive of three, in two dtypes, without gamma."""
 
     def can_run(self, primitive: str, spec: Any) -> bool:
         return spec.gamma is None and spec.dtype in ("float64", "float16")
@@ -28,7 +28,7 @@ class BatchNormBackwardWithoutGamma:
 
 
 class LongRowsOfRMSNorm:
-    """Takes rows of more than 65536 elements."""
+    """Accepts rows of more than 65536 elements."""
 
     def can_run(self, primitive: str, spec: Any) -> bool:
         return not spec.center and spec.shape[1] > 1 << 16
@@ -41,7 +41,7 @@ class LongRowsOfRMSNorm:
 
 
 class RefusesAll:
-    """Takes nothing, so there is nothing to pass."""
+    """Accepts no call."""
 
     def can_run(self, primitive: str, spec: Any) -> bool:
         return False
@@ -50,7 +50,7 @@ class RefusesAll:
         raise AssertionError("a call that was refused")
 
 
-#: Each, and what the suite says that it takes.
+#: Each of them, and the suite's report of what it accepts.
 TAKES = {
     LayerNormForwardInFloat32: "takes 1 of 36 kinds of call:\n  float32: layer_norm_forward\n",
     BatchNormBackwardWithoutGamma: (

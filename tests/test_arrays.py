@@ -1,4 +1,4 @@
-"""What is known of array libraries: namespaces, dtypes, devices, layouts, memory."""
+"""Properties of array libraries: namespaces, dtypes, devices, layouts, memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class FakeDevice:
 
 
 class FakeCuPy:
-    """As much of a CuPy array as its layout takes, with the memory of a NumPy array."""
+    """The part of a CuPy array that concerns layout, with the memory of a NumPy array."""
 
     devices = 1
 
@@ -125,7 +125,7 @@ def test_an_array_that_shares_a_library_but_not_a_type() -> None:
 
 
 @pytest.mark.parametrize("x", [None, 1.0, [1.0], "abc", np.float32, range(3)], ids=repr)
-def test_what_is_no_array(x: Any) -> None:
+def test_other_objects_have_no_library(x: Any) -> None:
     with pytest.raises(TypeError, match=f"^{type(x).__name__} is not an array of a library"):
         library_of(x)
     assert type(x) not in _arrays._libraries
@@ -160,7 +160,7 @@ def test_names_of_narrow_dtypes() -> None:
     assert dtype_name(importable("jax.numpy").bfloat16.dtype) == "bfloat16"
 
 
-def test_every_dtype_may_be_beside_itself_and_wider_ones() -> None:
+def test_parameters_may_have_the_dtype_of_x_or_a_wider_one() -> None:
     assert _arrays.PARAMETER_DTYPES.keys() == _arrays.ACCUMULATION.keys()
     for dtype, allowed in _arrays.PARAMETER_DTYPES.items():
         assert allowed[0] == dtype
@@ -219,7 +219,7 @@ def test_signatures_tell_more_of_numpy_apart() -> None:
 
 
 @pytest.mark.parametrize("kind", VIEWED)
-def test_arrays_in_order_are_seen_and_others_are_copied(kind: str) -> None:
+def test_contiguous_arrays_are_viewed_and_others_are_copied(kind: str) -> None:
     view, values = VIEWED[kind], np.arange(24, dtype=np.float32).reshape(4, 6)
     library = library_of(view(values))
     assert library.is_contiguous(view(values))
@@ -320,7 +320,7 @@ def test_broadcast_tensors_overlap_themselves() -> None:
     assert not has_internal_overlap(x.expand(1, 3))
 
 
-def test_memory_that_cannot_be_known_is_not_shared() -> None:
+def test_unknown_memory_counts_as_not_shared() -> None:
     x = importable("torch").zeros((2, 3), device="meta")
     assert is_same_view(x, x)
     assert not is_same_view(x, x[:])

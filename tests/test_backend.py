@@ -80,7 +80,7 @@ def test_the_object_of_an_entry_point_is_the_backend(
     assert counting.calls == ["rows_forward"]
 
 
-def test_a_missing_cupy_is_told_with_an_extra_for_each_cuda(
+def test_the_reason_for_a_missing_cupy_names_an_extra_for_each_cuda(
     register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
@@ -141,7 +141,7 @@ def test_a_backend_without_its_hardware_says_so_and_does_not_warn(register: Regi
         pytest.fail("the block was entered")
 
 
-def test_a_broken_backend_does_not_stand_in_the_way_of_the_next(register: Register) -> None:
+def test_the_next_backend_is_used_after_a_broken_one(register: Register) -> None:
     counting = Counting()
     register(broken(), entry("counting", counting))
     with pytest.warns(ln.BackendWarning):
@@ -168,7 +168,7 @@ def test_an_unknown_name_lists_the_known_ones(register: Register) -> None:
         pytest.fail("the block was entered")
 
 
-def test_use_backend_nests_and_comes_back(register: Register) -> None:
+def test_use_backend_nests_and_is_undone(register: Register) -> None:
     first, second = Counting(), Counting()
     register(entry("first", first), entry("second", second))
 
@@ -187,7 +187,7 @@ def test_use_backend_nests_and_comes_back(register: Register) -> None:
     assert chosen() == "first"
 
 
-def test_use_backend_comes_back_after_an_exception(register: Register) -> None:
+def test_use_backend_is_undone_after_an_exception(register: Register) -> None:
     register(entry("one", Null()))
     with pytest.raises(ZeroDivisionError), ln.use_backend("generic"):
         1 / 0  # noqa: B018
@@ -198,7 +198,7 @@ def test_use_backend_comes_back_after_an_exception(register: Register) -> None:
         assert backend.requested_backend() == "one"
 
 
-def test_use_backend_is_of_its_thread(register: Register) -> None:
+def test_use_backend_applies_to_its_thread_only(register: Register) -> None:
     register(entry("one", Counting()))
     inside, done = threading.Event(), threading.Event()
 
@@ -216,7 +216,7 @@ def test_use_backend_is_of_its_thread(register: Register) -> None:
         assert (here, other.result(10)) == ("one", "generic")
 
 
-def test_use_backend_is_of_its_task(register: Register) -> None:
+def test_use_backend_applies_to_its_task_only(register: Register) -> None:
     register(entry("one", Counting()))
 
     async def hold(name: str, first: asyncio.Event, then: asyncio.Event) -> str:

@@ -1,4 +1,4 @@
-"""The choice of a backend for a kind of call, and the plans that keep it."""
+"""The choice of a backend for a kind of call, and the cache of plans."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_backward_pass_is_planned_by_what_is_needed(register: Register) -> N
     assert needs == [only_dx, (False, True, True), (False, False, False), only_dx]
 
 
-def test_the_spec_says_what_the_call_is(register: Register) -> None:
+def test_the_spec_describes_the_call(register: Register) -> None:
     counting = Counting()
     register(entry("counting", counting))
     x = X.reshape(2, 4, 64).astype(np.float16)
@@ -92,7 +92,7 @@ def test_the_spec_says_what_the_call_is(register: Register) -> None:
     )
 
 
-def test_what_a_backend_does_not_take_goes_to_the_next_and_then_to_the_generic_kernel(
+def test_a_refused_call_goes_to_the_next_backend_and_then_to_the_generic_kernel(
     register: Register,
 ) -> None:
     first = Counting(lambda spec: spec.dtype == "float32")
@@ -117,7 +117,7 @@ def test_a_primitive_that_a_backend_lacks_is_not_asked_for(register: Register) -
 
 
 class Strided(Counting):
-    """Takes arrays as they lie where the first axis is normalised."""
+    """Accepts arrays of any strides where the first axis is normalised."""
 
     def prepare_strided(
         self, primitive: Primitive, spec: RowsSpec, layout: Layout
@@ -125,7 +125,7 @@ class Strided(Counting):
         return (len, "as it lies") if layout.axes == (0,) else None
 
 
-def test_a_backend_may_take_arrays_as_they_lie(register: Register) -> None:
+def test_a_backend_may_take_arrays_of_any_strides(register: Register) -> None:
     instance = Strided()
     register(Entry("strided", "numpy", lambda: instance))
     spec = RowsSpec("numpy", "cpu", (4, 3), "float32", None, None, True)
@@ -144,7 +144,7 @@ def test_a_backend_may_take_arrays_as_they_lie(register: Register) -> None:
 class Stages(Counting):
     """Has one of the stages of Caffe2's operator."""
 
-    class caffe2_stages:  # noqa: N801 - as a module, it is a name for functions
+    class caffe2_stages:  # noqa: N801 - in place of a module
         @staticmethod
         def layer_norm_forward(*arrays: Any) -> str:
             return f"{sum(each is not None for each in arrays)} arrays"
@@ -170,7 +170,7 @@ def test_a_backend_without_stages_is_not_loaded_for_one(register: Register) -> N
     assert caffe2.compute_internal_gradients(X, X)[0].shape == X.shape
 
 
-def test_a_backend_asked_for_by_name_leaves_other_libraries_alone(register: Register) -> None:
+def test_a_backend_asked_for_by_name_does_not_affect_other_libraries(register: Register) -> None:
     xp = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
     for_numpy, for_strict = Counting(), Counting()
     register(

@@ -1,4 +1,4 @@
-"""Batch-instance norm at both ends of its mix, and what is constant or not finite."""
+"""Batch-instance norm: both ends of its mix, constants, NaN and infinity."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_without_spatial_axes_an_instance_is_a_single_element() -> None:
 
 
 def test_dtypes_of_gradients() -> None:
-    """Each input's own; dbeta that of beta, else of gamma, else of x."""
+    """Each gradient has its input's dtype; dbeta that of beta, else of gamma, else of x."""
     x, dy = X.astype(np.float16), DY.astype(np.float32)
     rho, gamma, beta = ONES.astype(np.float32), GAMMA, BETA.astype(np.float16)
     y, *statistics = ln.batch_instance_norm_forward(x, rho, gamma, beta)
@@ -69,7 +69,7 @@ def test_dtypes_of_gradients() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 5), (3, 4, 0)])
-def test_of_nothing(shape: tuple[int, int, int]) -> None:
+def test_empty_inputs(shape: tuple[int, int, int]) -> None:
     x = np.ones(shape)
     y, *statistics = ln.batch_instance_norm_forward(x, ONES, GAMMA)
     assert y.shape == shape

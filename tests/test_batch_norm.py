@@ -1,4 +1,4 @@
-"""Batch norm next to torch's, and in the hands of array libraries."""
+"""Batch norm compared with torch's, and under the transformations of array libraries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plain(x: Any) -> np.ndarray:
 
 
 def exact(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    """Y in wide arithmetic."""
+    """Compute y in wide arithmetic."""
     wide = np.moveaxis(x, 1, -1).astype(np.longdouble)
     axes = tuple(range(x.ndim - 1))
     x_hat = (wide - wide.mean(axis=axes)) / np.sqrt(wide.var(axis=axes) + 1e-5)
@@ -38,7 +38,7 @@ def exact(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
 
 
 class Torch:
-    """Results of torch's own batch norm, channels brought to where it wants them and back."""
+    """Run torch's own batch norm, with the channels moved to axis 1 and back."""
 
     def __init__(
         self, axis: int, dy: Any, x: Any, gamma: Any, beta: Any, *, running: Any, **options: Any

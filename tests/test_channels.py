@@ -1,4 +1,4 @@
-"""What reaches the kernels over channels, and what is made of their results."""
+"""The arrays that kernels over channels get, and the conversion of their results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPES = [((4, 3), 1), ((4, 3, 5), 1), ((4, 3, 2, 5), 1), ((4, 2, 5, 3), -1), ((
 
 
 class Recorder(ChannelsBackend):
-    """A backend for NumPy that insists on what is promised to backends."""
+    """A backend for NumPy that checks what the protocol guarantees, and records calls."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Primitive, ChannelsSpec]] = []
@@ -90,7 +90,7 @@ def assert_same(results: Any, expected: Any) -> None:
 @pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_kernels_get_channels_in_order_whatever_the_layout(
+def test_kernels_get_contiguous_channels_for_every_layout(
     recorder: Recorder, layout: str, dtype: Any, shape: tuple[int, ...], axis: int
 ) -> None:
     lay, c = LAYOUTS[layout], shape[axis]
@@ -119,7 +119,7 @@ def test_kernels_get_channels_in_order_whatever_the_layout(
 
 
 @pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
-def test_what_lies_in_order_is_not_copied(
+def test_contiguous_arrays_are_not_copied(
     recorder: Recorder, shape: tuple[int, ...], axis: int
 ) -> None:
     x, gamma = values(*shape), values(shape[axis])
@@ -141,7 +141,7 @@ def test_what_lies_in_order_is_not_copied(
 
 
 @pytest.mark.parametrize("odd", range(5), ids=["dy", "x", "mean", "rstd", "gamma"])
-def test_one_odd_array_is_put_in_order(recorder: Recorder, odd: int) -> None:
+def test_one_array_of_another_layout_or_dtype_is_converted(recorder: Recorder, odd: int) -> None:
     x, dy, gamma = values(4, 3, 5), values(4, 3, 5, seed=1), values(3, seed=2)
     result = ln.batch_norm_forward(x, gamma)
     arrays = [dy, x, result.mean, result.rstd, gamma]
@@ -208,7 +208,7 @@ def test_a_plan_is_for_the_backend_that_is_asked_for(recorder: Recorder) -> None
 
 
 def test_the_methods_of_a_backend_that_prepares_calls() -> None:
-    """For who calls a backend by its primitives, and not through the library."""
+    """The primitives of a backend can be called directly."""
     instance = Recorder()
     x, dy, gamma, beta = values(4, 3, 5), values(4, 3, 5, seed=1), values(3), values(3, seed=1)
     y, mean, var, rstd = instance.channels_forward(x, gamma, beta, epsilon=0.25)
@@ -222,7 +222,7 @@ def test_the_methods_of_a_backend_that_prepares_calls() -> None:
     assert [spec.epsilon for _, spec in instance.asked] == [0.25, 0.25, 0.0]
 
 
-def test_planning_is_what_explain_tells() -> None:
+def test_explain_reports_the_plan() -> None:
     x, c = values(4, 3, 5, 2), values(3)
     for function, primitive, arrays in (
         (ln.batch_norm, "channels_inference", (x, c, c)),

@@ -1,4 +1,4 @@
-"""Messages that say the function, the argument, what was given and what is allowed."""
+"""Error messages: the function, the argument, its value and what is allowed."""
 
 from __future__ import annotations
 

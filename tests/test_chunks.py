@@ -1,4 +1,4 @@
-"""Chunked arrays whose chunks hold whole rows: a task for each, with the bits of its library."""
+"""Chunked arrays whose chunks hold whole rows: one task per chunk, with its library's bits."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_rows_are_the_bits_of_numpy(case: str, dtype: Any) -> None:
         )
 
 
-def test_weights_and_their_parameters_go_together() -> None:
+def test_weight_norm_pairs_slices_with_their_parameters() -> None:
     rng = np.random.default_rng(0)
     v, g, dw = (rng.standard_normal(each).astype("f4") for each in ((6, 4, 5), (6,), (6, 4, 5)))
     lazily = chunked(v, (1, 2)), chunked(g)
@@ -100,7 +100,7 @@ def test_weights_and_their_parameters_go_together() -> None:
     equal(ln.weight_standardization(lazily[0]), ln.weight_standardization(v))
 
 
-def test_what_is_not_needed_is_not_there() -> None:
+def test_gradients_that_are_not_needed_are_none() -> None:
     x, gamma, beta, dy = arrays("layer")
     lazily = [chunked(each, (2,)) for each in (dy, x)]
     _, mean, rstd = ln.layer_norm_forward(lazily[1])
@@ -142,7 +142,7 @@ def test_lengths_that_are_not_known() -> None:
     np.testing.assert_allclose(gradients.dbeta.compute(), right.dbeta, rtol=1e-12)
 
 
-def test_what_is_asked_for_reaches_the_chunks() -> None:
+def test_the_requested_backend_reaches_the_chunks() -> None:
     x = np.random.default_rng(0).standard_normal((64, 100)).astype("f4")
     lazily = da.from_array(x, chunks=(16, 100))
     with ln.use_backend("generic"):
@@ -156,7 +156,7 @@ def test_a_call_can_travel() -> None:
     np.testing.assert_array_equal(again.compute(), np.zeros((4, 3)))
 
 
-def test_nothing_is_said_where_numpy_says_nothing() -> None:
+def test_there_are_no_warnings_where_numpy_gives_none() -> None:
     x = np.asarray([[np.inf, 1.0], [np.nan, 2.0], [3.0, 3.0]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

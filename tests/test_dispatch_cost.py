@@ -1,4 +1,4 @@
-"""What a call costs outside its kernel."""
+"""The time of a call outside its kernel."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ MODULE = sys.modules["ln_array_api.layer_norm"]  # not the function of that name
 LIMIT = 2e-6  # seconds outside the kernel
 
 
-YARDSTICK = 1e-6  # seconds that it takes where LIMIT is meant for
+YARDSTICK = 1e-6  # seconds of `yardstick` on the machine for which LIMIT is meant
 
 
 def yardstick(given: Any = X) -> None:
-    """Python code of the kind that finds a plan."""
+    """Run Python code that resembles the look-up of a plan."""
     for name in ("x", "gamma", "beta"):
         find = {str: given.shape, int: given.dtype}
         hash((name, type(given), find[str], find.get(float), given.dtype, (name, -1, 1e-5, True)))
 
 
 def fastest(call: Callable[[], Any]) -> float:
-    """Seconds for one call, where nothing else had the processor."""
+    """Return the seconds of one call, undisturbed by other processes."""
     return min(timeit.repeat(call, number=50, repeat=200)) / 50
 
 
 def dispatch_cost(*parameters: np.ndarray) -> float:
-    """Seconds that `layer_norm` spends outside the kernel, were other programs not there.
+    """Return the seconds that `layer_norm` spends outside the kernel.
 
-    What slows the yardstick down, a neighbour on the processor for one, slows everything down.
+    They are divided by the slowdown of `yardstick`, which other processes may cause.
     """
     kernel = backend.entries()["null"].backend().rows_forward  # type: ignore[union-attr]
     options = {"epsilon": 1e-5, "center": True, "groups": 1, "repeat": 1, "out": None}
     gamma, beta = parameters or (None, None)
     trace = sys.gettrace()
-    sys.settrace(None)  # a coverage measurement would be measured, too
+    sys.settrace(None)  # tracing for coverage would be measured, too
     try:
         assert ln.layer_norm(X, *parameters) is X
-        alone = fastest(lambda: kernel(X, gamma, beta, **options))
+        kernel_only = fastest(lambda: kernel(X, gamma, beta, **options))
         whole = fastest(lambda: ln.layer_norm(X, *parameters))
-        return (whole - alone) / max(1.0, fastest(yardstick) / YARDSTICK)
+        return (whole - kernel_only) / max(1.0, fastest(yardstick) / YARDSTICK)
     finally:
         sys.settrace(trace)
 
 
 def lowest_dispatch_cost(*parameters: np.ndarray) -> float:
-    """The least of some tries, no more than are needed to find it low."""
+    """Return the least of up to ten measurements, fewer if one is below the limit."""
     least = dispatch_cost(*parameters)
     for _ in range(9):
         if least > LIMIT:

@@ -1,4 +1,4 @@
-"""Dynamic tanh where it is flat, and what is not finite."""
+"""Dynamic tanh where it is flat, NaN and infinity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_slope_where_tanh_is_almost_flat() -> None:
     np.testing.assert_allclose(dx, expected, rtol=1e-13)
 
 
-def test_what_is_not_finite_and_products_that_overflow() -> None:
+def test_nan_infinity_and_products_that_overflow() -> None:
     x = np.asarray([[np.inf, -np.inf, np.nan], [1e30, -1e30, 0.0]], np.float32)
     alpha, gamma = np.asarray(1e10, np.float32), np.asarray([2, 3, 4], np.float32)
     y = ln.dynamic_tanh(x, alpha, gamma)
@@ -37,7 +37,7 @@ def test_alpha_is_one_number() -> None:
     assert type(y) is np.ndarray
 
 
-def test_of_nothing() -> None:
+def test_empty_inputs() -> None:
     x, alpha, gamma = np.ones((0, 3)), np.asarray(0.5), np.ones(3)
     gradients = ln.dynamic_tanh_backward(x, x, alpha, gamma)
     assert gradients.dx.shape == (0, 3)

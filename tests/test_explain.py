@@ -1,4 +1,4 @@
-"""What is printed of kernels and backends."""
+"""The output of `explain` and `backends`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ X = np.ones((2, 3, 4), np.float32)
 
 
 class Described:
-    """A backend that says how it runs a call, if asked."""
+    """A backend with a description of how it runs a call."""
 
     def can_run(self, primitive: str, spec: RowsSpec) -> bool:
         return spec.dtype == "float32"
@@ -91,7 +91,7 @@ def test_nothing_is_computed(known: dict[str, Entry], monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("function", [ln.explain, ln.backends, np.sum, "layer_norm", None])
-def test_what_cannot_be_explained(function: Any) -> None:
+def test_explain_refuses_other_functions(function: Any) -> None:
     with pytest.raises(ValueError, match=r"^explain: .* is not one of ") as error:
         ln.explain(function, X)
     names = str(error.value).partition(" is not one of ")[2].split(", ")
@@ -244,8 +244,8 @@ FAMILY: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any], str, s
 
 @pytest.mark.parametrize("suffix", ["", "_forward", "_backward"])
 @pytest.mark.parametrize("operation", FAMILY)
-def test_what_runs_the_family(operation: str, suffix: str) -> None:
-    """Kernels where a backend has them, else operations; what the call would refuse is refused."""
+def test_explain_names_the_kernels_of_the_family(operation: str, suffix: str) -> None:
+    """A backend's kernels, or operations; arguments that the call refuses are refused."""
     forward, backward, options, *primitives, shape = FAMILY[operation]
     is_backward = suffix == "_backward"
     name, arguments = f"{operation}{suffix}", backward if is_backward else forward

@@ -1,4 +1,4 @@
-"""Group norm, instance norm and weight standardization next to torch's, and as plans see them."""
+"""Group norm, instance norm and weight standardization: compared with torch's, and their plans."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def random(seed: int, *shapes: tuple[int, ...], dtype: Any = np.float64) -> list
 
 
 def torch_gradients(function: Any, dy: np.ndarray, *given: np.ndarray) -> list[np.ndarray]:
-    """Y and the gradients of all that is given, by torch."""
+    """Compute y and the gradients of all inputs by torch."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     tensors = [torch.tensor(each, requires_grad=True) for each in given]
     y = function(torch.nn.functional, *tensors)
@@ -93,8 +93,8 @@ def test_one_axis_of_weights_is_refused() -> None:
         ln.weight_standardization(np.ones(3))
 
 
-def test_what_is_normalised_over_is_no_axes() -> None:
-    """A plan for groups is not one for axes of the same numbers, nor for other groups."""
+def test_plans_for_groups_and_for_axes_differ() -> None:
+    """A plan for groups does not serve axes of the same numbers, nor other groups."""
     (x,) = random(5, (4, 6, 2))
     over = [(2, 1), ChannelGroups(2, 1), ChannelGroups(1, 2), KeptAxis(1), KeptAxis(2), 1, 2]
     assert len(set(over)) == len(over)
@@ -111,8 +111,8 @@ def test_integers_of_numpy_are_integers(integer: type) -> None:
     np.testing.assert_array_equal(ln.group_norm(x, **options), ln.group_norm(x, num_groups=3))
 
 
-def test_channels_first_are_rows_as_they_lie() -> None:
-    """No axis moves, so nothing is copied; channels last have to be brought together."""
+def test_channels_first_are_rows_without_a_copy() -> None:
+    """No axis moves, so nothing is copied; channels-last arrays have to be permuted."""
     assert view_of("f", ChannelGroups(2, 1), (3, 6, 4, 5)).permutation == ()
     assert view_of("f", ChannelGroups(2, -1), (3, 4, 5, 6)).permutation == (0, 3, 1, 2)
 

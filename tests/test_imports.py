@@ -1,4 +1,4 @@
-"""What an import costs, and who may import whom."""
+"""The cost of an import, and the allowed directions of imports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(code: str, path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
-    """Module and name of each import in a file, wherever in it; names are "" for whole modules."""
+    """Yield module and name of each import in a file; the name is "" for a whole module."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
@@ -58,7 +58,7 @@ def is_of(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
-def test_importing_the_library_imports_numpy_and_array_api_compat_alone(tmp_path: Path) -> None:
+def test_importing_the_library_imports_only_numpy_and_array_api_compat(tmp_path: Path) -> None:
     code = """
 import sys
 before = set(sys.modules)
@@ -103,7 +103,7 @@ def test_the_library_imports_no_backend_and_one_module_knows_array_api_compat(pa
     assert knows == (path == LIBRARY / "_arrays.py")
 
 
-def test_backends_are_named_in_the_table_alone() -> None:
+def test_backends_are_named_only_in_the_table() -> None:
     for path in within(LIBRARY):
         named = [line for text, line in strings(path) if "ln_array_api_backends" in text]
         if path != LIBRARY / "backend.py":
@@ -140,7 +140,7 @@ def test_every_built_in_backend_is_a_module_that_is_there() -> None:
     within(ROOT / "conformance"),
     ids=lambda path: str(path.relative_to(ROOT / "conformance")),
 )
-def test_the_conformance_suite_uses_public_names_alone(path: Path) -> None:
+def test_the_conformance_suite_uses_only_public_names(path: Path) -> None:
     used = [(module, name) for module, name in imports(path) if is_of(module, "ln_array_api")]
     private = [
         each

@@ -1,4 +1,4 @@
-"""Layer norm in the hands of array libraries, and what it takes in memory."""
+"""Layer norm under the transformations of array libraries, and its use of memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def importable(module: str) -> Any:
 
 
 def exact(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    """In float64, over AXIS."""
+    """Compute layer norm in float64, over AXIS."""
     x = x.astype(np.float64)
     d = x - x.mean(axis=AXIS, keepdims=True)
     d /= np.sqrt(x.var(axis=AXIS, keepdims=True) + 1e-5)
@@ -130,7 +130,7 @@ def test_jax_compiles_and_maps_forward_and_backward() -> None:
             close(own, expected)
 
 
-def test_a_mistake_inside_jit_is_told_as_outside() -> None:
+def test_an_error_inside_jit_is_the_same_as_outside() -> None:
     jax = importable("jax")
     with pytest.raises(ValueError, match=r"^layer_norm: gamma has shape \(3,\)"):
         jax.jit(ln.layer_norm)(jax.numpy.ones((2, 4)), jax.numpy.ones(3))
@@ -210,7 +210,7 @@ def test_dask_of_16_bits_with_wider_companions() -> None:
 def test_memory_of_the_generic_forward_pass(
     function: Callable[[np.ndarray, np.ndarray], Any], temporaries: int
 ) -> None:
-    """In arrays of x's size, with a thirtieth for columns: y, and what it is made of."""
+    """Peak memory in arrays of the size of x, with a thirtieth for columns."""
     x, gamma = random(3, (4096, 1024), (1024,))
     with ln.use_backend("generic"):
         function(x[:4].copy(), gamma)

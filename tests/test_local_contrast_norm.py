@@ -1,4 +1,4 @@
-"""Local contrast norm: windows of all sizes, what is local about them, and chunks."""
+"""Local contrast norm: windows of all sizes, their locality, and chunks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def importable(module: str) -> Any:
 
 
 def exact(x: np.ndarray, size: int, epsilon: float = 1e-5) -> tuple[np.ndarray, ...]:
-    """Window by window, over both axes of an image."""
+    """Normalise window by window, over both axes of an image."""
     x, reach = x.astype(np.longdouble), size // 2
     y, mean, rstd = np.empty_like(x), np.empty_like(x), np.empty_like(x)
     for i, j in np.ndindex(*x.shape):
@@ -34,7 +34,7 @@ def exact(x: np.ndarray, size: int, epsilon: float = 1e-5) -> tuple[np.ndarray, 
 def exact_gradient(
     dy: np.ndarray, x: np.ndarray, size: int, epsilon: float = 1e-5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Dx of both axes of an image, window by window, and the sum of the magnitudes of its terms."""
+    """Compute dx window by window, and the sum of the magnitudes of its terms."""
     dy, x, reach = dy.astype(np.longdouble), x.astype(np.longdouble), size // 2
     y, mean, rstd = exact(x, size, epsilon)
     dx, scale = dy * rstd, abs(dy * rstd)
@@ -48,7 +48,7 @@ def exact_gradient(
 
 
 def check_gradient(dy: np.ndarray, x: np.ndarray, size: int, epsilon: float = 1e-5) -> None:
-    """Dx in float32 to 8 ulp of the terms of each element, whatever those of its neighbours are."""
+    """Check that dx in float32 is within 8 ulp of the terms of each element."""
     _, mean, rstd = ln.local_contrast_norm_forward(x, size=size, epsilon=epsilon)
     dx = ln.local_contrast_norm_backward(dy, x, mean, rstd, size=size).dx
     expected, scale = exact_gradient(dy, x, size, epsilon)
@@ -91,7 +91,7 @@ def test_the_error_does_not_grow_with_the_mean(mean: float) -> None:
     assert worst(ln.local_contrast_norm_backward(dy, x, *statistics).dx, expected) < 2e-6
 
 
-def test_what_is_outside_of_a_window_does_not_matter() -> None:
+def test_elements_outside_of_a_window_do_not_matter() -> None:
     """A bright half and a dark one: no sum over more than a window may be subtracted."""
     x = (1e-6 * RNG.standard_normal((16, 32))).astype(np.float32)
     x[:, 16:] += 1e6 * RNG.standard_normal((16, 16)).astype(np.float32)
@@ -119,7 +119,7 @@ def test_gradients_of_constant_images(value: float, epsilon: float) -> None:
 
 
 @pytest.mark.parametrize("value", [1e-30, 1e33])
-def test_gradients_beside_a_constant_half(value: float) -> None:
+def test_gradients_next_to_a_constant_half(value: float) -> None:
     x, dy = RNG.standard_normal((2, 16, 16))
     x[:, :8] = 0
     check_gradient(dy.astype(np.float32), (value * x).astype(np.float32), 3)
@@ -133,7 +133,7 @@ def test_gradients_of_an_outlier_of_any_magnitude(magnitude: float) -> None:
 
 
 def test_gradients_close_to_the_smallest_number() -> None:
-    """Shares of each are smaller still, and are not rounded to denormal numbers."""
+    """The terms of each are even smaller, and are not rounded to subnormal numbers."""
     x, dy = RNG.standard_normal((2, 32, 32))
     check_gradient((0.01 * dy).astype(np.float32), (1e37 * x).astype(np.float32), 31, 0)
 
@@ -176,7 +176,7 @@ def test_magnitudes(magnitude: float) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [(0, 3), (11, 12), (19, 19)])
-def test_what_is_not_finite_spoils_its_own_windows(bad: float, place: tuple[int, int]) -> None:
+def test_nan_and_infinity_affect_only_their_own_windows(bad: float, place: tuple[int, int]) -> None:
     x = RNG.standard_normal((20, 20)).astype(np.float32)
     clean = ln.local_contrast_norm(x, size=5)
     x[place] = bad
@@ -189,7 +189,7 @@ def test_what_is_not_finite_spoils_its_own_windows(bad: float, place: tuple[int,
 
 @pytest.mark.parametrize("chunks", [(1, 3, 2), (2, 7, 4), (1, 20, 20), (2, 1, 20)], ids=str)
 @pytest.mark.parametrize("size", [1, 3, 9, 51])
-def test_dask_chunks_know_what_is_around_them(chunks: tuple[int, ...], size: int) -> None:
+def test_dask_chunks_see_their_neighbours(chunks: tuple[int, ...], size: int) -> None:
     dask, da = importable("dask"), importable("dask.array")
     plain, dy = RNG.standard_normal((2, 2, 20, 20))
     x, own_dy = (da.from_array(each, chunks=chunks) for each in (plain, dy))
@@ -220,7 +220,7 @@ def test_dask_lengths_that_are_not_known_yet() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 5), (3, 0, 5), (3, 4, 0)])
-def test_of_nothing(shape: tuple[int, int, int]) -> None:
+def test_empty_inputs(shape: tuple[int, int, int]) -> None:
     x = np.ones(shape)
     result = ln.local_contrast_norm_forward(x)
     assert {each.shape for each in result} == {shape}

@@ -1,4 +1,4 @@
-"""What `python -m ln_array_api` does."""
+"""The command `python -m ln_array_api`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_calls_reach_the_backend_with_all_primitives(monkeypatch: pytest.MonkeyP
     assert asked == {*backend.GENERIC, *FAMILY}
 
 
-def test_what_is_compiled_is_told(
+def test_compiled_kernels_are_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "calls", lambda dtype: {"a kernel": lambda: None})

@@ -1,4 +1,4 @@
-"""Moments of parts, merged, next to those of the whole."""
+"""Merged moments of parts, compared with moments of the whole."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def plain(x: Any) -> np.ndarray:
 
 
 def exact(x: np.ndarray, axis: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance in wide arithmetic."""
+    """Compute mean and variance in wide arithmetic."""
     x = x.astype(np.longdouble)
     return x.mean(axis=axis), x.var(axis=axis)
 
 
 def merged(x: np.ndarray, cuts: list[int]) -> Moments:
-    """Moments over the first axis, of parts along it."""
+    """Return moments over the first axis, for parts along it."""
     return functools.reduce(Moments.merge, (Moments.of(each, axis=0) for each in np.split(x, cuts)))
 
 
@@ -87,7 +87,7 @@ def _three(moments: Moments) -> tuple[int, Any, Any]:
 
 
 def test_a_part_of_one_far_value() -> None:
-    """The larger part is what the mean starts from, whichever comes first."""
+    """Merging starts from the mean of the larger part, in either order."""
     x = random(1 << 16, 4).astype(np.float32)
     x[0] = 1e6
     mean, var = exact(x, 0)
@@ -97,7 +97,7 @@ def test_a_part_of_one_far_value() -> None:
         np.testing.assert_allclose(whole.var, var, rtol=1e-6)
 
 
-def test_the_mean_and_its_rest_are_exact() -> None:
+def test_the_mean_and_its_residual_are_exact() -> None:
     x = (random(64) + 1e6).astype(np.float32)
     one = Moments.of(x, axis=0)
     mean = sum(Fraction(float(each)) for each in x) / 64
@@ -129,7 +129,7 @@ def test_no_values(module: str) -> None:
     assert tuple(Moments.of(x[:, :0], axis=0).mean.shape) == (0,)
 
 
-def test_constants_are_exact_and_nan_spoils_its_own_place_alone() -> None:
+def test_constants_are_exact_and_nan_affects_only_its_own_element() -> None:
     x = np.full((10, 3), 0.1, np.float32)
     whole = merged(x, [3, 4])
     np.testing.assert_array_equal(whole.mean, x[0])
@@ -196,7 +196,7 @@ def test_within_jit() -> None:
     np.testing.assert_allclose(var(x), exact(x, 0)[1], rtol=1e-6)
 
 
-def test_what_batch_norm_needs() -> None:
+def test_moments_give_the_statistics_of_batch_norm() -> None:
     x = random(10, 3, 4, 4) + 5
     parts = np.split(x, [3, 7])
     whole = functools.reduce(Moments.merge, (Moments.of(part, axis=(0, 2, 3)) for part in parts))

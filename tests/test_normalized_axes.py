@@ -1,4 +1,4 @@
-"""The picture of the axes shows what the library does."""
+"""The picture of the normalised axes agrees with the library."""
 
 import importlib.util
 import itertools

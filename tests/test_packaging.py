@@ -1,4 +1,4 @@
-"""The wheel and the sdist: what is in them, and that the wheel works without the checkout."""
+"""The contents of the wheel and the sdist; the wheel works without the checkout."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Power norm: zeros, magnitudes and powers at the ends of their range."""
+"""Power norm: zeros, extreme magnitudes and extreme powers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def exact(x: np.ndarray, alpha: float, epsilon: float = 1e-12) -> np.ndarray:
 def in_all_digits(
     dy: np.ndarray, x: np.ndarray, alpha: float, epsilon: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Y, dx, and the largest in each row of the magnitudes of dx's terms, for x without zeros."""
+    """Compute y, dx and the largest term of dx in each row, for x without zeros."""
     mpmath = importable("mpmath")
     with mpmath.workdps(50):
         exponent = mpmath.mpf(alpha)
@@ -46,7 +46,7 @@ def in_all_digits(
 
 
 def off(actual: np.ndarray, expected: Any, scale: Any) -> float:
-    """The largest error in ulp of a scale; 0 where there is nothing."""
+    """Return the largest error in ulp of a scale; 0 for empty arrays."""
     ulp = np.spacing(np.maximum(scale, np.finfo(actual.dtype).smallest_normal, dtype=actual.dtype))
     return float(np.max(np.abs(actual - expected) / ulp, initial=0))
 
@@ -92,7 +92,7 @@ def test_magnitudes(magnitude: float, alpha: float) -> None:
 
 
 def test_powers_are_not_lost_between_magnitudes() -> None:
-    """1e-30 ** 0.01 is half of 1: scaling x by its largest would leave nothing of it."""
+    """1e-30 ** 0.01 is about 0.5, so scaling x by its maximum would lose it."""
     x = np.asarray([[1e30, 1e-30, -1e-37]], np.float32)
     y = ln.power_norm(x, alpha=0.01)
     np.testing.assert_allclose(y, exact(x, 0.01).astype(float), rtol=1e-6)
@@ -110,7 +110,7 @@ def test_all_digits_of_alpha_count() -> None:
 @pytest.mark.parametrize("magnitude", [1e-37, 1e-30, 1, 1e30, 1e37])
 @pytest.mark.parametrize("epsilon", [0.0, 1e-60, 1e-12, 1.0])
 def test_powers_above_the_first(alpha: float, magnitude: float, epsilon: float) -> None:
-    """Powers and squares are far beyond float32, and results are not."""
+    """Powers and squares overflow float32, but results do not."""
     x, dy = (magnitude * X).astype(np.float32), DY.astype(np.float32)
     expected, right, scale = in_all_digits(dy, x, alpha, epsilon)
     y, norm = ln.power_norm_forward(x, alpha=alpha, epsilon=epsilon)
@@ -194,7 +194,7 @@ def test_rows_of_zeros(alpha: float) -> None:
 
 @pytest.mark.parametrize("alpha", [0.5, 2])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_spoils_its_own_row(bad: float, alpha: float) -> None:
+def test_nan_and_infinity_affect_only_their_own_row(bad: float, alpha: float) -> None:
     x, clean = X.copy(), ln.power_norm(X, alpha=alpha)
     x[2, 3] = bad
     y, norm = ln.power_norm_forward(x, alpha=alpha)
@@ -208,7 +208,7 @@ def test_what_is_not_finite_spoils_its_own_row(bad: float, alpha: float) -> None
 
 @pytest.mark.parametrize("alpha", [0.5, 2])
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
-def test_of_nothing(shape: tuple[int, int], alpha: float) -> None:
+def test_empty_inputs(shape: tuple[int, int], alpha: float) -> None:
     x = np.ones(shape)
     y, norm = ln.power_norm_forward(x, alpha=alpha)
     assert y.shape == ln.power_norm_backward(x, x, norm, alpha=alpha).dx.shape == shape

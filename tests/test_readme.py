@@ -1,4 +1,4 @@
-"""What the README shows is what the library does."""
+"""The README agrees with the library."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize(("page", "code", "output"), EXAMPLES, ids=lambda each: each[:9])
-def test_examples_print_what_they_say(page, code, output):
+def test_examples_print_the_documented_results(page, code, output):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""RMS norm in the hands of array libraries."""
+"""RMS norm under the transformations of array libraries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def close(result: Any, expected: Any) -> None:
 
 
 def exact() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Y, rstd, dx and dgamma in float64, over axis 1."""
+    """Compute y, rstd, dx and dgamma in float64, over axis 1."""
     x, dy, gamma = X.astype(np.float64), DY.astype(np.float64), GAMMA[:, None]
     rstd = 1 / np.sqrt((x * x).mean(axis=1, keepdims=True) + 1e-6)
     x_hat = x * rstd
@@ -81,7 +81,7 @@ def test_dask_lengths_that_are_not_known_yet() -> None:
     close(ln.rms_norm(x, gamma, axis=1).compute(scheduler="synchronous"), exact()[0][keep])
 
 
-def test_the_mean_is_left_alone() -> None:
+def test_the_mean_is_not_subtracted() -> None:
     x = np.full((2, 4), 3.0)
     np.testing.assert_array_equal(ln.rms_norm(x, epsilon=0), np.ones((2, 4)))
     assert np.isnan(ln.layer_norm(x, epsilon=0)).all()

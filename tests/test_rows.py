@@ -1,4 +1,4 @@
-"""What reaches the kernels over rows, and what is made of their results."""
+"""The arrays that kernels over rows get, and the conversion of their results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def recorder(register: Register) -> Recorder:
 @pytest.mark.parametrize("axis", AXES, ids=str)
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_kernels_get_rows_in_order_whatever_the_layout(
+def test_kernels_get_contiguous_rows_for_every_layout(
     recorder: Recorder, layout: str, dtype: Any, axis: int | tuple[int, ...]
 ) -> None:
     lay = LAYOUTS[layout]
@@ -65,7 +65,7 @@ def test_kernels_get_rows_in_order_whatever_the_layout(
 
 @pytest.mark.parametrize("odd", range(5), ids=["dy", "x", "mean", "rstd", "gamma"])
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
-def test_one_odd_array_among_rows_is_put_in_order(
+def test_one_array_of_another_layout_is_made_contiguous(
     recorder: Recorder, layout: str, odd: int
 ) -> None:
     x, dy, gamma = values(6, 8), values(6, 8, seed=1), values(8, seed=2)
@@ -95,7 +95,7 @@ def test_wider_companions(recorder: Recorder, dtype: Any, wide: int) -> None:
 
 
 class InGammasDtype(Recorder):
-    """Gives dgamma and dbeta in the dtype of gamma, as a backend may."""
+    """Returns dgamma and dbeta in the dtype of gamma, as a backend may."""
 
     def rows_backward(self, *arrays: Any, **options: Any) -> Any:
         *_, x, _, _, gamma = arrays
@@ -167,7 +167,7 @@ def test_a_broadcast_row_and_a_vector(recorder: Recorder) -> None:
         "read-only",
     ],
 )
-def test_what_lies_in_order_is_not_copied(
+def test_contiguous_arrays_are_not_copied(
     recorder: Recorder, x: np.ndarray, axis: int | tuple[int, ...]
 ) -> None:
     gamma = values(*y_shape(x, axis))
@@ -180,8 +180,8 @@ def test_what_lies_in_order_is_not_copied(
             assert np.shares_memory(seen, own)
 
 
-def test_a_plan_for_rows_in_order_is_not_used_for_others(recorder: Recorder) -> None:
-    """The recorder would see what is not in order."""
+def test_a_plan_for_contiguous_rows_is_not_used_for_other_layouts(recorder: Recorder) -> None:
+    """The recorder fails for arrays that are not contiguous."""
     x, wide = values(6, 8), values(6, 16)
     for each in (x, wide[:, ::2], x[:, ::-1], x.view(Subclass), unaligned(x), x):
         ln.layer_norm(each)
@@ -275,7 +275,7 @@ def test_an_unhashable_option_is_refused_by_the_checks() -> None:
 
 
 def test_a_plan_is_for_the_backend_that_is_asked_for() -> None:
-    """Forward and backward, if it was made for another before."""
+    """A cached plan for another backend is not used, forward and backward."""
     x, column = np.ones((2, 4), np.float32), np.ones((2, 1), np.float32)
     forward = ("layer_norm", LAYER, x, None, None, -1, 1e-5)
     backward = ("layer_norm_backward", LAYER, x, x, column, column, None, None, -1, ("dx",))

@@ -1,4 +1,4 @@
-"""Writing y over rows into `out`."""
+"""Calls over rows with `out`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def recorder(register: Register) -> Recorder:
 
 @pytest.mark.parametrize("shape", [(6, 8), (2, 3, 8)], ids=str)
 @pytest.mark.parametrize("function", [ln.layer_norm, ln.layer_norm_forward, ln.rms_norm])
-def test_out_in_order_is_what_the_kernel_writes(
+def test_the_kernel_writes_to_a_contiguous_out(
     recorder: Recorder, function: Callable[..., Any], shape: tuple[int, ...]
 ) -> None:
     x, out = values(*shape), np.zeros(shape, np.float32)
@@ -65,7 +65,7 @@ def test_out_of_any_layout_is_filled_through_a_copy(
     np.testing.assert_array_equal(x, expected)
 
 
-def test_out_beside_permuted_axes_goes_through_a_copy(recorder: Recorder) -> None:
+def test_out_is_filled_through_a_copy_where_axes_are_permuted(recorder: Recorder) -> None:
     x, out = values(6, 8), np.zeros((6, 8), np.float32)
     expected = ln.layer_norm(x, axis=0)
     assert ln.layer_norm(x, axis=0, out=out) is out
@@ -74,7 +74,7 @@ def test_out_beside_permuted_axes_goes_through_a_copy(recorder: Recorder) -> Non
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_a_place_for_y_of_a_known_kind_must_not_overlap_inputs_either(library: str) -> None:
+def test_out_must_not_overlap_inputs_in_a_repeated_call(library: str) -> None:
     xp = pytest.importorskip(library, reason=f"{library} is not installed")
     memory = xp.zeros(200, dtype=xp.float32)
     x, gamma = memory[20:32].reshape(3, 4), memory[50:54]
@@ -90,8 +90,8 @@ def test_a_place_for_y_of_a_known_kind_must_not_overlap_inputs_either(library: s
     assert xp.all(ln.layer_norm(x, gamma, gamma, out=x) == expected)
 
 
-def test_a_place_for_y_that_owns_its_memory_may_hold_parameters() -> None:
-    """Arrays that own their memory share it with views alone, and these are still looked at."""
+def test_parameters_that_are_views_of_out_are_refused() -> None:
+    """An array that owns its memory shares it only with views, which are checked."""
     x, out, apart = values(3, 4), np.empty((3, 4), np.float32), np.ones((3, 4), np.float32)
     expected = ln.layer_norm(x, apart[0], apart[0])
     for _ in range(2):
@@ -104,7 +104,7 @@ def test_a_place_for_y_that_owns_its_memory_may_hold_parameters() -> None:
     np.testing.assert_array_equal(ln.layer_norm(x, ones, ones, out=x), expected)
 
 
-def test_a_place_for_y_of_a_known_kind_must_be_writable() -> None:
+def test_out_must_be_writable_in_a_repeated_call() -> None:
     x = np.ones((3, 4), np.float32)
     out = np.empty_like(x)
     for _ in range(2):

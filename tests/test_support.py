@@ -1,4 +1,4 @@
-"""That what is said to be supported is, on the libraries that are installed."""
+"""Declared support holds on the installed libraries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = [each.name for each in OPERATIONS]
 
 X = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
 CHANNEL, THREE = X[0, :, 0].copy(), np.ones(3, np.float32)
-#: What operations take besides x, and by name, if anything.
+#: The arguments of operations except x, if there are any: positional ones, and options.
 OTHERS: dict[str, tuple[tuple[np.ndarray, ...], dict[str, Any]]] = {
     "layer_norm": ((X[0, 0].copy(),), {}),
     "rms_norm": ((X[0, 0].copy(),), {}),
@@ -46,7 +46,7 @@ OTHERS: dict[str, tuple[tuple[np.ndarray, ...], dict[str, Any]]] = {
 
 
 def arrays_for(place: Place) -> Callable[[np.ndarray], Any]:
-    """What makes arrays of NumPy those of a place."""
+    """Return a function that converts NumPy arrays to those of a place."""
     names = {"dask": "dask.array", "jax": "jax.numpy"}
     module = pytest.importorskip(
         names.get(place.library, place.library), reason=f"{place.library} is not installed"
@@ -80,7 +80,7 @@ def call_of(name: str, make: Callable[[np.ndarray], Any]) -> tuple[Any, list[Any
 
 @pytest.mark.parametrize("name", function_names())
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name)
-def test_what_runs_a_function(place: Place, name: str) -> None:
+def test_explain_names_the_declared_backend(place: Place, name: str) -> None:
     function, arrays, options = call_of(name, arrays_for(place))
     explanation = ln.explain(function, *arrays, **options)
     assert explanation.library == place.library
@@ -100,7 +100,7 @@ def test_pages_have_the_tables(tmp_path: Path) -> None:
         )
 
 
-def test_nothing_is_left_out() -> None:
+def test_every_function_and_library_is_declared() -> None:
     assert set(OTHERS) <= set(NAMES)
     known = {info.library for info in ln.backends()}
     assert known == {place.library for place in PLACES}
@@ -124,7 +124,7 @@ def test_defaults_are_those_of_the_docstring(name: str) -> None:
         assert float(value) == inspect.signature(forward).parameters[option].default
 
 
-def test_backends_tell_what_is_declared() -> None:
+def test_backends_report_the_declared_primitives() -> None:
     for info in ln.backends():
         declared = {
             _support.primitive_of(name, place)
@@ -140,7 +140,7 @@ def test_backends_tell_what_is_declared() -> None:
 
 @pytest.mark.parametrize("library", sorted({place.library for place in PLACES}))
 def test_the_suite_expects_bits_to_vary_where_they_are_said_to(library: str) -> None:
-    """Only there does it expect the tests of batch invariance to fail."""
+    """The suite expects the tests of batch invariance to fail only there."""
     suite = importlib.import_module("ln_array_api_conformance")
     folder = Path(next(iter(suite.__path__))) / "expected_failures"
     expected = (folder / f"{library.removeprefix('array_api_')}.txt").read_text(encoding="utf-8")
@@ -149,7 +149,7 @@ def test_the_suite_expects_bits_to_vary_where_they_are_said_to(library: str) -> 
 
 
 def of_x(name: str, make: Callable[[np.ndarray], Any]) -> Callable[[Any], Any]:
-    """A function of x alone."""
+    """Return a function of x only."""
     function, (_, *others), options = call_of(name, make)
     return lambda x: function(x, *others, **options)
 
@@ -173,7 +173,7 @@ def test_jax_differentiates_twice_in_both_modes(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_jax_exports_with_batches_that_vary(name: str) -> None:
-    """And with lengths that vary, but for what computes with lengths."""
+    """The lengths vary too, except in operations that compute with lengths."""
     jax = pytest.importorskip("jax", reason="JAX is not installed")
     function = of_x(name, jax.numpy.asarray)
     (jax_framework,) = (each for each in _support.FRAMEWORKS if each.name == "jax")

@@ -1,4 +1,4 @@
-"""Switchable norm at the ends of its mixes, far means, and what is constant or not finite."""
+"""Switchable norm: both ends of its mixes, distant means, constants, NaN and infinity."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def exact(x: np.ndarray, mean_weights: np.ndarray, var_weights: np.ndarray) -> n
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
-def test_all_of_the_weight_on_one_kind(kind: int) -> None:
+def test_one_kind_with_all_of_the_weight(kind: int) -> None:
     weights = np.where(np.arange(3) == kind, 0.0, -1e4)
     expected = [
         lambda: ln.instance_norm(X),
@@ -44,7 +44,7 @@ def test_all_of_the_weight_on_one_kind(kind: int) -> None:
 
 @pytest.mark.parametrize("apart", ["samples", "channels"])
 def test_instances_whose_means_are_far_apart(apart: str) -> None:
-    """Their variance is in the mix as well, but with a weight that leaves little of it."""
+    """The mix contains their variance too, with a small weight."""
     far = np.zeros((3, 4, 1))
     if apart == "samples":
         far[1] = 1e6
@@ -59,7 +59,7 @@ def test_instances_whose_means_are_far_apart(apart: str) -> None:
         assert (np.abs(y - expected) / scale).max() < 1e-6
 
 
-def test_weights_are_blind_to_what_is_added_to_all() -> None:
+def test_adding_a_constant_to_all_weights_changes_nothing() -> None:
     weights = RNG.standard_normal(3)
     y = ln.switchable_norm(X, weights, weights)
     for shift in (1000.0, -1000.0):
@@ -84,7 +84,7 @@ def test_an_epsilon_too_small_for_float32_still_keeps_0_over_0_away() -> None:
     assert np.isnan(ln.switchable_norm(x, EVEN, EVEN, epsilon=0)).all()
 
 
-def test_a_nan_spoils_its_sample_and_its_channel() -> None:
+def test_a_nan_affects_its_sample_and_its_channel() -> None:
     x = X.copy()
     x[1, 2, 3] = np.nan
     y, clean = ln.switchable_norm(x, EVEN, EVEN), ln.switchable_norm(X, EVEN, EVEN)
@@ -95,7 +95,7 @@ def test_a_nan_spoils_its_sample_and_its_channel() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 5), (3, 4, 0)])
-def test_of_nothing(shape: tuple[int, int, int]) -> None:
+def test_empty_inputs(shape: tuple[int, int, int]) -> None:
     x = np.ones(shape)
     y, mean, var = ln.switchable_norm_forward(x, EVEN, EVEN, GAMMA)
     assert y.shape == shape

@@ -1,4 +1,4 @@
-"""Weight norm: magnitudes, slices without a direction, and what runs it."""
+"""Weight norm: magnitudes, slices of zeros, and the kernels that run it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_single_elements_are_signs() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
-def test_of_nothing(shape: tuple[int, int]) -> None:
+def test_empty_inputs(shape: tuple[int, int]) -> None:
     v, g = np.ones(shape), np.ones(shape[0])
     w, norm = ln.weight_norm_forward(v, g)
     dv, dg = ln.weight_norm_backward(v, v, norm, g)

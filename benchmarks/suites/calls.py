@@ -25,7 +25,7 @@ BUSY_SHAPES = ["128x256", "512x768", "4096x1024"]
 
 
 class Axes:
-    """Time of forward and backward where the rows do not lie in order."""
+    """Time of forward and backward where rows are not contiguous."""
 
     params: ClassVar = list(AXES)
     param_names: ClassVar = ["call"]
@@ -46,7 +46,7 @@ class Axes:
 
 
 class Out:
-    """Time of forward into fresh memory, into memory that is there, and in place."""
+    """Time of forward into new memory, into `out`, and in place."""
 
     params: ClassVar = (OUT_SHAPES, ["fresh", "out", "in place"])
     param_names: ClassVar = ["shape", "target"]
@@ -61,7 +61,7 @@ class Out:
 
 
 class Busy:
-    """Time of forward while two other processes never sleep, on all threads and on one."""
+    """Time of forward while two other processes are busy, on all threads and on one."""
 
     params: ClassVar = (BUSY_SHAPES, ["all", "one"])
     param_names: ClassVar = ["shape", "threads"]
@@ -89,7 +89,7 @@ class Busy:
 
 
 class Pauses:
-    """Time of twenty calls after a pause, in which all threads have fallen asleep."""
+    """Time of twenty calls after a pause in which all threads start to sleep."""
 
     params: ClassVar = ["512x768", "4096x1024"]
     param_names: ClassVar = ["shape"]
@@ -109,7 +109,7 @@ class Pauses:
 
 
 class FirstCall:
-    """Time of a process that makes the first call ever, with nothing in the cache."""
+    """Time of a process that makes the first call, without cached kernels."""
 
     timeout = 300
 

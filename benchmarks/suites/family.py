@@ -1,4 +1,4 @@
-"""The other operations on NumPy arrays: images for what has channels, else rows."""
+"""The other operations on NumPy arrays: on images if they have channels, otherwise on rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _ones(*shape: int) -> np.ndarray:
     return np.ones(shape, np.float32)
 
 
-#: What each operation takes besides x, and by name.
+#: The arguments of each operation except x: positional ones, and options.
 OPERATIONS: dict[str, tuple[tuple[np.ndarray, ...], dict[str, Any]]] = {
     "batch_norm": ((_ones(_C), _ones(_C)), {}),
     "group_norm": ((_ones(_C), _ones(_C)), {"num_groups": 8}),

@@ -75,7 +75,7 @@ class Growth:
 
 
 class Overhead:
-    """What a call costs besides the kernel, and what importing costs."""
+    """The time of a call without its kernel, and of importing."""
 
     def setup(self) -> None:
         self.x, self.gamma, self.beta, _ = arrays((8, 64))

@@ -106,34 +106,29 @@ def get_gradient_defs(
     make = gradient_maker(op_def)
     # The parts of a gradient must not be written to the same blob, so the function that makes the
     # gradient gets a different name for each use of a blob.
-    aliases = _InputAliases(op_def.inputs)
-    op_defs, grad_inputs = make(replace(op_def, inputs=aliases.aliases), list(grad_outputs))
+    aliases, names = _alias_inputs(op_def.inputs)
+    op_defs, grad_inputs = make(replace(op_def, inputs=aliases), list(grad_outputs))
     if len(grad_inputs) != len(op_def.inputs):
         raise ValueError(
             f"{op_def.label}: its gradient names {pluralize(len(grad_inputs), 'gradient')}, but it "
             f"has {pluralize(len(op_def.inputs), 'input')}"
         )
     return (
-        [_rename(each, aliases.names, aliases.names) for each in op_defs],
-        [None if each is None else aliases.names.get(each, each) for each in grad_inputs],
+        [_rename(each, names, names) for each in op_defs],
+        [None if each is None else names.get(each, each) for each in grad_inputs],
     )
 
 
-class _InputAliases:
-    """A name for each use of a blob that is several inputs at once, and the names they replace."""
-
-    def __init__(self, inputs: Sequence[str]) -> None:
-        aliases = []
-        self.names: dict[str, str] = {}
-        for index, blob in enumerate(inputs):
-            alias = blob
-            if inputs.count(blob) > 1:
-                part = inputs[:index].count(blob)
-                alias = f"{blob}/use {part}"
-                self.names[alias] = blob
-                self.names[gradient_name(alias)] = f"{gradient_name(blob)}{_SPLIT_SUFFIX}{part}"
-            aliases.append(alias)
-        self.aliases = tuple(aliases)
+def _alias_inputs(inputs: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Name each use of a blob that is several inputs; return all inputs, and the real names."""
+    aliases, names = list(inputs), {}
+    for index, blob in enumerate(inputs):
+        if inputs.count(blob) > 1:
+            part = inputs[:index].count(blob)
+            aliases[index] = alias = f"{blob}/use {part}"
+            names[alias] = blob
+            names[gradient_name(alias)] = f"{gradient_name(blob)}{_SPLIT_SUFFIX}{part}"
+    return tuple(aliases), names
 
 
 def _rename(

@@ -12,6 +12,14 @@ from ..layer_norm import EPSILON
 from .registry import register_schema
 from .schema import AT_LEAST_ONE, OperatorDef, OperatorSchema, Shape, pluralize
 
+#: The numbers of inputs and outputs, by type and elementwise_affine.
+_COUNTS = {
+    ("LayerNorm", False): (1, 3),
+    ("LayerNorm", True): (3, 3),
+    ("LayerNormGradient", False): (5, 1),
+    ("LayerNormGradient", True): (6, 3),
+}
+
 
 class Shapes(NamedTuple):
     """The shapes of X, which is normalised from an axis on, and of the other inputs."""
@@ -65,25 +73,18 @@ def _check_shapes(
     return shapes
 
 
-def _verify_counts(
-    op_def: OperatorDef, arguments: Mapping[str, Any], inputs: int, outputs: int
-) -> None:
-    """Check the numbers of inputs and outputs, which depend on elementwise_affine."""
+def _verify(op_def: OperatorDef, arguments: Mapping[str, Any]) -> None:
+    """Check epsilon, and the numbers of inputs and outputs."""
     affine = arguments["elementwise_affine"]
-    for kind, names, wanted in (
-        ("input", op_def.inputs, inputs),
-        ("output", op_def.outputs, outputs),
-    ):
-        if len(names) != wanted:
+    names = {"input": op_def.inputs, "output": op_def.outputs}
+    for (kind, given), wanted in zip(names.items(), _COUNTS[op_def.type, affine], strict=True):
+        if len(given) != wanted:
             raise ValueError(
-                f"{op_def.label}: {pluralize(len(names), kind)} given ({', '.join(names)}), but "
+                f"{op_def.label}: {pluralize(len(given), kind)} given ({', '.join(given)}), but "
                 f"with elementwise_affine={affine} it has {pluralize(wanted, kind)}"
             )
-
-
-def _verify_layer_norm(op_def: OperatorDef, arguments: Mapping[str, Any]) -> None:
-    _verify_counts(op_def, arguments, 3 if arguments["elementwise_affine"] else 1, 3)
-    _check.epsilon(op_def.label, arguments["epsilon"], np.dtype("float64"))
+    if "epsilon" in arguments:
+        _check.epsilon(op_def.label, arguments["epsilon"], np.dtype("float64"))
 
 
 def _infer_layer_norm(
@@ -91,11 +92,6 @@ def _infer_layer_norm(
 ) -> list[Shape]:
     shapes = _check_shapes(op_def, arguments, LAYER_NORM.inputs, input_shapes, "input")
     return [shapes.data, shapes.statistic, shapes.statistic]
-
-
-def _verify_gradient(op_def: OperatorDef, arguments: Mapping[str, Any]) -> None:
-    affine = arguments["elementwise_affine"]
-    _verify_counts(op_def, arguments, 6 if affine else 5, 3 if affine else 1)
 
 
 def _infer_gradient(
@@ -124,7 +120,7 @@ LAYER_NORM = register_schema(
         arguments={"axis": 1, "epsilon": EPSILON, "elementwise_affine": False},
         inputs=("input", "gamma", "beta"),
         outputs=("output", "mean", "stddev"),
-        verify=_verify_layer_norm,
+        verify=_verify,
         infer_shapes=_infer_layer_norm,
         doc=(
             "Normalises its input to zero mean and unit variance from `axis` to the end: "
@@ -144,7 +140,7 @@ LAYER_NORM_GRADIENT = register_schema(
         arguments={"axis": 1, "elementwise_affine": False},
         inputs=("dY", "Y", "mean", "stddev", "X", "gamma"),
         outputs=("dX", "dgamma", "dbeta"),
-        verify=_verify_gradient,
+        verify=_verify,
         infer_shapes=_infer_gradient,
         doc=(
             "The gradient of LayerNorm. Inputs are the gradient of its output, its three outputs, "

@@ -44,15 +44,10 @@ def channels_forward(
         The variance is biased: divided by the number of elements.
     """
     xp, c = library_of(x).xp, x.shape[axis]
-    y, mean, var, rstd = normalise(
-        x,
-        _broadcast_channels(xp, x, axis, gamma),
-        _broadcast_channels(xp, x, axis, beta),
-        axes=_other_axes(x, axis),
-        epsilon=epsilon,
-        center=True,
-    )
-    return y, xp.reshape(mean, (c,)), xp.reshape(var, (c,)), xp.reshape(rstd, (c,))
+    parameters = (_broadcast_channels(xp, x, axis, each) for each in (gamma, beta))
+    axes = _other_axes(x, axis)
+    y, *statistics = normalise(x, *parameters, axes=axes, epsilon=epsilon, center=True)
+    return y, *(xp.reshape(each, (c,)) for each in statistics)
 
 
 def channels_inference(
@@ -128,10 +123,7 @@ def channels_backward(
         if need_dx or need_dbeta:
             dbeta = astype_like(xp, sum_over(xp, dy, axes, fused=False, wide=True), dy)
         if need_dx or need_dgamma:
-            mean, rstd = (
-                _broadcast_channels(xp, x, axis, mean),
-                _broadcast_channels(xp, x, axis, rstd),
-            )
+            mean, rstd = (_broadcast_channels(xp, x, axis, each) for each in (mean, rstd))
             x_hat = x_hat_from_stats(xp, x, mean, rstd, axes=axes)
             dgamma = sum_over(xp, dy * x_hat, axes, fused=False, wide=True)
             dgamma = astype_like(xp, dgamma, dy)

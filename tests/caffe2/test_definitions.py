@@ -1,4 +1,4 @@
-"""Shapes that are told without data, against those that operators really give."""
+"""Inferred shapes, compared with the shapes of operators' results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OUTPUTS = ["Y", "mean", "stddev"]
     ("shape", "axis"),
     [((4, 6), 1), ((2, 3, 4), 1), ((2, 3, 4), -1), ((2, 3, 4), 0), ((2, 3, 4), -3), ((0, 3), 1)],
 )
-def test_told_shapes_are_the_real_ones(shape: tuple[int, ...], axis: int, affine: bool) -> None:
+def test_inferred_shapes_are_the_real_ones(shape: tuple[int, ...], axis: int, affine: bool) -> None:
     rng = np.random.default_rng(0)
     parameters = [rng.standard_normal(shape[axis % len(shape) :]) for _ in range(2 * affine)]
     op_def = caffe2.create_operator(
@@ -77,7 +77,7 @@ def test_errors(op_def: caffe2.OperatorDef, shapes: Any, message: str) -> None:
         caffe2.tensor_inference_function(op_def, shapes)
 
 
-def test_a_type_that_tells_no_shapes() -> None:
+def test_a_type_without_shape_inference() -> None:
     @caffe2.register_cpu_operator("Untold")
     class Untold:
         def __init__(self, op_def: caffe2.OperatorDef) -> None:

@@ -1,4 +1,4 @@
-"""Where arrays live, and which operators may run there."""
+"""The devices of arrays, and the operators that may run there."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_devices_that_are_not_here(
     assert device_kind(object()) == kind
 
 
-def test_chunks_tell_where_a_chunked_array_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunked_array_has_the_device_of_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "library_of", lambda x: SimpleNamespace(name=x.library))
     chunk = SimpleNamespace(library="cupy")
     assert device_kind(SimpleNamespace(library="dask", _meta=chunk)) == "cuda"
@@ -54,7 +54,7 @@ def test_chunks_tell_where_a_chunked_array_lives(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strings stand for arrays on the devices that they name."""
+    """Represent arrays by strings that name their devices."""
     monkeypatch.setattr(devices, "device_kind", lambda x: x)
 
 
@@ -84,7 +84,7 @@ def test_contradictions() -> None:
         run_device(SUM, ("cpu", "cuda"))
 
 
-def test_what_is_no_array_is_refused() -> None:
+def test_objects_that_are_not_arrays_are_refused() -> None:
     with pytest.raises(TypeError, match="Sum: b: list is not an array"):
         run_device(SUM, (np.ones(2), [1.0]))
     strict = LIBRARIES["strict"]()

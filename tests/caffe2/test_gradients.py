@@ -29,7 +29,7 @@ def run(net: list[OperatorDef], blobs: Blobs) -> caffe2.Workspace:
 def central_differences(
     net: list[OperatorDef], inputs: Blobs, seeds: Blobs, h: float = 1e-5
 ) -> Blobs:
-    """The gradients of the sum of seeds times outputs, from the forward net alone."""
+    """Differentiate the sum of seeds times outputs, using only the forward net."""
 
     def loss(blobs: Blobs) -> float:
         workspace = run(net, blobs)
@@ -236,14 +236,14 @@ def test_parts_are_summed() -> None:
     ]
 
 
-def test_names_that_are_taken_are_left_alone() -> None:
+def test_existing_names_are_not_reused() -> None:
     net = [product("X", "X_grad_autosplit_0", "Y")]
     net.append(product("X", "Y", "Z"))
     parts = [each for each in backward_of(net, Z="dZ") if each[0] == "Sum"]
     assert parts == [("Sum", ("X_grad_autosplit_1", "X_grad_autosplit_2"), ("X_grad",))]
 
 
-def test_operators_that_do_not_contribute_are_left_out() -> None:
+def test_operators_that_do_not_contribute_are_omitted() -> None:
     net = [norm("X", out="Y"), create_operator("NotDifferentiable", ["X", "Y"], ["Z"])]
     assert [each[0] for each in backward_of(net, Y="dY")] == ["LayerNormGradient"]
     assert backward_of(net) == []
@@ -256,7 +256,7 @@ def test_a_gradient_that_is_passed_on_gets_the_name_of_its_blob() -> None:
     ]
 
 
-def test_what_a_gradient_needs_in_between_has_a_name_of_its_own() -> None:
+def test_intermediate_blobs_of_a_gradient_get_unique_names() -> None:
     @caffe2.register_gradient("Twofold")
     def maker(op_def: OperatorDef, grads: list[str | None]) -> Any:
         (grad,), (x,) = grads, op_def.inputs

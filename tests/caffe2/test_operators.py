@@ -59,7 +59,7 @@ def backward(*arrays: Any, **options: Any) -> tuple[Any, ...]:
 def inputs_of(
     shape: tuple[int, ...], axis: int, dtype: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """X, gamma, beta and dY."""
+    """Return x, gamma, beta and dY."""
     rng = np.random.default_rng(11)
     parameter = shape[axis % len(shape) :]
     arrays = (
@@ -75,7 +75,7 @@ def inputs_of(
 def definition(
     x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, axis: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """LayerNorm row by row; it takes complex x as well."""
+    """Compute LayerNorm row by row; x may be complex."""
     k = axis % x.ndim
     y, mean, sigma = (np.empty(s, x.dtype) for s in (x.shape, x.shape[:k], x.shape[:k]))
     for row in np.ndindex(*x.shape[:k]):
@@ -90,7 +90,7 @@ def definition(
 def derivatives(
     x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, dy: np.ndarray, axis: int
 ) -> list[np.ndarray]:
-    """Gradients of sum(dy * y), from the definition alone, by complex steps."""
+    """Differentiate sum(dy * y) by complex steps, using only the definition."""
     results = []
     for which in range(3):
         result = np.empty((x, gamma, beta)[which].shape)
@@ -208,7 +208,7 @@ GRADIENT = [X, X, STATISTIC, STATISTIC, X, COLUMNS]
 
 
 def with_one(place: int, array: Any) -> list[Any]:
-    """Inputs of the gradient, one of them replaced."""
+    """Return inputs of the gradient, one of them replaced."""
     return [array if each == place else given for each, given in enumerate(GRADIENT)]
 
 
@@ -344,7 +344,7 @@ def test_a_device_option_that_contradicts_the_inputs_is_refused(library: Library
             call()
 
 
-def test_a_traced_array_may_live_anywhere() -> None:
+def test_a_traced_array_may_be_on_any_device() -> None:
     jax = pytest.importorskip("jax")
     x = np.random.default_rng(1).standard_normal((2, 3))
     traced = jax.jit(lambda x: forward(x, device_option="cuda"))(x)

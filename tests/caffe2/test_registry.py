@@ -1,4 +1,4 @@
-"""What others can register, and what they cannot."""
+"""The registration of operators, gradients and schemas by other packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ln_array_api.caffe2 import registry
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registers that forget what a test puts into them."""
+    """Restore the registry after a test."""
     for name in ("_operators", "_makers", "_schemas"):
         monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
 

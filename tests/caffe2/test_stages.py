@@ -18,7 +18,7 @@ WIDE = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "floa
 
 
 class Case(NamedTuple):
-    """Inputs of the stages as one dtype holds them, statistics as its statistics' dtype does."""
+    """Inputs of the stages, rounded to a dtype; statistics to its accumulation dtype."""
 
     x: np.ndarray
     dy: np.ndarray
@@ -47,7 +47,7 @@ def float64(*arrays: np.ndarray) -> list[np.ndarray]:
 
 
 def assert_close(library: Library, actual: Any, expected: np.ndarray, dtype: str) -> None:
-    """Right to a few roundings of `dtype`, which is the dtype that the array must have."""
+    """Check the dtype of an array, and its values to a few roundings of that dtype."""
     assert library.is_array(actual)
     values = library.numpy(actual)
     assert values.dtype == DTYPES[dtype]
@@ -166,7 +166,7 @@ def test_gamma_beta(library: Library) -> None:
 
 
 class Results(NamedTuple):
-    """What a forward and a backward pass give."""
+    """The results of a forward and a backward pass."""
 
     y: Any
     sigma: Any
@@ -176,7 +176,7 @@ class Results(NamedTuple):
 
 
 def composed(library: Library, case: Case, epsilon: float = EPSILON) -> Results:
-    """Forward and backward through the six stages."""
+    """Run forward and backward through the six stages."""
     dy, x, gamma, beta, mean, var = map(
         library.array, (case.dy, case.x, case.gamma, case.beta, case.mean, case.var)
     )

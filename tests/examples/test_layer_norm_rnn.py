@@ -1,4 +1,4 @@
-"""The recurrent network of the examples: its gradients, and that it learns."""
+"""The recurrent network of the examples: its gradients and its training."""
 
 import subprocess
 import sys
@@ -157,7 +157,7 @@ def test_the_program(tmp_path):
 
 
 def test_the_table_has_what_the_program_prints():
-    """One learning rate of the six, within what rounding does to the figures."""
+    """Compare one learning rate of the six, up to differences by rounding."""
     page = PROGRAM.with_name("README.md").read_text(encoding="utf-8")
     table = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
     [column] = [k for k, head in enumerate(table[-5]) if head.strip() == "0.05"]

@@ -1,4 +1,4 @@
-"""The sentence encoder of the examples, against another way of computing it."""
+"""The sentence encoder of the examples, compared with a reference in float64."""
 
 import importlib.util
 import math
@@ -39,7 +39,7 @@ def embeddings(minilm, model):
 
 
 def reference_embedding(weights, ids):
-    """One sentence, in float64: no padding, a head at a time, and erf from the C library."""
+    """Embed one sentence in float64, without padding, head by head, with the C library's erf."""
     erf = np.frompyfunc(math.erf, 1, 1)
 
     def get(name):

@@ -1,4 +1,4 @@
-"""The generic kernels over channels, next to loops in float64."""
+"""The generic kernels over channels, compared with loops in float64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATISTICS = ("mean", "var", "rstd")
 def exact(
     x: np.ndarray, dy: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: float
 ) -> dict[str, np.ndarray]:
-    """In wide arithmetic, channel by channel."""
+    """Compute in wide arithmetic, channel by channel."""
     x, dy, gamma, beta = (each.astype(np.longdouble) for each in (x, dy, gamma, beta))
     names = ("y", "dx", "mean", "var", "rstd", "dgamma", "dbeta")
     found: dict[str, Any] = {name: np.empty_like(x) for name in names[:2]}
@@ -48,7 +48,7 @@ def arrays(module: str, *values: np.ndarray) -> list[Any]:
 
 
 def random(*shape: int) -> list[np.ndarray]:
-    """X, dy, gamma and beta."""
+    """Return x, dy, gamma and beta."""
     rng = np.random.default_rng(shape)
     shapes = (shape, shape, shape[1:2], shape[1:2])
     return [rng.standard_normal(each).astype(np.float32) for each in shapes]
@@ -85,7 +85,7 @@ def test_forward_inference_and_backward(module: str, shape: tuple[int, int, int]
 
 @pytest.mark.parametrize("axis", [1, 2, 3])
 def test_channels_on_any_axis(axis: int) -> None:
-    """As where chunked arrays keep their axes."""
+    """Channels may be on any axis, as for chunked arrays."""
     x, dy, gamma, beta = random(6, 3, 8)
     plain, dys = (np.moveaxis(each.reshape(6, 3, 2, 4), 1, axis) for each in (x, dy))
     y, *statistics = channels.channels_forward(plain, gamma, beta, epsilon=1e-5, axis=axis)
@@ -256,7 +256,7 @@ def test_results_share_no_memory_with_arguments() -> None:
 
 
 def test_gradients_of_parameters_are_rounded_once() -> None:
-    """Where dy is alike along a channel, sums of it in float32 round in one direction."""
+    """Where dy is equal along a channel, its sums in float32 round in one direction."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((64, 8, 1000)).astype(np.float32)
     dy = np.broadcast_to(np.linspace(0.05, 0.4, 8, dtype=np.float32)[:, None], x.shape)

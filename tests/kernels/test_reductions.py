@@ -1,4 +1,4 @@
-"""Sums that are as right over columns as over rows, over any axes, chunked arrays among them."""
+"""Sums over any axes are as accurate over columns as over rows, also of chunked arrays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def library(module: str) -> Any:
 
 
 def given(module: str, values: np.ndarray, **options: Any) -> tuple[Any, Any]:
-    """The namespace that kernels would use, and an array of it."""
+    """Return the namespace that kernels use, and an array of it."""
     x = library(module).asarray(values.copy(), **options)
     return library_of(x).xp, x
 
@@ -148,7 +148,7 @@ def test_unknown_lengths_along_other_axes() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_largest_magnitude_of_what_is_special(module: str) -> None:
+def test_largest_magnitude_of_special_values(module: str) -> None:
     values = np.asarray([[-3, 2, 0], [0, -0.0, 0], [-np.inf, 1, 2], [np.nan, -5, 5]], np.float32)
     xp, x = given(module, values)
     peak = plain(largest_magnitude(xp, x, (1,)))
@@ -157,7 +157,7 @@ def test_largest_magnitude_of_what_is_special(module: str) -> None:
 
 @pytest.mark.parametrize("n", [reductions.CUPY_ROW + 1, 3 * reductions.CUPY_ROW])
 def test_long_rows_in_blocks(n: int) -> None:
-    """As CuPy's are, shown on NumPy."""
+    """The sums for CuPy arrays, run on NumPy."""
     values = np.random.default_rng(2).lognormal(size=(2, n)).astype(np.float32)
     actual = reductions._sum_long_rows(*given("numpy", values), np.float32)
     np.testing.assert_allclose(actual, values.astype(np.float64).sum(axis=1), rtol=4 * EPS)

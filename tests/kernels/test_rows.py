@@ -1,4 +1,4 @@
-"""The generic kernels, with parameters that belong to groups of rows and repeat along them."""
+"""The generic kernels over rows, with parameters of groups that repeat along rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES = {
 
 
 class Exact(NamedTuple):
-    """In float64, element by element."""
+    """Compute in float64, element by element."""
 
     y: np.ndarray
     mean: np.ndarray
@@ -80,7 +80,7 @@ def arrays(module: str, *values: np.ndarray) -> list[Any]:
 
 
 def compiled(module: str, kernel: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """The kernel with its options, as one program in JAX, where that is many times faster."""
+    """Return the kernel with its options, compiled in JAX, which is many times faster."""
     kernel = partial(kernel, **options)
     if module == "jax.numpy":
         jit: Callable[..., Any] = importable("jax").jit(kernel)
@@ -128,7 +128,7 @@ def test_parameters_of_groups(module: str, center: bool, case: tuple[int, int, i
 
 @pytest.mark.parametrize("module", MODULES)
 def test_group_norm_as_it_is_usually_written(module: str) -> None:
-    """The layout of the rows is such that (B, C, S) needs a reshape and nothing else."""
+    """(B, C, S) becomes rows by a reshape."""
     b, c, s, g = 2, 6, 4, 3
     x, gamma, beta = random(7, (b, c, s), (c,), (c,))
     grouped = x.astype(np.float64).reshape(b, g, -1)
@@ -250,7 +250,7 @@ def test_a_mean_that_is_some_ulp_off_makes_no_difference_to_gradients(module: st
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_squares_that_are_alike(axis: int, dtype: Any) -> None:
-    """Those of rows with many zeros: a plain sum of them gives 3.9 ulp here."""
+    """Rows with many zeros have equal squares: a plain sum of them is off by 3.9 ulp here."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2000, 127)).astype(dtype)
     x = np.where(x < 0.5, dtype(0), x)
@@ -265,7 +265,7 @@ def test_squares_that_are_alike(axis: int, dtype: Any) -> None:
 
 @pytest.mark.parametrize("m", [1024, 65536])
 def test_gradients_of_parameters_are_rounded_once(m: int) -> None:
-    """Where rows of dy are alike, sums of them in float32 round in one direction."""
+    """Where rows of dy are equal, sums of them in float32 round in one direction."""
     (x,) = random(13, (m, 8))
     dy = np.broadcast_to(np.linspace(0.05, 0.4, 8, dtype=np.float32), (m, 8))
     options = {"center": False, "need": (False, True, True)}

@@ -1,4 +1,4 @@
-"""What a planted fault is: a change to one place of a file, and the tests that are to catch it."""
+"""A planted fault: a change at one place of a file, and the tests that have to catch it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Fault(NamedTuple):
 
     name: str
     file: str
-    """From the root of the repository."""
+    """The path from the root of the repository."""
     old: str
-    """What occurs once in the file."""
+    """The code that is replaced; it occurs once in the file."""
     new: str
-    """What the fault puts in its place."""
+    """The code that replaces it."""
     by: tuple[str, ...]
-    """The arguments of pytest for the tests of which one has to fail."""
+    """Arguments of pytest; one of the selected tests has to fail."""
 
     def planted(self, text: str) -> str:
         """Plant the fault in the text of the file.
@@ -28,7 +28,7 @@ class Fault(NamedTuple):
         Raises
         ------
         ValueError
-            If the code has changed, so that the fault has to be written anew.
+            If the code has changed, so that the fault has to be rewritten.
         """
         count = text.count(self.old)
         if count != 1:
@@ -37,12 +37,12 @@ class Fault(NamedTuple):
 
 
 def suite(*names: str, backend: str = "generic", library: str = "numpy") -> tuple[str, ...]:
-    """The tests of the conformance suite that have one of these in their names, or all of them."""
+    """Select tests of the conformance suite by parts of their names, or all of them."""
     chosen = ("-k", " or ".join(names)) if names else ()
     options = ("--library", library, "--backend", backend)
     return ("--pyargs", "ln_array_api_conformance", *options, *chosen)
 
 
 def unit(path: str, *names: str) -> tuple[str, ...]:
-    """The tests of a file below tests/ that have one of these in their names, or all of them."""
+    """Select tests of a file in tests/ by parts of their names, or all of them."""
     return (f"tests/{path}", *(("-k", " or ".join(names)) if names else ()))

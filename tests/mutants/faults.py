@@ -1,4 +1,4 @@
-"""All planted faults, each with the tests that are to catch it."""
+"""All planted faults, each with the tests that have to catch it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults in what is known of arrays, in the checks, and in the choice of a backend."""
+"""Faults in the properties of arrays, in the checks, and in the choice of a backend."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ OF_ARRAYS = (
         unit("test_rows.py"),
     ),
     Fault(
-        "arrays that are not aligned are taken for arrays in order",
+        "arrays that are not aligned count as contiguous",
         ARRAYS,
         "_C_CONTIGUOUS_AND_ALIGNED = 0x101",
         "_C_CONTIGUOUS_AND_ALIGNED = 0x001",
-        unit("test_rows.py", "in_order"),
+        unit("test_rows.py", "contiguous"),
     ),
     Fault(
-        "arrays in another byte order are taken for arrays in order",
+        "arrays in another byte order count as contiguous",
         ARRAYS,
         "return type(x) is np.ndarray and in_c_order and x.dtype.isnative",
         "return type(x) is np.ndarray and in_c_order",
@@ -52,7 +52,7 @@ OF_ARRAYS = (
         suite("native_byte_order"),
     ),
     Fault(
-        "memory between the elements of x is memory of x",
+        "memory between the elements of x counts as memory of x",
         ARRAYS,
         "np.shares_memory(first, second)",
         "np.may_share_memory(first, second)",
@@ -66,7 +66,7 @@ OF_ARRAYS = (
         suite("test_errors"),
     ),
     Fault(
-        "torch's signature does not tell the layout",
+        "torch's signature lacks the layout",
         ARRAYS,
         "lies = x.layout, x.is_contiguous(), x.is_neg()",
         "lies = x.layout, x.is_neg()",
@@ -149,21 +149,21 @@ OF_CHECK = (
 
 OF_BACKEND = (
     Fault(
-        "a backend gets calls that it does not take",
+        "a backend gets calls that it refuses",
         BACKEND,
         "elif not backend.can_run(primitive, spec):",
         "elif False:",
         unit("test_backend_choice.py"),
     ),
     Fault(
-        "the backend that is asked for does not come first",
+        "the requested backend is not used",
         BACKEND,
         "return [entry for entry in known if entry.name == wanted] or known",
         "return known",
         unit("test_backend.py"),
     ),
     Fault(
-        "a backend that was asked for stays",
+        "the requested backend is used after the block",
         BACKEND,
         "    token = _requested.set(name)\n    try:\n        yield\n    finally:\n"
         "        _requested.reset(token)\n",
@@ -171,7 +171,7 @@ OF_BACKEND = (
         unit("test_backend.py"),
     ),
     Fault(
-        "asking for the generic kernels changes nothing",
+        "requesting the generic kernels has no effect",
         BACKEND,
         'if wanted == "generic":',
         'if wanted == "":',

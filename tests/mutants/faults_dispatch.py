@@ -1,4 +1,4 @@
-"""Faults on the way from a call to a kernel: views and plans."""
+"""Faults in views and plans, from a call to its kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHANNELS_KEY = """key = (
 
 OF_ROWS = (
     Fault(
-        "out beside other axes is written as rows",
+        "out is written as rows where axes are permuted",
         PLANS,
         "fits = not self.view.permutation and library.is_contiguous(out)",
         "fits = library.is_contiguous(out)",
@@ -73,25 +73,25 @@ OF_ROWS = (
         suite("test_wider_parameters", "test_parameters_are_optional"),
     ),
     Fault(
-        "a rstd wider than the accumulation dtype goes to a kernel as it is",
+        "a rstd wider than the accumulation dtype reaches a kernel",
         PLANS,
         "return xp.astype(values, getattr(xp, ACCUMULATION[dtype]), copy=False)",
         "return values",
         unit("test_rows.py"),
     ),
     Fault(
-        "plain rows with a wide rstd go to a kernel as they are",
+        "plain rows with a wide rstd reach a kernel unconverted",
         PLANS,
         "    } <= {None, ACCUMULATION[dtype]}\n",
         "    } <= {None, *ACCUMULATION}\n",
         unit("test_rows.py"),
     ),
     Fault(
-        "plain rows that lie otherwise go to a kernel as they are",
+        "rows of another layout reach a kernel uncopied",
         PLANS,
         "all(each is None or library_of(each).is_contiguous(each) for each in arrays)",
         "all(True for each in arrays)",
-        unit("test_rows.py", "put_in_order"),
+        unit("test_rows.py", "made_contiguous"),
     ),
     Fault(
         "dbeta in a wider dtype than gamma loses digits",
@@ -136,32 +136,32 @@ OF_ROWS = (
         unit("test_checks.py"),
     ),
     Fault(
-        "a place for y of a known kind may overlap x",
+        "out may overlap x in a repeated call",
         PLANS,
         "if overlaps is None or (out is not x and overlaps(out, x)):",
         "if overlaps is None:",
-        unit("test_rows_out.py", "known_kind"),
+        unit("test_rows_out.py", "repeated_call"),
     ),
     Fault(
-        "a place for y of a known kind may overlap gamma",
+        "out may overlap gamma in a repeated call",
         PLANS,
         "(gamma is not None and overlaps(out, gamma))",
         "False",
-        unit("test_rows_out.py", "known_kind"),
+        unit("test_rows_out.py", "repeated_call"),
     ),
     Fault(
-        "a place that owns its memory is apart from whatever inputs",
+        "out that owns its memory is never checked for overlap",
         PLANS,
         "if self._inputs_own and library.owns_memory(out):",
         "if library.owns_memory(out):",
-        unit("test_rows_out.py", "owns"),
+        unit("test_rows_out.py", "views_of_out"),
     ),
     Fault(
-        "overlap is told by where arrays begin",
+        "only arrays with the same address count as overlapping",
         "ln_array_api/_arrays.py",
         "return bool(first < second + b.nbytes and second < first + a.nbytes)",
         "return bool(first == second)",
-        unit("test_rows_out.py", "known_kind and torch"),
+        unit("test_rows_out.py", "repeated_call and torch"),
     ),
 )
 
@@ -188,7 +188,7 @@ OF_CACHE = (
         unit("test_channels.py", "types"),
     ),
     Fault(
-        "plans are kept without end",
+        "the cache of plans is unbounded",
         CACHE,
         "if len(plans) >= _MAX_PLANS:",
         "if False:",
@@ -198,21 +198,21 @@ OF_CACHE = (
 
 OF_CHANNELS = (
     Fault(
-        "channels that lie otherwise go to a kernel as they are",
+        "channels of another layout reach a kernel uncopied",
         CHANNELS,
         "and are_ready(spec.dtype, arrays, acc_arrays)",
         "and are_ready(spec.dtype, (), acc_arrays)",
         unit("test_channels.py"),
     ),
     Fault(
-        "wide statistics of channels go to a kernel as they are",
+        "wide statistics of channels reach a kernel unconverted",
         CHANNELS,
         "and are_ready(spec.dtype, arrays, acc_arrays)",
         "and are_ready(spec.dtype, arrays, ())",
         unit("test_channels.py"),
     ),
     Fault(
-        "a channel of one value is trained on",
+        "training accepts a channel of one value",
         CHANNELS,
         "if spec.shape[0] * spec.shape[2] < 2:",
         "if spec.shape[0] * spec.shape[2] < 1:",
@@ -226,7 +226,7 @@ OF_CHANNELS = (
         suite("test_wrong_saved_inputs and batch_norm"),
     ),
     Fault(
-        "samples and places of channels in the middle are mixed up",
+        "the shape of channels in the middle is wrong",
         CHANNELS,
         "shape=(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])),",
         "shape=(shape[0], shape[axis], math.prod(shape) // max(shape[0] * shape[axis], 1)),",
@@ -243,7 +243,7 @@ OF_CHANNELS = (
 
 OF_VIEWS = (
     Fault(
-        "leading axes are taken for rows as they lie",
+        "leading axes count as contiguous rows",
         VIEWS,
         "permutation=kept + axes if axes[0] != len(kept) else (),",
         "permutation=kept + axes if 0 not in axes[:1] and axes[0] != len(kept) else (),",
@@ -264,7 +264,7 @@ OF_VIEWS = (
         suite("test_wrong_options and group_norm"),
     ),
     Fault(
-        "groups of channels that are not on axis 1 are rows as they lie",
+        "groups of channels that are not on axis 1 are not permuted",
         VIEWS,
         "permutation=(0, axis, *spatial) if axis != 1 else (),",
         "permutation=(0, axis, *spatial) if axis > 2 else (),",
@@ -302,7 +302,7 @@ OF_NORMS = (
         unit("test_unit_norm.py"),
     ),
     Fault(
-        "dg of weight_norm is that of RMS norm",
+        "dg of weight_norm is not rescaled",
         ROWS,
         "dgamma / self.sqrt_n, native_dtype(gamma)",
         "dgamma, native_dtype(gamma)",

@@ -1,4 +1,4 @@
-"""Faults in the generic kernels of the operations that are no rows."""
+"""Faults in the generic kernels of operations that are not over rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ SWITCHABLE, MOMENTS = "ln_array_api/kernels/switchable.py", "ln_array_api/kernel
 
 OF_WINDOWS = (
     Fault(
-        "windows at the far border count places beyond it",
+        "windows at the far border count positions beyond it",
         WINDOWS,
         "np.minimum(n - 1 - place, places)",
         "places",
         suite("test_cases and local_contrast"),
     ),
     Fault(
-        "the sums of totals go on beyond the border",
+        "sums of totals include positions beyond the border",
         WINDOWS,
         "fields, (True, False, False, False), axis",
         "fields, (True, True, True, True), axis",
@@ -31,7 +31,7 @@ OF_WINDOWS = (
         unit("test_local_contrast_norm.py", "gradients"),
     ),
     Fault(
-        "gradients close to the smallest number are not lifted",
+        "gradients close to the smallest number are not scaled up",
         WINDOWS,
         "_LIFT = 2.0**44",
         "_LIFT = 1.0",
@@ -49,17 +49,17 @@ OF_WINDOWS = (
         WINDOWS,
         "d = x_acc if scale is None else x_acc * scale",
         "d = xp.where(xp.isinf(x_acc), 0.0, x_acc) * (1 if scale is None else scale)",
-        unit("test_local_contrast_norm.py", "not_finite"),
+        unit("test_local_contrast_norm.py", "nan_and_infinity"),
     ),
     Fault(
-        "an infinity sets the scale of all windows",
+        "an infinity determines the scale of all windows",
         WINDOWS,
         "finite = xp.where(xp.isfinite(x_acc), x_acc, 0.0)",
         "finite = x_acc",
-        unit("test_local_contrast_norm.py", "not_finite"),
+        unit("test_local_contrast_norm.py", "nan_and_infinity"),
     ),
     Fault(
-        "the last chunk loses what is around the others",
+        "the last chunk keeps the elements of its neighbour",
         WINDOWS,
         "places if place < last else 0",
         "places",
@@ -69,7 +69,7 @@ OF_WINDOWS = (
 
 OF_SWITCHABLE = (
     Fault(
-        "the variance of a layer lacks that of its means",
+        "the variance of a layer lacks the variance of the means",
         SWITCHABLE,
         "        layer = layer + average(self.xp, self.from_layer * self.from_layer,"
         " self.channels)\n",
@@ -77,7 +77,7 @@ OF_SWITCHABLE = (
         suite("test_cases and switchable"),
     ),
     Fault(
-        "means of instances are trusted as they are rounded",
+        "the residuals of the means of instances are ignored",
         INSTANCES,
         "distance = (mean - first) + mean_residual",
         "distance = mean - first",
@@ -98,7 +98,7 @@ OF_SWITCHABLE = (
         unit("test_switchable_norm.py"),
     ),
     Fault(
-        "the variance of the batch has no gradient by its means",
+        "the gradient lacks the variance of the means of the batch",
         SWITCHABLE,
         " + of_var[2] * dvars[2] * self.from_batch\n",
         "\n",
@@ -108,14 +108,14 @@ OF_SWITCHABLE = (
 
 OF_INSTANCES = (
     Fault(
-        "elements are normalised by the rounded mean of their instance",
+        "the residual of the mean of an instance is ignored",
         INSTANCES,
         "return ((x - mean) - mean_residual) * rstd",
         "return (x - mean) * rstd",
         suite("test_values and batch_instance"),
     ),
     Fault(
-        "the variance of the batch lacks that of the means of instances",
+        "the variance of the batch lacks the variance of the means",
         INSTANCES,
         "average(xp, inverse * inverse + distance * distance, axis)",
         "average(xp, inverse * inverse, axis)",
@@ -153,7 +153,7 @@ OF_POWERS = (
         unit("test_power_norm.py", "above_the_first"),
     ),
     Fault(
-        "powers close to the largest are of a rounded ratio",
+        "powers close to the largest use a rounded ratio",
         POWERS,
         "xp.exp(alpha * xp.log1p(distance))",
         "power(xp, ratio, alpha)",
@@ -167,7 +167,7 @@ OF_POWERS = (
         unit("test_power_norm.py", "test_powers_above_the_first", "test_rows_of_zeros"),
     ),
     Fault(
-        "powers of 0 are those of 1",
+        "powers of 0 are 1",
         POWERS,
         "return xp.where(x_acc == 0, 0.0, signed)",
         "return signed",
@@ -178,7 +178,7 @@ OF_POWERS = (
         POWERS,
         "return xp.where(x_acc == 0, 0.0, signed)",
         "return xp.where((x_acc == 0) | xp.isinf(x_acc), 0.0, signed)",
-        unit("test_power_norm.py", "not_finite"),
+        unit("test_power_norm.py", "nan_and_infinity"),
     ),
     Fault(
         "powers of negative numbers are positive",
@@ -191,7 +191,7 @@ OF_POWERS = (
 
 OF_MOMENTS = (
     Fault(
-        "what rounding took from a mean of moments is zeroed",
+        "the rounding error of a mean of moments is dropped",
         MOMENTS,
         "mean, mean_residual = two_sum(approx_mean, mean_residual)",
         "mean, mean_residual = two_sum(approx_mean, mean_residual)[0], 0 * mean_residual",
@@ -205,14 +205,14 @@ OF_MOMENTS = (
         unit("test_moments.py"),
     ),
     Fault(
-        "the moments of nothing have a mean of 0",
+        "the mean of no values is 0",
         MOMENTS,
         "return zero + math.nan, zero, zero",
         "return zero, zero, zero",
         unit("test_moments.py"),
     ),
     Fault(
-        "what a sum misses is taken off",
+        "the rounding error of a sum has the wrong sign",
         MOMENTS,
         "return total, (a - (total - rounded)) + (b - rounded)",
         "return total, (a - (total - rounded)) - (b - rounded)",

@@ -30,7 +30,7 @@ OF_ROWS = (
         suite("test_forward_values"),
     ),
     Fault(
-        "small rows are not scaled whatever epsilon is",
+        "small rows are scaled only without epsilon",
         ROWS,
         "if math.sqrt(epsilon) < rule.threshold]",
         "if epsilon == 0]",
@@ -44,21 +44,21 @@ OF_ROWS = (
         suite("test_epsilon_is_inside_the_root_and_not_rounded"),
     ),
     Fault(
-        "epsilon is added to the variance of 16 bits after rounding to these",
+        "epsilon is rounded to 16 bits",
         ROWS,
         "scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)",
         "scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, float(np.float16(epsilon)))",
         suite("test_epsilon_is_inside_the_root_and_not_rounded"),
     ),
     Fault(
-        "the rounded mean is trusted in the forward pass",
+        "the residual of the mean is ignored in the forward pass",
         ROWS,
         "    d -= mean_residual\n",
         "",
         suite("test_forward_values"),
     ),
     Fault(
-        "the rounded mean is trusted in the backward pass",
+        "the residual of the mean is ignored in the backward pass",
         ROWS,
         "d -= sum_over(xp, d, axes) / max(",
         "d -= 0 * sum_over(xp, d, axes) / max(",
@@ -72,7 +72,7 @@ OF_ROWS = (
         unit("kernels/test_rows.py", "squares_that_are_alike"),
     ),
     Fault(
-        "what a sum of float64 squares has missed is dropped",
+        "the residual of a mean of float64 squares is dropped",
         ROWS,
         "mean + residual, mean)",
         "mean, mean)",
@@ -100,7 +100,7 @@ OF_ROWS = (
         suite("test_backward_values"),
     ),
     Fault(
-        "rstd of constant rows is that of scaled ones",
+        "rstd of constant rows follows from the scaled row",
         ROWS,
         "xp.where(var == 0, constant_rstd, rstd if scale is None else rstd * scale)",
         "rstd if scale is None else rstd * scale",
@@ -128,7 +128,7 @@ OF_ROWS = (
         suite("test_forward_values"),
     ),
     Fault(
-        "out is given back, but not written",
+        "out is returned, but not written",
         ROWS,
         "    out[...] = y\n",
         "",
@@ -161,21 +161,21 @@ OF_ROWS = (
 
 OF_CHANNELS = (
     Fault(
-        "batch norm in use ignores a small epsilon",
+        "batch norm for inference ignores a small epsilon",
         CHANNELS,
         "var + scale_epsilon(epsilon, dtype_name(var.dtype))",
         "var + scale_epsilon(epsilon if epsilon > 1e-9 else 0.0, dtype_name(var.dtype))",
         suite("test_a_small_epsilon_counts"),
     ),
     Fault(
-        "batch norm in use loses an epsilon below the smallest number",
+        "batch norm for inference loses an epsilon below the smallest number",
         CHANNELS,
         "var + scale_epsilon(epsilon, dtype_name(var.dtype))",
         "var + epsilon",
         unit("kernels/test_channels.py"),
     ),
     Fault(
-        "batch norm in use takes an infinity for 0",
+        "batch norm for inference treats an infinity as 0",
         CHANNELS,
         "y = to_acc_dtype(xp, x) - _broadcast_channels(xp, x, axis, mean)",
         "y = xp.where(xp.isinf(x), 0.0, to_acc_dtype(xp, x)) - _broadcast_channels(xp,"
@@ -183,7 +183,7 @@ OF_CHANNELS = (
         suite("test_a_bad_element and batch_norm"),
     ),
     Fault(
-        "beta of batch norm in use is scaled",
+        "beta of batch norm for inference is scaled",
         CHANNELS,
         "y = y + _broadcast_channels(xp, x, axis, astype_like(xp, beta, scale))",
         "y = y + _broadcast_channels(xp, x, axis, astype_like(xp, beta, scale) * scale)",
@@ -204,7 +204,7 @@ OF_CHANNELS = (
         suite("test_cases and batch_norm"),
     ),
     Fault(
-        "dx of batch norm alone lacks a sum",
+        "dx of batch norm without dgamma lacks a sum",
         CHANNELS,
         "if need_dx or need_dgamma:",
         "if need_dgamma:",

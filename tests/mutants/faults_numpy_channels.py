@@ -26,7 +26,7 @@ IN_USE = suite("test_cases and batch_norm and float32", backend="numpy")
 
 OF_CHANNELS = (
     Fault(
-        "the last sample alone counts in the gradients of a channel",
+        "only the last sample counts in the gradients of a channel",
         CHANNELS,
         "b, rest_b = accumulate(b, rest_b, bb)",
         "b, rest_b = accumulate(zero, zero, bb)",
@@ -40,7 +40,7 @@ OF_CHANNELS = (
         LONG,
     ),
     Fault(
-        "what the mean of a channel has missed is no part of dx",
+        "dx of a channel ignores the residual of its mean",
         CHANNELS,
         "broadcast(scalar_like(-x_hat_mean, ones_vec)),\n                neg_mean_g,",
         "broadcast(scalar_like(-0.0, ones_vec)),\n                neg_mean_g,",
@@ -54,14 +54,14 @@ OF_CHANNELS = (
         suite("test_values and batch_norm and 1e30", backend="numpy"),
     ),
     Fault(
-        "channels in use ignore a small epsilon",
+        "inference over channels ignores a small epsilon",
         CHANNELS,
         "rstd = compute_rstd(var[channel], epsilon, ones_vec)",
         "rstd = compute_rstd(var[channel], 0.0 if epsilon < 1e-9 else epsilon, ones_vec)",
         suite("test_a_small_epsilon_counts", backend="numpy"),
     ),
     Fault(
-        "pieces in use have the channel of the next",
+        "inference uses the channel of the next piece",
         CHANNELS,
         "channel = piece % channels",
         "channel = (piece + 1) % channels",
@@ -78,28 +78,28 @@ OF_CHANNELS = (
 
 OF_COLUMNS = (
     Fault(
-        "who finishes the first part goes on with sums of columns",
+        "sums of columns are merged after the first part",
         COLUMNS,
         "if increment(words, FINISHED) == num_parts - 1:\n            finalize_forward(",
         "if increment(words, FINISHED) == 0:\n            finalize_forward(",
         COLUMN,
     ),
     Fault(
-        "who finishes the first part goes on with gradients of columns",
+        "gradients of columns are merged after the first part",
         COLUMNS_BACKWARD,
         "if increment(words, FINISHED) == num_parts - 1:\n            finalize_backward(",
         "if increment(words, FINISHED) == 0:\n            finalize_backward(",
         COLUMN,
     ),
     Fault(
-        "gradients of the last sample are left out",
+        "gradients of the last sample are missing",
         GRADIENT_SUMS,
         "    reduce_partials(dgamma, blocks)\n",
         "    reduce_partials(dgamma, max(blocks - 1, 1))\n",
         unit("backends/numpy/test_columns_dispatch.py", "as_channels_first"),
     ),
     Fault(
-        "each second block of columns is the one before, once more",
+        "every second block of columns repeats the one before",
         COLUMNS,
         "block, part, vectors = task // parts, task % parts, padded // width",
         "block, part, vectors = task // parts // 2 * 2, task % parts, padded // width",
@@ -113,7 +113,7 @@ OF_COLUMNS = (
         COLUMN,
     ),
     Fault(
-        "threads leave columns out",
+        "threads omit columns",
         COLUMNS,
         "vectors * part // parts * width, vectors * (part + 1) // parts * width",
         "vectors // parts * part * width, vectors // parts * (part + 1) * width",
@@ -134,42 +134,42 @@ OF_COLUMNS = (
         SHORT,
     ),
     Fault(
-        "a channel of several columns is guessed at in each",
+        "the columns of a channel have different approximate means",
         COLUMNS,
         "            table[column] = table[column // n * n]\n",
         "            table[column] = table[column]\n",
         SHORT,
     ),
     Fault(
-        "columns in use ignore a small epsilon",
+        "inference over columns ignores a small epsilon",
         COLUMNS,
         "rstd = compute_rstd(var[channel], epsilon, ones_vec)",
         "rstd = compute_rstd(var[channel], 0.0 if epsilon < 1e-9 else epsilon, ones_vec)",
         suite("test_a_small_epsilon_counts", backend="numpy"),
     ),
     Fault(
-        "columns in use have no mean",
+        "inference over columns ignores the mean",
         COLUMNS,
         "(unit, -mean[channel], zero, weight, shift)",
         "(unit, zero, zero, weight, shift)",
         IN_USE,
     ),
     Fault(
-        "what a channel's guess has missed stays in y",
+        "y keeps the residual of a channel's mean",
         COLUMNS,
         "            d = d - load(table_ptr, 2 * padded + j, ones_vec)\n",
         "",
         COLUMN,
     ),
     Fault(
-        "what the mean of a column has missed is a part of the projection",
+        "the projection of a column keeps the residual of the mean",
         COLUMNS_BACKWARD,
         "sums[2 * padded + column] -= x_hat_mean * sums[padded + column]",
         "sums[2 * padded + column] -= 0 * x_hat_mean",
         unit("backends/numpy/test_channels.py", "far_from_zero"),
     ),
     Fault(
-        "sums of a sample go on with those of the last",
+        "sums of a sample include the sample before",
         COLUMNS,
         "        clear(sums, compensation)\n        approx_channel_means(",
         "        if sample == start:\n            clear(sums, compensation)\n"
@@ -184,7 +184,7 @@ OF_COLUMNS = (
         suite("test_cases and group_norm and float32", backend="numpy"),
     ),
     Fault(
-        "y of columns that is stored past the cache is not that of others",
+        "y of columns is wrong with non-temporal stores",
         VECTOR_MEMORY,
         "        store_non_temporal(elements, index, vector)\n",
         "        store_non_temporal(elements, index, vector + vector)\n",
@@ -201,21 +201,21 @@ OF_COLUMN_SUMS = (
         COLUMN,
     ),
     Fault(
-        "what long columns of float64 lose is dropped",
+        "the compensation of long columns of float64 is dropped",
         COLUMN_SUMS,
         "sums[i] += compensation[i]",
         "sums[i] += 0 * compensation[i]",
         suite("test_dy_of_long_columns", backend="numpy"),
     ),
     Fault(
-        "the second half of a vector of columns is summed for one run of rows alone",
+        "the second half of a vector of columns is summed for one run of rows only",
         COLUMN_SUMS,
         "accumulate(load(sums, i, zero), load(sums, last, zero), values)",
         "accumulate(load(sums, i, zero), zero, values)",
         COLUMN,
     ),
     Fault(
-        "sums of float64 are cleared without what they lose",
+        "sums of float64 are cleared without their compensation",
         COLUMN_SUMS,
         "        compensation[:] = 0\n",
         "        compensation[:] = compensation\n",

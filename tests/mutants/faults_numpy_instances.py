@@ -10,35 +10,35 @@ TEST = "backends/numpy/test_instances.py"
 
 FAULTS = (
     Fault(
-        "what rounding took from the mean of an instance is lost",
+        "the residual of the mean of an instance is dropped",
         INSTANCES,
         "mean[row, 0], mean_residual[row, 0] = rounded_mean / factor, residual / factor",
         "mean[row, 0], mean_residual[row, 0] = rounded_mean / factor, zero",
         RIGHT,
     ),
     Fault(
-        "rstd is that of a scaled instance",
+        "rstd follows from the scaled instance",
         INSTANCES,
         "rstd[row, 0] = scaled_rstd * factor",
         "rstd[row, 0] = scaled_rstd",
         RIGHT,
     ),
     Fault(
-        "deviations of an instance leave the range",
+        "deviations of an instance overflow",
         INSTANCES,
         "range_factor, unscale = range_scale(rstd_vec)\n        constants",
         "range_factor, unscale = ones_vec, ones_vec\n        constants",
         unit(TEST, "largest"),
     ),
     Fault(
-        "the sum of dy * x̂ trusts the rounded mean",
+        "the sum of dy * x̂ ignores the residual of the mean",
         INSTANCES,
         "reduce_add_wide(c, ones_vec) - d_mean * first_lane(rstd_vec * unscale) * row_sum",
         "reduce_add_wide(c, ones_vec)",
         RIGHT,
     ),
     Fault(
-        "the gradient of an instance trusts the rounded mean",
+        "the gradient of an instance ignores the residual of the mean",
         INSTANCES,
         "zeros(ones_vec) - load_broadcast(mean_residual_ptr, row, ones_vec) * rstd_vec,\n"
         "            load_broadcast(shift_ptr",

@@ -17,7 +17,7 @@ FAULTS = (
         unit(TESTS, "beyond_float64"),
     ),
     Fault(
-        "what a sum of magnitudes loses is forgotten",
+        "the compensation of a sum of magnitudes is dropped",
         ROW_PASSES,
         "sum_, rest = accumulate(sum_, rest, terms_at(row, j, None))",
         "sum_, _ = accumulate(sum_, rest, terms_at(row, j, None))",
@@ -52,14 +52,14 @@ FAULTS = (
         unit(TESTS, "small_beside_large"),
     ),
     Fault(
-        "gradients of the elements behind the last whole vector count twice",
+        "gradients of the elements after the last whole vector count twice",
         ROW_PASSES,
         "accumulate(sum_, rest, terms_at(row, j, n - j))",
         "accumulate(sum_, rest, terms_at(row, j, n - j) + terms_at(row, j, n - j))",
         unit(TESTS, "test_right"),
     ),
     Fault(
-        "a row's norm depends on what lies beside it",
+        "the norm of a row depends on its neighbours",
         ROOTS,
         "Row(x_ptr, None, (begin + k) * n, (ones_vec, None)",
         "Row(x_ptr, None, begin * n, (ones_vec, None)",
@@ -73,7 +73,7 @@ FAULTS = (
         unit(TESTS, "every_magnitude", "test_right"),
     ),
     Fault(
-        "a norm out of range is believed",
+        "a norm out of range is used",
         POWERS,
         "if given < min_normal or given == math.inf:",
         "if given < 0:",

@@ -13,7 +13,7 @@ COLUMNS = suite("test_columns and layer_norm and float32", "test_columns", backe
 
 FAULTS = (
     Fault(
-        "four vectors begin with what is NaN in the first",
+        "a NaN in the first vector spreads to four vectors",
         FORWARD,
         "zero = zeros(r0)",
         "zero = r0 - r0",
@@ -27,7 +27,7 @@ FAULTS = (
         unit("backends/numpy/test_strided.py", "behind"),
     ),
     Fault(
-        "sums of squares are not put aside",
+        "sums of squares are not flushed",
         FORWARD,
         "for begin in range(0, n, SQUARES_PER_FLUSH):\n"
         "        end = min(begin + SQUARES_PER_FLUSH, n)",
@@ -42,14 +42,14 @@ FAULTS = (
         COLUMNS,
     ),
     Fault(
-        "the rough means of a tile are always good enough",
+        "the approximate means of a tile always count as accurate",
         FORWARD,
         "        if good:",
         "        if good or count > 0:",
         ODD,
     ),
     Fault(
-        "a row that is rescaled keeps the rstd of what it was scaled to",
+        "a rescaled row keeps the rstd of the scaled values",
         FORWARD,
         "rstd[row + k] = scaled_rstd * factor",
         "rstd[row + k] = scaled_rstd",
@@ -63,7 +63,7 @@ FAULTS = (
         COLUMNS,
     ),
     Fault(
-        "what the mean has missed is a part of the projection of a column",
+        "the projection of a column keeps the residual of its mean",
         BACKWARD,
         "negative(projection - x_hat_mean * mean_g)",
         "negative(projection)",
@@ -77,21 +77,21 @@ FAULTS = (
         COLUMNS,
     ),
     Fault(
-        "sums of dgamma and dbeta take each other's places",
+        "sums of dgamma and dbeta are exchanged",
         BACKWARD,
         "reduce_add4(dgamma_acc0, dgamma_acc1, dbeta_acc0, dbeta_acc1)",
         "reduce_add4(dbeta_acc0, dgamma_acc1, dgamma_acc0, dbeta_acc1)",
         COLUMNS,
     ),
     Fault(
-        "the first block of tiles alone counts",
+        "only the first block of tiles counts",
         BACKWARD,
         "reduce_blocks(sums, compensation, sums.size // blocks)",
         "reduce_blocks(sums, compensation, sums.size)",
         COLUMNS,
     ),
     Fault(
-        "the sums of a block of tiles are those of its last",
+        "a block of tiles keeps only the sums of its last tile",
         BACKWARD,
         "            flush_param_sums(dbeta, dbeta_comp, sums_offset, tile_dbeta, rstd)",
         "            clear_from(dbeta, sums_offset, padded)\n"
@@ -106,21 +106,21 @@ FAULTS = (
         unit("backends/numpy/test_strided.py", "behind"),
     ),
     Fault(
-        "statistics are read as if they lay in order",
+        "statistics are read as if they were contiguous",
         DISPATCH,
         "saved = contiguous(mean), contiguous(rstd), contiguous(gamma)",
         "saved = mean, rstd, gamma",
         PLACE,
     ),
     Fault(
-        "out is written as if it lay in order",
+        "out is written as if it were contiguous",
         DISPATCH,
         "is_place = out is not None and is_in_order(out)",
         "is_place = out is not None",
         PLACE,
     ),
     Fault(
-        "dy that lies otherwise is read as if it did not",
+        "dy of another layout is read with the strides of x",
         DISPATCH,
         "if not layout.strides or (is_backward and layout.dy is None):",
         "if not layout.strides:",

@@ -25,7 +25,7 @@ FAULTS = (
         unit(TESTS, "slopes"),
     ),
     Fault(
-        "the power of two of a subnormal slope is one factor",
+        "the power of two of a subnormal slope is a single factor",
         ELEMENTARY,
         "half = fma(shifted - unit, broadcast_like(0.5, u), unit)",
         "half = shifted",
@@ -39,21 +39,21 @@ FAULTS = (
         suite("tanh", backend="numpy"),
     ),
     Fault(
-        "what lies behind the last element is a part of sums",
+        "sums include elements after the last one",
         KERNELS,
         "= zero_tail(dgamma_terms, count), zero_tail(dalpha_terms, count)",
         "= dgamma_terms, dalpha_terms",
         unit(TESTS, "behind"),
     ),
     Fault(
-        "a part of a task adds up all sums as soon as it is done",
+        "every part of a task merges the sums when it finishes",
         TASKS,
         "        if increment(words, FINISHED) == num_parts - 1:",
         "        if increment(words, FINISHED) == 0:",
         unit(TESTS, "threads"),
     ),
     Fault(
-        "columns that share a parameter are taken for different ones",
+        "columns that share a parameter count as different",
         KERNELS,
         "reduce_to_parameters(sums, length, repeat, into)",
         "reduce_to_parameters(sums, length, 1, into)",
@@ -67,7 +67,7 @@ FAULTS = (
         LAYOUTS,
     ),
     Fault(
-        "what sums of float64 lose is not cleared",
+        "the compensation of float64 sums is not cleared",
         KERNELS,
         "        clear(dbeta_comp, sums_offset, min(segment, padded - left))\n",
         "",
@@ -81,7 +81,7 @@ FAULTS = (
         LAYOUTS,
     ),
     Fault(
-        "axes that lie apart are taken for one after the other",
+        "axes with gaps count as adjacent",
         "ln_array_api/_dispatch/views.py",
         "    if axes[-1] - axes[0] >= len(axes):\n        return view\n",
         "",

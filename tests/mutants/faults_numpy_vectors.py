@@ -18,7 +18,7 @@ OF_VECTORS = (
         rows("test_row_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
-        "float64 loses what its sums round off",
+        "sums of float64 are not compensated",
         DOUBLES,
         "pair = new, builder.fadd(more, compensation)",
         "pair = new, more",
@@ -32,7 +32,7 @@ OF_VECTORS = (
         unit("backends/numpy/test_doubles.py"),
     ),
     Fault(
-        "NaN is at most any number",
+        "NaN counts as at most any number",
         SIMD,
         'above = builder.fcmp_unordered(">", *args[:2])',
         'above = builder.fcmp_ordered(">", *args[:2])',
@@ -60,7 +60,7 @@ OF_VECTORS = (
         unit("backends/numpy/test_simd.py", "nearest_even"),
     ),
     Fault(
-        "bfloat16 is cut off",
+        "bfloat16 is truncated",
         VECTOR_MEMORY,
         "rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)",
         "rounded = bits",
@@ -77,7 +77,7 @@ OF_GRADIENT_SUMS = (
         rows("test_large and test_rows and vectors and layer_norm"),
     ),
     Fault(
-        "the second of two rows is left out of dbeta",
+        "dbeta lacks the second of two rows",
         SUMS,
         "load(dbeta, grad_offset, d0) + (d0 + d1)",
         "load(dbeta, grad_offset, d0) + (d0 + d0)",

@@ -1,4 +1,4 @@
-"""Faults in the modules of the operations, each of which is an operation's own."""
+"""Faults in the modules of the operations, each specific to one operation."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ OF_INFINITIES = (
 
 OF_LAYER_AND_RMS_NORM = (
     Fault(
-        "layer_norm_forward does without out",
+        "layer_norm_forward ignores out",
         "ln_array_api/layer_norm.py",
         "plan.forward(x, gamma, beta, out)",
         "plan.forward(x, gamma, beta, None)",
         suite("test_out"),
     ),
     Fault(
-        "rms_norm does without out",
+        "rms_norm ignores out",
         "ln_array_api/rms_norm.py",
         ".y(x, gamma, None, out)",
         ".y(x, gamma, None, None)",
@@ -90,7 +90,7 @@ OF_GROUPS = (
         suite("test_cases and weight_standardization"),
     ),
     Fault(
-        "weight_standardization has a mean square for a variance",
+        "weight_standardization uses the mean square as variance",
         "ln_array_api/weight_standardization.py",
         "RowsOperation(center=True,",
         "RowsOperation(center=False,",
@@ -107,7 +107,7 @@ OF_BATCH_NORM = (
         suite("test_cases and batch_norm"),
     ),
     Fault(
-        "the momentum is that of what was",
+        "momentum and 1 - momentum are exchanged",
         "ln_array_api/batch_norm.py",
         "(1 - momentum) * running_acc + momentum * batch",
         "momentum * running_acc + (1 - momentum) * batch",
@@ -121,7 +121,7 @@ OF_BATCH_NORM = (
         unit("test_batch_norm.py", "dtype"),
     ),
     Fault(
-        "running statistics keep the graph of a batch",
+        "running statistics keep the autograd graph",
         "ln_array_api/batch_norm.py",
         "xp.astype(detach(batch), running_acc.dtype, copy=False)",
         "xp.astype(batch, running_acc.dtype, copy=False)",
@@ -138,7 +138,7 @@ OF_NORMS = (
         suite("test_large and power_norm"),
     ),
     Fault(
-        "power_norm has no epsilon of 0",
+        "power_norm does not accept an epsilon of 0",
         "ln_array_api/power_norm.py",
         "    epsilon = checks.epsilon(func_name, epsilon, x.dtype)\n",
         "    epsilon = checks.epsilon(func_name, epsilon, x.dtype) or 1e-12\n",
@@ -169,21 +169,21 @@ OF_NORMS = (
 
 OF_MIXES = (
     Fault(
-        "batch_instance_norm mixes the other way round",
+        "batch_instance_norm exchanges the mixed statistics",
         "ln_array_api/batch_instance_norm.py",
         "return (rho, 1 - rho) if gamma is None",
         "return (1 - rho, rho) if gamma is None",
         suite("test_without and batch_instance"),
     ),
     Fault(
-        "the gradient of an instance of one element is what rounding leaves of it",
+        "the gradient of an instance of one element is a rounding error",
         "ln_array_api/batch_instance_norm.py",
         "of_instance = 0 * of_instance",
         "of_instance = 1 * of_instance",
         suite("test_cases and batch_instance"),
     ),
     Fault(
-        "dx of a mix lacks what the means of instances are apart",
+        "dx of a mix lacks the distances of the means of instances",
         "ln_array_api/batch_instance_norm.py",
         "(dbeta + shift * by_batch) / count",
         "dbeta / count",
@@ -197,7 +197,7 @@ OF_MIXES = (
         suite("test_cases and batch_instance"),
     ),
     Fault(
-        "dgamma of a mix is that of the batch",
+        "dgamma of a mix ignores the instances",
         "ln_array_api/batch_instance_norm.py",
         "dgamma = mixture * by_batch + (1 - mixture) * by_instance",
         "dgamma = by_batch",
@@ -221,7 +221,7 @@ OF_MIXES = (
 
 OF_TANH = (
     Fault(
-        "the slope of tanh is what a subtraction leaves of it",
+        "the slope of tanh is computed by subtraction",
         "ln_array_api/kernels/tanh.py",
         "slope = 4 * small / (1 + small) ** 2",
         "slope = 1 - xp.tanh(inner) ** 2",
@@ -260,14 +260,14 @@ OF_MOMENTS = (
         unit("test_moments.py"),
     ),
     Fault(
-        "the mean's own rest is left out of a difference of means",
+        "a difference of means lacks their residuals",
         "ln_array_api/moments.py",
         "mean_difference = (other.mean - self.mean) + (other.missed - self.missed)",
         "mean_difference = other.mean - self.mean",
         unit("test_moments.py"),
     ),
     Fault(
-        "the rest of a merged mean is zeroed",
+        "the residual of a merged mean is dropped",
         "ln_array_api/moments.py",
         "return Moments(count, mean, m2, missed)",
         "return Moments(count, mean, m2, 0 * missed)",

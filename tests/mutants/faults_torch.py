@@ -1,4 +1,4 @@
-"""Faults in what torch's tensors and chunked arrays go through before they reach a kernel."""
+"""Faults in the torch backend, and in the handling of chunked arrays."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ derivatives = partial(unit, "backends/torch/test_derivatives.py")
 
 OF_TORCH = (
     Fault(
-        "rstd that nobody asks for is where the mean is",
+        "rstd that is not returned overwrites the mean",
         ROWS,
         "words[self._rstd] = mean + self.after",
         "words[self._rstd] = mean",
         derivatives("expanded", "needs_no_gradient"),
     ),
     Fault(
-        "sums of the second parameter lie over those of the first",
+        "sums of the second parameter overwrite those of the first",
         ROWS,
         "                sums += self._apart\n",
         "                pass\n",
         tensors("bits_of_numpy", "many_threads"),
     ),
     Fault(
-        "forward mode is not seen",
+        "forward mode is not detected",
         TRACING,
         " or forward_ad._current_level >= 0",
         "",
         derivatives("derivatives_of_first"),
     ),
     Fault(
-        "transformations are not seen",
+        "transformations are not detected",
         TRACING,
         "return _transforms_are_active() or ",
         "return ",
         derivatives("transformations"),
     ),
     Fault(
-        "modes are not seen",
+        "dispatch modes are not detected",
         TRACING,
         "_modes() > 0",
         "False",
         tensors("a_mode_sees", "fake_and_meta", "traced_program"),
     ),
     Fault(
-        "subclasses are taken for memory",
+        "subclasses count as plain tensors",
         TRACING,
         "        if type(each) not in PLAIN:\n",
         "        if not isinstance(each, tuple(PLAIN)):\n",
         tensors("a_subclass_sees"),
     ),
     Fault(
-        "batches of gradients are not seen",
+        "batches of gradients are not detected",
         KERNEL,
         "of_statistics or is_batched() or",
         "of_statistics or",
@@ -74,21 +74,21 @@ OF_TORCH = (
         derivatives("derivatives_of_first", "third_order"),
     ),
     Fault(
-        "gradients of statistics are left out",
+        "gradients of statistics are ignored",
         KERNEL,
         "of_statistics = any(each is not None for each in others) if others else False",
         "of_statistics = False",
         derivatives("statistics_can_be"),
     ),
     Fault(
-        "what is written is not counted",
+        "writing to out does not change its version",
         KERNEL,
         "            torch.autograd.graph.increment_version(out)\n",
         "            pass\n",
         tensors("out_counts_as_written"),
     ),
     Fault(
-        "a gradient that is expanded is read as it lies",
+        "an expanded gradient is read as if it were contiguous",
         KERNEL,
         "            dy = dy.contiguous().resolve_neg()\n",
         "            pass\n",
@@ -109,18 +109,18 @@ OF_TORCH = (
         unit("backends/torch/test_compile.py", "layer_norm_forward", "rms_norm_forward"),
     ),
     Fault(
-        "Dynamo is not told where it has been imported before",
+        "Dynamo is not configured if it was imported before",
         DYNAMO,
         "        finder.tell(sys.modules[_DYNAMO])\n",
         "        pass\n",
-        unit("backends/torch/test_compile.py", "imported_first"),
+        unit("backends/torch/test_compile.py", "order_of_imports"),
     ),
     Fault(
-        "Dynamo is not told once it is imported",
+        "Dynamo is not configured when it is imported",
         DYNAMO,
         "        self._afterwards(module)\n",
         "        pass\n",
-        unit("backends/torch/test_compile.py", "imported_first"),
+        unit("backends/torch/test_compile.py", "order_of_imports"),
     ),
 )
 
@@ -133,14 +133,14 @@ OF_CHUNKS = (
         unit("test_layer_norm.py", "dask"),
     ),
     Fault(
-        "the backend that is asked for does not reach the chunks",
+        "the requested backend does not reach the chunks",
         CHUNKS,
         "return nullcontext() if self.backend is None else use_backend(self.backend)",
         "return nullcontext()",
         unit("test_chunks.py", "reaches"),
     ),
     Fault(
-        "parameters are cut as the first axes of x are",
+        "parameters are chunked as the first axes of x",
         CHUNKS,
         " if axis < x.ndim and axis not in self.view.row_axes else ",
         " if axis < x.ndim else ",

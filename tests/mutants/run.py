@@ -1,7 +1,7 @@
-"""Plant one fault after the other in a copy of the library, and see whether a test fails.
+"""Plant one fault at a time in a copy of the library, and check that a test fails.
 
-Run by ``make mutants``, with options by ``ARGUMENTS=``. A fault is caught if a test fails, and not
-if the tests cannot be run. Before that, the same tests are run without a fault, and must pass.
+``make mutants`` runs this, with options in ``ARGUMENTS=``. A fault is caught if a test fails, but
+not if the tests cannot run. First the same tests run without a fault, and must pass.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import Any, NamedTuple
 from fault import NUMPY, ROOT, Fault
 from faults import FAULTS
 
-#: What the tests need of the repository.
+#: The parts of the repository that the tests need.
 PARTS = ("ln_array_api", "backends", "conformance", "tests", "pyproject.toml")
-#: What a file has in it whose functions Numba compiles.
+#: Decorators of functions that Numba compiles.
 COMPILED = ("@njit", "@intrinsic", "@overload")
-#: Seconds that the tests of one fault may take.
+#: Most seconds for the tests of one fault.
 LIMIT = 900
 
 CAUGHT, MISSED, ERROR = "caught", "NOT CAUGHT", "error"
 
 
 class Outcome(NamedTuple):
-    """What became of a fault."""
+    """The outcome of a fault."""
 
     fault: Fault
     result: str
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
 
 class Copy:
-    """A copy of the library, its tests and what Numba has compiled, for one fault at a time."""
+    """A copy of the library and its tests, with a cache for Numba, for one fault at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.cache = folder / "copy", folder / "cache"
@@ -59,13 +59,13 @@ class Copy:
                 shutil.copy2(source, target)
 
     def pytest(self, arguments: tuple[str, ...], cache: Path) -> tuple[int, str]:
-        """Run tests, up to the first that fails. Gives the exit code and what was printed."""
+        """Run tests up to the first failure; return the exit code and the output."""
         folders = [self.folder, self.folder / "backends", self.folder / "conformance"]
         environment = {
             **os.environ,
-            "COLUMNS": "240",  # so that names of tests are not cut off
+            "COLUMNS": "240",  # to print full names of tests
             "NUMBA_CACHE_DIR": str(cache),
-            "PYTHONDONTWRITEBYTECODE": "1",  # which may be stale, if written within a second
+            "PYTHONDONTWRITEBYTECODE": "1",  # bytecode may be stale if written within a second
             "PYTHONPATH": os.pathsep.join(map(str, folders)),
         }
         environment.pop("PYTEST_ADDOPTS", None)
@@ -86,10 +86,10 @@ class Copy:
 
     @contextmanager
     def planted(self, fault: Fault) -> Iterator[Path]:
-        """Plant a fault for a while. Gives where Numba is to keep what it compiles meanwhile."""
+        """Plant a fault within the context; yield the folder of Numba's cache for it."""
         file = self.folder / fault.file
         text, times = file.read_text(encoding="utf-8"), file.stat()
-        # Functions that are compiled into those of another file go stale there without a sign.
+        # The cache does not notice changes of functions that are inlined in those of other files.
         compiles = fault.file.startswith(NUMPY) and any(word in text for word in COMPILED)
         cache = self.cache.with_name("cache of a fault") if compiles else self.cache
         file.write_text(fault.planted(text), encoding="utf-8")
@@ -97,13 +97,15 @@ class Copy:
             yield cache
         finally:
             file.write_text(text, encoding="utf-8")
-            os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # or all were compiled anew
+            os.utime(
+                file, ns=(times.st_atime_ns, times.st_mtime_ns)
+            )  # or everything would be recompiled
             if cache != self.cache:
                 shutil.rmtree(cache, ignore_errors=True)
 
 
 def first_failure(output: str) -> str:
-    """The name of the first test that failed, or nothing."""
+    """Return the name of the first failed test, or an empty string."""
     for line in output.splitlines():
         if line.startswith("FAILED "):
             path, _, test = line.removeprefix("FAILED ").partition(" - ")[0].partition("::")
@@ -116,7 +118,7 @@ def last_line(output: str) -> str:
 
 
 def run(fault: Fault, copy: Copy) -> Outcome:
-    """Plant a fault in a copy, and run the tests that are to catch it."""
+    """Plant a fault in a copy, and run the tests that have to catch it."""
     begin = time.perf_counter()
     try:
         with copy.planted(fault) as cache:
@@ -132,7 +134,7 @@ def run(fault: Fault, copy: Copy) -> Outcome:
 
 
 def healthy(arguments: tuple[str, ...], copy: Copy) -> str:
-    """Run tests without a fault. Gives nothing if they pass, else what is wrong."""
+    """Run tests without a fault; return the failure, or an empty string if they pass."""
     code, output = copy.pytest(arguments, copy.cache)
     if code == 0:
         return ""
@@ -140,7 +142,7 @@ def healthy(arguments: tuple[str, ...], copy: Copy) -> str:
 
 
 def table(outcomes: Iterable[Outcome]) -> str:
-    """All outcomes in Markdown."""
+    """Format all outcomes in Markdown."""
     lines = ["| fault | file | result | by | s |", "|---|---|---|---|---:|"]
     for fault, result, by, seconds in outcomes:
         cells = fault.name, fault.file, result, by.replace("|", "\\|"), f"{seconds:.0f}"
@@ -149,7 +151,7 @@ def table(outcomes: Iterable[Outcome]) -> str:
 
 
 def main() -> int:
-    """Run what the command line asks for. Gives 1 if a fault is not caught."""
+    """Run the faults that the command line selects; return 1 if one is not caught."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="faults with TEXT in name or file"

@@ -1,4 +1,4 @@
-"""That the planted faults can still be planted, and that the run tells what becomes of them."""
+"""The planted faults match the code, and the run reports their outcomes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_names_are_different() -> None:
     ] == []
 
 
-def test_code_that_has_changed_is_told() -> None:
+def test_changed_code_is_reported() -> None:
     fault = Fault("a fault", "a file", "old", "new", unit("test_rows.py"))
     for text in ("", "old, old"):
         with pytest.raises(ValueError, match=r"^a fault: a file has \d times, not once"):

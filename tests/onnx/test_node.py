@@ -33,7 +33,7 @@ def test_other_operators() -> None:
     run_node(make_node("LayerNormalization", ["x", "s"], ["y"], domain="ai.onnx"), [X, SCALE])
 
 
-def test_opsets_that_have_not_the_operator() -> None:
+def test_opsets_without_the_operator() -> None:
     with pytest.raises(ValueError, match="opset 16 has no LayerNormalization"):
         run_node(layer_norm(), [X, SCALE, SCALE], opset_version=16)
     run_node(layer_norm(), [X, SCALE, SCALE], opset_version=17)
@@ -107,7 +107,7 @@ def test_without_onnx_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch)
         run_node(node, [X, SCALE, SCALE])
 
 
-def test_what_onnx_lacks_itself_is_told_as_it_is(
+def test_an_import_error_inside_onnx_is_raised_unchanged(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     node = layer_norm()

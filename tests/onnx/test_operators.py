@@ -1,4 +1,4 @@
-"""ONNX's operators against ONNX's own test cases, and against what ONNX says where it has none."""
+"""ONNX's operators on ONNX's own test cases, and by its documentation where it has none."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_ours(model: onnx.ModelProto) -> bool:
 
 
 def node_cases() -> Iterator[Any]:
-    """The cases of single nodes. To load all of ONNX's, with all operators, takes seven seconds."""
+    """Yield the cases of single nodes; loading the cases of all operators takes seven seconds."""
     node = importlib.import_module("onnx.backend.test.case.node")
     for module in MODULES:
         importlib.import_module(f"{node.__name__}.{module}")
@@ -48,7 +48,7 @@ def node_cases() -> Iterator[Any]:
 
 
 def model_cases() -> Iterator[Any]:
-    """The cases that are models in files."""
+    """Yield the cases that are models in files."""
     for kind in ("pytorch-converted", "pytorch-operator", "simple", "light"):
         for case in load_model_tests(kind=kind):
             model = onnx.load(Path(case.model_dir) / "model.onnx")
@@ -96,7 +96,7 @@ def test_onnx_s_own_cases(library: Library, case: Case) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of what makes ONNX's cases
-def test_no_case_of_onnx_s_is_left_out() -> None:
+def test_no_case_of_onnx_s_is_omitted() -> None:
     ours = [each for each in load_model_tests(kind="node") if is_ours(each.model)]
     sets = sum(len(each.data_sets) for each in ours)
     tested = [each.id for each in CASES]
@@ -106,7 +106,7 @@ def test_no_case_of_onnx_s_is_left_out() -> None:
         assert any(case.values[0][0].op_type == operator for case in CASES), operator
 
 
-# --- What the cases leave out --------------------------------------------------------------------
+# --- Beyond ONNX's cases -------------------------------------------------------------------------
 
 
 EPSILON = float(np.float32(1e-5))  # ONNX's attributes are float32
@@ -157,7 +157,7 @@ def test_scale_and_bias_are_broadcast(library: Library, shape: tuple[int, ...]) 
     np.testing.assert_allclose(library.numpy(y_rms), right, rtol=1e-5, atol=1e-5)
 
 
-def test_left_out_inputs_and_outputs() -> None:
+def test_omitted_inputs_and_outputs() -> None:
     x, scale = drawn(3, 4), drawn(4)
     y, mean, rstd = run_node(
         onnx.helper.make_node("LayerNormalization", ["x", "s", ""], ["y", "", "rstd"]), [x, scale]
@@ -206,7 +206,7 @@ def test_statistics_have_the_dtype_of_stash_type(of_x: str, stash: int, dtype: A
     assert (y.dtype, mean.dtype, rstd.dtype) == (x.dtype, dtype, dtype)
 
 
-def test_the_dtypes_that_a_library_has_not(library: Library) -> None:
+def test_dtypes_that_a_library_lacks(library: Library) -> None:
     x = library.array(drawn(2, 8))
     chosen = node("LayerNormalization", "y mean", stash_type=TensorProto.BFLOAT16)
     if "bfloat16" in library.dtypes:
@@ -254,7 +254,7 @@ def test_scale_is_for_groups_before_opset_21_and_for_channels_since(library: Lib
 
 
 def batch_case(*shape: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:
-    """X, its parameters and statistics, what batch norm gives in training, and x's variance."""
+    """Return x, its parameters and statistics, results of training, and the variance of x."""
     x, scale, bias, mean, var = drawn(*shape), drawn(3), -drawn(3), drawn(3) / 2, drawn(3) ** 2
     axes = (0, *range(2, len(shape)))
     broadcast = (3, *(1 for _ in shape[2:]))
@@ -315,7 +315,7 @@ def test_batch_norm_before_opset_9_might_have_a_channel_for_each_element() -> No
         run_node(chosen, inputs, opset_version=9)
 
 
-def test_batch_norm_gives_running_statistics_in_training_alone() -> None:
+def test_batch_norm_gives_running_statistics_only_in_training() -> None:
     x, parameters, *_ = batch_case(4, 3)
     inputs = [x, *parameters]
     with pytest.raises(ValueError, match="only training_mode=1 gives running statistics"):
@@ -338,7 +338,7 @@ def test_the_mean_costs_no_digits() -> None:
         assert abs(y - right).max() < 4 * 2.0**-24 * abs(right).max()
 
 
-def test_torch_differentiates_what_gives_y_alone() -> None:
+def test_torch_differentiates_functions_that_return_only_y() -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     torch = LIBRARIES["torch"]()
     x = torch.array(drawn(2, 6)).requires_grad_()

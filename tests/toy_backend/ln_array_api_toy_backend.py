@@ -1,4 +1,4 @@
-"""A backend of somebody else's: layer norm's forward pass on NumPy arrays, by way of float64."""
+"""A third-party backend: layer norm's forward pass on NumPy arrays, computed in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class ToyBackend:
-    """Takes over one primitive, for the dtypes that float64 is wider than."""
+    """Accepts one primitive, for dtypes narrower than float64."""
 
     def can_run(self, primitive: str, spec: Any) -> bool:
         return spec.dtype != "float64" and spec.groups == spec.repeat == 1

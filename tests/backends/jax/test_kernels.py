@@ -1,4 +1,4 @@
-"""JAX on the kernels of the CPU engine: the bits of NumPy, in programs of every kind."""
+"""JAX on the compiled kernels of the NumPy backend: its bits, in programs of every kind."""
 
 from __future__ import annotations
 

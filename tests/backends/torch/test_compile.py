@@ -1,4 +1,4 @@
-"""Programs that torch's compiler makes, and those that it exports."""
+"""Programs compiled and exported by torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("numba", reason="Numba is not installed")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
-    # Of the compiler's own making.
+    # Warnings caused by the compiler itself.
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
 ]
@@ -48,7 +48,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Any, Any], Any], int]] = {
     "local_contrast_norm": (lambda x, g: ln.local_contrast_norm(x, size=3) * g, 8),
     "dynamic_tanh": (lambda x, g: ln.dynamic_tanh(x, g.mean(), g, g), 8),
 }
-#: Those that compute with lengths, which the compiler then takes for constants.
+#: Functions that compute with lengths, which the compiler therefore treats as constants.
 OF_KNOWN_LENGTHS = {
     "weight_norm": "the root of a length",
     "local_contrast_norm": "how many elements a window has at an edge",
@@ -56,7 +56,7 @@ OF_KNOWN_LENGTHS = {
 
 
 def check(compiled: Callable[..., Any], function: Callable[..., Any], batch: int, n: int) -> None:
-    """A program gives y and its gradients as the function does."""
+    """Check that a program gives the function's y and gradients."""
     generator = torch.Generator().manual_seed(batch)
     x, g = (torch.randn(shape, generator=generator) for shape in ((batch, 4, 8), (n,)))
     found = []
@@ -69,7 +69,7 @@ def check(compiled: Callable[..., Any], function: Callable[..., Any], batch: int
 
 
 def counted(function: Callable[..., Any], **options: Any) -> tuple[Any, Any]:
-    """A function compiled without Inductor, and what counts how often."""
+    """Compile a function without Inductor; return it and a counter of compilations."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
@@ -211,7 +211,7 @@ print(compiled(torch.tensor([[1.0, 3.0]])).round().tolist())
         ("import torch._dynamo\nimport torch\nimport ln_array_api as ln", True),
     ],
 )
-def test_whatever_is_imported_first(imports: str, is_there: bool) -> None:
+def test_torch_compiles_calls_in_any_order_of_imports(imports: str, is_there: bool) -> None:
     code = FIRST.format(imports=imports, is_there=is_there)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False

@@ -1,4 +1,4 @@
-"""Derivatives by torch of every order, in both modes, and what they keep."""
+"""Derivatives by torch, of every order and in both modes, and the tensors that they save."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_gradient_that_is_expanded() -> None:
 
 
 @pytest.mark.parametrize("grad", ["x", "gamma", "beta", ""])
-def test_what_needs_no_gradient_gets_none(grad: str) -> None:
+def test_a_tensor_that_needs_no_gradient_gets_none(grad: str) -> None:
     x, gamma, beta = doubles((3, 4), (4,), (4,))
     given = {"x": x, "gamma": gamma, "beta": beta}
     if grad:
@@ -124,7 +124,7 @@ def test_what_needs_no_gradient_gets_none(grad: str) -> None:
     assert [name for name, each in given.items() if each.grad is not None] == [grad][: bool(grad)]
 
 
-def test_what_is_written_after_the_forward_pass_is_refused() -> None:
+def test_an_input_that_is_changed_after_the_forward_pass_is_refused() -> None:
     x, gamma, beta = (each.requires_grad_() for each in doubles((3, 4), (4,), (4,)))
     wide = x * 2
     y = ln.layer_norm(wide, gamma, beta)

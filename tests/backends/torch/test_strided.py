@@ -1,4 +1,4 @@
-"""Rows along an axis that others follow, of tensors: NumPy's bits, and torch's derivatives."""
+"""Tensors normalised over an axis that is not the last: NumPy's bits, torch's derivatives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def tensors(dtype: Any, shape: tuple[int, ...] = SHAPE) -> list[Any]:
-    """X, dy, gamma and beta for rows along axis 1."""
+    """Return x, dy, gamma and beta for rows along axis 1."""
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
     gamma, beta = (torch.randn(shape[1], generator=generator).to(dtype) for _ in range(2))
@@ -26,7 +26,7 @@ def tensors(dtype: Any, shape: tuple[int, ...] = SHAPE) -> list[Any]:
 
 
 def plain(x: Any, gamma: Any, beta: Any) -> Any:
-    """The definition."""
+    """Compute layer norm over axis 1 by its definition."""
     mean = x.mean(1, keepdim=True)
     var = ((x - mean) ** 2).mean(1, keepdim=True)
     y = (x - mean) / torch.sqrt(var + 1e-5)
@@ -129,7 +129,7 @@ def test_out_and_what_is_saved() -> None:
     assert sum(each.nbytes for each in others) <= 0.05 * leaf.nbytes
 
 
-def test_views_that_lie_otherwise_are_copied() -> None:
+def test_views_of_other_layouts_are_copied() -> None:
     x = tensors(torch.float32)[0]
     for other in (x.mT, x[:, :, ::2], torch.complex(x, -x).conj().imag):
         assert "as they lie" not in ln.explain(ln.layer_norm, other, axis=1).reason

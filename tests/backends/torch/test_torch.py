@@ -1,4 +1,4 @@
-"""Torch tensors on the compiled kernels: bits, layouts, threads, and what must be traced."""
+"""Torch tensors on the compiled kernels: bits, layouts, threads, and traced calls."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_modules_can_be_copied_and_frozen() -> None:
 
 
 def operations(function: Callable[[Any], Any]) -> list[str]:
-    """What torch sees of a call."""
+    """Return the names of the operations that torch sees in a call."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     seen = []
@@ -132,7 +132,7 @@ def test_negated_views_and_other_layouts() -> None:
     torch.testing.assert_close(ln.layer_norm(x.T, axis=0).T, ln.layer_norm(x), rtol=0, atol=0)
 
 
-def test_results_are_beside_x_wherever_tensors_are_made_by_default() -> None:
+def test_results_are_on_the_device_of_x_for_any_default_device() -> None:
     x, gamma, beta = (each.requires_grad_() for each in doubles((3, 4), (4,), (4,)))
     with torch.device("meta"):
         result = ln.layer_norm_forward(x, gamma, beta)
@@ -144,7 +144,7 @@ def test_results_are_beside_x_wherever_tensors_are_made_by_default() -> None:
 
 @pytest.mark.parametrize("rank", [4, 5])
 @pytest.mark.parametrize("name", ["group", "instance", "batch"])
-def test_channels_that_lie_last_come_back_so(name: str, rank: int) -> None:
+def test_results_keep_the_channels_last_memory_format(name: str, rank: int) -> None:
     shape, last = ((2, 4, 3, 5), torch.channels_last)
     if rank == 5:
         shape, last = ((2, 4, 3, 5, 2), torch.channels_last_3d)
@@ -171,7 +171,7 @@ def test_channels_that_lie_last_come_back_so(name: str, rank: int) -> None:
     torch.testing.assert_close(dx, found[0][-3], rtol=1e-5, atol=1e-5)
 
 
-def test_explain_says_whose_memory() -> None:
+def test_explain_says_that_the_memory_of_the_tensor_is_used() -> None:
     explanation = ln.explain(ln.layer_norm, torch.ones(3, 4))
     assert explanation.backend == "torch"
     assert explanation.reason.endswith("on the memory of the tensor")
@@ -218,7 +218,7 @@ def test_a_child_of_a_fork_computes() -> None:
     assert done.stdout.strip() == "0"
 
 
-def test_what_does_not_fit_channels_that_lie_last_is_refused_by_name() -> None:
+def test_errors_name_the_operand_for_channels_last_tensors() -> None:
     x = torch.randn(2, 4, 3, 5).to(memory_format=torch.channels_last)
     statistics = torch.ones(4), torch.ones(4)
     with pytest.raises(TypeError, match="batch_norm_backward: dy is an array of numpy"):

@@ -1,4 +1,4 @@
-"""Operators of which nets for tests are made, one of them with a gradient of its own."""
+"""Operators for nets in tests; one has its own gradient, one has none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations on torch tensors, and values, tensors and a formula for their tests."""
+"""Operations, inputs and a formula for tests of torch tensors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def call(name: str, *arrays: Any) -> Any:
 
 
 def values(name: str, shape: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> list[Any]:
-    """X, gamma, beta and dy as NumPy arrays."""
+    """Return x, gamma, beta and dy as NumPy arrays."""
     rng, n = np.random.default_rng(seed), FUNCTIONS[name][1](shape)
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     return [rng.standard_normal(each).astype(kind) for each in (shape, (n,), (n,), shape)]
@@ -53,7 +53,7 @@ def tensor(x: np.ndarray, **options: Any) -> Any:
 
 
 def bits(x: Any) -> Any:
-    """An array's or a tensor's elements, as integers."""
+    """Return the elements of an array or a tensor as integers."""
     if isinstance(x, torch.Tensor):
         x = x.detach()
         x = x.view(torch.int16).numpy() if x.dtype is torch.bfloat16 else x.numpy()
@@ -61,7 +61,7 @@ def bits(x: Any) -> Any:
 
 
 def plain(x: Any, gamma: Any, beta: Any) -> Any:
-    """Layer norm by its formula."""
+    """Compute layer norm by its formula."""
     d = x - x.mean(-1, keepdim=True)
     return d / torch.sqrt((d * d).mean(-1, keepdim=True) + 1e-5) * gamma + beta
 

@@ -17,7 +17,7 @@ AXES: tuple[int | tuple[int, ...], ...] = (-1, 0, 1, (1, 2), (2, 0), (0, 1, 2))
 
 
 class Subclass(np.ndarray):
-    """As harmless as they come."""
+    """A subclass that changes nothing."""
 
 
 def frozen(a: np.ndarray) -> np.ndarray:
@@ -49,14 +49,14 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Call(NamedTuple):
-    """What a kernel was given."""
+    """The arguments of a kernel."""
 
     arrays: tuple[np.ndarray | None, ...]
     out: np.ndarray | None
 
 
 class Recorder:
-    """A backend for NumPy that insists on what is promised to backends."""
+    """A backend for NumPy that checks what the protocol guarantees, and records calls."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
