@@ -133,7 +133,7 @@ def check_gradients(
     # mpmath computes all of y for each element.
     number = 7 if dtype == "float64" and sample is None else sample
     gradients = calls.by_input(spec, actual)
-    if spec.over_rows:
+    if "scaled rows" in spec.features:
         view = RowView(case.shapes["x"], case.options.get("axis"))
         columns = np.arange(view.n) if number is None else spread(view.n, number)
         check_row_gradients(

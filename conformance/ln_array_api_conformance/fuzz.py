@@ -20,7 +20,7 @@ from .operations import OPERATIONS
 from .row_view import RowView, row_inputs
 from .tolerances import ACCUMULATION
 
-ROW_OPERATIONS = sorted(name for name, each in OPERATIONS.items() if each.over_rows)
+ROW_OPERATIONS = sorted(k for k, each in OPERATIONS.items() if "scaled rows" in each.features)
 #: Beside which lengths lie, on either side.
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 EPSILONS = (0.0, 1e-12, 1e-5, 1e-3, 1.0, 100.0)

@@ -10,7 +10,6 @@ from .operation_spec import (
     AXIS,
     NumpyInputs,
     operation,
-    over_axis,
     row_case,
     row_operation,
 )
@@ -34,9 +33,10 @@ def rms_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     return {"y": affine(x * rstd, inputs, axis), "rstd": rstd}
 
 
-@operation(
+@row_operation(
     statistics=("norm",),
     epsilon=1e-12,
+    scales_rows=False,
     cases={
         "last axis": row_case((4, 2, 9), ()),
         "two axes": row_case((3, 4, 5), (), axis=(2, 1)),
@@ -48,7 +48,6 @@ def rms_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
         "a large epsilon": row_case((3, 4, 5), (), epsilon=1.0),
         "no power": row_case((3, 4, 5), (), alpha=1),
     },
-    group_max=over_axis,
     bad_options={
         **AXIS,
         "alpha is negative": (ValueError, "alpha must be finite and more than 0", {"alpha": -0.5}),
