@@ -246,7 +246,7 @@ def check_row_gradients(
         lambda inputs: spec.define(inputs, options), dy, np_inputs, columns
     )
     for name, (expected, scale) in exact.items():
-        actual = gradients.get("d" + name)
+        actual: Any = gradients.get("d" + name)
         if actual is None and (np_inputs[name] is None or "d" + name not in gradients):
             continue
         ulps = tolerance_factor * tolerances.PARAMETER_GRADIENT
