@@ -94,7 +94,7 @@ CHANNEL_AXIS: BadOptions = {
     },
 )
 def group_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """Zero mean and unit variance of groups of channels of each sample, or of single channels."""
+    """Normalise groups of channels of each sample, or single channels."""
     x, axis = inputs["x"], options.get("channel_axis", 1)
     channels = np.moveaxis(x, axis, 1)
     groups = options.get("num_groups", channels.shape[1])
@@ -120,7 +120,7 @@ def group_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     bad_options=CHANNEL_AXIS,
 )
 def instance_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """Group norm of single channels."""
+    """Apply group norm to single channels."""
     return group_norm.definition(inputs, options)
 
 
@@ -151,7 +151,7 @@ def instance_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     needs_values=True,
 )
 def batch_norm_forward(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """Zero mean and unit variance of each channel; running statistics move by a fraction."""
+    """Normalise each channel, and move the running statistics by a fraction."""
     x, axis, momentum = inputs["x"], options.get("channel_axis", 1), options.get("momentum", 0.1)
     axes = axes_without(axis, x.ndim)
     x_hat, mean, rstd = standardise(x, axes, options["epsilon"])
@@ -181,7 +181,7 @@ def batch_norm_forward(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     bad_options=CHANNEL_AXIS,
 )
 def batch_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """Each element by the statistics of its channel, which are given."""
+    """Normalise each element by the given statistics of its channel."""
     x, axis = inputs["x"], options.get("channel_axis", 1)
     std = square_root(inputs["var"] + options["epsilon"])
     x_hat = (x - broadcast_axes(inputs["mean"], x, axis)) / broadcast_axes(std, x, axis)
@@ -221,7 +221,7 @@ def _moments(x: Any, axis: int) -> list[tuple[Any, Any]]:
     cancelling_gradients={"rho": "gamma"},
 )
 def batch_instance_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """Rho times batch norm, and the rest instance norm."""
+    """Add rho times batch norm and 1 - rho times instance norm."""
     x, axis = inputs["x"], options.get("channel_axis", 1)
     instance, _, batch = _moments(x, axis)
     rho = broadcast_axes(inputs["rho"], x, axis)
@@ -258,7 +258,7 @@ def batch_instance_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues
     gradient_group_max=_everywhere,
 )
 def switchable_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """The mean and the variance of instance, layer and batch, each mixed by softmax weights."""
+    """Normalise by means and variances of instance, layer and batch, mixed by softmax weights."""
     axis, first = options.get("channel_axis", 1), real(inputs["x"].reshape(-1)[:1])[0]
     # y and var do not depend on a constant that is subtracted from x; constant x becomes exactly 0.
     x = inputs["x"] - first

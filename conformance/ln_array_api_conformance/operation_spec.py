@@ -70,6 +70,8 @@ class OperationSpec:
     """Whether `out` can be given."""
     over_rows: bool = False
     """Whether x is normalised over `axis`, and all other inputs have the shape of these axes."""
+    scales_rows: bool = True
+    """Whether rows are x, less its mean if it has one, times "rstd" or divided by "norm"."""
     per_sample: bool = True
     """Whether statistics are of one sample only, along the first axis."""
     needs_values: bool = False
@@ -136,6 +138,7 @@ class OperationSpec:
         """What tests may require of an operation: inputs, statistics, and the names below."""
         flags = {
             "rows": self.over_rows,
+            "scaled rows": self.over_rows and self.scales_rows,
             "epsilon": self.epsilon is not None,
             "backward": self.has_backward,
             "out": self.has_out,
@@ -208,8 +211,8 @@ def row_operation(
 ) -> Callable[[Definition], OperationSpec]:
     """As `operation`, for one that normalises over `axis`; parameters have the axes' shape.
 
-    Its statistics keep the axes, and one of them is "rstd" or "norm": x less its mean, if it has
-    one, is multiplied by rstd, whose x_hat has a mean square of 1, or divided by its norm.
+    Its statistics keep the axes. One of them is "rstd", with which x_hat has a mean square of 1, or
+    "norm", with which x_hat has a sum of squares of 1.
     """
     cases = {
         "last axis": row_case((3, 3, 33), parameters),
@@ -217,9 +220,8 @@ def row_operation(
         "axis between": row_case((3, 4, 5), parameters, axis=1),
         "outer axes": row_case((3, 4, 5), parameters, axis=(0, 2)),
     }
-    return operation(
-        over_rows=True, cases=cases, group_max=over_axis, bad_options=AXIS, **description
-    )
+    defaults: dict[str, Any] = {"cases": cases, "group_max": over_axis, "bad_options": AXIS}
+    return operation(over_rows=True, **(defaults | description))
 
 
 def row_case(shape: tuple[int, ...], parameters: tuple[str, ...], **options: Any) -> Case:

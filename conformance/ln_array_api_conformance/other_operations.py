@@ -38,7 +38,7 @@ def _kept_axis(x: str) -> BadOptions:
     bad_options=_kept_axis("w"),
 )
 def weight_standardization(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """Each slice along an axis to zero mean and unit variance."""
+    """Normalise each slice along an axis to zero mean and unit variance."""
     axes = axes_without(options.get("axis", 0), inputs["w"].ndim)
     y, mean, rstd = standardise(inputs["w"], axes, options["epsilon"])
     return {"y": y, "mean": mean.reshape(-1), "rstd": rstd.reshape(-1)}
@@ -60,7 +60,7 @@ def weight_standardization(inputs: RefValues, options: dict[str, Any]) -> RefVal
     per_sample=False,  # since g goes along
 )
 def weight_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """Each slice along an axis to length g."""
+    """Scale each slice along an axis to length g."""
     v, kept = inputs["v"], options.get("axis", 0)
     norm = square_root(np.sum(v * v, axis=axes_without(kept, v.ndim), keepdims=True))
     return {"w": broadcast_axes(inputs["g"], v, kept) * v / norm, "norm": norm.reshape(-1)}
@@ -103,7 +103,7 @@ def _by_windows(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
     },
 )
 def local_contrast_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """Each element by the mean and variance of its window, as far as that is inside of x."""
+    """Normalise each element by the mean and variance of its window, clipped to x."""
     x, size = inputs["x"], options.get("size", 9)
     axes = axes_of(options.get("spatial_axes", (-2, -1)), x.ndim)
     around = list(_around(x, axes, size // 2))

@@ -6,20 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from .operation_spec import (
-    AXIS,
-    NumpyInputs,
-    operation,
-    over_axis,
-    row_case,
-    row_operation,
-)
+from .operation_spec import AXIS, Case, NumpyInputs, operation, row_case, row_operation
 from .reference import RefValues, affine, real, square_root, standardise, tanh
 
 
 @row_operation(("gamma", "beta"), statistics=("mean", "rstd"), has_out=True)
 def layer_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """Zero mean and unit variance."""
+    """Normalise to zero mean and unit variance."""
     axis = options.get("axis", -1)
     x_hat, mean, rstd = standardise(inputs["x"], axis, options["epsilon"])
     return {"y": affine(x_hat, inputs, axis), "mean": mean, "rstd": rstd}
@@ -27,7 +20,7 @@ def layer_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
 
 @row_operation(("gamma",), statistics=("rstd",), epsilon=1e-6, has_out=True)
 def rms_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """A mean square of 1."""
+    """Scale to a mean square of 1."""
     x, axis = inputs["x"], options.get("axis", -1)
     squares = np.sum(x * x, axis=axis, keepdims=True)
     rstd = 1 / square_root(squares / (x.size // squares.size) + options["epsilon"])
@@ -36,16 +29,17 @@ def rms_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
 
 @row_operation(statistics=("norm",), epsilon=1e-12)
 def unit_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """A Euclidean norm of 1."""
+    """Divide x by its Euclidean norm."""
     x = inputs["x"]
     squares = np.sum(x * x, axis=options.get("axis", -1), keepdims=True)
     norm = square_root(squares + options["epsilon"])
     return {"y": x / norm, "norm": norm}
 
 
-@operation(
+@row_operation(
     statistics=("norm",),
     epsilon=1e-12,
+    scales_rows=False,
     cases={
         "last axis": row_case((4, 2, 9), ()),
         "two axes": row_case((3, 4, 5), (), axis=(2, 1)),
@@ -57,7 +51,6 @@ def unit_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
         "a large epsilon": row_case((3, 4, 5), (), epsilon=1.0),
         "no power": row_case((3, 4, 5), (), alpha=1),
     },
-    group_max=over_axis,
     bad_options={
         **AXIS,
         "alpha is negative": (ValueError, "alpha must be finite and more than 0", {"alpha": -0.5}),
@@ -69,7 +62,7 @@ def unit_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     },
 )
 def power_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """A power of the magnitude, with the sign, over the Euclidean norm."""
+    """Divide a power of the magnitude, with the sign, by the Euclidean norm of all of them."""
     x = inputs["x"]
     sign = np.where(real(x) < 0, -1, 1)
     z = sign * (sign * x) ** options.get("alpha", 0.5)
@@ -79,12 +72,13 @@ def power_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
 
 
 def _steepness(np_inputs: NumpyInputs) -> np.ndarray:
-    """Where tanh is flat, its slope is exp(-2 * abs(alpha * x)), with the product rounded."""
+    """Return the condition: the slope of tanh is about exp(-2 * abs(alpha * x))."""
     inner = np_inputs["alpha"].astype(np.float64) * np_inputs["x"].astype(np.float64)
     return np.asarray(1 + 2 * abs(inner))
 
 
-def _with_alpha(shape: tuple[int, ...], **options: Any) -> Any:
+def _with_alpha(shape: tuple[int, ...], **options: Any) -> Case:
+    """Return a call with gamma and beta of the axes' shape, and with a scalar alpha."""
     case = row_case(shape, ("gamma", "beta"), **options)
     return case._replace(shapes={"x": shape, "alpha": (), **case.shapes})
 
@@ -102,6 +96,6 @@ def _with_alpha(shape: tuple[int, ...], **options: Any) -> Any:
     condition=_steepness,
 )
 def dynamic_tanh(inputs: RefValues, options: dict[str, Any]) -> RefValues:
-    """The hyperbolic tangent of alpha times x."""
+    """Take the hyperbolic tangent of alpha times x."""
     y = tanh(inputs["alpha"] * inputs["x"])
     return {"y": affine(y, inputs, options.get("axis", -1))}

@@ -171,7 +171,7 @@ def test_differentiated_by_the_library_itself(
 
 
 @pytest.mark.needs("gradients")
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 @pytest.mark.parametrize("kind", ["mean 1e4 sigma", "two values", "lognormal"])
 def test_rows_differentiated_by_the_library_itself(
     operation: OperationSpec, library: Library, dtype: str, kind: str
@@ -180,7 +180,7 @@ def test_rows_differentiated_by_the_library_itself(
 
 
 @pytest.mark.needs("gradients")
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 def test_second_derivatives(operation: OperationSpec, library: Library) -> None:
     """The derivative of dx along v, against the difference of dx on either side, in float64."""
     values = rows("normal", "float64", 3, 12)

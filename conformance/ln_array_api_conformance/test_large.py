@@ -23,7 +23,7 @@ def dtypes_for(library: Library, size: int) -> tuple[str, ...]:
     return library.dtypes if size * 4 < LARGEST else ("float32",)
 
 
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 @pytest.mark.parametrize("large", ROWS.values(), ids=ROWS)
 def test_rows(operation: OperationSpec, library: Library, large: Rows) -> None:
     """Forward, where y is compared everywhere, and backward in some columns."""
@@ -34,7 +34,7 @@ def test_rows(operation: OperationSpec, library: Library, large: Rows) -> None:
         check_rows(operation, library, x, dy, sample=large.columns)
 
 
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 @pytest.mark.parametrize("values", ["mean 100 sigma", "an edge"])
 @pytest.mark.parametrize("large", COLUMNS.values(), ids=COLUMNS)
 def test_columns(operation: OperationSpec, library: Library, large: Columns, values: str) -> None:
@@ -47,13 +47,13 @@ def test_columns(operation: OperationSpec, library: Library, large: Columns, val
         check_rows(operation, library, x, dy, sample=large.places, view=view)
 
 
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 @pytest.mark.parametrize("n", [65, 1000, 100_003])
 def test_rows_without_epsilon(operation: OperationSpec, library: Library, n: int) -> None:
     check_rows(operation, library, rows("1e-15", "float32", 3, n), epsilon=0.0)
 
 
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 @pytest.mark.parametrize("m", [100, 1024, 65_536])
 @pytest.mark.parametrize("n", [8, 16, 23])
 def test_rows_of_dy_that_are_alike(
@@ -66,7 +66,7 @@ def test_rows_of_dy_that_are_alike(
         check_rows(operation, library, x, np.broadcast_to(row, x.shape).copy(), sample=2)
 
 
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 @pytest.mark.parametrize("size", [1e2, 3e3, 1e4])
 @pytest.mark.parametrize("n", [100, 1000, 4000])
 def test_one_outlier_a_row(operation: OperationSpec, library: Library, n: int, size: float) -> None:

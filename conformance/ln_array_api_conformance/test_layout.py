@@ -65,7 +65,7 @@ def test_sums_over_long_axes(
             tolerances.assert_close("y", y, expected["y"], tolerances.Y, scale, "float32")
 
 
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 @pytest.mark.parametrize("axis", AXES, ids=str)
 def test_axes(operation: OperationSpec, library: Library, axis: Any) -> None:
     """Gamma has the shape of the normalised axes in ascending order, however they are named."""
@@ -73,20 +73,20 @@ def test_axes(operation: OperationSpec, library: Library, axis: Any) -> None:
     check_array(operation, library, x, axis)
 
 
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 def test_one_dimension(operation: OperationSpec, library: Library, dtype: str) -> None:
     x = generator("vector").standard_normal(12).astype(DTYPES[dtype])
     check_array(operation, library, x, -1)
 
 
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 def test_a_square_over_its_first_axis(operation: OperationSpec, library: Library) -> None:
     """Rows and columns have the same shape here, and are not the same."""
     x = generator("square").standard_normal((6, 6)).astype(np.float32)
     check_array(operation, library, x, 0)
 
 
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 @pytest.mark.parametrize("axis", [-1, 0, (0, 2)], ids=str)
 def test_layouts_and_axes(
     operation: OperationSpec, library: Library, dtype: str, layout: str, axis: Any
@@ -129,7 +129,7 @@ def test_results_are_in_native_byte_order(
                 assert array.dtype.isnative, case
 
 
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 def test_broadcast_input(operation: OperationSpec, library: Library, dtype: str) -> None:
     """A row that stands for many, without their memory."""
     row = generator("row").standard_normal(10).astype(DTYPES[dtype])
@@ -138,7 +138,7 @@ def test_broadcast_input(operation: OperationSpec, library: Library, dtype: str)
         check_array(operation, library, x, axis, lambda a: library.broadcast(row, 7))
 
 
-@pytest.mark.having("rows")
+@pytest.mark.having("scaled rows")
 def test_strided_columns_are_as_right_as_rows(operation: OperationSpec, library: Library) -> None:
     """A long sum over an axis that is not the last in memory is no less right for that."""
     n = 1 << 15

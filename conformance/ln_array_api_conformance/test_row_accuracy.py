@@ -13,7 +13,7 @@ from .libraries import DTYPES, Library
 from .operation_spec import OperationSpec
 from .row_view import RowView
 
-pytestmark = pytest.mark.having("rows")
+pytestmark = pytest.mark.having("scaled rows")
 
 
 def rows_for(dtype: str, values: str, n: int) -> np.ndarray:
