@@ -55,7 +55,7 @@ def collect() -> None:
         return compile_for_cpu(source, *arguments, **options)
 
     compiler._compile_using_nvrtc_no_warning = keep
-    from dispatch import DTYPES
+    from kernel_inventory import DTYPES
 
     for dtype in DTYPES:
         launch_everything(dtype)

@@ -15,18 +15,18 @@ import cupy
 import cupy_on_cpu
 import numpy as np
 import pytest
-from dispatch import DTYPES as NAMES
-from dispatch import first_calls, selected_calls
 from elementwise_resources import launch_everything
-from ln_array_api_backends.cupy import backend, calls, channels
-from ln_array_api_backends.cupy.launching import expression
+from kernel_inventory import DTYPES as NAMES
+from kernel_inventory import first_calls, selected_calls
+from ln_array_api_backends.cupy import backend, channels_dispatch, rows_dispatch
+from ln_array_api_backends.cupy.kernel_launch import name_expression
 from resources import row_of
 from test_channels import PARTS, VALUES
 from test_channels import Case as OfChannels
 from test_channels import check as check_channels
 from test_indices import ROWS, last_row
 from test_kernels import DTYPES, Case, check
-from test_long_rows import joined
+from test_long_rows import two_tile_segments
 
 from ln_array_api.backend import Primitive, RowsSpec, Spec
 
@@ -79,10 +79,10 @@ def small(spec: Spec) -> Spec:
 @pytest.mark.parametrize("name", CALLS)
 def test_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = set()
-    for module in (calls, channels):
+    for module in (rows_dispatch, channels_dispatch):
 
         def noted(*parameters: Any, kernel: Any = module.kernel) -> Any:
-            chosen.add(expression(*parameters))
+            chosen.add(name_expression(*parameters))
             return kernel(*parameters)
 
         monkeypatch.setattr(module, "kernel", noted)
@@ -100,7 +100,7 @@ def test_every_shape_of_a_kernel_is_selected() -> None:
 
 
 def test_segments_of_two_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "row_cut", joined)
+    monkeypatch.setattr(rows_dispatch, "split_row", two_tile_segments)
     check(Case("float32", 2, 40001))
 
 

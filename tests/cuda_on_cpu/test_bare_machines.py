@@ -17,7 +17,7 @@ from pathlib import Path
 import cupy
 import cupy_on_cpu
 import pytest
-from ln_array_api_backends.cupy import launching, requirements
+from ln_array_api_backends.cupy import kernel_launch, requirements
 
 import ln_array_api as ln
 
@@ -241,7 +241,7 @@ def test_other_errors_are_not_taken_for_a_lack(
     def fail(source: str, name: str) -> None:
         raise kind(2)
 
-    monkeypatch.setattr(launching, "compiled", fail)
+    monkeypatch.setattr(kernel_launch, "get_kernel", fail)
     if kind is RuntimeError:
         with pytest.raises(RuntimeError, match=r"^2$"):
             requirements.check()

@@ -11,9 +11,9 @@ import cupy_on_cpu
 import numpy as np
 import pytest
 from channel_cases import ChannelCase, Shape
-from dispatch import asked_for, channel_calls
-from ln_array_api_backends.cupy import backend, channels
-from ln_array_api_backends.cupy.shapes import CHUNK_BYTES, ITEMSIZE
+from kernel_inventory import channel_calls, kernels_requested_by
+from ln_array_api_backends.cupy import backend, channels_dispatch
+from ln_array_api_backends.cupy.launch_config import CHUNK_BYTES, ITEMSIZE
 from resources import row_of
 from test_host import launches
 from test_kernels import DTYPES, EPSILON, ORDERS, bits
@@ -66,7 +66,7 @@ def shapes(dtype: str) -> list[Shape]:
     most = CHUNK_BYTES // ITEMSIZE[dtype]
     words = [1 << power for power in range(most.bit_length())]
     # Runs that are long, few and many words of them; short ones; channels side by side.
-    run = channels.SHORT_RUN_BYTES // ITEMSIZE[dtype]
+    run = channels_dispatch.MIN_PLANE_BYTES // ITEMSIZE[dtype]
     found: list[Shape] = [(3, 2, run + word) for word in words]
     found += [(5, 3, 640 * word + (word if word < most else 0)) for word in words]
     found += [(70, word, 3) for word in words] + [(130, 3 * word, 1) for word in words]
@@ -85,7 +85,7 @@ def test_every_order_of_threads_gives_the_same_bits(dtype: str, shape: Shape) ->
 
 def test_every_kernel_is_among_these() -> None:
     """Which the backend can choose for arrays of one dtype."""
-    every = asked_for(call for dtype in DTYPES for call in channel_calls(dtype)).calls
+    every = kernels_requested_by(call for dtype in DTYPES for call in channel_calls(dtype)).calls
     calls: list[tuple[Primitive, ChannelsSpec]] = []
     for dtype, shape in KINDS:
         spec = ChannelsSpec("cupy", "0", shape, dtype, dtype, dtype, EPSILON)
@@ -93,7 +93,7 @@ def test_every_kernel_is_among_these() -> None:
         calls += [("channels_forward", spec), ("channels_inference", spec)]
         calls += [("channels_backward", backward)]
         calls += [("channels_backward", backward._replace(need=(False, False, True)))]
-    missing = {name for name in every if not row_of(name).parameters} - asked_for(
+    missing = {name for name in every if not row_of(name).parameters} - kernels_requested_by(
         calls
     ).calls.keys()
     assert not missing

@@ -487,15 +487,15 @@ def test_a_gpu_that_is_missing_is_told() -> None:
 def test_a_first_kernel_that_fails_or_is_wrong_is_told(
     broken: Any, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ln_array_api_backends.cupy import calls
+    from ln_array_api_backends.cupy import rows_dispatch
 
-    monkeypatch.setattr(calls, "compiled", lambda *_: _Broken(broken))
-    calls.kernel.cache_clear()
+    monkeypatch.setattr(rows_dispatch, "get_kernel", lambda *_: _Broken(broken))
+    rows_dispatch.kernel.cache_clear()
     contenders.ln.backend.plans.clear()
     try:
         assert main([]) == SOMETHING_MISSING
     finally:
-        calls.kernel.cache_clear()
+        rows_dispatch.kernel.cache_clear()
         contenders.ln.backend.plans.clear()
     assert f"make gpu cannot run: {said}" in capsys.readouterr().err
 

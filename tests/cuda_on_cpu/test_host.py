@@ -11,7 +11,7 @@ import cupy
 import cupy_on_cpu
 import numpy as np
 import pytest
-from ln_array_api_backends.cupy import calls
+from ln_array_api_backends.cupy import rows_dispatch
 from test_kernels import DTYPES, Case
 
 import ln_array_api as ln
@@ -171,11 +171,11 @@ def test_a_delay_of_a_call_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return launch
 
-    launcher, x = calls.launcher, arrays("float32", 64)[0]
+    launcher, x = rows_dispatch.bind_launch, arrays("float32", 64)[0]
     delay = best_round(lambda: cupy.add(x, x), rounds=20)
     call = small_call(ln.layer_norm_forward)
     call()  # is planned now, and the next is not
-    monkeypatch.setattr(calls, "launcher", slow)
+    monkeypatch.setattr(rows_dispatch, "bind_launch", slow)
     x, gamma, beta = arrays("float32", 65)
     delayed = cost(lambda: ln.layer_norm_forward(x, gamma, beta), patience=1)
     assert delayed > LIMIT >= cost(call)

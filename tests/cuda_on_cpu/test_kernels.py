@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from ln_array_api_backends.cupy import backend
-from ln_array_api_backends.cupy.shapes import Repeat, backward_shape, forward_shape
+from ln_array_api_backends.cupy.launch_config import ParamIndexing, backward_shape, forward_shape
 
 from ln_array_api.kernels import rows
 
@@ -148,7 +148,7 @@ def lengths(dtype: str) -> list[int]:
     each: dict[Any, int] = {}
     for bit in range(16):
         n = (1 << bit) + (1 << bit) // 3
-        shapes = forward_shape(dtype, n), backward_shape(dtype, n, Repeat.ONE)
+        shapes = forward_shape(dtype, n), backward_shape(dtype, n, ParamIndexing.PER_ELEMENT)
         each.setdefault(shapes, n)
     return list(each.values())
 

@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterator
 import cupy_on_cpu
 import numpy as np
 import pytest
-from ln_array_api_backends.cupy import calls
-from ln_array_api_backends.cupy.shapes import MOST_CHUNKS, WARPS_AT_ONCE, Cut, ceil, row_cut
+from ln_array_api_backends.cupy import rows_dispatch
+from ln_array_api_backends.cupy.launch_config import (
+    MAX_CHUNKS,
+    TARGET_WARPS,
+    RowSplit,
+    ceil_div,
+    split_row,
+)
 from test_kernels import Case, check, in_every_order
 
 N = 40001
@@ -22,17 +28,17 @@ def _order() -> Iterator[None]:
     cupy_on_cpu.set_order("forward")
 
 
-def joined(dtype: str, n: int, chunks: int) -> Cut:
+def two_tile_segments(dtype: str, n: int, chunks: int) -> RowSplit:
     """Segments of two tiles, as very long rows have many of."""
-    cut = row_cut(dtype, n, chunks)
+    cut = split_row(dtype, n, chunks)
     length = 2 * cut.length
-    return cut._replace(length=length, segments=ceil(n, length))
+    return cut._replace(length=length, segments=ceil_div(n, length))
 
 
-@pytest.fixture(params=[row_cut, joined], ids=["a tile", "two tiles"])
+@pytest.fixture(params=[split_row, two_tile_segments], ids=["a tile", "two tiles"])
 def _segment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a segment has."""
-    monkeypatch.setattr(calls, "row_cut", request.param)
+    monkeypatch.setattr(rows_dispatch, "split_row", request.param)
 
 
 def normal(rng: np.random.Generator) -> np.ndarray:
@@ -127,15 +133,15 @@ def test_what_is_not_finite_spoils_its_own_row(value: float) -> None:
 
 
 def test_few_long_rows_fill_a_gpu() -> None:
-    cut = row_cut("float32", 1 << 18, MOST_CHUNKS["float32"])
-    assert 16 * min(cut.segments, cut.tiles) * cut.warps >= WARPS_AT_ONCE
+    cut = split_row("float32", 1 << 18, MAX_CHUNKS["float32"])
+    assert 16 * min(cut.segments, cut.tiles) * cut.warps >= TARGET_WARPS
 
 
 @pytest.mark.parametrize("n", [16385, 1 << 22, (1 << 22) + 1, (1 << 31) + 1, 1 << 40])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_a_thread_has_at_most_one_segment(dtype: str, n: int) -> None:
-    cut = row_cut(dtype, n, 2)
-    tile = cut.length if cut.segments == cut.tiles else ceil(n, cut.tiles)
+    cut = split_row(dtype, n, 2)
+    tile = cut.length if cut.segments == cut.tiles else ceil_div(n, cut.tiles)
     assert cut.segments <= cut.threads
     assert (cut.segments - 1) * cut.length < n <= cut.segments * cut.length
     assert (cut.tiles - 1) * tile < n

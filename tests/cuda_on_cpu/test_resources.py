@@ -73,13 +73,16 @@ def test_what_the_compiler_tells() -> None:
 def test_every_dtype_and_kernel_is_found() -> None:
     # Alone, since the backend keeps the kernels that it was given, which are none.
     printed = subprocess.run(
-        [sys.executable, "dispatch.py"], cwd=cupy_on_cpu.HERE, capture_output=True, check=True
+        [sys.executable, "kernel_inventory.py"],
+        cwd=cupy_on_cpu.HERE,
+        capture_output=True,
+        check=True,
     ).stdout
     rows = {row_of(name) for name in printed.decode().splitlines()}
     assert {row.dtype for row in rows} == {"float16", "bfloat16", "float32", "float64"}
     assert {row.parameters for row in rows} == {"", "wider"}
     assert {"rows_forward", "rows_backward"} <= {row.kernel for row in rows}
-    assert {row.kernel for row in rows} >= resources.BY_WORDS
+    assert {row.kernel for row in rows} >= resources.WITH_VECTOR_WIDTH
 
 
 def test_rows() -> None:

@@ -119,19 +119,23 @@ class Case(NamedTuple):
         }
 
 
-def lengths(shapes: Any, dtype: str) -> list[int]:
+def lengths(launch_config: Any, dtype: str) -> list[int]:
     """A length for each way to spread rows of a dtype over threads, neither whole nor aligned."""
     each: dict[Any, int] = {}
     for bit in range(18):
         n = (1 << bit) + (1 << bit) // 3
-        found = shapes.forward_shape(dtype, n), shapes.backward_shape(dtype, n, shapes.Repeat.ONE)
+        indexing = launch_config.ParamIndexing.PER_ELEMENT
+        found = (
+            launch_config.forward_shape(dtype, n),
+            launch_config.backward_shape(dtype, n, indexing),
+        )
         each.setdefault(found, n)
     return list(each.values())
 
 
-def cases(shapes: Any) -> list[Case]:
+def cases(launch_config: Any) -> list[Case]:
     """Every kernel for every dtype, and every option for some."""
-    some = [Case(dtype, 5, n) for dtype in DTYPES for n in lengths(shapes, dtype)]
+    some = [Case(dtype, 5, n) for dtype in DTYPES for n in lengths(launch_config, dtype)]
     some += [Case(dtype, 5, n, center=False) for dtype in DTYPES for n in (40, 1600, 40000)]
     some += [Case(dtype, 5, n, wide=True) for dtype in ("float16", "float32") for n in (40, 1600)]
     some += [

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from instructions import DTYPES, OPERATIONS
-from machine import launch
+from interpreter import launch
 from memory import Memory
 from parse import Address, Immediate, PTXError, Vector, parse
 

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import Case, cases
-from device import Device, calls, shapes, used
+from fake_cupy import CuPyBackend, Device, launch_config, patched_device
 from ln_array_api_conformance import tolerances
 from numpy.lib.npyio import NpzFile
 
-CASES = cases(shapes)
+CASES = cases(launch_config)
 FIBERS = Path(__file__).resolve().parents[2] / ".cuda_on_cpu" / "fibers.npz"
 
 
 def run(case: Case, offset: int = 0) -> dict[str, Any]:
-    with used(Device()) as device:
+    with patched_device(Device()) as device:
         return case.run(
-            calls.CuPyBackend(), lambda values, name: device.memory.array(values, name, offset)
+            CuPyBackend(), lambda values, name: device.memory.array(values, name, offset)
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from counters import Counters
 from cupy.cuda.function import CPointer
 from cupy_backends.cuda.libs import nvrtc
-from machine import launch
+from interpreter import launch
 from memory import DeviceArray, Memory
 from parse import Kernel, parse
 
@@ -28,7 +28,18 @@ PACKAGE = "ln_array_api_backends.cupy"
 _spec = importlib.util.find_spec(PACKAGE)
 assert _spec is not None
 sys.modules[PACKAGE] = importlib.util.module_from_spec(_spec)
-from ln_array_api_backends.cupy import calls, channels, shapes  # noqa: E402, F401 - for others
+from ln_array_api_backends.cupy import channels_dispatch, launch_config, rows_dispatch  # noqa: E402
+from ln_array_api_backends.cupy.backend import CuPyBackend  # noqa: E402
+
+__all__ = [
+    "CuPyBackend",
+    "Device",
+    "Launch",
+    "channels_dispatch",
+    "launch_config",
+    "patched_device",
+    "rows_dispatch",
+]
 
 #: The oldest that has instructions for bfloat16, so that nothing is emulated.
 ARCHITECTURE = "compute_90"
@@ -144,7 +155,7 @@ def _packed(argument: Any) -> bytes:
 
 
 @contextmanager
-def used(device: Device) -> Iterator[Device]:
+def patched_device(device: Device) -> Iterator[Device]:
     """Let the backend's modules have this device instead of CuPy."""
     modules = [
         module
@@ -152,7 +163,7 @@ def used(device: Device) -> Iterator[Device]:
         if name.startswith(f"{PACKAGE}.") and getattr(module, "cupy", None) is not None
     ]
     before = [module.cupy for module in modules]
-    forget()
+    clear_caches()
     for module in modules:
         module.cupy = device  # type: ignore[attr-defined]
     try:
@@ -160,10 +171,10 @@ def used(device: Device) -> Iterator[Device]:
     finally:
         for module, each in zip(modules, before, strict=True):
             module.cupy = each  # type: ignore[attr-defined]
-        forget()
+        clear_caches()
 
 
-def forget() -> None:
+def clear_caches() -> None:
     """Kernels that were compiled for another device."""
-    calls.kernel.cache_clear()
-    channels.kernel.cache_clear()
+    rows_dispatch.kernel.cache_clear()
+    channels_dispatch.kernel.cache_clear()

@@ -12,12 +12,12 @@ import cupy_on_cpu  # noqa: F401 - before CuPy
 import cupy  # isort: skip
 import numpy as np
 from cases import cases
-from ln_array_api_backends.cupy import backend, shapes
+from ln_array_api_backends.cupy import backend, launch_config
 
 
 def results() -> dict[str, np.ndarray]:
     found = {}
-    for case in cases(shapes):
+    for case in cases(launch_config):
         for name, array in case.run(backend, lambda values, name: cupy.asarray(values)).items():
             if array is not None:
                 # Without bfloat16, which a file cannot have.
