@@ -1,7 +1,7 @@
-"""Indices beyond 32 bits, in arrays of which the last rows or elements alone ever get memory.
+"""Indices beyond 32 bits, in arrays of which only the last rows or elements are mapped.
 
-Of each grid the last blocks are run alone. What is planted makes an index of 32 bits, which lands
-elsewhere in the array, or below it, where there is room as well.
+Only the last blocks of each grid are run. The planted faults make an index of 32 bits, which points
+elsewhere into the array, or below it, where memory is reserved as well.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from test_kernels import Case, bits
 
 BEYOND = 1 << 32
 TILE = BlockShape(LONG_ROW_WARPS, 1, 2).capacity("float16")
-NORESERVE = 0x4000  # of Linux; Python has a name for it since 3.13
+NORESERVE = 0x4000  # on Linux; Python 3.13 has a name for it
 FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
 
 
 def sparse(size: int) -> cupy.cuda.MemoryPointer:
-    """Zeros, with as many before them, for CuPy's use as an allocator."""
+    """Allocate zeros for CuPy, with as many before them."""
     half = -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, 2 * half, flags=FLAGS)
     place = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + half
@@ -48,7 +48,7 @@ def last_blocks(count: int) -> Iterator[None]:
 
 
 def last_row(n: int, blocks: int) -> bool:
-    """Whether the last row of very many has the bits that it has alone, with its own parameters."""
+    """Return whether the last of very many rows has the bits that it has alone."""
     m = BEYOND // n + 2
     one = Case("float16", 1, n)
     results = one.run()
@@ -61,7 +61,7 @@ def last_row(n: int, blocks: int) -> bool:
         with last_blocks(blocks):
             y, mean, rstd = backend.rows_forward(x, gamma, beta, epsilon=one.epsilon, **options)
             saved = (dy, x, mean, rstd, gamma)
-            # One by one, since the last blocks are of the last gradient.
+            # One at a time, since the last blocks belong to the last gradient.
             dx, dgamma, _ = backend.rows_backward(*saved, **options, need=(True, True, False))
             *_, dbeta = backend.rows_backward(*saved, **options, need=(False, False, True))
         rows = bits([each[-1:] for each in (y, mean, rstd, dx)])
@@ -69,10 +69,10 @@ def last_row(n: int, blocks: int) -> bool:
 
 
 def last_segment(monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether a row of more elements than that, all 0 but its end, is right there.
+    """Return whether a row of more than 2**32 elements, 0 except at its end, is right.
 
-    Without a mean to subtract, since then zeros add nothing to any sum. It is cut as a longer one
-    would be, with a short segment at its end, to save time.
+    No mean is subtracted, so that zeros add nothing to any sum. To save time, it is split as a
+    longer row would be, with a short segment at its end.
     """
     length, end = split_row("float16", BEYOND, 2).length + 8 * TILE, TILE + 1
     segments = BEYOND // length + 2
@@ -82,14 +82,14 @@ def last_segment(monkeypatch: pytest.MonkeyPatch) -> bool:
     monkeypatch.setattr(rows_dispatch, "split_row", lambda *arguments: cut)
     rng = np.random.default_rng(1)
     x_end, other = (rng.standard_normal(end).astype(np.float16) for _ in range(2))
-    dy_end = x_end + other  # or the sum of g * x_hat would not matter
+    dy_end = x_end + other  # correlated, so that the sum of g * x_hat matters
     with cupy.cuda.using_allocator(sparse):
         x, dy = (cupy.ndarray((1, n), np.float16) for _ in range(2))
         rstd = cupy.ndarray((1, 1), np.float32)
         x[0, -end:], dy[0, -end:] = cupy.asarray(x_end), cupy.asarray(dy_end)
         a, b = x_end.astype(np.float64), dy_end.astype(np.float64)
         rstd[...] = 1 / np.sqrt((a * a).sum() / n)
-        with last_blocks(2):  # of tiles; and the last of segments, with one of zeros
+        with last_blocks(2):  # the last tiles and segments, one segment of zeros
             y, *_ = backend.rows_forward(x, None, None, epsilon=0, center=False)
             dx, *_ = backend.rows_backward(
                 dy, x, None, rstd, None, center=False, need=(True, False, False)

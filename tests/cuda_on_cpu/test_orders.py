@@ -1,4 +1,4 @@
-"""Each kernel that ``dispatch.py`` selects, in every order of threads, with the same bits."""
+"""Each kernel that ``kernel_inventory.py`` selects, in every order of threads: the same bits."""
 
 from __future__ import annotations
 

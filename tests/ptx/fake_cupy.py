@@ -1,6 +1,6 @@
-"""A CuPy as large as the backend's host code needs it, whose kernels are compiled to PTX and run.
+"""The part of CuPy that the backend's host code needs. Kernels are compiled to PTX and run.
 
-Which kernel is launched on what, in which grid, is for the backend to say: nothing of it is here.
+The backend decides which kernel is launched on what, in which grid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from interpreter import launch
 from memory import DeviceArray, Memory
 from parse import Kernel, parse
 
-# The package itself asks for a GPU, so that it is there for its modules, but not run.
+# Importing the package checks for a GPU. So it is created for its modules, but not run.
 PACKAGE = "ln_array_api_backends.cupy"
 _spec = importlib.util.find_spec(PACKAGE)
 assert _spec is not None
@@ -41,13 +41,13 @@ __all__ = [
     "rows_dispatch",
 ]
 
-#: The oldest that has instructions for bfloat16, so that nothing is emulated.
+#: The oldest with instructions for bfloat16, which are not emulated.
 ARCHITECTURE = "compute_90"
 CACHE = Path(__file__).resolve().parents[2] / ".cuda_on_cpu" / "ptx"
 
 
 def compile_to_ptx(source: str, options: Sequence[str], expression: str) -> tuple[str, str]:
-    """The PTX of a kernel, kept for as long as nothing changes, and the kernel's name in it."""
+    """Return the PTX of a kernel, which is cached, and the kernel's name in it."""
     include = Path(cupy.__file__).parents[1] / "nvidia" / "cu13" / "include"
     options = (*options, f"-arch={ARCHITECTURE}", f"-I{include}")
     key = repr((nvrtc.getVersion(), source, options, expression))
@@ -84,7 +84,7 @@ class Launch(NamedTuple):
 
 
 class Pointer(NamedTuple):
-    """A place in memory."""
+    """An address in memory."""
 
     ptr: int
 
@@ -93,9 +93,9 @@ class Pointer(NamedTuple):
 
 
 class Device:
-    """Stands for the module ``cupy`` in the backend's modules; the rest is NumPy.
+    """Replaces the module ``cupy`` in the backend's modules; the rest is NumPy.
 
-    `sample` says which blocks of a grid of so many are run, where that is not all.
+    `sample` maps the number of blocks of a grid to the numbers of those that are run.
     """
 
     def __init__(self, sample: Callable[[int], Sequence[int]] | None = None) -> None:
@@ -131,7 +131,7 @@ class _Function:
 
     @property
     def kernel(self) -> _Function:
-        """What CuPy's wrapper, which looks for the current device, launches."""
+        """Return what CuPy's wrapper launches; it checks the current device."""
         return self
 
     def __call__(
@@ -145,7 +145,7 @@ class _Function:
 
 
 def _packed(argument: Any) -> bytes:
-    """As CuPy passes it."""
+    """Return the bytes of an argument, as CuPy passes it."""
     if argument is None:
         return bytes(8)
     if isinstance(argument, CPointer):
@@ -156,7 +156,7 @@ def _packed(argument: Any) -> bytes:
 
 @contextmanager
 def patched_device(device: Device) -> Iterator[Device]:
-    """Let the backend's modules have this device instead of CuPy."""
+    """Replace CuPy by this device in the backend's modules."""
     modules = [
         module
         for name, module in sys.modules.items()
@@ -175,6 +175,6 @@ def patched_device(device: Device) -> Iterator[Device]:
 
 
 def clear_caches() -> None:
-    """Kernels that were compiled for another device."""
+    """Clear the caches of kernels, which were compiled for another device."""
     rows_dispatch.kernel.cache_clear()
     channels_dispatch.kernel.cache_clear()

@@ -1,4 +1,4 @@
-"""The PTX of the kernels over channels: right, and asking of memory what they were designed to."""
+"""The PTX of the kernels over channels: results, and memory accesses as designed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fake_cupy import CuPyBackend, Device, Launch, channels_dispatch, patched_de
 from parse import PTXError
 from source_change import change_source
 
-#: Of planes with runs of whole words and others; short runs, and channels side by side.
+#: Planes with extents of full vectors and others; short extents, and contiguous channels.
 SHAPES: list[Shape] = [
     (3, 2, 128),
     (3, 2, 1030),
@@ -21,7 +21,7 @@ SHAPES: list[Shape] = [
     (1300, 3, 1),
 ]
 KINDS = [(dtype, shape) for dtype in DTYPES for shape in SHAPES]
-#: Of whole sectors, wherever a word of a warp begins.
+#: Full sectors, at any vector of a warp.
 WHOLE: list[Shape] = [(3, 5, 1024), (40, 2, 256), (512, 64, 1), (64, 32, 4)]
 
 
@@ -55,7 +55,7 @@ def test_a_large_mean_and_magnitude() -> None:
         case.check(run(case, Device()))
 
 
-#: How often all of x, and of dy, is read, by the kernels of a call.
+#: How often the kernels of a call read all of x and of dy.
 READS = {
     "plane_moments": {"x": 1},
     "column_moments": {"x": 1},
@@ -69,7 +69,7 @@ READS = {
 
 
 def problems(launch: Launch, size: dict[str, int]) -> Iterator[str]:
-    """Where a kernel asks for more than its design says."""
+    """Yield where a kernel's accesses exceed its design."""
     counters, reads = launch.counters, READS[launch.name]
     for name, traffic in counters.reads.items():
         if name in ("x", "dy"):
@@ -97,7 +97,7 @@ def found(case: ChannelCase) -> list[str]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", WHOLE)
 def test_the_least_bytes_are_moved(dtype: str, shape: Shape) -> None:
-    """X twice forward, x and dy twice backward; each result once."""
+    """X is read twice forward, x and dy twice backward; each result is written once."""
     assert found(ChannelCase(dtype, shape)) == []
 
 
@@ -123,20 +123,20 @@ def test_the_least_bytes_are_moved(dtype: str, shape: Shape) -> None:
     ],
     ids=["a result written twice", "conflicting banks", "vectors with gaps"],
 )
-def test_waste_is_seen(
+def test_waste_is_noticed(
     old: str, new: str, shape: Shape, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_source(monkeypatch, channels_dispatch, old, new)
     assert any(seen in problem for problem in found(ChannelCase("float32", shape)))
 
 
-#: Of more than 2**32 elements, of which the last channels alone are not zero; their blocks are the
-#: last or, where a kernel begins at the end, the first.
+#: More than 2**32 elements, of which only the last channels are not zero. Their blocks are the last
+#: or, where a kernel begins at the end, the first.
 BEYOND: list[tuple[Shape, int]] = [((1, 131072, 32776), 1), ((8, (1 << 29) + 64, 1), 64)]
 
 
 def last_channels(shape: Shape, count: int) -> None:
-    """Whether the last channels of very many are right."""
+    """Check that the last channels of very many are right."""
     case = ChannelCase("float16", (shape[0], count, shape[2]))
     device = Device(lambda blocks: [*range(min(20, blocks)), *range(max(20, blocks - 20), blocks)])
 

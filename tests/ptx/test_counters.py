@@ -1,4 +1,4 @@
-"""What the kernels ask of memory is what they were designed to ask for, and faults are seen."""
+"""The memory accesses of the kernels are as designed, and faults are noticed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from counters import Traffic
 from fake_cupy import CuPyBackend, Device, Launch, launch_config, patched_device, rows_dispatch
 from source_change import change_source
 
-#: More than the least: a row's first element, and statistics, are read by each of its warps.
+#: The limit allows for a row's first element and statistics, which each of its warps reads.
 SLACK = 1.02
-#: Whole chunks of 16 bytes, and whole sectors: rows of no other length can be coalesced.
+#: Full chunks of 16 bytes and full sectors; rows of other lengths cannot be coalesced.
 CASES = [
     Case(dtype, m, n, center=center)
     for dtype in ("float16", "bfloat16", "float32", "float64")
@@ -29,7 +29,7 @@ CASES = [
 
 
 def launches(case: Case) -> tuple[dict[str, int], list[Launch]]:
-    """The sizes of all arrays, by the names that traffic has, and what was launched."""
+    """Return the sizes of all arrays, by their names in the traffic, and the launches."""
     with patched_device(Device()) as device:
         results = case.run(CuPyBackend(), device.memory.array)
     names = {array.data.ptr: name for name, array in results.items() if array is not None}
@@ -45,17 +45,17 @@ def launches(case: Case) -> tuple[dict[str, int], list[Launch]]:
 
 
 def parameters(launch: Launch) -> list[str]:
-    """Of the template."""
+    """Return a kernel's template parameters."""
     return launch.expression.partition("<")[2][:-1].split(", ")
 
 
 def sweeps(launch: Launch) -> int:
-    """How often x and dy are read by a kernel: once, but where they are not kept in registers."""
+    """Return how often a kernel reads x and dy: once, except where not kept in registers."""
     return 2 if launch.name == "rows_backward" and parameters(launch)[6] == "false" else 1
 
 
 def problems(case: Case) -> list[str]:
-    """Where the kernels for a case ask for more than their design says."""
+    """Yield where accesses of the kernels for a case exceed their design."""
     sizes, each = launches(case)
     return [problem for launch in each for problem in problems_of(launch, sizes)]
 
@@ -81,13 +81,13 @@ def problems_of_array(what: str, launch: Launch, traffic: Traffic) -> Iterator[s
     elif what.endswith((" x", " dy")):
         most = sweeps(launch) * SLACK
     else:
-        most = np.inf  # of parameters and statistics, which caches hold
+        most = np.inf  # parameters and statistics are in caches
     if times > most:
         yield f"{what} {times:.2f} times"
-    # Partial sums of 16-bit rows are 32 bytes for each thread, which are written half by half.
+    # Partial sums of 16-bit rows are 32 bytes for each thread, stored in halves.
     halves = "_backward writes allocation" in what and "<__" in launch.expression
     most_sectors = traffic.least_sectors * (2 if halves else 1)
-    # Those of segments are few, and begin anywhere.
+    # Partial results of segments are few, and at any offset.
     if launch.name.startswith("segments_") and "reads allocation" in what:
         most_sectors += traffic.requests
     if traffic.sectors > most_sectors:
@@ -111,13 +111,13 @@ def barriers(launch: Launch) -> int:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_kernels_ask_for_what_their_design_says(case: Case) -> None:
+def test_accesses_are_as_designed(case: Case) -> None:
     assert problems(case) == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_in_registers_move_the_least_bytes(case: Case) -> None:
-    """Each input once, each output once, and partial sums."""
+    """These are each input once, each output once, and partial sums."""
     wide = 8 if case.dtype == "float64" else 4
     for launch in launches(case)[1]:
         if launch.name not in ("rows_forward", "rows_backward") or sweeps(launch) > 1:
@@ -137,7 +137,7 @@ def test_rows_in_registers_move_the_least_bytes(case: Case) -> None:
 
 
 def test_rows_that_do_not_begin_at_a_sector() -> None:
-    """Most are loaded element by element, from the same places as ever: caches have to help."""
+    """Most are loaded element by element, by the same threads: caches have to help."""
     case = Case("float32", 8, 1601)
     forward = launches(case)[1][0].counters.reads["x"]
     assert forward.distinct == case.m * case.n * 4
@@ -213,7 +213,7 @@ FAULTS = (
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
-def test_a_fault_is_seen(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_is_noticed(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems(fault.case) == []
     change_source(monkeypatch, rows_dispatch, fault.old, fault.new)
     found = problems(fault.case)

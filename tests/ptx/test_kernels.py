@@ -1,4 +1,4 @@
-"""The PTX of each kernel, launched as the backend launches it: right, and as on the fibers."""
+"""The PTX of each kernel, launched by the backend: right, and as on the simulator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ln_array_api_conformance import tolerances
 from numpy.lib.npyio import NpzFile
 
 CASES = cases(launch_config)
-FIBERS = Path(__file__).resolve().parents[2] / ".cuda_on_cpu" / "fibers.npz"
+SIMULATOR = Path(__file__).resolve().parents[2] / ".cuda_on_cpu" / "simulator.npz"
 
 
 def run(case: Case, offset: int = 0) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def run(case: Case, offset: int = 0) -> dict[str, Any]:
 
 
 def check(case: Case, results: dict[str, Any]) -> None:
-    """Within the library's contract."""
+    """Check results against the library's contract."""
     wide = tolerances.ACCUMULATION[case.dtype]
     for name, (expected, steps, scale) in case.expected().items():
         if results[name] is not None:
@@ -34,19 +34,19 @@ def check(case: Case, results: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_fibers() -> NpzFile:
-    """What the same CUDA C gives when it is compiled for the host; the Makefile has it made."""
-    return np.load(FIBERS)
+def simulator_results() -> NpzFile:
+    """Load the results of the same CUDA C on the simulator, which the Makefile makes."""
+    return np.load(SIMULATOR)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_results(case: Case, of_fibers: NpzFile) -> None:
+def test_results(case: Case, simulator_results: NpzFile) -> None:
     results = run(case)
     check(case, results)
     for name, (_, steps, scale) in case.expected().items():
         if results[name] is not None:
-            values, other = results[name].astype(np.float64), of_fibers[f"{case}: {name}"]
-            # One of them fuses some products and sums, and both may round to 16 bits differently.
+            values, other = results[name].astype(np.float64), simulator_results[f"{case}: {name}"]
+            # One of them fuses some products and sums, so rounding to 16 bits may differ.
             allowed = tolerances.absolute_tolerance(steps, scale, other, results[name].dtype.name)
             assert np.all(abs(values - other) <= 2 * allowed), name
             if results[name].itemsize == 2:

@@ -47,7 +47,7 @@ def test_a_sample_of_blocks_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> N
     assert sample(3) == [0, 1, 2]
 
 
-def test_what_limits_a_launch() -> None:
+def test_limits_of_a_launch() -> None:
     def seconds(blocks: int, moved: float, instructions: float) -> tuple[float, str]:
         traffic = ((moved, moved, moved),)
         return Count("kernel", blocks, blocks, 256, instructions, 0, traffic).seconds(H100)
