@@ -1,7 +1,7 @@
-"""Conformance and speed of the CUDA kernels on a GPU, into docs/gpu-report.md.
+"""Test conformance and speed of the CUDA kernels on a GPU, and write docs/gpu-report.md.
 
-Runs from a checkout, with nothing of it installed. Ends with 0, with 1 where conformance or this
-library failed, and with 2 where something that is needed is missing.
+Runs from a checkout that is not installed. The exit status is 0; 1 where conformance or this
+library failed; 2 where something is missing.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ SOMETHING_MISSING = 2
 
 
 def shape_of(text: str) -> tuple[int, int]:
-    """A shape from text such as 4096x768."""
+    """Parse a shape such as 4096x768."""
     m, n = map(int, text.split("x"))
     return m, n
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(prog="gpu", description=__doc__.partition("\n")[0])
     made.add_argument("--output", type=Path, default=ROOT / "docs" / "gpu-report.md")
     made.add_argument("--quick", action="store_true", help="two minutes: a sample, three shapes")
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for, and give the exit status."""
+    """Run the program, and return the exit status."""
     start, given = time.monotonic(), parser().parse_args(arguments)
     try:
         machine.check_packages()

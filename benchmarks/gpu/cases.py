@@ -1,4 +1,4 @@
-"""Which calls are timed, with which arrays, and how many bytes each has to move."""
+"""The calls that are timed, their arrays, and the bytes that each has to move."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
 
 def all_cases() -> list[Case]:
-    """Every case, the most important first, since time may run out."""
+    """Return every case, the most important first, since time may run out."""
     cases = cases_of(PUBLISHED)
     cases += [
         Case("layer_norm", which, shape, dtype) for dtype, shape in PREDICTED for which in PASSES
@@ -58,7 +58,7 @@ def all_cases() -> list[Case]:
 
 
 def cases_of(shapes: tuple[tuple[int, int], ...]) -> list[Case]:
-    """Both operations, both passes and both dtypes for some shapes."""
+    """Return both operations, both passes and both dtypes for some shapes."""
     return [
         Case(operation, which, shape, dtype)
         for shape, operation, dtype, which in product(shapes, OPERATIONS, DTYPES, PASSES)
@@ -66,7 +66,7 @@ def cases_of(shapes: tuple[tuple[int, int], ...]) -> list[Case]:
 
 
 def minimum_bytes(case: Case) -> int:
-    """The bytes that must be moved: each input is read once and each output is written once."""
+    """Return the bytes that must be moved: each input read once, each output written once."""
     (m, n), size = case.shape, ITEMSIZE[case.dtype]
     centered = case.operation == "layer_norm"
     rows, statistics, parameter = m * n * size, (1 + centered) * m * max(size, 4), n * size

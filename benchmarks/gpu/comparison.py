@@ -1,4 +1,4 @@
-"""Measure cases one after the other, say so, and write the page after each."""
+"""Measure cases one after the other, print progress, and write the report after each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The conformance suite on CuPy arrays, shared by several processes.
 
 Most of its time goes to compiling kernels, about a second for each. So each process runs a part of
-the tests and compiles what these need; CuPy 14.2 keeps compiled kernels on disk, for all of them.
+the tests, and compiles the kernels that these need; CuPy 14.2 caches compiled kernels on disk, for
+all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SECONDS_TO_STOP = 5.0
 
 
 class Verdict(NamedTuple):
-    """What the suite has found."""
+    """The result of the suite."""
 
     passed: bool
     """Whether all tests that were to run have run, and none failed."""
@@ -42,7 +43,7 @@ class Verdict(NamedTuple):
 
 
 class Process:
-    """One pytest process, whose lines are read as they come."""
+    """A pytest process whose lines are read as they are printed."""
 
     def __init__(self, shard: str, backend: str, arguments: Sequence[str]) -> None:
         paths = [*map(str, ROOMS), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
@@ -61,7 +62,7 @@ class Process:
         self.thread.start()
 
     def stop(self) -> None:
-        """Let pytest tell what it has found so far, if it does so soon."""
+        """Interrupt pytest, so that it reports what it has found so far."""
         self.process.send_signal(signal.SIGINT)
         try:
             self.process.wait(SECONDS_TO_STOP)
@@ -75,12 +76,12 @@ class Process:
 
     @property
     def results(self) -> list[tuple[str, str]]:
-        """Names of tests that have run, and how each ended."""
+        """Return the names of tests that have run, and how each ended."""
         found = (RESULT.match(line) for line in self.lines)
         return [(each[1].rpartition("/")[2], each[2]) for each in found if each]
 
     def report(self) -> str:
-        """What pytest says of failures, or all that it said where it did not come to that."""
+        """Return pytest's report of failures, or all its output if there is none."""
         text = "".join(self.lines)
         for heading in ("= ERRORS =", "= FAILURES ="):
             if heading in text:
@@ -89,7 +90,7 @@ class Process:
 
 
 def number_of_processes() -> int:
-    """As many as there are processors, up to a limit, and as the device has room for."""
+    """Return the number of processors, up to a limit and the memory of the device."""
     import cupy
 
     free, _ = cupy.cuda.runtime.memGetInfo()
@@ -100,7 +101,7 @@ def number_of_processes() -> int:
 def run(
     seconds: float, *, backend: str = "cupy", sample: bool = False, arguments: Sequence[str] = ()
 ) -> Verdict:
-    """Run the suite, or a sample of it, for so many seconds at most. Prints how far it is."""
+    """Run the suite, or a sample of it, for so many seconds at most. Prints progress."""
     number, start = number_of_processes(), time.monotonic()
     step = number * (SAMPLE if sample else 1)
     what = f"one test of {SAMPLE}" if sample else "all tests"

@@ -1,8 +1,8 @@
-"""Who is compared: this library, a copy of the same bytes, torch, and others that are installed.
+"""The contenders: this library, a copy of the same bytes, torch, and others that are installed.
 
-All of them get the same memory. Only this library and the copy have been run by its authors on the
-memory of a GPU, and neither has yet; the calls of the others follow their documentation. So each
-contender may fail, and is compared with this library's results before it is timed.
+All of them get the same memory. The authors of this library have run only it and the copy, neither
+of them on a GPU yet; the calls of the others follow their documentation. So each contender may
+fail, and is compared with this library's results before it is timed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OURS, COPY = "ln_array_api", "copy"
 
 
 class Contender(NamedTuple):
-    """Somebody who can run a case."""
+    """A library or function that can run a case."""
 
     prepare: Callable[[Case], Callable[[Inputs], Call]]
     """What makes the calls of a case, one for each set of inputs. It may compile."""
@@ -50,7 +50,7 @@ def _ours(case: Case) -> Callable[[Inputs], Call]:
 
 
 def _copy(case: Case) -> Callable[[Inputs], Call]:
-    """Read and write as many bytes as the case has to."""
+    """Read and write as many bytes as the case must."""
     half = minimum_bytes(case) // 2
 
     def call_of(inputs: Inputs) -> Call:
@@ -61,7 +61,7 @@ def _copy(case: Case) -> Callable[[Inputs], Call]:
 
 
 def as_tensor(x: Any) -> Any:
-    """A torch tensor of the same memory as an array of CuPy."""
+    """Return a torch tensor of the same memory as a CuPy array."""
     import torch
 
     if x.dtype.name == "bfloat16":
@@ -70,14 +70,14 @@ def as_tensor(x: Any) -> Any:
 
 
 def as_array(result: Any) -> Any:
-    """Y, dx or dgamma of any contender as an array of CuPy in float32, or its first rows."""
+    """Return y, dx or dgamma of any contender as a float32 CuPy array, or its first rows."""
     if not isinstance(result, cupy.ndarray):
         result = cupy.from_dlpack(result.detach()[:FIRST].float().contiguous())
     return result[:FIRST].astype("float32")
 
 
 def by_autograd(norm_of: Callable[[Case], Norm]) -> Contender:
-    """A contender that has a differentiable function of torch tensors."""
+    """Return a contender that is a differentiable function of torch tensors."""
 
     def prepare(case: Case) -> Callable[[Inputs], Call]:
         import torch
@@ -99,7 +99,7 @@ def by_autograd(norm_of: Callable[[Case], Norm]) -> Contender:
 
 
 def torch_norm(case: Case) -> Norm:
-    """The functions of `torch.nn.functional`."""
+    """Return the function of `torch.nn.functional`."""
     from torch.nn import functional
 
     shape = case.shape[1:]
@@ -109,7 +109,7 @@ def torch_norm(case: Case) -> Norm:
 
 
 def compiled_torch_norm(case: Case) -> Norm:
-    """The same, compiled for this case only."""
+    """Return the same, compiled only for this case."""
     import torch
     import torch._functorch.config
 
@@ -121,7 +121,7 @@ def compiled_torch_norm(case: Case) -> Norm:
 
 
 def quack_norm(case: Case) -> Norm:
-    """QuACK: RMS norm in both passes, and layer norm forward."""
+    """Return QuACK's function: RMS norm in both passes, and layer norm forward."""
     quack = import_module("quack.rmsnorm")
     if case.operation == "rms_norm":
         return lambda x, gamma, beta: quack.rmsnorm(x, gamma, eps=EPSILON)
@@ -131,7 +131,7 @@ def quack_norm(case: Case) -> Norm:
 
 
 def liger_norm(case: Case) -> Norm:
-    """Liger-Kernel."""
+    """Return Liger-Kernel's function."""
     liger = import_module("liger_kernel.transformers.functional")
     if case.operation == "layer_norm":
         return lambda x, gamma, beta: liger.liger_layer_norm(x, gamma, beta, EPSILON)
@@ -140,7 +140,7 @@ def liger_norm(case: Case) -> Norm:
 
 
 def apex_norm(case: Case) -> Norm:
-    """Apex."""
+    """Return Apex's function."""
     apex, shape = import_module("apex.normalization.fused_layer_norm"), case.shape[1:]
     if case.operation == "layer_norm":
         return lambda x, gamma, beta: apex.fused_layer_norm_affine(x, gamma, beta, shape, EPSILON)
@@ -148,7 +148,7 @@ def apex_norm(case: Case) -> Norm:
 
 
 def transformer_engine_norm(case: Case) -> Norm:
-    """Transformer Engine, whose parameters belong to a module."""
+    """Return Transformer Engine's function, whose parameters belong to a module."""
     engine = import_module("transformer_engine.pytorch")
     kind = engine.LayerNorm if case.operation == "layer_norm" else engine.RMSNorm
     module = kind(case.shape[1], eps=EPSILON)
@@ -163,7 +163,7 @@ def transformer_engine_norm(case: Case) -> Norm:
 
 
 def _cudnn(case: Case) -> Callable[[Inputs], Call]:
-    """A graph of cuDNN's, built for the case, with outputs that are written again and again."""
+    """Return a cuDNN graph for the case, whose outputs are overwritten by each call."""
     from .cudnn_graph import call_of
 
     return lambda inputs: call_of(case, inputs)
@@ -182,7 +182,7 @@ WITH_TORCH = {
 
 
 def contenders() -> tuple[dict[str, Contender], dict[str, str]]:
-    """Who can be compared here, by name, and why others cannot."""
+    """Return the contenders available here, by name, and why others are not."""
     found = {OURS: Contender(_ours, uses_torch=False)}
     found[COPY] = Contender(_copy, uses_torch=False, computes=False)
     reason, absent = _why_no_torch(), {}
@@ -196,7 +196,7 @@ def contenders() -> tuple[dict[str, Contender], dict[str, str]]:
 
 
 def _why_no_torch() -> str:
-    """Why no tensor of torch can be on the GPU; empty if one can."""
+    """Return why no torch tensor can be on the GPU; empty if one can."""
     if find_spec("torch") is None:
         return "torch is not installed"
     try:

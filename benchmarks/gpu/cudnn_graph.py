@@ -10,7 +10,7 @@ from .cases import EPSILON, Case, Inputs
 
 
 def call_of(case: Case, inputs: Inputs) -> Callable[[], Any]:
-    """Build the graph of a case for some inputs, and give what runs it."""
+    """Build the graph of a case for some inputs, and return a function that runs it."""
     import torch
 
     from .contenders import as_tensor
@@ -59,10 +59,10 @@ def call_of(case: Case, inputs: Inputs) -> Callable[[], Any]:
 
 
 def _rows(tensor: Any) -> Any:
-    """Rows as samples with channels."""
+    """Describe rows as samples with channels."""
     return tensor.detach()[:, :, None, None]
 
 
 def _column(tensor: Any) -> Any:
-    """A parameter as one sample with channels."""
+    """Describe a parameter as one sample with channels."""
     return tensor.detach()[None, :, None, None]

@@ -1,4 +1,4 @@
-"""What this machine has: the packages that are needed, a GPU that runs a kernel, its clocks."""
+"""Properties of this machine: the packages that are needed, a working GPU, its clocks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ NEEDED = {
 
 
 class MissingError(Exception):
-    """Something that is needed is not here; the message says what to do."""
+    """Something that is needed is missing; the message says what to do."""
 
 
 def cupy_requirements() -> dict[str, str]:
-    """What the project's extras `cuda13` and `cuda12` install, as arguments of `pip install`."""
+    """Return the requirements of the extras `cuda13` and `cuda12`, for `pip install`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     return {name: " ".join(f"'{each}'" for each in extras[name]) for name in ("cuda13", "cuda12")}
@@ -67,20 +67,20 @@ def check_gpu() -> None:
 
 
 def properties() -> dict[str, Any]:
-    """Properties of the current device, as CUDA names them."""
+    """Return the properties of the current device, as CUDA names them."""
     import cupy
 
     return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)  # type: ignore[no-any-return]
 
 
 def device_name() -> str:
-    """The name of the current device, such as "NVIDIA H100 80GB HBM3"."""
+    """Return the name of the current device, such as "NVIDIA H100 80GB HBM3"."""
     name = properties()["name"]
     return str(name.decode() if isinstance(name, bytes) else name)
 
 
 def query(*fields: str) -> list[str]:
-    """Ask `nvidia-smi` for properties of the current device; empty where it cannot tell."""
+    """Ask `nvidia-smi` for properties of the current device; empty if it cannot answer."""
     import cupy
 
     if shutil.which("nvidia-smi") is None:
@@ -100,13 +100,13 @@ def query(*fields: str) -> list[str]:
 
 
 def clocks() -> str:
-    """Clocks of the multiprocessors and of the memory, power and temperature at this moment."""
+    """Return the current clocks of multiprocessors and memory, power and temperature."""
     found = query("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
     return "{}, memory {}, {}, {} °C".format(*found) if len(found) == 4 else "not known"
 
 
 def driver() -> str:
-    """Versions of the driver and of its CUDA."""
+    """Return the versions of the driver and of its CUDA."""
     import cupy
 
     cuda = cupy.cuda.runtime.driverGetVersion()
@@ -116,7 +116,7 @@ def driver() -> str:
 
 
 def versions() -> str:
-    """Versions of Python and of the packages that take part."""
+    """Return the versions of Python and of the packages in use."""
     import cupy
 
     names = ("numpy", "torch", "triton", "quack-kernels", "liger-kernel", "apex")

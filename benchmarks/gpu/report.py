@@ -1,4 +1,4 @@
-"""The page that `make gpu` writes: what was found, next to what was predicted."""
+"""The report that `make gpu` writes: measurements, next to predictions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ calls take so long that a graph tells the same.
 
 
 class Progress(NamedTuple):
-    """All that the page tells."""
+    """Everything that the report contains."""
 
     verdict: Verdict
     sample: bool
@@ -49,7 +49,7 @@ class Progress(NamedTuple):
 
 
 def predictions(device: str) -> dict[Case, float]:
-    """Microseconds on such a device, of the cases that docs/predicted-speed.md has."""
+    """Return microseconds on a device, for the cases in docs/predicted-speed.md."""
     if device not in PREDICTED:
         return {}
     everything = json.loads(PREDICTIONS.read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def predictions(device: str) -> dict[Case, float]:
 
 
 def table(measured: Sequence[Measured], predicted: Mapping[Case, float]) -> list[str]:
-    """A row for each case that this library has run, then geometric means of ratios."""
+    """Return a row for each case that this library has run, then geometric means of ratios."""
     measured = [each for each in measured if OURS in each.calls]
     if not measured:
         return ["No case was measured."]
@@ -96,7 +96,7 @@ def _microseconds(seconds: float | None) -> str:
 
 
 def _ratio(measured: Measured, name: str) -> tuple[float | None, str]:
-    """Another's time as a multiple of ours, and a mark where only calls can be compared."""
+    """Return the ratio of another's time to ours, marked where only calls can be compared."""
     ours, theirs = measured.graphs.get(OURS), measured.graphs.get(name)
     if ours is not None and theirs is not None:
         return theirs / ours, ""
@@ -106,7 +106,7 @@ def _ratio(measured: Measured, name: str) -> tuple[float | None, str]:
 
 
 def line(measured: Measured) -> str:
-    """What was found for a case, in one line for each contender."""
+    """Return the measurements of a case, in one line for each contender."""
     lines = [f"{measured.case}:"]
     for name, seconds in measured.calls.items():
         graph = measured.graphs.get(name)
@@ -117,7 +117,7 @@ def line(measured: Measured) -> str:
 
 
 def page(progress: Progress) -> str:
-    """The page, as far as it can be told."""
+    """Return the report, as far as it can be written."""
     device, verdict = properties(), progress.verdict
     lines = [
         "# On a GPU",

@@ -1,8 +1,8 @@
-"""Times of a case with every contender, in turns: calls as a user makes them, and replayed graphs.
+"""Time a case with every contender in turn: calls as users make them, and replayed graphs.
 
-A call is timed by CUDA events on both sides of it, so for small arrays it is the time that Python
-takes. A CUDA graph that holds the calls of all sets of inputs, replayed, takes the device's time.
-Sets of inputs take turns, and are together larger than the second-level cache.
+A call is timed by CUDA events before and after it, so for small arrays this is the time of Python.
+A CUDA graph holds the calls for all sets of inputs; its replay takes the time of the device. Sets
+of inputs are used in turn, and are together larger than L2.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOLERANCE = {"bfloat16": 5e-2, "float32": 1e-3}
 
 
 class Measured(NamedTuple):
-    """Seconds of a case, by contender, and what went wrong."""
+    """Seconds of a case by contender, and errors."""
 
     case: Case
     calls: dict[str, float]
@@ -39,7 +39,7 @@ class Measured(NamedTuple):
     failures: dict[str, str]
 
     def best(self, name: str) -> float | None:
-        """The time on the device, as far as it is known."""
+        """Return the time on the device, as far as it is known."""
         return self.graphs.get(name, self.calls.get(name))
 
 
@@ -86,17 +86,17 @@ def measure(case: Case, contenders: Mapping[str, Contender]) -> Measured:
 
 
 def number_of_sets(case: Case) -> int:
-    """How many sets of inputs exceed the second-level cache four times."""
+    """Return how many sets of inputs are four times as large as L2."""
     return min(SETS_AT_MOST, 1 + 4 * properties()["l2CacheSize"] // minimum_bytes(case))
 
 
 def repeated(calls: list[Call]) -> list[Call]:
-    """All calls, as often as makes a graph long enough."""
+    """Return all calls, repeated so often that a graph of them is long enough."""
     return calls * -(-CALLS_IN_GRAPH // len(calls))
 
 
 def capture_cupy(calls: Sequence[Call], stream: Any) -> Call:
-    """Capture calls of CuPy in a graph, whose memory is a pool of its own."""
+    """Capture calls of CuPy in a graph whose memory is a pool of its own."""
     pool = cupy.cuda.MemoryPool()
     with cupy.cuda.using_allocator(pool.malloc):
         for call in calls:
@@ -128,7 +128,7 @@ def capture_torch(calls: Sequence[Call], stream: Any) -> Call:
 
 
 def medians(calls: Mapping[str, Sequence[Call]], stream: Any) -> dict[str, float]:
-    """Median seconds of one call of each contender, who take turns in every round."""
+    """Return the median seconds of a call for each contender; they take turns."""
     if not calls:
         return {}
     slowest = max(_seconds(each[0], stream) for each in calls.values())
@@ -173,7 +173,7 @@ def check_results(case: Case, results: Any, expected: Any) -> None:
 
 
 def does_not_fit(case: Case) -> str:
-    """Why the memory of the device is not enough for a case; empty if it is."""
+    """Return why the device's memory is too small for a case; empty if it is not."""
     m, n = case.shape
     free, _ = cupy.cuda.runtime.memGetInfo()
     # x, dy and dx or y, the results of two contenders that keep y, and float32 while x is made.
@@ -182,7 +182,7 @@ def does_not_fit(case: Case) -> str:
 
 
 def release() -> None:
-    """Give memory that nobody uses back to the device."""
+    """Return unused memory to the device."""
     import gc
 
     gc.collect()
@@ -196,6 +196,6 @@ def release() -> None:
 
 
 def summary(error: BaseException) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     lines = [each for each in str(error).splitlines() if each.strip()]
     return f"{type(error).__name__}: {lines[0].strip()[:160] if lines else ''}"

@@ -1,27 +1,21 @@
-"""Calls with channels: what kernels are given, and what is right, whatever runs them."""
+"""Calls with channels: their arrays, and their expected results, for any engine."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+from dtypes import DTYPES
 from ln_array_api_conformance import tolerances
 
 from ln_array_api.kernels import channels as generic
 
 Shape = tuple[int, int, int]
-DTYPES: dict[str, Any] = {
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float32": np.float32,
-    "float64": np.float64,
-}
 NAMES = ("y", "mean", "var", "rstd", "dx", "dgamma", "dbeta", "inference")
 
 
 class ChannelCase:
-    """All arrays of all calls; those that may be wider than x are where `wide`."""
+    """The arrays of all calls; where `wide`, those that may be wider than x are."""
 
     def __init__(
         self,
@@ -48,7 +42,7 @@ class ChannelCase:
         self.plain_given = [(mean + draw(c)).astype(single), (draw(c) ** 2).astype(single)]
 
     def call(self, backend: Any, arrays: Any, given: Any, need: tuple[bool, bool, bool]) -> Any:
-        """All three, on arrays of a device."""
+        """Run all three calls on arrays of a device."""
         (x, gamma, beta, dy), (given_mean, given_var) = arrays, given
         y, mean, var, rstd = backend.channels_forward(x, gamma, beta, epsilon=self.epsilon)
         gradients = backend.channels_backward(dy, x, mean, rstd, gamma, need=need)
@@ -58,7 +52,7 @@ class ChannelCase:
         return [y, mean, var, rstd, *gradients, inference]
 
     def expected(self) -> list[tuple[np.ndarray, float, np.ndarray]]:
-        """What is right, how many ulp it may be off, and of what."""
+        """Return each expected result, the ulp that it may be off, and their scale."""
         x, gamma, beta, dy = (
             None if each is None else each.astype(np.float64) for each in self.plain
         )
@@ -93,12 +87,12 @@ class ChannelCase:
         return [(each, *size) for each, size in zip(true, sizes, strict=True)]
 
     def check(self, results: list[Any]) -> None:
-        """Within the library's contract; 16 bits are rounded once."""
+        """Check results against the library's contract; 16 bits are rounded once."""
         wide = tolerances.ACCUMULATION[self.dtype]
         for name, actual, (true, ulps, size) in zip(NAMES, results, self.expected(), strict=True):
             assert actual.shape == true.shape
             dtype = actual.dtype.name if actual.itemsize == 2 else wide
-            # The dtype may not hold a variance whose root it holds.
+            # A variance may overflow although its square root does not.
             held = true <= float(np.finfo(wide).max)
             size = np.broadcast_to(size, true.shape)[held]
             tolerances.assert_close(name, actual[held], true[held], ulps, size, dtype)

@@ -28,15 +28,15 @@ BUILD = HERE.parents[1] / ".cuda_on_cpu"
 KERNELS = BUILD / "kernels"
 CXX = shutil.which("clang++") or "g++"
 SANITIZE = os.environ.get("CUDA_ON_CPU_SANITIZE", "")
-#: g++ cannot put the static variables of a template in a section, to be found and filled;
-#: AddressSanitizer has guards between them.
+#: g++ cannot place the static variables of a template in a section, where they would be filled;
+#: AddressSanitizer puts guards between them.
 FILLS_SHARED_MEMORY = "clang" in CXX and "address" not in SANITIZE
 ORDERS = ("forward", "reverse", "greedy", "greedy-reverse")
 
 os.environ["CUPY_ACCELERATORS"] = ""  # CUB's own kernels are not simulated
 os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # not among the cubins of a GPU
 
-# What is linked to it, as the runtime and every kernel, finds it loaded, wherever it lies.
+# The runtime and every kernel are linked to it, and find it loaded.
 driver = ctypes.CDLL(str(BUILD / "libcuda.so.1"))
 COUNTS = ("launches", "synchronisations", "allocations", "copies_to_host", "copies_between_devices")
 for _name in (*COUNTS, "allocations_on"):
@@ -45,27 +45,27 @@ driver.fake_cuda_memory_device.argtypes = [ctypes.c_void_p]
 
 
 def set_order(order: str) -> None:
-    """In which order threads and blocks run, from the next launch on."""
+    """Set the order in which threads and blocks run, from the next launch on."""
     driver.simulator_set_order(ORDERS.index(order))
 
 
 def counts() -> dict[str, int]:
-    """How often CuPy has done so far what a fast call does little of."""
+    """Return how many operations CuPy has made so far of which a fast call makes few."""
     return {name: getattr(driver, f"fake_cuda_{name}")() for name in COUNTS}
 
 
 def allocations_on(device: int) -> int:
-    """How often CuPy has allocated memory of a device."""
+    """Return how many allocations CuPy has made on a device."""
     return int(driver.fake_cuda_allocations_on(device))
 
 
 def memory_device(address: int) -> int:
-    """The device whose memory is at an address; -1 if none is."""
+    """Return the device whose memory is at an address, or -1."""
     return int(driver.fake_cuda_memory_device(address))
 
 
 class _Runtime:
-    """Finds CuPy's wrapper of the CUDA runtime where it was built against the fake one."""
+    """Find the wrapper of the CUDA runtime that was built for the fake runtime."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != "cupy_backends.cuda.api.runtime":
@@ -92,17 +92,17 @@ _DYNAMIC_SHARED = re.compile(r"extern\s+__shared__\s+([\w:]+)\s+(\w+)\s*\[\s*\]\
 
 _INCLUDE = re.compile(r"^#include.*$", re.MULTILINE)
 
-#: A GPU refuses to read a vector where it is not aligned; a host compiler reads its parts.
+#: A GPU refuses to read a misaligned vector; a host compiler reads its elements.
 _VECTOR = re.compile(r"\*\s*reinterpret_cast<([^;()]*)\*\s*>\(")
 
 
 def symbol_of(name: str) -> str:
-    """What a template's kernel is called in a library, whatever else is in there."""
+    """Return the name of a template's kernel in a library."""
     return f"kernel_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def host_source(source: str, names: Iterable[str] = ()) -> str:
-    """C++ for the host from CUDA C++: with the kernels of these names, or all that are there."""
+    """Translate CUDA C++ to C++ for the host, with some kernels or all."""
     source = _DYNAMIC_SHARED.sub(
         r"\1* const \2 = static_cast<\1*>(simulator::machine.dynamic_shared);", source
     )
@@ -118,7 +118,7 @@ def host_source(source: str, names: Iterable[str] = ()) -> str:
     )
     head = '#include "simulator.h"\n'
     if symbols and "address" in SANITIZE:
-        # AddressSanitizer guards no variable of a template, unless other files cannot see it.
+        # AddressSanitizer guards a template's variable only if other files cannot see it.
         head += "\n".join(_INCLUDE.findall(source)) + "\nnamespace {"
         source = _INCLUDE.sub("", source) + "\n}"
     head += '\n#line 1 "kernel.cu"\n'
@@ -126,7 +126,7 @@ def host_source(source: str, names: Iterable[str] = ()) -> str:
 
 
 def compile_for_host(source: str, options: Sequence[str]) -> Path:
-    """A shared library from C++, kept for as long as nothing changes."""
+    """Compile C++ to a shared library, which is cached."""
     command = _command(options)
     library = _library(command, source)
     if not library.exists():
@@ -135,15 +135,15 @@ def compile_for_host(source: str, options: Sequence[str]) -> Path:
             if "clang" in CXX:
                 command = [*command, "-include-pch", str(_precompiled_headers(command, source))]
             _run([*command, "-c", "-x", "c++", "-", "-o", compiled], source)
-            # Not by the compiler, which takes ten times as long to do the same.
+            # By ld: the compiler takes ten times as long to link.
             _run(["ld", "-shared", compiled, str(BUILD / "libcuda.so.1"), "-o", str(new)])
     return library
 
 
 def compile_together(source: str, names: Sequence[str], options: Sequence[str]) -> None:
-    """Make the libraries of kernels of one source, in a quarter of the time that they take alone.
+    """Compile kernels of one source into one library.
 
-    All of them are one library.
+    This takes a quarter of the time that they take alone.
     """
     together = compile_for_host(host_source(source, names), options)
     for name in names:
@@ -160,9 +160,9 @@ def _command(options: Sequence[str]) -> list[str]:
     include = Path(cupy.__file__).parent / "_core" / "include"
     bundled = [include / "cupy" / "_cccl" / each for each in ("libcudacxx", "thrust", "cub")]
     toolkit = Path(cupy.__file__).parents[1] / "nvidia" / "cu13" / "include"
-    # Of what AddressSanitizer watches, most takes longer to compile than to run.
+    # Under AddressSanitizer, most kernels take longer to compile than to run.
     optimisation = "-O0" if "address" in SANITIZE else "-O1"
-    lines = "-g1" if SANITIZE else "-g0"  # which reports name
+    lines = "-g1" if SANITIZE else "-g0"  # for reports
     command = [CXX, *kept, optimisation, lines, "-w", "-fPIC", "-mfma", "-ffp-contract=fast"]
     command += [f"-I{each}" for each in (HERE, *bundled, include, toolkit)]
     if SANITIZE:
@@ -177,7 +177,7 @@ def _library(command: Sequence[str], source: str) -> Path:
 
 
 def _precompiled_headers(command: Sequence[str], source: str) -> Path:
-    """What the headers of a kernel compile to, which takes longer than all the rest of it."""
+    """Precompile the headers of a kernel, which take longer than the rest of it."""
     text = "\n".join(_INCLUDE.findall(source))
     times = [each.stat().st_mtime_ns for each in (HERE / "simulator.h", BUILD / "installed")]
     headers = KERNELS / f"{_key(*command, text, *map(str, times))}.pch"
@@ -188,14 +188,14 @@ def _precompiled_headers(command: Sequence[str], source: str) -> Path:
 
 
 def _key(*what: str) -> str:
-    """Another with every change to what is compiled."""
+    """Return a key that changes with everything that is compiled."""
     files = [(HERE / each).read_text() for each in ("simulator.h", "requirements.txt")]
     return hashlib.sha256("\0".join([*what, *files]).encode()).hexdigest()[:32]
 
 
 @contextmanager
 def _making(made: Path) -> Iterator[Path]:
-    """Where to make a file, which other processes may do as well: then the first stays."""
+    """Yield a path for a new file; if other processes make it as well, the first one stays."""
     made.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=made.parent) as folder:
         new = Path(folder) / made.name
@@ -229,7 +229,7 @@ def _install() -> None:
     set_order(os.environ.get("CUDA_ON_CPU_ORDER", "forward"))
     import cupy
 
-    # Memory out of a pool holds old results, and has no guard around it.
+    # Memory from a pool contains old results, and has no guards.
     cupy.cuda.set_allocator(None)
 
 

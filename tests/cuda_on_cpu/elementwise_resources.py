@@ -1,7 +1,7 @@
 """Compile the elementwise and reduction kernels by NVRTC for real architectures.
 
-Tells those that spill registers or have a stack. The kernels are those that the tests launch, with
-all that CuPy puts around them; ``elementwise_resources.py 90 120`` is for sm_90 and sm_120.
+Report those that spill registers or have a stack. The kernels are those that the tests launch, with
+all code that CuPy adds. ``elementwise_resources.py 90 120`` is for sm_90 and sm_120.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ _USAGE = re.compile(
 
 
 class Source(NamedTuple):
-    """What CuPy gives to the compiler for one kernel."""
+    """The code that CuPy passes to the compiler for one kernel."""
 
     name: str
     code: str
 
 
 def launch_everything(dtype: str) -> None:
-    """Every kernel for x of a dtype."""
+    """Launch every kernel for x of a dtype."""
     import test_stages
     import test_strided
 
-    for name in (*test_strided.FEW, "more slots than one thread merges"):
+    for name in (*test_strided.FEW, "more partials than one thread merges"):
         test_strided.Case(test_strided.KINDS[name], dtype).run()
     for call in test_stages.calls(dtype, 70, 40).values():
         call()
 
 
 def collect() -> None:
-    """Launch every kernel for every dtype on the CPU, and keep what was compiled for that."""
+    """Launch every kernel for every dtype on the CPU, and save the code that was compiled."""
     import cupy_on_cpu  # noqa: F401 - before CuPy
     from cupy.cuda import compiler
 
@@ -55,7 +55,7 @@ def collect() -> None:
         return compile_for_cpu(source, *arguments, **options)
 
     compiler._compile_using_nvrtc_no_warning = keep
-    from dispatch import DTYPES
+    from kernel_inventory import DTYPES
 
     for dtype in DTYPES:
         launch_everything(dtype)
@@ -63,7 +63,7 @@ def collect() -> None:
 
 
 def usage(source: Source, architecture: str) -> tuple[int, ...]:
-    """Bytes of stack, of stores and loads that spill, and registers, as ptxas tells them."""
+    """Return bytes of stack, of spill stores and loads, and registers, as reported by ptxas."""
     import cupy
     from cupy_backends.cuda.libs import nvrtc
 
@@ -85,7 +85,7 @@ if __name__ == "__main__":
     if "collect" in sys.argv:
         collect()
         sys.exit()
-    # In a process of its own: NVRTC does not work beside a driver that is not NVIDIA's.
+    # In a process of its own: NVRTC does not work with a driver that is not NVIDIA's.
     subprocess.run([sys.executable, __file__, "collect"], check=True, cwd=HERE)
     sources = [Source(*each) for each in pickle.loads(SOURCES.read_bytes())]
     wrong = 0

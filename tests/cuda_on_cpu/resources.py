@@ -1,9 +1,9 @@
-"""What every kernel needs on real architectures, by NVRTC: a page in docs/, and whether it holds.
+"""Compile every kernel by NVRTC, and compare its resources with docs/cuda-kernels.md.
 
-Needs NVRTC, and neither a GPU nor a driver. Without an option, kernels whose parameters have the
-dtype of x are compiled and compared with the page, which has to be of these sources; ``--write``
-compiles all of them and writes the page, in a quarter of an hour. What has been compiled once is
-kept in the build folder.
+This needs NVRTC, but neither a GPU nor a driver. Without an option, kernels whose parameters have
+the dtype of x are compiled and compared with the page, which must be generated from the same
+sources. ``--write`` compiles all kernels and writes the page, which takes a quarter of an hour.
+Results are cached in the build folder.
 """
 
 from __future__ import annotations
@@ -24,20 +24,19 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "cuda-kernels.md"
 KEPT = HERE.parents[1] / ".cuda_on_cpu" / "resources"
 PROCESSES, BATCH = 2, 80
-#: These go through columns, one element for each thread, or put parts of channels together; all
-#: others have to load vectors.
-SCALAR_LOADS = {"parameter_gradients", "add_up", "add_up_repeated"}
+#: A thread reads single elements of partial results. All other kernels must load vectors.
+SCALAR_LOADS = {"reduce_partials", "reduce_repeated_partials"}
 SCALAR_LOADS |= {"channel_statistics", "channel_gradients"}
-#: Of these, the first number of a shape is how many elements they read at once: a vector or less.
-REDUCE_WORDS = {"plane_moments", "plane_sums", "column_moments", "column_sums"}
-BY_WORDS = REDUCE_WORDS | {"channels_normalise", "channels_differentiate"}
-#: Nor do those store any that leave a few sums for each block.
-SCALAR_STORES = SCALAR_LOADS | REDUCE_WORDS | {"segment_moments", "segment_sums"}
+#: The first template number of these is the vector width, which may be less than 128 bits.
+REDUCE_VECTORS = {"plane_moments", "plane_sums", "column_moments", "column_sums"}
+WITH_VECTOR_WIDTH = REDUCE_VECTORS | {"channels_normalise", "channels_dx"}
+#: A block stores only a few results. All other kernels must store vectors.
+SCALAR_STORES = SCALAR_LOADS | REDUCE_VECTORS | {"segment_moments", "segment_sums"}
 REGISTERS, WARP = 65536, 32
 
 
 class Multiprocessor(NamedTuple):
-    """What one has for blocks: CUDA Programming Guide, technical specifications."""
+    """Limits of a multiprocessor: CUDA Programming Guide, technical specifications."""
 
     threads: int
     blocks: int
@@ -54,7 +53,7 @@ ARCHITECTURES = {
 
 
 class Usage(NamedTuple):
-    """Of one kernel: what ptxas tells, then what PTX has."""
+    """Resources of a kernel, as reported by ptxas, and counted in its PTX from `threads` on."""
 
     stack: int
     spilled: int
@@ -62,18 +61,18 @@ class Usage(NamedTuple):
     shared: int
     threads: int
     claimed: int
-    """Blocks that its launch bounds promise room for on a multiprocessor."""
+    """Blocks per multiprocessor that its launch bounds ensure."""
     vector_loads: int
     vector_stores: int
 
     def blocks(self, on: Multiprocessor) -> int:
-        """Blocks at once on a multiprocessor; registers are given out in eights to a thread."""
+        """Return how many blocks fit on a multiprocessor; threads get multiples of 8 registers."""
         by_registers = REGISTERS // (-(-self.registers // 8) * 8 * self.threads)
-        by_shared = on.shared // (self.shared + 1024)  # that much of it is the system's
+        by_shared = on.shared // (self.shared + 1024)  # CUDA reserves 1 KiB per block
         return min(by_registers, by_shared, on.threads // self.threads, on.blocks)
 
     def faults(self, name: str, on: Multiprocessor) -> list[str]:
-        """What is wrong with it."""
+        """Return what is wrong with the kernel."""
         kernel = name.partition("<")[0]
         loads = kernel not in SCALAR_LOADS and has_vectors(name)
         stores = kernel not in SCALAR_STORES and has_vectors(name)
@@ -85,11 +84,11 @@ class Usage(NamedTuple):
             "no load of 128 bits": loads and not self.vector_loads,
             "no store of 128 bits": stores and not self.vector_stores,
         }
-        return [what for what, is_so in wrong.items() if is_so]
+        return [fault for fault, is_present in wrong.items() if is_present]
 
 
 class Row(NamedTuple):
-    """Kernels that stand in one row of the page: those that differ in flags or wider dtypes."""
+    """A row of the page: kernels that differ only in flags or in the dtypes of parameters."""
 
     kernel: str
     dtype: str
@@ -113,7 +112,7 @@ def _number(pattern: str, text: str, otherwise: int = 0) -> int:
 def compiled(
     source: str, options: tuple[str, ...], names: tuple[str, ...], architecture: str
 ) -> dict[str, Usage]:
-    """What each kernel needs on an architecture."""
+    """Compile kernels for an architecture, and return their resources."""
     import cupy
     from cupy_backends.cuda.libs import nvrtc
 
@@ -154,7 +153,7 @@ def compiled(
 
 
 def row_of(name: str) -> Row:
-    """The row of the page that a kernel belongs in, by its template arguments."""
+    """Return the row of the page for a kernel, from its template arguments."""
     kernel, _, arguments = name.rstrip(">").partition("<")
     each = arguments.split(", ")
     types = [one for one in each if re.match(r"[a-z_]", one) and one not in ("true", "false")]
@@ -170,8 +169,8 @@ def row_of(name: str) -> Row:
 
 
 def has_vectors(name: str) -> bool:
-    """Whether what a kernel reads at once is a vector of 128 bits."""
-    if name.partition("<")[0] not in BY_WORDS:
+    """Return whether a kernel reads vectors of 128 bits."""
+    if name.partition("<")[0] not in WITH_VECTOR_WIDTH:
         return True
     row = row_of(name)
     bits = int(row.dtype.removeprefix("bfloat").removeprefix("float"))
@@ -181,7 +180,7 @@ def has_vectors(name: str) -> bool:
 def measured(
     sources: dict[str, str], options: tuple[str, ...], names: Sequence[str]
 ) -> dict[str, dict[str, Usage]]:
-    """For each architecture, what kernels need; batches of them are compiled at once."""
+    """Return the resources of kernels on each architecture; they are compiled in batches."""
     tasks = []
     together = defaultdict(list)
     for name in sorted(names):
@@ -192,7 +191,7 @@ def measured(
                 batch = tuple(some[first : first + BATCH])
                 tasks.append((source, options, batch, architecture))
     usages: dict[str, dict[str, Usage]] = {each: {} for each in ARCHITECTURES}
-    context = multiprocessing.get_context("spawn")  # without what stands in for CUDA's driver here
+    context = multiprocessing.get_context("spawn")  # without the fake driver
     with ProcessPoolExecutor(PROCESSES, context) as pool:
         for task, result in zip(tasks, pool.map(compiled, *zip(*tasks, strict=True)), strict=True):
             usages[task[3]].update(result)
@@ -200,7 +199,7 @@ def measured(
 
 
 def lines(usages: dict[str, dict[str, Usage]]) -> dict[Row, str]:
-    """The rows of the page's table."""
+    """Return the rows of the page's table."""
     rows = defaultdict(list)
     for name in next(iter(usages.values())):
         rows[row_of(name)].append(name)
@@ -221,29 +220,34 @@ def lines(usages: dict[str, dict[str, Usage]]) -> dict[Row, str]:
 
 
 def digest(sources: dict[str, str], options: set[str]) -> str:
-    """Changes with anything that the page depends on."""
+    """Return a hash of everything that the page depends on."""
     from cupy_backends.cuda.libs import nvrtc
 
     everything = (sorted(sources.items()), sorted(options), nvrtc.getVersion())
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
 
 
-PREFACE = """# The CUDA kernels, and what each needs
+PREFACE = """# The resources of the CUDA kernels
 
-Every kernel that a call on CuPy arrays can choose, {count} in all, found by asking the backend for
-every kind of call, and compiled by NVRTC {version} for each architecture. None has a stack or
-spills a register. Made by `make -C tests/cuda_on_cpu coverage`, once each of them has run on
-the CPU: in four orders of threads, with the same bits, and under AddressSanitizer and
-UndefinedBehaviorSanitizer. `make test-cuda` compares the page with the code.
+The table lists all {count} kernels that a call on CuPy arrays can choose. They are found by
+preparing every kind of call, and compiled by NVRTC {version} for each architecture. No kernel has a
+stack or spills registers. `make -C tests/cuda_on_cpu coverage` writes this page. Before, it runs
+each kernel on the CPU, in four orders of threads, which must give the same bits, and under
+AddressSanitizer and UndefinedBehaviorSanitizer. `make test-cuda` checks that the page matches the
+code.
 
-A row is for a kernel with its shape (as in its template arguments), the dtype of x, and whether
-gamma, beta and dy have the dtype of x or may be wider; so many kernels differ in flags and those
-dtypes. Threads are those of a block, and *claimed* is for how many blocks at once its launch bounds
-make the compiler leave registers on a multiprocessor. Then: bytes of shared memory; the loads and
-stores of 128 bits in its code, at least; and, for each architecture, the registers of a thread, and
-in brackets how many blocks a multiprocessor has room for.
+The columns are:
 
-Of: {digest}
+- *kernel*: its name and the numbers among its template arguments; *x*: the dtype of x.
+- *parameters*: whether gamma, beta and dy have the dtype of x, or one of them is wider.
+- *kernels*: the number of kernels in this row, which differ in flags and in these wider dtypes.
+- *threads* of a block; *claimed*: the blocks per multiprocessor that the launch bounds ensure.
+- *shared*: bytes of shared memory; *loads*, *stores*: the fewest loads and stores of 128 bits in
+  the code of a kernel.
+- For each architecture, the registers of a thread, and in brackets the blocks that fit on a
+  multiprocessor.
+
+Digest of the sources: {digest}
 
 | kernel | x | parameters | kernels | threads | claimed | shared | loads | stores | {heads} |
 |{rules}
@@ -263,10 +267,10 @@ def preface(sources: dict[str, str], options: set[str]) -> str:
 
 
 def main(write: bool) -> int:
-    """Whether anything is wrong."""
-    from dispatch import chosen
+    """Compile the kernels; return whether any is wrong, or the page out of date."""
+    from kernel_inventory import kernels_in_use
 
-    sources, options = chosen()
+    sources, options = kernels_in_use()
     names = [name for name in sources if write or not row_of(name).parameters]
     usages = measured(sources, tuple(sorted(options)), names)
     wrong = [

@@ -1,9 +1,9 @@
 """Each kernel under AddressSanitizer and UndefinedBehaviorSanitizer, in one order of threads.
 
-What they find does not depend on what else a kernel has run on, but for its shape: so each runs
-once, on the smallest arrays that have the backend choose it, which are no whole number of chunks,
-from where memory is aligned and from one element further. The kernels for rows and channels are
-those that ``dispatch.py`` selects. Those for strided arrays and for Caffe2's stages run for each
+What the sanitizers find depends only on a kernel's shape. So each kernel runs once, on the smallest
+arrays for which the backend chooses it. These are no whole number of chunks, and begin at an
+aligned address and one element further. The kernels over rows and channels are those that
+``kernel_inventory.py`` selects. Those for strided arrays and for Caffe2's stages run for each
 dtype.
 """
 
@@ -15,25 +15,25 @@ import cupy
 import cupy_on_cpu
 import numpy as np
 import pytest
-from dispatch import DTYPES as NAMES
-from dispatch import first_calls, selected_calls
 from elementwise_resources import launch_everything
-from ln_array_api_backends.cupy import backend, calls, channels
-from ln_array_api_backends.cupy.launching import expression
+from kernel_inventory import DTYPES as NAMES
+from kernel_inventory import first_calls, selected_calls
+from ln_array_api_backends.cupy import backend, channels_dispatch, rows_dispatch
+from ln_array_api_backends.cupy.kernel_launch import name_expression
 from resources import row_of
 from test_channels import PARTS, VALUES
-from test_channels import Case as OfChannels
+from test_channels import Case as ChannelCase
 from test_channels import check as check_channels
 from test_indices import ROWS, last_row
 from test_kernels import DTYPES, Case, check
-from test_long_rows import joined
+from test_long_rows import two_tile_segments
 
 from ln_array_api.backend import Primitive, RowsSpec, Spec
 
 pytestmark = pytest.mark.skipif(
     "address" not in cupy_on_cpu.SANITIZE, reason="runs under AddressSanitizer alone"
 )
-#: In each group: some for the teams of a block, of which the last has none.
+#: Rows for some of the warp groups of a block; the last group has none.
 ROWS_OF_A_GROUP = 7
 RNG = np.random.default_rng(1)
 
@@ -42,7 +42,7 @@ CALLS = selected_calls() if "address" in cupy_on_cpu.SANITIZE else {}
 
 
 def draw(dtype: str | None, shape: tuple[int, ...], offset: int) -> Any:
-    """An array in memory that ends where it does; None is for what is absent."""
+    """Return an array that ends where its memory does, or None without a dtype."""
     if dtype is None:
         return None
     values = np.random.default_rng(0).uniform(0.5, 2.0, np.prod(shape)).astype(DTYPES[dtype])
@@ -52,7 +52,7 @@ def draw(dtype: str | None, shape: tuple[int, ...], offset: int) -> Any:
 
 
 def arrays(primitive: Primitive, spec: Spec, offset: int) -> list[Any]:
-    """What a call takes."""
+    """Return the arrays that a call takes."""
     accumulation = "float64" if spec.dtype == "float64" else "float32"
     if isinstance(spec, RowsSpec):
         parameters: tuple[int, ...] = (spec.parameters,)
@@ -70,7 +70,7 @@ def arrays(primitive: Primitive, spec: Spec, offset: int) -> list[Any]:
 
 
 def small(spec: Spec) -> Spec:
-    """Of rows, so many."""
+    """Return a spec with few rows."""
     if isinstance(spec, RowsSpec):
         return spec._replace(shape=(ROWS_OF_A_GROUP * spec.groups, spec.shape[1]))
     return spec
@@ -79,10 +79,10 @@ def small(spec: Spec) -> Spec:
 @pytest.mark.parametrize("name", CALLS)
 def test_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = set()
-    for module in (calls, channels):
+    for module in (rows_dispatch, channels_dispatch):
 
         def noted(*parameters: Any, kernel: Any = module.kernel) -> Any:
-            chosen.add(expression(*parameters))
+            chosen.add(name_expression(*parameters))
             return kernel(*parameters)
 
         monkeypatch.setattr(module, "kernel", noted)
@@ -100,7 +100,7 @@ def test_every_shape_of_a_kernel_is_selected() -> None:
 
 
 def test_segments_of_two_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "row_cut", joined)
+    monkeypatch.setattr(rows_dispatch, "split_row", two_tile_segments)
     check(Case("float32", 2, 40001))
 
 
@@ -111,8 +111,8 @@ def test_gradients_that_are_not_needed(need: tuple[bool, bool, bool]) -> None:
 
 
 @pytest.mark.parametrize("shape", PARTS)
-def test_channels_whose_moments_are_taken_again(shape: tuple[int, int, int]) -> None:
-    check_channels(OfChannels("float32", shape, x=VALUES["a part of 1e30"](RNG, shape)))
+def test_channels_whose_moments_are_rescaled(shape: tuple[int, int, int]) -> None:
+    check_channels(ChannelCase("float32", shape, x=VALUES["a part of 1e30"](RNG, shape)))
 
 
 @pytest.mark.parametrize(("n", "blocks"), ROWS.items())

@@ -1,7 +1,7 @@
-"""Machines that lack something that CUDA kernels need: each gets one line with the remedy.
+"""Machines on which something is missing that CUDA kernels need: one line with the remedy.
 
-CuPy, NVIDIA's runtime in it, cuda-pathfinder and NVRTC are those that users have. Each process has
-a virtual environment of links to the packages of this one, except what is missing; where the system
+CuPy, the runtime in it, cuda-pathfinder and NVRTC are those that users have. Each process has a
+virtual environment of links to the packages of this one, except what is missing. Where the system
 has the same library, an invalid file hides it.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import cupy
 import cupy_on_cpu
 import pytest
-from ln_array_api_backends.cupy import launching, requirements
+from ln_array_api_backends.cupy import kernel_launch, requirements
 
 import ln_array_api as ln
 
@@ -51,7 +51,7 @@ Machine = Callable[..., list[str]]
 
 
 def link(source: Path, target: Path, without: Sequence[str]) -> None:
-    """Fill a new folder with links to what is in another one, except some paths."""
+    """Fill a new folder with links to the contents of another, except some paths."""
     target.mkdir(parents=True)
     for each in source.iterdir():
         inside = f"{each.name}/"
@@ -64,7 +64,7 @@ def link(source: Path, target: Path, without: Sequence[str]) -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """Make a machine, run code on it, and give the lines that it prints."""
+    """Make a machine, run code on it, and return the lines that it prints."""
 
     def run(code: str, without: Sequence[str] = (), driver: str = "") -> list[str]:
         base = Path(sys.executable).resolve()
@@ -93,7 +93,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def driver(version: int, error: int = 0) -> str:
-    """C++ of a driver of that version of CUDA, and with what its initialization gives."""
+    """Return C++ code of a driver with a version of CUDA and a result of its initialization."""
     return f"""
         extern "C" int cuDriverGetVersion(int* version) {{ *version = {version}; return 0; }}
         extern "C" int cuInit(unsigned) {{ return {error}; }}
@@ -187,7 +187,7 @@ TOO_OLD = "CuPy is built for CUDA 13, and the driver has CUDA"
         "CuPy broken",
     ],
 )
-def test_what_is_missing_is_told_with_the_remedy(
+def test_the_message_names_the_remedy(
     machine: Machine, code: str, options: dict[str, str], begin: str, end: str
 ) -> None:
     asked_for, listed = machine(code + REPORT, **options)
@@ -196,7 +196,7 @@ def test_what_is_missing_is_told_with_the_remedy(
     assert listed.endswith(end)
 
 
-def test_explain_tells_what_is_missing_for_arrays_that_are_there(machine: Machine) -> None:
+def test_explain_reports_what_is_missing(machine: Machine) -> None:
     code = """
 import cupy
 import ln_array_api as ln
@@ -216,7 +216,7 @@ print(ln.layer_norm(cupy.asarray([[1.0, 3.0]]), epsilon=0))
 
 
 def test_the_check_launches_allocates_and_waits_for_nothing(machine: Machine) -> None:
-    """So it may run while a graph is captured, too."""
+    """So it may run while a graph is captured."""
     code = """
 import ln_array_api as ln
 before = cupy_on_cpu.counts()
@@ -233,15 +233,15 @@ def test_cupy_for_rocm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", [cupy.cuda.driver.CUDADriverError, RuntimeError])
-def test_other_errors_are_not_taken_for_a_lack(
+def test_other_errors_are_not_reported_as_missing(
     kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CUDA's, such as too little memory, are left to the calls; what is not known is raised."""
+    """CUDA errors such as too little memory are left to the calls; unknown ones are raised."""
 
     def fail(source: str, name: str) -> None:
         raise kind(2)
 
-    monkeypatch.setattr(launching, "compiled", fail)
+    monkeypatch.setattr(kernel_launch, "get_kernel", fail)
     if kind is RuntimeError:
         with pytest.raises(RuntimeError, match=r"^2$"):
             requirements.check()

@@ -1,4 +1,4 @@
-"""The CUDA kernels over channels, in every order of threads, against the definition in float64."""
+"""The CUDA kernels over channels, in every order of threads, compared with float64."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import cupy_on_cpu
 import numpy as np
 import pytest
 from channel_cases import ChannelCase, Shape
-from dispatch import asked_for, channel_calls
-from ln_array_api_backends.cupy import backend, channels
-from ln_array_api_backends.cupy.shapes import CHUNK_BYTES, ITEMSIZE
+from kernel_inventory import channel_calls, kernels_requested_by
+from ln_array_api_backends.cupy import backend, channels_dispatch
+from ln_array_api_backends.cupy.launch_config import CHUNK_BYTES, ITEMSIZE
 from resources import row_of
 from test_host import launches
-from test_kernels import DTYPES, EPSILON, ORDERS, bits
+from test_kernels import DTYPES, EPSILON, ORDERS, bits, on_device
 
 from ln_array_api.backend import ChannelsSpec, Primitive
 
@@ -28,21 +28,12 @@ def _order() -> Iterator[None]:
 
 
 class Case(ChannelCase):
-    """The same on the device, some elements after where memory is aligned."""
+    """A case with its arrays on the device, `offset` elements after an aligned address."""
 
     def __init__(self, dtype: str, shape: Shape, *, offset: int = 0, **options: Any) -> None:
         super().__init__(dtype, shape, **options)
-        self.offset = offset
-        self.x, self.gamma, self.beta, self.dy = map(self.on_device, self.plain)
-        self.given = [*map(self.on_device, self.plain_given)]
-
-    def on_device(self, values: np.ndarray | None) -> Any:
-        if values is None:
-            return None
-        memory = cupy.zeros(values.size + self.offset, values.dtype)
-        array = memory[self.offset :].reshape(values.shape)
-        array[...] = cupy.asarray(values)
-        return array
+        self.x, self.gamma, self.beta, self.dy = (on_device(each, offset) for each in self.plain)
+        self.given = [on_device(each, offset) for each in self.plain_given]
 
     def run(self, need: tuple[bool, bool, bool] = (True, True, True)) -> list[Any]:
         arrays = (self.x, self.gamma, self.beta, self.dy)
@@ -62,14 +53,14 @@ def in_every_order(case: Case) -> None:
 
 
 def shapes(dtype: str) -> list[Shape]:
-    """One for each kernel of a dtype at least: each size of words, and few or many of them."""
-    most = CHUNK_BYTES // ITEMSIZE[dtype]
-    words = [1 << power for power in range(most.bit_length())]
-    # Runs that are long, few and many words of them; short ones; channels side by side.
-    run = channels.SHORT_RUN_BYTES // ITEMSIZE[dtype]
-    found: list[Shape] = [(3, 2, run + word) for word in words]
-    found += [(5, 3, 640 * word + (word if word < most else 0)) for word in words]
-    found += [(70, word, 3) for word in words] + [(130, 3 * word, 1) for word in words]
+    """Return shapes for each kernel of a dtype: each vector width, few vectors and many."""
+    max_width = CHUNK_BYTES // ITEMSIZE[dtype]
+    widths = [1 << power for power in range(max_width.bit_length())]
+    # Long extents, of few and many vectors; short extents; contiguous channels.
+    extent = channels_dispatch.MIN_PLANE_BYTES // ITEMSIZE[dtype]
+    found: list[Shape] = [(3, 2, extent + width) for width in widths]
+    found += [(5, 3, 640 * width + (width if width < max_width else 0)) for width in widths]
+    found += [(70, width, 3) for width in widths] + [(130, 3 * width, 1) for width in widths]
     return [*found, (9000, 3, 1), (1, 5, 2), (6, 1, 7)]
 
 
@@ -84,8 +75,8 @@ def test_every_order_of_threads_gives_the_same_bits(dtype: str, shape: Shape) ->
 
 
 def test_every_kernel_is_among_these() -> None:
-    """Which the backend can choose for arrays of one dtype."""
-    every = asked_for(call for dtype in DTYPES for call in channel_calls(dtype)).calls
+    """The cases choose every kernel for arrays of one dtype."""
+    every = kernels_requested_by(call for dtype in DTYPES for call in channel_calls(dtype)).calls
     calls: list[tuple[Primitive, ChannelsSpec]] = []
     for dtype, shape in KINDS:
         spec = ChannelsSpec("cupy", "0", shape, dtype, dtype, dtype, EPSILON)
@@ -93,7 +84,7 @@ def test_every_kernel_is_among_these() -> None:
         calls += [("channels_forward", spec), ("channels_inference", spec)]
         calls += [("channels_backward", backward)]
         calls += [("channels_backward", backward._replace(need=(False, False, True)))]
-    missing = {name for name in every if not row_of(name).parameters} - asked_for(
+    missing = {name for name in every if not row_of(name).parameters} - kernels_requested_by(
         calls
     ).calls.keys()
     assert not missing
@@ -124,7 +115,7 @@ def test_without_parameters(shape: Shape) -> None:
 @pytest.mark.parametrize("shape", SOME)
 @pytest.mark.parametrize("need", list(product((False, True), repeat=3)))
 def test_only_what_is_needed(shape: Shape, need: tuple[bool, bool, bool]) -> None:
-    """Gradients are None where they are not wanted, and have the same bits where they are."""
+    """Other gradients are None; those that are needed have the same bits."""
     case = Case("float32", shape)
     some, everything = case.run(need=need), case.run()
     for wanted, part, whole in zip(need, some[4:7], everything[4:7], strict=True):
@@ -132,7 +123,7 @@ def test_only_what_is_needed(shape: Shape, need: tuple[bool, bool, bool]) -> Non
 
 
 def test_launches() -> None:
-    """Two for each pass, and one through all of x."""
+    """There are two launches for each pass, and one over all of x."""
     for shape in SOME:
         case = Case("float32", shape)
         _, mean, var, rstd = case.run()[:4]
@@ -147,7 +138,7 @@ def test_launches() -> None:
 
 @pytest.mark.parametrize("shape", SOME)
 def test_nothing_waits_for_the_device(shape: Shape) -> None:
-    """No synchronisation, no copy to the host; given memory from a pool, it can be captured."""
+    """There is no synchronisation and no copy to the host, and a call can be captured."""
     case = Case("float32", shape)
     _, mean, var, rstd = case.run()[:4]
 
@@ -187,7 +178,7 @@ def normal(rng: np.random.Generator, shape: Shape) -> np.ndarray:
 
 
 def with_part(factor: float) -> Callable[[np.random.Generator, Shape], np.ndarray]:
-    """A part that is not as loud as the rest."""
+    """Return values of which a part has another magnitude."""
 
     def values(rng: np.random.Generator, shape: Shape) -> np.ndarray:
         x = normal(rng, shape)
@@ -232,7 +223,7 @@ PARTS: list[Shape] = [(9, 2, 1100), (9, 2, 1025), (70, 12, 3), (9000, 3, 1), (6,
 @pytest.mark.parametrize("kind", VALUES)
 @pytest.mark.parametrize("shape", PARTS)
 def test_accuracy(kind: str, shape: Shape, epsilon: float) -> None:
-    """At any magnitude, which is not the same in all parts, and wherever the mean is."""
+    """Test any magnitude, also one that differs between parts, and any mean."""
     x = VALUES[kind](np.random.default_rng(1), shape)
     case = Case("float32", shape, epsilon=epsilon, x=x)
     check(case)
@@ -252,7 +243,7 @@ def test_a_constant_channel_gives_beta(shape: Shape, value: float) -> None:
 
 @pytest.mark.parametrize("shape", PARTS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_spoils_its_own_channel(shape: Shape, value: float) -> None:
+def test_a_non_finite_value_affects_only_its_channel(shape: Shape, value: float) -> None:
     x = normal(np.random.default_rng(1), shape)
     x[shape[0] // 2, 1, -1] = value
     y, _, _, rstd, dx, dgamma, *_ = (each.get() for each in Case("float32", shape, x=x).run())

@@ -1,4 +1,4 @@
-"""What docs/cupy.md shows, on the simulated device."""
+"""The examples in docs/cupy.md, on the simulated device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules
 @pytest.mark.parametrize(("code", "output"), EXAMPLES)
-def test_examples_print_what_they_say(code: str, output: str, on_cuda: Any, capsys: Any) -> None:
+def test_examples_print_their_output(code: str, output: str, on_cuda: Any, capsys: Any) -> None:
     exec(code.replace('device="cuda"', 'device="cpu"'), {})
     assert capsys.readouterr().out == output
 

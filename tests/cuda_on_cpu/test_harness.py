@@ -1,4 +1,4 @@
-"""The harness: that CuPy works on it, and that it finds what is wrong with a kernel."""
+"""The harness: CuPy works with it, and it finds faults of a kernel."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_kernels_of_every_kind() -> None:
 @pytest.mark.parametrize("order", cupy_on_cpu.ORDERS)
 @pytest.mark.parametrize("size", [1, 24, 31, 33, 511, 512, 513, 5000])
 def test_cumulative_sums_and_masks_agree_with_numpy(size: int, order: str) -> None:
-    """CuPy's kernels for these are written for the size of a warp that the device reports."""
+    """CuPy's kernels for these depend on the warp size that the device reports."""
     cupy_on_cpu.set_order(order)
     x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
     mask = x > 0
@@ -56,11 +56,11 @@ def test_cumulative_sums_and_masks_agree_with_numpy(size: int, order: str) -> No
     np.testing.assert_array_equal(on_device.get(), np.where(mask, np.nan, x))
 
 
-def test_memory_that_nothing_was_written_to_is_nan() -> None:
+def test_unwritten_memory_is_nan() -> None:
     assert cupy.isnan(cupy.empty(100, np.float64)).all()
 
 
-def test_what_a_call_costs_is_counted() -> None:
+def test_costs_of_a_call_are_counted() -> None:
     x = cupy.zeros(3)
     before = cupy_on_cpu.counts()
     x += 1
@@ -93,7 +93,7 @@ def test_a_captured_graph_runs_when_it_is_launched() -> None:
     [lambda x: x.get(), lambda x: cupy.empty(9), lambda x: cupy.cuda.Device().synchronize()],
     ids=["a copy to the host", "an allocation", "a synchronisation"],
 )
-def test_what_a_capture_does_not_allow_is_refused(forbidden: Callable[[Any], Any]) -> None:
+def test_a_capture_refuses_forbidden_calls(forbidden: Callable[[Any], Any]) -> None:
     x = cupy.zeros(3)
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
@@ -106,7 +106,7 @@ def test_what_a_capture_does_not_allow_is_refused(forbidden: Callable[[Any], Any
 
 
 def launch(body: str, threads: int = 64) -> np.ndarray:
-    """What threads write to y, an array of an int for each."""
+    """Return what threads write to y, an array with an int for each."""
     code = f'extern "C" __global__ void kernel(int* y) {{ const int t = threadIdx.x; {body} }}'
     y = cupy.zeros(threads, np.int32)
     cupy.RawKernel(code, "kernel")((1,), (threads,), (y,))
@@ -135,7 +135,7 @@ def test_shuffles_and_votes() -> None:
         ("*reinterpret_cast<int4*>(y + 1) = int4{t};", "not aligned to 16 bytes"),
     ],
 )
-def test_what_a_gpu_would_not_do_is_reported(body: str, message: str) -> None:
+def test_errors_of_a_gpu_are_reported(body: str, message: str) -> None:
     with pytest.raises(cupy.cuda.driver.CUDADriverError, match=message):
         launch(body)
 
@@ -152,7 +152,7 @@ def test_a_missing_barrier_makes_a_difference_between_orders() -> None:
 
 
 @pytest.mark.skipif(not cupy_on_cpu.FILLS_SHARED_MEMORY, reason="not with this compiler")
-def test_shared_memory_that_nothing_was_written_to_is_filled() -> None:
+def test_unwritten_shared_memory_is_filled() -> None:
     assert (launch("__shared__ int s[64]; if (t > 99) s[0] = 1; y[t] = s[t];") == -1).all()
 
 
@@ -212,7 +212,7 @@ def test_a_kernel_cannot_reach_memory_of_another_device(captured: bool) -> None:
 
 
 def test_an_array_that_is_passed_by_value_is_recognised() -> None:
-    """As elementwise kernels get theirs."""
+    """Elementwise kernels take arrays by value."""
     code = """
     struct Array { float* data; long long size; };
     extern "C" __global__ void fill(Array x) { x.data[threadIdx.x] = x.size; }
@@ -260,7 +260,7 @@ def test_peer_access_lets_kernels_reach_memory_of_another_device() -> None:
     cupy_on_cpu.driver.fake_cuda_set_peer_access(1)
     try:
         with pytest.raises(cupy.cuda.driver.CUDADriverError, match="ILLEGAL_ADDRESS"):
-            FILL((1,), (64,), (x,))  # which asks for no access
+            FILL((1,), (64,), (x,))  # without enabling access
         with pytest.warns(PerformanceWarning, match="activated automatically"):
             assert SQUARE(x).device.id == 0
         FILL((1,), (64,), (x,))

@@ -1,4 +1,4 @@
-"""What a call costs the host: launches, memory, waiting, and time."""
+"""The cost of a call on the host: launches, memory, synchronisation, and time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cupy
 import cupy_on_cpu
 import numpy as np
 import pytest
-from ln_array_api_backends.cupy import calls
+from ln_array_api_backends.cupy import rows_dispatch
 from test_kernels import DTYPES, Case
 
 import ln_array_api as ln
@@ -25,7 +25,7 @@ def launches(function: Callable[..., Any], *arguments: Any, **options: Any) -> i
 
 
 def arrays(dtype: str, n: int) -> tuple[Any, ...]:
-    """Such as layer norm takes, of few rows."""
+    """Return x, gamma and beta of layer norm, with few rows."""
     x = cupy.ones((3, n), DTYPES[dtype])
     return x, x[0], x[0]
 
@@ -41,7 +41,7 @@ def _idle() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [64, 400, 3072, 4096, 32768, 65536])
 def test_rows_of_64_kib_take_one_launch_forward_and_two_backward(dtype: str, size: int) -> None:
-    """That is 16384 elements of float32, 16384 of 16 bits too, since these are summed in 32."""
+    """These are 16384 elements of float32 or of 16 bits, which are summed in float32."""
     n = size // max(4, np.dtype(DTYPES[dtype]).itemsize)
     x, gamma, beta = arrays(dtype, n)
     assert launches(ln.layer_norm, x, gamma, beta) == 1
@@ -64,7 +64,7 @@ def test_longer_rows_take_two_launches_forward_and_three_backward() -> None:
 @pytest.mark.usefixtures("_idle")
 @pytest.mark.parametrize("n", [40, 12000, 40000])
 @pytest.mark.parametrize("need", list(product((False, True), repeat=3)))
-def test_what_is_not_needed_is_not_launched(n: int, need: tuple[bool, bool, bool]) -> None:
+def test_unneeded_gradients_are_not_launched(n: int, need: tuple[bool, bool, bool]) -> None:
     case = Case("float32", 700, n) if n == 40 else Case("float32", 7, n)
     count = launches(case.run, need=need) - (1 if n < 40000 else 2)
     of_rows = 0 if not (need[0] or need[1]) else 1 if n < 40000 else 2
@@ -72,14 +72,14 @@ def test_what_is_not_needed_is_not_launched(n: int, need: tuple[bool, bool, bool
     assert count == of_rows + of_parameters
 
 
-#: Times an addition in CuPy, which this is of a call: 1.5 where it was measured.
+#: Time of a call divided by that of an addition in CuPy: 1.5 where it was measured.
 LIMIT = 2.0
 LIMIT_OF_GUARD = 1e-6
 
 
 @pytest.fixture
 def _one_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make plans as where there is one device, so that they do not look which one is current."""
+    """Make plans as with one device, which do not check the current device."""
     library = _arrays.library_of(cupy.empty(0))
     assert library.current_device is not None
     monkeypatch.setitem(_arrays._libraries, cupy.ndarray, library._replace(current_device=None))
@@ -89,7 +89,7 @@ def _one_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def best_round(call: Callable[[], Any], rounds: int = 1) -> float:
-    """Seconds of a call in the best of some rounds."""
+    """Return the seconds of a call in the best of some rounds."""
     best = float("inf")
     for _ in range(rounds):
         begin = time.perf_counter()
@@ -100,10 +100,10 @@ def best_round(call: Callable[[], Any], rounds: int = 1) -> float:
 
 
 def cost(call: Callable[[], Any], patience: float = 30) -> float:
-    """Time of a call as a multiple of an addition's in CuPy, each in the best of many rounds.
+    """Return the time of a call divided by that of an addition in CuPy.
 
-    An addition allocates its result and launches one kernel, too. So a slow machine changes little.
-    On one with much else to do the best may take as many seconds as `patience`.
+    An addition allocates its result and launches one kernel, too, so a slow machine changes little.
+    Each is the best of many rounds; on a busy machine this may take `patience` seconds.
     """
     x, gamma, _ = arrays("float32", 64)
     give_up = time.monotonic() + patience
@@ -131,14 +131,14 @@ def _pooled() -> Iterator[None]:
 def test_a_call_costs_the_host_as_much_as_two_additions_at_most(
     function: Callable[..., Any],
 ) -> None:
-    """Apart from what the device does: of a launch, nothing but the count."""
+    """The device only counts launches."""
     assert cost(small_call(function)) <= LIMIT
 
 
 @pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="a sanitizer takes its time")
 @pytest.mark.usefixtures("_idle", "_pooled")
 def test_several_devices_add_a_microsecond_at_most(request: pytest.FixtureRequest) -> None:
-    """To a call on the device that is current."""
+    """The call is on the current device."""
     x, gamma, beta = arrays("float32", 64)
     call = ("layer_norm", x, gamma, beta, -1, 1e-5, None)
     several = _rows.forward_plan(*call, center=True)
@@ -158,7 +158,7 @@ def test_several_devices_add_a_microsecond_at_most(request: pytest.FixtureReques
 @pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="a sanitizer takes its time")
 @pytest.mark.usefixtures("_idle", "_pooled", "_one_device")
 def test_a_delay_of_a_call_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as one more allocation, conversion and launch would make."""
+    """The delay is that of one more allocation, conversion and launch."""
 
     def slow(*arguments: Any) -> Any:
         normal = launcher(*arguments)
@@ -171,11 +171,11 @@ def test_a_delay_of_a_call_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return launch
 
-    launcher, x = calls.launcher, arrays("float32", 64)[0]
+    launcher, x = rows_dispatch.bind_launch, arrays("float32", 64)[0]
     delay = best_round(lambda: cupy.add(x, x), rounds=20)
     call = small_call(ln.layer_norm_forward)
-    call()  # is planned now, and the next is not
-    monkeypatch.setattr(calls, "launcher", slow)
+    call()  # makes its plan
+    monkeypatch.setattr(rows_dispatch, "bind_launch", slow)
     x, gamma, beta = arrays("float32", 65)
     delayed = cost(lambda: ln.layer_norm_forward(x, gamma, beta), patience=1)
     assert delayed > LIMIT >= cost(call)

@@ -1,7 +1,7 @@
-"""Indices beyond 32 bits, in arrays of which the last rows or elements alone ever get memory.
+"""Indices beyond 32 bits, in arrays of which only the last rows or elements are mapped.
 
-Of each grid the last blocks are run alone. What is planted makes an index of 32 bits, which lands
-elsewhere in the array, or below it, where there is room as well.
+Only the last blocks of each grid are run. The planted faults make an index of 32 bits, which points
+elsewhere into the array, or below it, where memory is reserved as well.
 """
 
 from __future__ import annotations
@@ -10,24 +10,30 @@ import ctypes
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import cupy
 import cupy_on_cpu
 import numpy as np
 import pytest
-from ln_array_api_backends.cupy import backend, calls
-from ln_array_api_backends.cupy.shapes import LONG_ROW_WARPS, Cut, Shape, ceil, row_cut
+from ln_array_api_backends.cupy import backend, rows_dispatch
+from ln_array_api_backends.cupy.launch_config import (
+    LONG_ROW_WARPS,
+    BlockShape,
+    RowSplit,
+    ceil_div,
+    split_row,
+)
+from source_change import change_source
 from test_kernels import Case, bits
 
 BEYOND = 1 << 32
-TILE = Shape(LONG_ROW_WARPS, 1, 2).holds("float16")
-NORESERVE = 0x4000  # of Linux; Python has a name for it since 3.13
+TILE = BlockShape(LONG_ROW_WARPS, 1, 2).capacity("float16")
+NORESERVE = 0x4000  # on Linux; Python 3.13 has a name for it
 FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
 
 
 def sparse(size: int) -> cupy.cuda.MemoryPointer:
-    """Zeros, with as many before them, for CuPy's use as an allocator."""
+    """Allocate zeros for CuPy, with as many before them."""
     half = -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, 2 * half, flags=FLAGS)
     place = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + half
@@ -42,7 +48,7 @@ def last_blocks(count: int) -> Iterator[None]:
 
 
 def last_row(n: int, blocks: int) -> bool:
-    """Whether the last row of very many has the bits that it has alone, with its own parameters."""
+    """Return whether the last of very many rows has the bits that it has alone."""
     m = BEYOND // n + 2
     one = Case("float16", 1, n)
     results = one.run()
@@ -55,7 +61,7 @@ def last_row(n: int, blocks: int) -> bool:
         with last_blocks(blocks):
             y, mean, rstd = backend.rows_forward(x, gamma, beta, epsilon=one.epsilon, **options)
             saved = (dy, x, mean, rstd, gamma)
-            # One by one, since the last blocks are of the last gradient.
+            # One at a time, since the last blocks belong to the last gradient.
             dx, dgamma, _ = backend.rows_backward(*saved, **options, need=(True, True, False))
             *_, dbeta = backend.rows_backward(*saved, **options, need=(False, False, True))
         rows = bits([each[-1:] for each in (y, mean, rstd, dx)])
@@ -63,27 +69,27 @@ def last_row(n: int, blocks: int) -> bool:
 
 
 def last_segment(monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether a row of more elements than that, all 0 but its end, is right there.
+    """Return whether a row of more than 2**32 elements, 0 except at its end, is right.
 
-    Without a mean to subtract, since then zeros add nothing to any sum. It is cut as a longer one
-    would be, with a short segment at its end, to save time.
+    No mean is subtracted, so that zeros add nothing to any sum. To save time, it is split as a
+    longer row would be, with a short segment at its end.
     """
-    length, end = row_cut("float16", BEYOND, 2).length + 8 * TILE, TILE + 1
+    length, end = split_row("float16", BEYOND, 2).length + 8 * TILE, TILE + 1
     segments = BEYOND // length + 2
     n = (segments - 1) * length + end
-    cut = Cut(LONG_ROW_WARPS, 2, ceil(n, TILE), segments, length)
+    cut = RowSplit(LONG_ROW_WARPS, 2, ceil_div(n, TILE), segments, length)
     assert n - end > BEYOND
-    monkeypatch.setattr(calls, "row_cut", lambda *arguments: cut)
+    monkeypatch.setattr(rows_dispatch, "split_row", lambda *arguments: cut)
     rng = np.random.default_rng(1)
     x_end, other = (rng.standard_normal(end).astype(np.float16) for _ in range(2))
-    dy_end = x_end + other  # or the sum of g * x_hat would not matter
+    dy_end = x_end + other  # correlated, so that the sum of g * x_hat matters
     with cupy.cuda.using_allocator(sparse):
         x, dy = (cupy.ndarray((1, n), np.float16) for _ in range(2))
         rstd = cupy.ndarray((1, 1), np.float32)
         x[0, -end:], dy[0, -end:] = cupy.asarray(x_end), cupy.asarray(dy_end)
         a, b = x_end.astype(np.float64), dy_end.astype(np.float64)
         rstd[...] = 1 / np.sqrt((a * a).sum() / n)
-        with last_blocks(2):  # of tiles; and the last of segments, with one of zeros
+        with last_blocks(2):  # the last tiles and segments, one segment of zeros
             y, *_ = backend.rows_forward(x, None, None, epsilon=0, center=False)
             dx, *_ = backend.rows_backward(
                 dy, x, None, rstd, None, center=False, need=(True, False, False)
@@ -112,14 +118,14 @@ def test_elements_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 PLANTS = (
     ("const T* const x_row = x + r * n;", "const T* const x_row = x + int(r * n);", 64),
     ("betas, y + r * n)", "betas, y + unsigned(r * n))", 3200),
-    ("place += residue * n + begin", "place += residue * unsigned(n) + begin", 3200),
+    ("ptr += group_index * n + begin", "ptr += group_index * unsigned(n) + begin", 3200),
     ("row(x + r * n, dy + r * n,", "row(x + int(r * n), dy + r * n,", 12000),
     ("dx ? dx + r * n : dx", "dx ? dx + int(r * n) : dx", 64),
-    ("partial + blockIdx.x * length", "partial + blockIdx.x * unsigned(length)", 64),
+    ("blockIdx.x * sums_per_row", "blockIdx.x * unsigned(sums_per_row)", 64),
     ("x + Index(blockIdx.x / segments) * n", "x + blockIdx.x / segments * int(n)", 40000),
-    ("place = r * n + begin", "place = int(r * n + begin)", 40000),
-    ("part = (unit * n + begin)", "part = (unit * unsigned(n) + begin)", 40000),
-    ("terms[part * width + c]", "terms[unsigned(part * width + c)]", 3200),
+    ("offset = r * n + begin", "offset = int(r * n + begin)", 40000),
+    ("first = (partial_group * n", "first = (partial_group * unsigned(n)", 40000),
+    ("terms[r * width + c]", "terms[unsigned(r * width + c)]", 3200),
     ("blockIdx.x % segments * length, end", "blockIdx.x % segments * int(length), end", 0),
     ("segment * length, end", "segment * int(length), end", 0),
     ("begin = Index(tile) * TILE", "begin = int(tile) * TILE", 0),
@@ -132,10 +138,7 @@ PLANTS = (
 def test_an_index_of_32_bits_is_found(
     monkeypatch: pytest.MonkeyPatch, old: str, new: str, n: int
 ) -> None:
-    source: Any = calls.source()
-    assert old in source, "the code has changed; plant this anew"
-    monkeypatch.setattr(calls, "source", lambda: source.replace(old, new))
-    calls.kernel.cache_clear()
+    change_source(monkeypatch, rows_dispatch, old, new)
     found = not (last_row(n, ROWS[n]) if n else last_segment(monkeypatch))
-    calls.kernel.cache_clear()
+    rows_dispatch.kernel.cache_clear()
     assert found

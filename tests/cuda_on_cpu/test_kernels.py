@@ -1,4 +1,4 @@
-"""The CUDA kernels of the CuPy backend, in every order of threads."""
+"""The CUDA kernels over rows, in every order of threads."""
 
 from __future__ import annotations
 
@@ -12,19 +12,14 @@ import cupy_on_cpu
 import ml_dtypes
 import numpy as np
 import pytest
+from dtypes import DTYPES
 from ln_array_api_backends.cupy import backend
-from ln_array_api_backends.cupy.shapes import Repeat, backward_shape, forward_shape
+from ln_array_api_backends.cupy.launch_config import ParamIndexing, backward_shape, forward_shape
 
 from ln_array_api.kernels import rows
 
-DTYPES: dict[str, Any] = {
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float32": np.float32,
-    "float64": np.float64,
-}
 EPSILON = 1e-5
-#: What a sanitizer finds, it finds in any order.
+#: A sanitizer finds faults in any order.
 ORDERS = cupy_on_cpu.ORDERS[: 1 if cupy_on_cpu.SANITIZE else None]
 
 
@@ -34,8 +29,18 @@ def _order() -> Iterator[None]:
     cupy_on_cpu.set_order("forward")
 
 
+def on_device(values: np.ndarray | None, offset: int) -> Any:
+    """Return an array that begins `offset` elements after an aligned address, or None."""
+    if values is None:
+        return None
+    memory = cupy.zeros(values.size + offset, values.dtype)
+    array = memory[offset:].reshape(values.shape)
+    array[...] = cupy.asarray(values)
+    return array
+
+
 class Case:
-    """Arrays for both passes on the device, and the options."""
+    """The arrays for both passes, on the device, and the options."""
 
     def __init__(
         self,
@@ -54,7 +59,7 @@ class Case:
     ) -> None:
         rng = np.random.default_rng([m, n])
         parameter = "float64" if wide else dtype
-        self.offset, self.epsilon = offset, epsilon
+        self.epsilon = epsilon
         self.options = {"center": center, "groups": groups, "repeat": repeat}
         size = groups * n // repeat
         draw = rng.standard_normal
@@ -64,16 +69,7 @@ class Case:
             draw(size).astype(DTYPES[parameter]) if center else None,
             draw((m, n)).astype(DTYPES["float32" if wide and dtype != "float64" else dtype]),
         ]
-        self.x, self.gamma, self.beta, self.dy = map(self.on_device, self.plain)
-
-    def on_device(self, values: np.ndarray | None) -> Any:
-        """An array that begins some elements after where memory is aligned."""
-        if values is None:
-            return None
-        memory = cupy.zeros(values.size + self.offset, values.dtype)
-        array = memory[self.offset :].reshape(values.shape)
-        array[...] = cupy.asarray(values)
-        return array
+        self.x, self.gamma, self.beta, self.dy = (on_device(each, offset) for each in self.plain)
 
     def run(self, need: tuple[bool, bool, bool] = (True, True, True), **options: Any) -> list[Any]:
         forward = backend.rows_forward(
@@ -85,7 +81,7 @@ class Case:
         return [*forward, *gradients]
 
     def expected(self) -> list[Any]:
-        """By the generic kernels on NumPy, in float64."""
+        """Return the results of the generic kernels on NumPy, in float64."""
         x, gamma, beta, dy = (
             None if each is None else each.astype(np.float64) for each in self.plain
         )
@@ -119,14 +115,14 @@ def in_every_order(case: Case) -> None:
     assert all(each == results[0] for each in results[1:])
 
 
-def steps(values: Any) -> np.ndarray:
-    """16-bit numbers as integers, consecutive where the numbers are."""
+def ordinals(values: Any) -> np.ndarray:
+    """Return 16-bit numbers as integers, which are consecutive where the numbers are."""
     bits = values.get().view(np.int16).astype(np.int32)
     return np.where(bits < 0, -(bits & 0x7FFF), bits)
 
 
 def check_rounding(case: Case) -> None:
-    """Y and dx of 16 bits are what the same in float32 is rounded to."""
+    """Check that y and dx of 16 bits are the float32 results, rounded."""
     single = copy(case)
     single.x, single.gamma, single.beta, single.dy = (
         None if each is None else each.astype(np.float32)
@@ -135,20 +131,20 @@ def check_rounding(case: Case) -> None:
     y, _, _, dx, *_ = case.run()
     exact_y, _, _, exact_dx, *_ = single.run()
     for actual, exact in ((y, exact_y), (dx, exact_dx)):
-        off = np.abs(steps(actual) - steps(exact.astype(actual.dtype)))
+        off = np.abs(ordinals(actual) - ordinals(exact.astype(actual.dtype)))
         assert np.count_nonzero(off) <= off.size // 100
-        # Close to 0, steps are finer than what sums in another order are off by.
+        # Close to 0, an ulp is less than the error of sums in another order.
         plain = exact.get()
         assert off[np.abs(plain) >= 2**-10].max() <= 1
         np.testing.assert_allclose(actual.get().astype(np.float32), plain, rtol=2**-7, atol=2**-20)
 
 
 def lengths(dtype: str) -> list[int]:
-    """A length for each shape that rows of a dtype can have, neither whole nor aligned."""
+    """Return a length for each block shape of a dtype, neither whole nor aligned."""
     each: dict[Any, int] = {}
     for bit in range(16):
         n = (1 << bit) + (1 << bit) // 3
-        shapes = forward_shape(dtype, n), backward_shape(dtype, n, Repeat.ONE)
+        shapes = forward_shape(dtype, n), backward_shape(dtype, n, ParamIndexing.PER_ELEMENT)
         each.setdefault(shapes, n)
     return list(each.values())
 
@@ -167,7 +163,7 @@ def test_every_order_of_threads_gives_the_same_bits(dtype: str, n: int, center: 
 @pytest.mark.parametrize("n", [12, 600, 3000, 12000, 36000])
 @pytest.mark.parametrize(("groups", "repeat"), [(3, 1), (3, 4), (1, 3), (6, 12)])
 def test_groups(n: int, groups: int, repeat: int) -> None:
-    """Group and instance norm, in every order."""
+    """Test group and instance norm."""
     case = Case("float32", 12, n, groups=groups, repeat=repeat)
     check(case)
     in_every_order(case)
@@ -175,7 +171,7 @@ def test_groups(n: int, groups: int, repeat: int) -> None:
 
 @pytest.mark.parametrize(("dtype", "n"), KINDS)
 def test_bits_of_a_row_do_not_depend_on_others(dtype: str, n: int) -> None:
-    """Nor on how many there are, nor on its place among them."""
+    """Neither the number of rows nor a row's position may change its bits."""
     many, one = Case(dtype, 7, n), Case(dtype, 1, n)
     one.gamma, one.beta = many.gamma, many.beta
     results = many.run()[:4]
@@ -210,7 +206,7 @@ def test_16_bits_are_rounded_once(dtype: str, parameter: str, n: int) -> None:
 @pytest.mark.parametrize("n", [40, 12000, 18000])
 @pytest.mark.parametrize("need", list(product((False, True), repeat=3)))
 def test_only_what_is_needed(n: int, need: tuple[bool, bool, bool]) -> None:
-    """Gradients are None where they are not wanted; dx has the same bits, whatever else is."""
+    """Other gradients are None; dx has the same bits, whichever others are needed."""
     case = Case("float32", 70, n)
     some = case.run(need=need)[3:]
     everything = case.run()[3:]
@@ -233,7 +229,7 @@ def test_out_may_be_x() -> None:
 
 @pytest.mark.parametrize("n", [40, 3000, 40000])
 def test_nothing_waits_for_the_device(n: int) -> None:
-    """No synchronisation, no copy to the host; given memory from a pool, it can be captured."""
+    """There is no synchronisation and no copy to the host, and a call can be captured."""
     case = Case("float32", 70, n)
     stream = cupy.cuda.Stream(non_blocking=True)
     with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc), stream:
@@ -264,7 +260,7 @@ KEPT: list[Any] = []
     ],
     ids=["copy", "allocation", "wait", "wait for its stream", "value"],
 )
-def test_what_a_call_must_not_do_is_noticed(
+def test_forbidden_operations_of_a_call_are_noticed(
     harm: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = backend.rows_forward

@@ -1,4 +1,4 @@
-"""Rows that are cut among blocks: moments of parts make those of the whole, at any magnitude."""
+"""Rows that are split over blocks: merged moments are right at any magnitude."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterator
 import cupy_on_cpu
 import numpy as np
 import pytest
-from ln_array_api_backends.cupy import calls
-from ln_array_api_backends.cupy.shapes import MOST_CHUNKS, WARPS_AT_ONCE, Cut, ceil, row_cut
+from ln_array_api_backends.cupy import rows_dispatch
+from ln_array_api_backends.cupy.launch_config import (
+    MAX_CHUNKS,
+    TARGET_WARPS,
+    RowSplit,
+    ceil_div,
+    split_row,
+)
 from test_kernels import Case, check, in_every_order
 
 N = 40001
@@ -22,17 +28,17 @@ def _order() -> Iterator[None]:
     cupy_on_cpu.set_order("forward")
 
 
-def joined(dtype: str, n: int, chunks: int) -> Cut:
-    """Segments of two tiles, as very long rows have many of."""
-    cut = row_cut(dtype, n, chunks)
+def two_tile_segments(dtype: str, n: int, chunks: int) -> RowSplit:
+    """Split a row into segments of two tiles, as very long rows are."""
+    cut = split_row(dtype, n, chunks)
     length = 2 * cut.length
-    return cut._replace(length=length, segments=ceil(n, length))
+    return cut._replace(length=length, segments=ceil_div(n, length))
 
 
-@pytest.fixture(params=[row_cut, joined], ids=["a tile", "two tiles"])
+@pytest.fixture(params=[split_row, two_tile_segments], ids=["a tile", "two tiles"])
 def _segment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a segment has."""
-    monkeypatch.setattr(calls, "row_cut", request.param)
+    """Choose the tiles of a segment."""
+    monkeypatch.setattr(rows_dispatch, "split_row", request.param)
 
 
 def normal(rng: np.random.Generator) -> np.ndarray:
@@ -40,7 +46,7 @@ def normal(rng: np.random.Generator) -> np.ndarray:
 
 
 def with_part(factor: float) -> Callable[[np.random.Generator], np.ndarray]:
-    """A part that is not as loud as the rest."""
+    """Return values of which a part has another magnitude."""
 
     def values(rng: np.random.Generator) -> np.ndarray:
         x = normal(rng)
@@ -70,7 +76,7 @@ KINDS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 
 
 def largest(values: np.ndarray) -> np.ndarray:
-    """In each row."""
+    """Return the largest value of each row."""
     return np.max(values, axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
@@ -78,13 +84,13 @@ def largest(values: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("epsilon", [1e-5, 0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_accuracy(kind: str, epsilon: float) -> None:
-    """In ulp of the largest term of a row, as for rows of any length."""
+    """The tolerance is in ulp of the largest term of a row, as for shorter rows."""
     case = Case("float32", 2, N, epsilon=epsilon, x=KINDS[kind](np.random.default_rng(1)))
     y, mean, rstd, dx, dgamma, dbeta = (each.get().astype(np.float64) for each in case.run())
     true = case.expected()
     x, gamma, beta, dy = (each.astype(np.float64) for each in case.plain)  # type: ignore[union-attr]
     x_hat = np.abs((x - true[1]) * true[2])
-    # Those of x_hat close to 0 are no more exact than those of 1.
+    # An x_hat close to 0 has the absolute error of an x_hat of 1.
     terms = [
         (y, true[0], 4, largest(np.maximum(np.abs(gamma * x_hat), np.abs(beta)))),
         (mean, true[1], 4, largest(np.abs(x))),
@@ -116,7 +122,7 @@ def test_a_constant_row_gives_beta(value: float) -> None:
 
 @pytest.mark.usefixtures("_segment")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_spoils_its_own_row(value: float) -> None:
+def test_a_non_finite_value_affects_only_its_row(value: float) -> None:
     x = normal(np.random.default_rng(1))
     x[0, 20000] = value
     y, _, rstd, dx, *_ = Case("float32", 2, N, x=x).run()
@@ -127,15 +133,15 @@ def test_what_is_not_finite_spoils_its_own_row(value: float) -> None:
 
 
 def test_few_long_rows_fill_a_gpu() -> None:
-    cut = row_cut("float32", 1 << 18, MOST_CHUNKS["float32"])
-    assert 16 * min(cut.segments, cut.tiles) * cut.warps >= WARPS_AT_ONCE
+    cut = split_row("float32", 1 << 18, MAX_CHUNKS["float32"])
+    assert 16 * min(cut.segments, cut.tiles) * cut.warps >= TARGET_WARPS
 
 
 @pytest.mark.parametrize("n", [16385, 1 << 22, (1 << 22) + 1, (1 << 31) + 1, 1 << 40])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_a_thread_has_at_most_one_segment(dtype: str, n: int) -> None:
-    cut = row_cut(dtype, n, 2)
-    tile = cut.length if cut.segments == cut.tiles else ceil(n, cut.tiles)
+    cut = split_row(dtype, n, 2)
+    tile = cut.length if cut.segments == cut.tiles else ceil_div(n, cut.tiles)
     assert cut.segments <= cut.threads
     assert (cut.segments - 1) * cut.length < n <= cut.segments * cut.length
     assert (cut.tiles - 1) * tile < n

@@ -1,4 +1,4 @@
-"""Each kernel that ``dispatch.py`` selects, in every order of threads, with the same bits."""
+"""Each kernel that ``kernel_inventory.py`` selects, in every order of threads: the same bits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import cupy_on_cpu
 import pytest
-from dispatch import selected_calls
+from kernel_inventory import selected_calls
 from ln_array_api_backends.cupy import backend
 from test_addresses import arrays, small
 from test_kernels import bits

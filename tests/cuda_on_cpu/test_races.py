@@ -1,6 +1,7 @@
-"""Each kernel under ThreadSanitizer, to which every thread of a block is a thread of its own.
+"""Each kernel under ThreadSanitizer, which treats every thread of a block as a thread.
 
-Blocks are few: a barrier costs it much. What shared memory is used for does not depend on dtypes.
+There are few blocks, because barriers are slow under it. The use of shared memory does not depend
+on dtypes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The check of what kernels need: that it finds those that need too much."""
+"""The check of resources finds kernels that need too much."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ __global__ void vectors(float4* x) { x[threadIdx.x] = x[threadIdx.x + N]; }
         ({"vector_stores": 0}, "no store of 128 bits"),
     ],
 )
-def test_what_is_too_much(change: dict[str, int], fault: str) -> None:
+def test_faults(change: dict[str, int], fault: str) -> None:
     on = ARCHITECTURES["80"]
     assert GOOD.faults("rows<float>", on) == []
     assert GOOD._replace(**change).faults("rows<float>", on) == [fault]
 
 
 @pytest.mark.parametrize("name", ["column_sums<float, {}, 4>", "plane_moments<__half, {}, 4, 8>"])
-def test_only_whole_words_are_vectors(name: str) -> None:
+def test_only_full_vectors_are_expected(name: str) -> None:
     on, scalar = ARCHITECTURES["80"], GOOD._replace(vector_loads=0, vector_stores=0)
     assert scalar.faults(name.format(1), on) == []
     assert scalar.faults(name.format(4 if "float" in name else 8), on) == ["no load of 128 bits"]
 
 
 @pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="the same under a sanitizer")
-def test_what_the_compiler_tells() -> None:
+def test_compiler_output() -> None:
     names = ["many_values<128>", "any_value<100>", "vectors<9>"]
     usages = resources.measured(dict.fromkeys(names, KERNELS), ("-std=c++17",), names)
     assert usages.keys() == ARCHITECTURES.keys()
@@ -73,13 +73,16 @@ def test_what_the_compiler_tells() -> None:
 def test_every_dtype_and_kernel_is_found() -> None:
     # Alone, since the backend keeps the kernels that it was given, which are none.
     printed = subprocess.run(
-        [sys.executable, "dispatch.py"], cwd=cupy_on_cpu.HERE, capture_output=True, check=True
+        [sys.executable, "kernel_inventory.py"],
+        cwd=cupy_on_cpu.HERE,
+        capture_output=True,
+        check=True,
     ).stdout
     rows = {row_of(name) for name in printed.decode().splitlines()}
     assert {row.dtype for row in rows} == {"float16", "bfloat16", "float32", "float64"}
     assert {row.parameters for row in rows} == {"", "wider"}
     assert {"rows_forward", "rows_backward"} <= {row.kernel for row in rows}
-    assert {row.kernel for row in rows} >= resources.BY_WORDS
+    assert {row.kernel for row in rows} >= resources.WITH_VECTOR_WIDTH
 
 
 def test_rows() -> None:

@@ -1,4 +1,4 @@
-"""Caffe2's stages on CuPy arrays: the generic ones next to those of the backend."""
+"""Caffe2's stages on CuPy arrays: those of the backend compared with the generic ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from test_kernels import DTYPES, bits
 import ln_array_api as ln
 from ln_array_api import caffe2
 
-#: Launches of each stage, on the generic kernels and on the backend, for float32 arrays.
+#: Launches of each stage, by the generic kernels and by the backend, for float32 arrays.
 LAUNCHES = {
     "sigma_and_fused_params": (6, 1),
     "forward": (4, 1),
@@ -27,7 +27,7 @@ LAUNCHES = {
 
 
 def calls(dtype: str, m: int, n: int) -> dict[str, Callable[[], Any]]:
-    """Each stage with arrays of such a shape."""
+    """Return each stage, with arrays of a shape."""
     rng = np.random.default_rng([m, n])
     wide = np.float64 if dtype == "float64" else np.float32
 
@@ -61,7 +61,7 @@ def cost(call: Callable[[], Any]) -> dict[str, int]:
 
 @pytest.mark.parametrize("stage", LAUNCHES)
 def test_launches(stage: str) -> None:
-    """Of which none waits, and nothing is allocated but results and the sums of slots."""
+    """Nothing waits, and only results and partial sums are allocated."""
     call = calls("float32", 70, 40)[stage]
     with ln.use_backend("generic"):
         generic = cost(call)
@@ -118,7 +118,7 @@ def test_all_stages_can_be_captured() -> None:
     with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc), stream:
         warm = [array for call in stages for array in results(call)]
         expected = bits(warm)
-        del warm  # into the pool
+        del warm  # returns memory to the pool
         before = cupy_on_cpu.counts()
         stream.begin_capture()
         captured = [array for call in stages for array in results(call)]

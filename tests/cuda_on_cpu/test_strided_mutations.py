@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import cupy
 import cupy_on_cpu
 import pytest
-from ln_array_api_backends.cupy import strided, strided_kernels
+from ln_array_api_backends.cupy import strided_dispatch, strided_kernels
+from planted_faults import ADDRESS, assert_reported, runs_under
+from source_change import CHANGED
 from test_kernels import bits
-from test_mutations import ADDRESS, CHANGED, REPORTS
 from test_strided import KINDS, VALUES, Case, Kind, check
 
 from ln_array_api import backend
 
 
 def columns(values: str | None = None, n: int = 700) -> None:
-    """Columns of many slots of several chunks, alone and with others."""
+    """Check columns of many partial results of several chunks."""
     check(Case(Kind((n, 5), (0,)), values=VALUES.get(values or "")))
 
 
@@ -36,7 +35,7 @@ def near_the_largest() -> None:
 
 
 def many_squares() -> None:
-    """Of many chunks, one after the other: y is right to one step."""
+    """Check that y is right to one ulp where a thread has many chunks."""
     check(Case(Kind((700, 5), (0,)), values=VALUES["normal"], affine=False), steps=1)
 
 
@@ -45,7 +44,7 @@ def few_rows() -> None:
 
 
 def half_precision() -> None:
-    """Sums of many slots, rounded once."""
+    """Check that sums of many partial sums are rounded once."""
     check(Case(Kind((3, 6000), (0,)), "float16"), steps=0.6)
 
 
@@ -55,7 +54,7 @@ def two_strides() -> None:
 
 
 def few_columns() -> None:
-    """The bits of columns, alone and among others."""
+    """Check that columns have the same bits alone and among others."""
     case = Case(Kind((5000, 40), (0,)))
     whole = bits([each[:, :2] for each in case.run()[:3]])
     case.on_device = [each[:, :2] for each in case.on_device]
@@ -63,134 +62,145 @@ def few_columns() -> None:
 
 
 class Fault(NamedTuple):
-    """What is wrong, where, the code that makes it so, and the check that finds it."""
+    """What is wrong, in which kernel, the code that makes it so, and the check that finds it."""
 
     what: str
-    place: str
+    kernel: str
     old: str
     new: str
     check: Callable[[], None]
 
 
+def faults(
+    kernel: str, planted: dict[str, tuple[str, str]], check: Callable[[], None] = columns
+) -> list[Fault]:
+    """Return faults in one kernel that one check finds."""
+    return [Fault(what, kernel, old, new, check) for what, (old, new) in planted.items()]
+
+
 FAULTS = (
-    Fault("sums in the dtype of the result", "add_up_many", "", "", half_precision),
-    Fault(
-        "moments merged without their difference",
+    *faults("reduce_partials_many", {"sums in the dtype of the result": ("", "")}, half_precision),
+    *faults(
         "preamble",
-        "scaled * scaled * a.count",
-        "0 * a.count",
-        columns,
+        {
+            "moments merged without their difference": ("scaled * scaled * a.count", "0 * a.count"),
+            "moments merged with half a weight": ("weight = b.count / count", "weight = A(0.5)"),
+            "epsilon that is not scaled": (
+                "max(scalbn(epsilon, -2 * exponent), min_epsilon)",
+                "epsilon",
+            ),
+            "a stride too short": ("ptr += byte_step;", "ptr += byte_step - sizeof(T);"),
+        },
     ),
-    Fault(
-        "moments merged with half a weight",
+    *faults(
         "preamble",
-        "weight = b.count / count",
-        "weight = A(0.5)",
-        columns,
-    ),
-    Fault(
-        "what a mean misses left out",
-        "preamble",
-        "a.missed + scalbn(mean.lost, room)",
-        "a.missed",
+        {
+            "mean residual not merged": (
+                "a.mean_residual + scalbn(mean.compensation, headroom)",
+                "a.mean_residual",
+            )
+        },
         off_center,
     ),
-    Fault(
-        "what the mean of a row misses left out",
+    *faults(
         "normalise",
-        ", -missed * rstd",
-        ", A(0)",
+        {"mean residual not subtracted": (", -mean_residual * rstd", ", A(0)")},
         off_center,
     ),
-    Fault("what the saved mean misses left out", "dx", ", -missed)", ", A(0))", off_center),
-    Fault(
-        "what the sum of squares misses left out",
+    *faults("dx", {"mean of x_hat not subtracted": (", -x_hat_mean)", ", A(0))")}, off_center),
+    *faults(
         "preamble",
-        "{row.m2, row.m2_missed}",
-        "{row.m2, 0}",
+        {
+            "compensation of the sum of squares left out": (
+                "{row.m2, row.m2_compensation}",
+                "{row.m2, 0}",
+            )
+        },
         many_squares,
     ),
-    Fault(
-        "a sum of large values", "preamble", "::large ? 8 : 0", "::large ? 0 : 0", near_the_largest
-    ),
-    Fault(
-        "a sum of large deviations",
+    *faults(
         "preamble",
-        "rstd < Limits<A>::least_rstd ?",
-        "rstd < 0 ?",
+        {
+            "a sum of large values": ("::max_summand ? 8 : 0", "::max_summand ? 0 : 0"),
+            "a sum of large deviations": ("rstd < Limits<A>::min_rstd ?", "rstd < 0 ?"),
+        },
         near_the_largest,
     ),
-    Fault(
-        "squares that are not scaled",
+    *faults(
         "preamble",
-        "const int exponent = exponent_of(largest);",
-        "const int exponent = 0;",
+        {
+            "squares that are not scaled": (
+                "const int exponent = exponent_of(max_deviation);",
+                "const int exponent = 0;",
+            )
+        },
         large,
     ),
-    Fault(
-        "epsilon that is not scaled",
+    *faults(
         "preamble",
-        "max(scalbn(epsilon, -2 * exponent), floor)",
-        "epsilon",
-        columns,
-    ),
-    Fault(
-        "the last chunk as long as the others",
-        "preamble",
-        "int few = int(min(count, Index(CHUNK)));",
-        "int few = CHUNK;",
+        {
+            "a last chunk as long as the others": (
+                "int chunk_count = int(min(count, Index(CHUNK)));",
+                "int chunk_count = CHUNK;",
+            )
+        },
         few_rows,
     ),
-    Fault(
-        "a stride too short",
+    *faults(
         "preamble",
-        "place += advance;",
-        "place += advance - sizeof(T);",
-        columns,
+        {
+            "an axis that does not end": ("ptr += wrap_step;", ""),
+            "an axis that begins at 0": ("inner(index % length)", "inner(0)"),
+        },
+        two_strides,
     ),
-    Fault("an axis that does not end", "preamble", "place += wrap;", "", two_strides),
-    Fault(
-        "an axis that begins at 0", "preamble", "inner(number % length)", "inner(0)", two_strides
+    *faults(
+        "reduce_partials_few",
+        {"a partial sum left out": ("partial < num_partials", "partial < num_partials - 1")},
     ),
-    Fault("a slot left out", "add_up_few", "slot < slots", "slot < slots - 1", columns),
-    Fault("rows side by side merged", "merge_few_moments", "at += padded", "++at", columns),
-    Fault(
-        "slots not told apart",
-        "moments",
-        "target = at.slot * padded",
-        "target = 0 * padded",
-        columns,
+    *faults(
+        "merge_moments_few", {"moments of other rows merged": ("at += padded_outputs", "++at")}
     ),
-    Fault(
-        "a slot of the wrong row",
-        "sums_of_rows",
-        "first = at.line * length",
-        "first = at.slot * length",
-        columns,
+    *faults(
+        "partial_moments",
+        {
+            "partial results share an address": (
+                "target = at.partial * padded_outputs",
+                "target = 0 * padded_outputs",
+            )
+        },
     ),
-    Fault(
-        "one statistic for all rows",
-        "sums_of_columns",
-        "inverse = rstd[r]",
-        "inverse = rstd[0]",
-        columns,
+    *faults(
+        "row_sums",
+        {
+            "a partial sum of the wrong row": (
+                "first = at.output * length",
+                "first = at.partial * length",
+            )
+        },
     ),
-    Fault(
-        "dbeta in place of dgamma",
-        "sums_of_columns",
-        "by_gamma.add(d * x_hat)",
-        "by_gamma.add(d)",
-        columns,
+    *faults(
+        "column_sums",
+        {
+            "one statistic for all rows": ("row_rstd = rstd[r]", "row_rstd = rstd[0]"),
+            "dbeta in place of dgamma": ("dgamma_acc.add(d * x_hat)", "dgamma_acc.add(d)"),
+        },
     ),
 )
 
 
-#: Beyond arrays, which AddressSanitizer finds.
-BEYOND = (
-    Fault("a slot too many", "add_up_few", "slot < slots", "slot <= slots", columns),
-    Fault("a row too many", "sums_of_columns", "r < length", "r <= length", columns),
-    Fault("a column too many", "sums_of_rows", "c < length", "c <= length", columns),
-    Fault("parts too far apart", "moments", "target + 5 * plane", "target + 6 * plane", columns),
+#: Out-of-bounds accesses, which AddressSanitizer finds.
+OUT_OF_BOUNDS = (
+    *faults(
+        "reduce_partials_few",
+        {"a partial sum too many": ("partial < num_partials", "partial <= num_partials")},
+    ),
+    *faults("column_sums", {"a row too many": ("r < length", "r <= length")}),
+    *faults("row_sums", {"a column too many": ("c < length", "c <= length")}),
+    *faults(
+        "partial_moments",
+        {"partial results too far apart": ("target + 5 * plane", "target + 6 * plane")},
+    ),
 )
 
 
@@ -198,75 +208,76 @@ BEYOND = (
 def plant(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Fault]:
     make(request.param, monkeypatch)
     yield request.param
-    forget()
+    clear_caches()
 
 
 def make(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plant it."""
-    if fault.place == "preamble":
+    """Plant a fault."""
+    if fault.kernel == "preamble":
         source = strided_kernels.preamble()
         assert source.count(fault.old) == 1, CHANGED
         monkeypatch.setattr(
             strided_kernels, "preamble", lambda: source.replace(fault.old, fault.new)
         )
-    elif fault.place == "add_up_many":
-        monkeypatch.setattr(strided, "add_up_many", without_reduce_type)
+    elif fault.kernel == "reduce_partials_many":
+        monkeypatch.setattr(strided_dispatch, "reduce_partials_many", without_reduce_type)
     else:
-        kernel = strided_kernels.ELEMENTWISE[fault.place]
+        kernel = strided_kernels.ELEMENTWISE[fault.kernel]
         assert kernel.operation.count(fault.old) == 1, CHANGED
         changed = kernel._replace(operation=kernel.operation.replace(fault.old, fault.new))
-        monkeypatch.setitem(strided_kernels.ELEMENTWISE, fault.place, changed)
-    forget()
+        monkeypatch.setitem(strided_kernels.ELEMENTWISE, fault.kernel, changed)
+    clear_caches()
 
 
-def forget() -> None:
-    """What was made before is not used."""
+def clear_caches() -> None:
+    """Clear the caches of kernels and plans."""
     strided_kernels.elementwise.cache_clear()
-    strided_kernels.merge_moments.cache_clear()
+    strided_kernels.merge_moments_many.cache_clear()
     backend.plans.clear()
 
 
 def without_reduce_type() -> Any:
     return cupy.ReductionKernel(
-        "A part", "R total", "part", "a + b", "total = static_cast<R>(a)", "0", "faulty_add_up"
+        *("A partial", "R total", "partial", "a + b", "total = static_cast<R>(a)", "0"),
+        "faulty_reduce_partials",
     )
 
 
-@pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="reaches beyond arrays as well")
+@pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="some faults are out of bounds as well")
 @pytest.mark.parametrize("plant", FAULTS, indirect=True, ids=lambda fault: fault.what)
 def test_a_fault_is_found(plant: Fault) -> None:
     with pytest.raises(AssertionError):
         plant.check()
 
 
-@pytest.mark.parametrize("fault", BEYOND, ids=lambda fault: fault.what)
-def test_the_code_is_there_of_which_a_sanitizer_finds_faults(
+@pytest.mark.parametrize("fault", OUT_OF_BOUNDS, ids=lambda fault: fault.what)
+def test_the_code_that_a_fault_changes_is_present(
     fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(fault, monkeypatch)
-    forget()
+    clear_caches()
 
 
-@pytest.mark.skipif("address" not in cupy_on_cpu.SANITIZE, reason=f"runs under {ADDRESS} alone")
-@pytest.mark.parametrize("place", range(len(BEYOND)), ids=[fault.what for fault in BEYOND])
-def test_a_fault_is_reported(place: int) -> None:
+@runs_under(ADDRESS)
+@pytest.mark.parametrize(
+    "index", range(len(OUT_OF_BOUNDS)), ids=[each.what for each in OUT_OF_BOUNDS]
+)
+def test_a_fault_is_reported(index: int) -> None:
     code = f"""
 import cupy_on_cpu, pytest, test_strided_mutations
-fault = test_strided_mutations.BEYOND[{place}]
+fault = test_strided_mutations.OUT_OF_BOUNDS[{index}]
 test_strided_mutations.make(fault, pytest.MonkeyPatch())
 fault.check()
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert REPORTS[ADDRESS] in result.stderr, result.stderr
-    assert "strided_" in result.stderr
+    assert_reported(ADDRESS, code, kernel="strided_")
 
 
-def test_slots_side_by_side_in_fewer_lines_would_depend_on_the_number_of_rows(
+def test_reductions_without_padding_would_depend_on_the_number_of_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """CuPy's reductions take as many results at once as lie side by side, up to 32."""
+    """CuPy's reductions take as many results at a time as are contiguous, up to 32."""
     few_columns()
-    monkeypatch.setattr(strided, "LINE", 1)
+    monkeypatch.setattr(strided_dispatch, "OUTPUTS_PER_BLOCK", 1)
     backend.plans.clear()
     try:
         with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""CUDA tensors of torch, with CPU tensors in their place: memory, streams, devices, derivatives."""
+"""CUDA tensors of torch, replaced by CPU tensors: memory, streams, devices, derivatives."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_derivatives(function: Any) -> None:
         torch.testing.assert_close(own, expected)
 
 
-def test_what_is_kept_for_the_gradient() -> None:
+def test_tensors_saved_for_the_gradient() -> None:
     x, _, gamma, beta = (each.requires_grad_() for each in tensors(64, 48))
     kept: list[torch.Tensor] = []
 

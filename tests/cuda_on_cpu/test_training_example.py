@@ -1,4 +1,4 @@
-"""The training step of the examples, on the device that is none: it has no cuBLAS and no cuRAND."""
+"""The training step of the examples, on the simulated device, without cuBLAS and cuRAND."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROGRAM = Path(__file__).parents[2] / "examples" / "cupy_training.py"
 
 
 class Draws:
-    """As much of CuPy's RandomState as the example needs, on the host."""
+    """The part of CuPy's RandomState that the example needs, on the host."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)

@@ -30,16 +30,16 @@ from ln_array_api._support import PLACES, backend_of
 
 LIBRARY = CuPy()
 Device = cupy.cuda.Device
-#: Makes the arrays of a call on the current device, and gives the call.
+#: Creates the arrays of a call on the current device, and returns the call.
 Scenario = Callable[[], Callable[[], Any]]
 
 
 def rows_in_columns(values: np.ndarray, axis: int) -> Any:
-    """An array whose given axis has the largest stride in memory."""
+    """Return an array whose given axis has the largest stride."""
     return cupy.moveaxis(cupy.asarray(np.moveaxis(values, axis, 0).copy()), 0, axis)
 
 
-#: How an array lies in memory, by name.
+#: Memory layouts by name.
 LAYOUTS: dict[str, Callable[[np.ndarray], Any]] = {
     "contiguous": cupy.asarray,
     "sliced": lambda a: cupy.asarray(np.concatenate([a, a], axis=-1))[..., : a.shape[-1]],
@@ -49,7 +49,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], Any]] = {
     ),
     "broadcast": lambda a: cupy.broadcast_to(cupy.asarray(a[:1]), a.shape),
 }  # fmt: skip
-#: Those of x and of dy.
+#: The layouts of x and of dy.
 PAIRS = [
     ("contiguous", "contiguous"),
     ("contiguous", "transposed"),
@@ -60,7 +60,7 @@ PAIRS = [
 
 
 def arrays_in(result: Any) -> list[Any]:
-    """The arrays of a result, those of named tuples and moments among them."""
+    """Return the arrays of a result, including those in named tuples and moments."""
     if isinstance(result, ln.Moments):
         result = (result.mean, result.m2, result.missed)
     if isinstance(result, list | tuple):
@@ -97,7 +97,7 @@ def check(scenario: Scenario, device: int, current: int) -> None:
 
 
 def of_rows(operation: OperationSpec, x: str, dy: str) -> Scenario:
-    """Both passes over rows, along the last axis and along the first."""
+    """Run both passes of layer norm or RMS norm, over the last axis and the first."""
 
     def scenario() -> Callable[[], Any]:
         rng = np.random.default_rng(0)
@@ -120,7 +120,7 @@ def of_rows(operation: OperationSpec, x: str, dy: str) -> Scenario:
 
 
 def of_main_case(operation: OperationSpec, x: str, dy: str) -> Scenario:
-    """Both passes of any operation."""
+    """Run both passes of an operation outside of rows."""
 
     def scenario() -> Callable[[], Any]:
         case = operation.main_case
@@ -137,7 +137,7 @@ def of_main_case(operation: OperationSpec, x: str, dy: str) -> Scenario:
 
 
 def of_moments(x: str, dy: str) -> Scenario:
-    """Statistics of two arrays, and those merged."""
+    """Compute statistics of two arrays, and merge them."""
 
     def scenario() -> Callable[[], Any]:
         values = np.random.default_rng(0).standard_normal((5, 4, 6)).astype(np.float32)
@@ -154,7 +154,7 @@ def of_moments(x: str, dy: str) -> Scenario:
 
 
 def of_caffe2(x: str, dy: str) -> Scenario:
-    """Operators of Caffe2."""
+    """Run operators of Caffe2."""
 
     def scenario() -> Callable[[], Any]:
         rng = np.random.default_rng(0)
@@ -227,7 +227,7 @@ def test_stages(stage: str, device: int, current: int) -> None:
 
 @pytest.fixture
 def _peer_access() -> Iterator[None]:
-    """Devices that reach each other's memory, so that a kernel on the wrong one goes unnoticed."""
+    """Let devices access each other's memory, which hides a kernel on the wrong device."""
     cupy_on_cpu.driver.fake_cuda_set_peer_access(1)
     with warnings.catch_warnings(action="ignore", category=PerformanceWarning):
         yield
@@ -246,7 +246,7 @@ def test_stages_with_peer_access(stage: str) -> None:
     check(lambda: stage_calls("float32", 7, 5)[stage], 1, 0)
 
 
-#: What shows that a part of a call ran on the wrong device: a check, a refusal, or a failed kernel.
+#: Errors of a call on the wrong device: of a check, of the driver, or of a kernel.
 NOTICED = (AssertionError, ValueError, cupy.cuda.driver.CUDADriverError)
 
 
@@ -295,7 +295,7 @@ def test_every_public_operation_is_here() -> None:
 
 
 def test_arrays_of_one_kind_on_either_device() -> None:
-    """A plan for the one device is none for the other, nor for arrays of both."""
+    """A plan for one device serves neither the other nor arrays on both."""
     arrays = []
     for number in (0, 1):
         with Device(number):
@@ -313,7 +313,7 @@ def test_arrays_of_one_kind_on_either_device() -> None:
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if not OPERATIONS[name].over_rows])
 def test_explain(name: str) -> None:
-    """What a plan depends on is computed on the device of x, too."""
+    """The layout and dtypes are determined on the device of x, too."""
     operation = OPERATIONS[name]
     with Device(1):
         _, given = calls.right_call(operation, LIBRARY)
@@ -355,7 +355,7 @@ def test_arrays_on_different_devices(device: int, current: int) -> None:
             assert cupy_on_cpu.counts() == before
 
 
-def test_where_there_is_one_device_calls_do_not_look_for_it() -> None:
+def test_with_one_device_calls_do_not_check_it() -> None:
     code = """
 import cupy_on_cpu, cupy
 import ln_array_api as ln

@@ -1,4 +1,4 @@
-"""Torch's CPU tensors in the place of CUDA tensors: their memory is that of the simulated device.
+"""Torch's CPU tensors in place of CUDA tensors: their memory is that of the simulated device.
 
 A pytest plugin (``-p torch_on_cuda``): all calls on tensors go to the CUDA kernels.
 """

@@ -1,27 +1,21 @@
-"""Calls of both passes: what the interpreter and the fibers are given, and what is right."""
+"""Calls of both passes: inputs of the interpreter and the simulator, and expected results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
+from dtypes import DTYPES
 from ln_array_api_conformance import tolerances
 
 Array = np.ndarray[Any, Any]
-DTYPES: dict[str, Any] = {
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float32": np.float32,
-    "float64": np.float64,
-}
 EPSILON = 1e-5
 NAMES = ("y", "mean", "rstd", "dx", "dgamma", "dbeta")
 
 
 class Case(NamedTuple):
-    """Rows of a shape and dtype, and options; `wide` is for parameters and dy in wider dtypes."""
+    """Rows of a shape and dtype, and options; `wide`: parameters and dy have wider dtypes."""
 
     dtype: str
     m: int
@@ -49,7 +43,7 @@ class Case(NamedTuple):
         return {"center": self.center, "groups": self.groups, "repeat": self.repeat}
 
     def arrays(self) -> dict[str, Array | None]:
-        """x, gamma, beta and dy, the same for the same case."""
+        """Return x, gamma, beta and dy, which are the same for equal cases."""
         draw = np.random.default_rng([self.m, self.n]).standard_normal
         parameter = DTYPES["float64" if self.wide else self.dtype]
         gradient = DTYPES["float32" if self.wide and self.dtype != "float64" else self.dtype]
@@ -64,7 +58,7 @@ class Case(NamedTuple):
         }
 
     def run(self, backend: Any, on_device: Callable[[Array, str], Any]) -> dict[str, Any]:
-        """Both passes, on arrays of the device."""
+        """Run both passes on arrays of the device."""
         x, gamma, beta, dy = (
             None if values is None else on_device(values, name)
             for name, values in self.arrays().items()
@@ -76,9 +70,9 @@ class Case(NamedTuple):
         return dict(zip(NAMES, (*forward, *gradients), strict=True))
 
     def expected(self) -> dict[str, tuple[Array, float, Array]]:
-        """What is right, how many ulp it may be off, and of what.
+        """Return each expected result, the ulp that it may be off, and their scale.
 
-        The definition, in the widest arithmetic that NumPy has.
+        Computed by the definition, in the widest arithmetic that NumPy has.
         """
         x, gamma, beta, dy = (
             None if each is None else each.astype(np.longdouble) for each in self.arrays().values()
@@ -119,19 +113,23 @@ class Case(NamedTuple):
         }
 
 
-def lengths(shapes: Any, dtype: str) -> list[int]:
-    """A length for each way to spread rows of a dtype over threads, neither whole nor aligned."""
+def lengths(launch_config: Any, dtype: str) -> list[int]:
+    """Return a length for each block shape of a dtype, neither whole nor aligned."""
     each: dict[Any, int] = {}
     for bit in range(18):
         n = (1 << bit) + (1 << bit) // 3
-        found = shapes.forward_shape(dtype, n), shapes.backward_shape(dtype, n, shapes.Repeat.ONE)
+        indexing = launch_config.ParamIndexing.PER_ELEMENT
+        found = (
+            launch_config.forward_shape(dtype, n),
+            launch_config.backward_shape(dtype, n, indexing),
+        )
         each.setdefault(found, n)
     return list(each.values())
 
 
-def cases(shapes: Any) -> list[Case]:
-    """Every kernel for every dtype, and every option for some."""
-    some = [Case(dtype, 5, n) for dtype in DTYPES for n in lengths(shapes, dtype)]
+def cases(launch_config: Any) -> list[Case]:
+    """Return cases for every kernel with every dtype, and for every option with some."""
+    some = [Case(dtype, 5, n) for dtype in DTYPES for n in lengths(launch_config, dtype)]
     some += [Case(dtype, 5, n, center=False) for dtype in DTYPES for n in (40, 1600, 40000)]
     some += [Case(dtype, 5, n, wide=True) for dtype in ("float16", "float32") for n in (40, 1600)]
     some += [

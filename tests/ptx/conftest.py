@@ -1,4 +1,4 @@
-"""These tests run by `make -C tests/ptx`, where NVRTC is, and not among the library's own."""
+"""These tests run only by `make -C tests/ptx`, where NVRTC is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a kernel asks of memory and of its multiprocessor, warp by warp."""
+"""Counts of a kernel's memory accesses and instructions, warp by warp."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 WARP = 32
-#: Bytes that memory moves at least.
+#: Bytes that memory moves at a time.
 SECTOR = 32
 BANKS, BANK_BYTES = 32, 4
 _NO_SECTOR = np.int64(-1)
@@ -18,15 +18,15 @@ _NO_SECTOR = np.int64(-1)
 
 @dataclass
 class Traffic:
-    """Reads or writes of one array. A request is what a warp asks for at once."""
+    """Reads or writes of one array. A request is one access of all threads of a warp."""
 
-    #: Bytes that threads have asked for; what a warp asks for twice in a request counts once.
+    #: Bytes that threads have requested; a request counts each byte once.
     bytes: int = 0
-    #: Different bytes of these.
+    #: The number of different bytes.
     distinct: int = 0
     requests: int = 0
     sectors: int = 0
-    #: The sectors that these requests would need if their bytes lay together.
+    #: The sectors that these requests would need if their bytes were contiguous.
     least_sectors: int = 0
     _touched: Array | None = None
 
@@ -37,7 +37,7 @@ class Traffic:
         asked = width * _distinct(rows)
         self.bytes += int(asked.sum())
         self.requests += len(rows)
-        # An access is aligned, and no wider than a sector, so it lies in one.
+        # An access is aligned, and no wider than a sector, so it touches one.
         sectors = np.where(rows < 0, _NO_SECTOR, (rows + begin % SECTOR) // SECTOR)
         self.sectors += int(_distinct(sectors).sum())
         self.least_sectors += int((-(-asked // SECTOR)).sum())
@@ -52,7 +52,7 @@ class Traffic:
 
 
 def _by_warp(values: Array, warps: Array) -> Array:
-    """A row for each warp, sorted, of what its active threads have; others have -1."""
+    """Return a sorted row for each warp of its active threads' values; others have -1."""
     numbers, rows = np.unique(warps, return_inverse=True)
     first = np.searchsorted(warps, numbers)
     table = np.full((len(numbers), WARP), -1, np.int64)
@@ -61,22 +61,22 @@ def _by_warp(values: Array, warps: Array) -> Array:
 
 
 def _distinct(rows: Array) -> Array:
-    """How many values each row has, but for -1; rows are sorted."""
+    """Return the number of values in each sorted row, without -1."""
     return np.sum((np.diff(rows, axis=1, prepend=-1) != 0) & (rows >= 0), axis=1)
 
 
 @dataclass
 class Shared:
-    """Reads or writes of shared memory. A request takes as many turns as its worst bank has."""
+    """Reads or writes of shared memory. A request is replayed for conflicting banks."""
 
     requests: int = 0
-    #: Turns beyond those that so many bytes need.
+    #: Replays beyond those that so many bytes need.
     conflicts: int = 0
-    #: The most words of one bank that a request needs at once.
+    #: The most words of one bank that a request accesses.
     ways: int = 1
 
     def add(self, addresses: Array, warps: Array, width: int) -> None:
-        # What is wider than a bank comes in turns, half a warp or a quarter at a time.
+        # Wider accesses are made for half a warp, or a quarter, at a time.
         words = width // BANK_BYTES or 1
         lanes = np.arange(len(addresses)) - np.searchsorted(warps, warps)
         turns = np.repeat(warps * words + lanes * words // WARP, words)
@@ -92,13 +92,13 @@ class Shared:
 
 @dataclass
 class Counters:
-    """Of one launch, or of a sample of its blocks."""
+    """Counts of one launch, or of a sample of its blocks."""
 
     blocks: int = 0
-    #: Instructions that warps, and that their threads, have executed.
+    #: Instructions executed by warps, and by their threads.
     warp_instructions: int = 0
     thread_instructions: int = 0
-    #: Barriers that a block has waited at, over all blocks.
+    #: Barriers of all blocks.
     barriers: int = 0
     reads: dict[str, Traffic] = field(default_factory=dict)
     writes: dict[str, Traffic] = field(default_factory=dict)

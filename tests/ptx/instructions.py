@@ -1,7 +1,7 @@
-"""What each instruction computes, on one value of every thread at once.
+"""What each instruction computes, on one value of every thread.
 
-`OPERATIONS` has those that depend on nothing but the values of their operands, by their full form.
-Results are those of "PTX ISA", to the last bit, but where hardware is free:
+`OPERATIONS` has those that depend only on the values of their operands, by their full form. Results
+are those of "PTX ISA", to the last bit, except where hardware may differ:
 
 - ``mul`` and ``add`` of floats are rounded one by one. Without ``.rn``, an assembler may fuse them.
 - ``rsqrt.approx`` is off by almost as much as is allowed, so that nothing relies on less.
@@ -20,7 +20,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 _KINDS = {"b": "u", "u": "u", "s": "i", "f": "f"}
-#: The NumPy dtype that holds a PTX type. Of bfloat16, which NumPy lacks, the bits.
+#: The NumPy dtype for a PTX type. NumPy lacks bfloat16, of which it holds the bits.
 DTYPES: dict[str, np.dtype[Any]] = {
     f"{kind}{bits}": np.dtype(f"{_KINDS[kind]}{bits // 8}")
     for kind in "busf"
@@ -30,7 +30,7 @@ DTYPES |= {"bf16": np.dtype("u2"), "pred": np.dtype("?")}
 
 
 class Operation(NamedTuple):
-    """A function of arrays, the types that it takes, and that of its result."""
+    """A function of arrays, the types of its operands, and that of its result."""
 
     compute: Callable[..., Array]
     sources: tuple[str, ...]
@@ -48,7 +48,7 @@ def _define(form: str, compute: Callable[..., Array], sources: str, result: str)
 
 
 def _quotient(a: Array, b: Array) -> Array:
-    """Rounded towards zero."""
+    """Divide integers, rounding towards zero."""
     down = a // b
     return down + ((down * b != a) & ((a < 0) != (b < 0)))
 
@@ -58,12 +58,12 @@ def _remainder(a: Array, b: Array) -> Array:
 
 
 def _shifted(shift: Callable[[Array, Array], Array], a: Array, by: Array) -> Array:
-    """By 32 bits or more, too, as NumPy does it."""
+    """Shift, also by 32 bits or more, as NumPy does."""
     return shift(a, by.astype(a.dtype))
 
 
 def _insert(a: Array, b: Array, position: Array, length: Array) -> Array:
-    """Some bits of a in place of some of b."""
+    """Insert some bits of a in place of some of b."""
     one = b.dtype.type(1)
     position, length = position.astype(b.dtype), length.astype(b.dtype)
     mask = ((one << length) - one) << position
@@ -181,17 +181,17 @@ for _t in ("f32", "f64"):
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """A sum, and what its rounding has lost: Knuth, TAOCP 2, 4.2.2, theorem B."""
+    """Return a sum and its rounding error: Knuth, TAOCP 2, 4.2.2, theorem B."""
     total = a + b
     added = total - a
     return total, (a - (total - added)) + (b - added)
 
 
 def _sum_to_odd(a: Array, b: Array) -> Array:
-    """Of the two doubles around a sum, that with an odd last bit, unless the sum is exact.
+    """Round a sum to odd: if it is not exact, the neighbouring double with an odd last bit.
 
-    Rounding it again gives what rounding the sum once would have: Boldo and Melquiond, "Emulation
-    of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008.
+    Rounding this again gives the correctly rounded sum: Boldo and Melquiond, "Emulation of FMA and
+    correctly rounded sums: proved algorithms using rounding to odd", 2008.
     """
     total, lost = _two_sum(a, b)
     bits = total.view("i8")
@@ -201,19 +201,19 @@ def _sum_to_odd(a: Array, b: Array) -> Array:
 
 
 def fma_single(a: Array, b: Array, c: Array) -> Array:
-    """Of a * b + c, rounded once. The product of two singles is a double."""
+    """Compute a * b + c, rounded once. The product of two float32 is a double."""
     return _sum_to_odd(a.astype("f8") * b, c.astype("f8")).astype("f4")
 
 
 def _split(a: Array) -> tuple[Array, Array]:
-    """Halves of a double that have 26 bits each: Veltkamp."""
+    """Split a double into halves of 26 bits each: Veltkamp."""
     product = a * 134217729.0
     high = product - (product - a)
     return high, a - high
 
 
 def fma_double(a: Array, b: Array, c: Array) -> Array:
-    """Of a * b + c, rounded once: Boldo and Melquiond, or fractions if exponents are extreme."""
+    """Compute a * b + c, rounded once: Boldo and Melquiond, or fractions for large exponents."""
     product = a * b
     (a_high, a_low), (b_high, b_low) = _split(a), _split(b)
     lost = a_low * b_low - (
@@ -243,13 +243,13 @@ def _rounded(value: Fraction) -> float:
 
 
 def _rounded_down(exact: Array, dtype: str) -> Array:
-    """Off by almost an ulp, instead of half of one."""
+    """Return a float32 that is off by almost an ulp, instead of half of one."""
     nearest = exact.astype(dtype)
     return np.where(nearest > exact, np.nextafter(nearest, np.zeros((), dtype)), nearest)
 
 
 def _inverse_root_single(a: Array) -> Array:
-    """Of what is not below the normal numbers, which count as zero."""
+    """Compute 1 / sqrt(x); subnormal numbers count as zero."""
     flushed = np.where(np.abs(a) < np.finfo("f4").smallest_normal, np.copysign(0, a), a)
     return _rounded_down(1 / np.sqrt(flushed.astype("f8")), "f4")
 
@@ -259,7 +259,7 @@ def _inverse_root_double(a: Array) -> Array:
 
 
 def _towards_zero(a: Array) -> Array:
-    """The nearest where there is no such integer, and 0 for a NaN."""
+    """Convert to the nearest integer of the type, and NaN to 0."""
     info = np.iinfo("i4")
     return np.trunc(np.where(np.isnan(a), 0, a).astype("f8")).clip(info.min, info.max).astype("i4")
 
@@ -269,7 +269,7 @@ def _from_bfloat16(bits: Array) -> Array:
 
 
 def _to_bfloat16(a: Array) -> Array:
-    """To nearest, to even where there are two."""
+    """Round to nearest, ties to even."""
     bits = a.view("u4")
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(a), 0x7FFF, rounded).astype("u2")

@@ -1,4 +1,4 @@
-"""Global memory: arrays of the host at their own addresses, each with nothing around it."""
+"""Global memory: arrays of the host at their own addresses, with unmapped memory around each."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from parse import PTXError
 
 Array = np.ndarray[Any, Any]
 
-#: As CuPy aligns an allocation.
+#: CuPy's alignment of allocations.
 ALIGNMENT = 512
-#: Larger allocations are zeros, instead of NaN, which take no memory until they are touched.
+#: Larger allocations are zeros instead of NaN: pages of zeros are not mapped until accessed.
 POISONED_BYTES = 1 << 28
 
 
 class DeviceArray(np.ndarray[Any, Any]):
-    """An array with as much of CuPy's interface as finds its address."""
+    """An array with the part of CuPy's interface that gives its address."""
 
     @property
     def data(self) -> Any:  # type: ignore[override]
@@ -59,7 +59,7 @@ class Memory:
         return allocation.bytes.view(dtype).reshape(shape).view(DeviceArray)
 
     def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-        """An array in memory that has been allocated."""
+        """Return an array in allocated memory."""
         size = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
         for each in self.allocations:
             if each.begin <= address and address + size <= each.end:
@@ -68,7 +68,7 @@ class Memory:
         raise ValueError(f"no allocation has {size} bytes from {address:#x} on")
 
     def array(self, values: Array, name: str = "", offset: int = 0) -> DeviceArray:
-        """A copy, which begins some elements after where memory is aligned."""
+        """Return a copy that begins some elements after an aligned address."""
         whole = self.empty((values.size + offset,), values.dtype, name)
         array = whole[offset:].reshape(values.shape)
         array[...] = values
@@ -77,7 +77,7 @@ class Memory:
     def allocations_at(
         self, addresses: Array, width: int
     ) -> Iterator[tuple[Allocation, Array | slice]]:
-        """Each that some of them lie in, with so many bytes from there on, and which these are."""
+        """Yield the allocations that contain addresses, and a mask of these addresses."""
         if np.any(addresses % width):
             wrong = addresses[addresses % width != 0][0]
             raise PTXError(f"an access of {width} bytes to {wrong:#x}, which is not aligned")
@@ -97,7 +97,7 @@ class Memory:
         raise PTXError(f"an access where nothing is, of addresses from {addresses.min():#x} on")
 
     def load(self, allocation: Allocation, addresses: Array, size: int, count: int) -> Array:
-        """Elements of `size` bytes from each address on: (addresses, count)."""
+        """Load elements of `size` bytes from each address on: (addresses, count)."""
         values = allocation.bytes[: allocation.bytes.size // size * size].view(f"u{size}")
         return values[self._places(allocation, addresses, size, count)]
 

@@ -1,7 +1,7 @@
-"""PTX text to kernels: their parameters, registers, shared memory and instructions.
+"""From PTX to kernels: their parameters, registers, shared memory and instructions.
 
-As much of the language as a compiler's output has in it. Names of sections are those of NVIDIA's
-"PTX ISA".
+Only the part of the language that the compiler emits is known. Names of sections are those of
+NVIDIA's "PTX ISA".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ del SIZES["f8"]
 
 
 class PTXError(Exception):
-    """What is wrong with a text, or with what its threads do."""
+    """Invalid or unknown PTX, or an error of its threads."""
 
 
 class Immediate(NamedTuple):
@@ -30,7 +30,7 @@ class Immediate(NamedTuple):
 
 
 class Address(NamedTuple):
-    """The place in brackets: a register or the name of a variable or parameter, and bytes."""
+    """An address in brackets: a register or the name of a variable or parameter, and bytes."""
 
     base: str
     offset: int
@@ -42,7 +42,7 @@ class Vector(NamedTuple):
     elements: tuple[str, ...]
 
 
-#: A register (with its per cent), a label, or the name of a variable is a string.
+#: A string is a register (with its %), a label, or the name of a variable.
 Operand = str | Immediate | Address | Vector
 
 
@@ -60,7 +60,7 @@ class Instruction(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The type, which comes last."""
+        """Return the type, which comes last."""
         return self.form.rpartition(".")[2]
 
     def __str__(self) -> str:
@@ -69,14 +69,14 @@ class Instruction(NamedTuple):
 
 @dataclass
 class Kernel:
-    """An entry."""
+    """An entry function."""
 
     name: str
     #: Type of each, in the order of arguments.
     parameters: dict[str, str] = field(default_factory=dict)
     #: Type of each.
     registers: dict[str, str] = field(default_factory=dict)
-    #: Where each variable begins in a block's shared memory.
+    #: Offset of each variable in a block's shared memory.
     shared: dict[str, int] = field(default_factory=dict)
     shared_bytes: int = 0
     instructions: list[Instruction] = field(default_factory=list)
@@ -95,7 +95,7 @@ _ADDRESS = re.compile(r"\[\s*([%$\w]+)\s*(?:\+\s*(-?\d+))?\s*\]$")
 
 
 def parse(text: str) -> dict[str, Kernel]:
-    """All kernels of a module, by name."""
+    """Parse all kernels of a module; return them by name."""
     text = _COMMENT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
     kernels = {}
     for entry in _ENTRY.finditer(text):
@@ -113,7 +113,7 @@ def parse(text: str) -> dict[str, Kernel]:
 
 
 def _statements(text: str, begin: int, line: int) -> Iterator[tuple[str, int]]:
-    """What ends with a semicolon, and labels, without the braces around scopes."""
+    """Yield statements and labels, without the braces around scopes."""
     depth = 1
     while True:
         place = begin
@@ -176,5 +176,5 @@ def _operand(text: str) -> Operand:
 
 
 def float_bits(value: float) -> str:
-    """A single as PTX writes it."""
+    """Return a float32 as PTX writes it."""
     return f"0f{struct.unpack('<I', struct.pack('<f', value))[0]:08X}"

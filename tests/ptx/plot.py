@@ -1,4 +1,4 @@
-"""Draw the picture of a page of predictions: ``plot.py docs/predicted-speed``."""
+"""Draw the figure of the report on predicted speed: ``plot.py docs/predicted-speed``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def curves(axes: Any, rows: list[dict[str, Any]], along: str, figure: str) -> No
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Predicted time by the number of rows, and share of the bandwidth by their length."""
+    """Plot predicted time by the number of rows, and the fraction of the bandwidth by length."""
     mpl.rcParams.update({"svg.hashsalt": "ln_array_api", "svg.fonttype": "none", "font.size": 9})
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     curves(left, figures["rows"], "m", "predicted")

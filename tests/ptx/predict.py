@@ -1,4 +1,4 @@
-"""Predicts the speed of the CUDA kernels, from what they ask for and a few assumptions."""
+"""Predict the speed of the CUDA kernels from counts of their accesses and a few assumptions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from cases import DTYPES
-from device import Device, Launch, calls, shapes, used
+from fake_cupy import CuPyBackend, Device, Launch, launch_config, patched_device
 
 
 class GPU(NamedTuple):
-    """From a data sheet, per second and in bytes."""
+    """Figures of a data sheet, per second and in bytes."""
 
     name: str
     bandwidth: float
@@ -25,15 +25,15 @@ GPUS = (
     GPU("A100 80GB", 2.04e12, 108, 1.41e9, 40 << 20),
     GPU("L4", 0.3e12, 58, 2.04e9, 48 << 20),
 )
-#: Seconds for a launch, and until the first block's chain of loads and sums is through.
-LAUNCH = 2.5e-6
-#: What a copy gets of the bandwidth in data sheets.
-ACHIEVED = 0.92
-#: Bytes that a multiprocessor takes from the cache, and warps that issue an instruction, per clock.
-BYTES_A_CLOCK, WARPS_A_CLOCK = 64, 4
-#: Threads that a multiprocessor has at least, by the launch bounds of the kernels.
-RESIDENT = 512
-BLOCKS = 6
+#: Time of a launch, including the latency of the first block's loads and sums.
+LAUNCH_SECONDS = 2.5e-6
+#: The fraction of a data sheet's bandwidth that a copy reaches.
+BANDWIDTH_FRACTION = 0.92
+#: Bytes that a multiprocessor loads from L2, and warps that issue an instruction.
+BYTES_PER_CLOCK, WARPS_PER_CLOCK = 64, 4
+#: Threads per multiprocessor that the kernels' launch bounds ensure.
+RESIDENT_THREADS = 512
+COUNTED_BLOCKS = 6
 
 SHAPES = (
     ("bfloat16", 32768, 32768),
@@ -48,18 +48,18 @@ SHAPES = (
     ("float32", 512, 16384),
     ("float32", 16, 262144),
 )
-#: Of the picture: numbers of rows, and lengths of rows of 2**26 elements in all.
+#: Shapes in the figure: by number of rows, and by length of rows with 2**26 elements in all.
 ROWS = [(4**power, 768) for power in range(9)]
 LENGTHS = [((1 << 26) // n, n) for n in (1 << power for power in range(6, 18))]
 
 
 def sample(blocks: int) -> Sequence[int]:
-    """Some of the numbers of blocks, from the first to the last."""
-    return np.unique(np.linspace(0, blocks - 1, BLOCKS).astype(int)).tolist()
+    """Return the numbers of some blocks, from the first to the last."""
+    return np.unique(np.linspace(0, blocks - 1, COUNTED_BLOCKS).astype(int)).tolist()
 
 
 class Count(NamedTuple):
-    """What one launch asks for, all blocks together. Traffic is (size, distinct, asked) bytes."""
+    """Accesses of all blocks of a launch. Traffic: bytes of an array, distinct, and requested."""
 
     kernel: str
     rows: int
@@ -70,28 +70,31 @@ class Count(NamedTuple):
     traffic: tuple[tuple[float, float, float], ...]
 
     def seconds(self, gpu: GPU) -> tuple[float, str]:
-        """How long it takes, and what limits it."""
+        """Return the time of the launch, and what limits it."""
         processors = min(gpu.processors, self.blocks)
-        memory = min(ACHIEVED * gpu.bandwidth, processors * BYTES_A_CLOCK * gpu.clock)
+        memory = min(BANDWIDTH_FRACTION * gpu.bandwidth, processors * BYTES_PER_CLOCK * gpu.clock)
         moving = self.moved(gpu) / memory
-        issuing = self.warp_instructions / (processors * WARPS_A_CLOCK * gpu.clock)
+        issuing = self.warp_instructions / (processors * WARPS_PER_CLOCK * gpu.clock)
         limit = "memory" if moving >= issuing else "instructions"
-        return LAUNCH + max(moving, issuing), limit if max(moving, issuing) > LAUNCH else "launch"
+        seconds = max(moving, issuing)
+        if seconds <= LAUNCH_SECONDS:
+            limit = "launch"
+        return LAUNCH_SECONDS + seconds, limit
 
     def moved(self, gpu: GPU) -> float:
-        """Bytes that come from memory, or go to it, rather than from caches."""
-        resident = min(self.blocks, gpu.processors * max(1, RESIDENT // self.threads))
-        # A block has its rows one after the other.
+        """Return the bytes that are read from or written to memory, not caches."""
+        resident = min(self.blocks, gpu.processors * max(1, RESIDENT_THREADS // self.threads))
+        # A block processes its rows one after the other.
         steps = max(self.rows, self.blocks)
-        at_once = sum(distinct / steps for _, distinct, _ in self.traffic) * resident
+        in_flight = sum(distinct / steps for _, distinct, _ in self.traffic) * resident
         return sum(
-            min(size, distinct) if at_once <= gpu.cache or size <= gpu.cache / 4 else asked
-            for size, distinct, asked in self.traffic
+            min(size, distinct) if in_flight <= gpu.cache or size <= gpu.cache / 4 else requested
+            for size, distinct, requested in self.traffic
         )
 
 
 def counted(launch: Launch, rows: int, sizes: dict[str, int]) -> Count:
-    """A sample of blocks, as if all had run."""
+    """Scale the counts of a sample of blocks to all blocks."""
     blocks, counters = int(np.prod(launch.grid)), launch.counters
     scale = blocks / counters.blocks
     traffic = (
@@ -111,14 +114,14 @@ def counted(launch: Launch, rows: int, sizes: dict[str, int]) -> Count:
 
 
 def count(dtype: str, m: int, n: int) -> dict[str, list[Count]]:
-    """Both passes of layer norm, on arrays of their true size, of which little is touched."""
+    """Count both passes of layer norm, on arrays of full size, of which a sample is accessed."""
     kind, shape = DTYPES[dtype], (m, n)
-    with used(Device(sample)) as device:
+    with patched_device(Device(sample)) as device:
         zeros = device.memory.zeros
         x, dy = (zeros(shape, kind, name) for name in ("x", "dy"))
         gamma, beta = (zeros((n,), kind, name) for name in ("gamma", "beta"))
         options = {"center": True, "groups": 1, "repeat": 1}
-        backend = calls.CuPyBackend()
+        backend = CuPyBackend()
         _, mean, rstd = backend.rows_forward(x, gamma, beta, epsilon=1e-5, **options)
         forward = len(device.launches)
         backend.rows_backward(dy, x, mean, rstd, gamma, need=(True, True, True), **options)
@@ -128,11 +131,11 @@ def count(dtype: str, m: int, n: int) -> dict[str, list[Count]]:
 
 
 def predictions(kinds: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
-    """The figures of each shape and pass."""
+    """Yield the figures of each shape and pass."""
     for dtype, m, n in kinds:
         for direction, launches in count(dtype, m, n).items():
             arrays = 2 if direction == "forward" else 3
-            least = arrays * m * n * shapes.ITEMSIZE[dtype]
+            least = arrays * m * n * launch_config.ITEMSIZE[dtype]
             row: dict[str, Any] = {
                 "pass": direction,
                 "dtype": dtype,

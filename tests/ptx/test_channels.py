@@ -1,4 +1,4 @@
-"""The PTX of the kernels over channels: right, and asking of memory what they were designed to."""
+"""The PTX of the kernels over channels: results, and memory accesses as designed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from channel_cases import DTYPES, ChannelCase, Shape
-from device import Device, Launch, calls, channels, used
+from fake_cupy import CuPyBackend, Device, Launch, channels_dispatch, patched_device
 from parse import PTXError
+from source_change import change_source
 
-#: Of planes with runs of whole words and others; short runs, and channels side by side.
+#: Planes with extents of full vectors and others; short extents, and contiguous channels.
 SHAPES: list[Shape] = [
     (3, 2, 128),
     (3, 2, 1030),
@@ -20,7 +21,7 @@ SHAPES: list[Shape] = [
     (1300, 3, 1),
 ]
 KINDS = [(dtype, shape) for dtype in DTYPES for shape in SHAPES]
-#: Of whole sectors, wherever a word of a warp begins.
+#: Full sectors, at any vector of a warp.
 WHOLE: list[Shape] = [(3, 5, 1024), (40, 2, 256), (512, 64, 1), (64, 32, 4)]
 
 
@@ -28,10 +29,10 @@ def run(case: ChannelCase, device: Device, offset: int = 0) -> list[Any]:
     def on_device(name: str, values: Any) -> Any:
         return None if values is None else device.memory.array(values, name, offset)
 
-    with used(device):
+    with patched_device(device):
         arrays = [*map(on_device, ("x", "gamma", "beta", "dy"), case.plain)]
         given = [*map(on_device, ("given mean", "given var"), case.plain_given)]
-        backend, need = calls.CuPyBackend(), (True, True, True)
+        backend, need = CuPyBackend(), (True, True, True)
         return case.call(backend, arrays, given, need)  # type: ignore[no-any-return]
 
 
@@ -54,7 +55,7 @@ def test_a_large_mean_and_magnitude() -> None:
         case.check(run(case, Device()))
 
 
-#: How often all of x, and of dy, is read, by the kernels of a call.
+#: How often the kernels of a call read all of x and of dy.
 READS = {
     "plane_moments": {"x": 1},
     "column_moments": {"x": 1},
@@ -68,7 +69,7 @@ READS = {
 
 
 def problems(launch: Launch, size: dict[str, int]) -> Iterator[str]:
-    """Where a kernel asks for more than its design says."""
+    """Yield where a kernel's accesses exceed its design."""
     counters, reads = launch.counters, READS[launch.name]
     for name, traffic in counters.reads.items():
         if name in ("x", "dy"):
@@ -96,7 +97,7 @@ def found(case: ChannelCase) -> list[str]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", WHOLE)
 def test_the_least_bytes_are_moved(dtype: str, shape: Shape) -> None:
-    """X twice forward, x and dy twice backward; each result once."""
+    """X is read twice forward, x and dy twice backward; each result is written once."""
     assert found(ChannelCase(dtype, shape)) == []
 
 
@@ -104,38 +105,38 @@ def test_the_least_bytes_are_moved(dtype: str, shape: Shape) -> None:
     ("old", "new", "shape", "seen"),
     [
         (
-            "store_word<ALIGNED>(y + place, values);",
-            'store_word<ALIGNED>(y + place, values); asm volatile("" ::: "memory");'
-            "store_word<ALIGNED>(y + place, values);",
+            "store_vec<ALIGNED>(y + offset, values);",
+            'store_vec<ALIGNED>(y + offset, values); asm volatile("" ::: "memory");'
+            "store_vec<ALIGNED>(y + offset, values);",
             WHOLE[0],
             "channels_normalise writes",
         ),
-        ("SKIPPED = 128 / int(sizeof(E)) / W", "SKIPPED = 0", WHOLE[3], "bank conflict"),
+        ("PADDING = 128 / int(sizeof(E)) / VEC", "PADDING = 0", WHOLE[3], "bank conflict"),
         (
-            "lane(int(threadIdx.x) % lanes),\n          team(int(threadIdx.x) / lanes)",
-            "lane(int(threadIdx.x) / teams * 9 % lanes), team(int(threadIdx.x) % teams)",
+            "thread_col(int(threadIdx.x) % thread_cols),\n"
+            "          thread_row(int(threadIdx.x) / thread_cols)",
+            "thread_col(int(threadIdx.x) / thread_rows * 9 % thread_cols),"
+            "thread_row(int(threadIdx.x) % thread_rows)",
             WHOLE[2],
             "sectors",
         ),
     ],
-    ids=["a result written twice", "banks in conflict", "words apart"],
+    ids=["a result written twice", "conflicting banks", "vectors with gaps"],
 )
-def test_waste_is_seen(
+def test_waste_is_noticed(
     old: str, new: str, shape: Shape, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = channels.source()
-    assert old in source, "the code has changed; plant this fault anew"
-    monkeypatch.setattr(channels, "source", lambda: source.replace(old, new))
+    change_source(monkeypatch, channels_dispatch, old, new)
     assert any(seen in problem for problem in found(ChannelCase("float32", shape)))
 
 
-#: Of more than 2**32 elements, of which the last channels alone are not zero; their blocks are the
-#: last or, where a kernel begins at the end, the first.
+#: More than 2**32 elements, of which only the last channels are not zero. Their blocks are the last
+#: or, where a kernel begins at the end, the first.
 BEYOND: list[tuple[Shape, int]] = [((1, 131072, 32776), 1), ((8, (1 << 29) + 64, 1), 64)]
 
 
 def last_channels(shape: Shape, count: int) -> None:
-    """Whether the last channels of very many are right."""
+    """Check that the last channels of very many are right."""
     case = ChannelCase("float16", (shape[0], count, shape[2]))
     device = Device(lambda blocks: [*range(min(20, blocks)), *range(max(20, blocks - 20), blocks)])
 
@@ -145,10 +146,10 @@ def last_channels(shape: Shape, count: int) -> None:
         array[(slice(None),) * (values.ndim // 2) + (slice(-count, None),)] = values
         return array
 
-    with used(device):
+    with patched_device(device):
         arrays = [*map(on_device, ("x", "gamma", "beta", "dy"), case.plain)]
         given = [*map(on_device, ("given mean", "given var"), case.plain_given)]
-        results = case.call(calls.CuPyBackend(), arrays, given, (True, True, True))
+        results = case.call(CuPyBackend(), arrays, given, (True, True, True))
     case.check([each[:, -count:] if each.ndim == 3 else each[-count:] for each in results])
 
 
@@ -160,20 +161,18 @@ def test_indices_beyond_32_bits(shape: Shape, count: int) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "kind"),
     [
-        ("x + walk.place * W, word", "x + int(walk.place * W), word", 0),
-        ("dy + walk.place * W, d", "dy + int(walk.place * W), d", 0),
-        ("const T* place = x + start;", "const T* place = x + int(start);", 1),
-        ("load_word<ALIGNED>(dy + place, d)", "load_word<ALIGNED>(dy + int(place), d)", 1),
-        ("load_word<ALIGNED>(x + place, values)", "load_word<ALIGNED>(x + int(place), values)", 1),
-        ("store_word<ALIGNED>(y + place", "store_word<ALIGNED>(y + int(place)", 1),
-        ("store_word<ALIGNED>(dx + place", "store_word<ALIGNED>(dx + int(place)", 0),
+        ("x + it.offset * VEC, vec", "x + int(it.offset * VEC), vec", 0),
+        ("dy + it.offset * VEC, d", "dy + int(it.offset * VEC), d", 0),
+        ("const T* ptr = x + start;", "const T* ptr = x + int(start);", 1),
+        ("load_vec<ALIGNED>(dy + offset, d)", "load_vec<ALIGNED>(dy + int(offset), d)", 1),
+        ("load_vec<ALIGNED>(x + offset, values)", "load_vec<ALIGNED>(x + int(offset), values)", 1),
+        ("store_vec<ALIGNED>(y + offset", "store_vec<ALIGNED>(y + int(offset)", 1),
+        ("store_vec<ALIGNED>(dx + offset", "store_vec<ALIGNED>(dx + int(offset)", 0),
     ],
 )
 def test_an_index_of_32_bits_is_found(
     old: str, new: str, kind: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = channels.source()
-    assert old in source, "the code has changed; plant this anew"
-    monkeypatch.setattr(channels, "source", lambda: source.replace(old, new))
+    change_source(monkeypatch, channels_dispatch, old, new)
     with pytest.raises((PTXError, AssertionError)):
         last_channels(*BEYOND[kind])

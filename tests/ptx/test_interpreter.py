@@ -1,62 +1,13 @@
-"""The interpreter itself, on PTX written by hand."""
+"""The interpreter and the parser, on PTX that is written by hand."""
 
 from __future__ import annotations
 
-from fractions import Fraction
-from typing import Any
-
-import ml_dtypes
 import numpy as np
 import pytest
-from instructions import DTYPES, OPERATIONS
-from machine import launch
+from interpreter import launch
 from memory import Memory
 from parse import Address, Immediate, PTXError, Vector, parse
-
-HEAD = """
-.version 8.0
-.target sm_90
-.address_size 64
-.visible .entry test(.param .u64 input, .param .u64 output)
-{
-    .reg .pred %p<9>;
-    .reg .b16 %h<9>;
-    .reg .b32 %r<9>;
-    .reg .f32 %f<9>;
-    .reg .b64 %a<9>, %unused;
-    .shared .align 8 .b8 memory[1280];
-    ld.param.u64 %a0, [input];
-    ld.param.u64 %a1, [output];
-    mov.u32 %r0, %tid.x;
-    mul.wide.u32 %a2, %r0, 4;
-    add.s64 %a3, %a1, %a2;
-    add.s64 %a2, %a0, %a2;
-""".replace(", %unused", "")
-STORE = """
-    st.global.u32 [%a3], %r1;
-    ret;
-}
-"""
-
-
-def run(
-    body: str, threads: int = 64, given: Any = None, blocks: int = 1
-) -> tuple[np.ndarray[Any, Any], Any]:
-    """The word that each thread of a block leaves, after reading a word of what is given."""
-    memory = Memory()
-    source = memory.array(np.arange(threads, dtype="u4") if given is None else given, "input")
-    target = memory.empty((threads,), "u4", "output")
-    arguments = [np.uint64(each.data.ptr).tobytes() for each in (source, target)]
-    counters = launch(parse(HEAD + body + STORE)["test"], (blocks,), (threads,), arguments, memory)
-    return np.asarray(target), counters
-
-
-def compute(form: str, *values: Any) -> np.ndarray[Any, Any]:
-    operation = OPERATIONS[form]
-    return operation.compute(*map(np.atleast_1d, values))
-
-
-# --- Text ----------------------------------------------------------------------------------------
+from run_ptx import HEAD, STORE, run
 
 
 def test_parse() -> None:
@@ -109,153 +60,17 @@ LOOP:
         ("st.global.u64 [%a1], %r1;", "%r1 is no b64"),
     ],
 )
-def test_what_is_not_known_is_named(body: str, message: str) -> None:
+def test_unknown_ptx_is_named(body: str, message: str) -> None:
     with pytest.raises(PTXError, match=message.replace(".", r"\.")):
         run(body)
 
 
-def test_arguments_are_held_to_the_parameters() -> None:
+def test_arguments_must_match_the_parameters() -> None:
     kernel = parse(HEAD + "mov.u32 %r1, 0;" + STORE)["test"]
     with pytest.raises(PTXError, match="1 arguments for 2"):
         launch(kernel, (1,), (32,), [bytes(8)], Memory())
     with pytest.raises(PTXError, match="argument 1 has 4 bytes"):
         launch(kernel, (1,), (32,), [bytes(8), bytes(4)], Memory())
-
-
-# --- Arithmetic ----------------------------------------------------------------------------------
-
-
-def doubles(count: int, spread: int, seed: int) -> np.ndarray[Any, Any]:
-    rng = np.random.default_rng(seed)
-    return np.ldexp(rng.standard_normal(count), rng.integers(-spread, spread, count))
-
-
-@pytest.mark.parametrize("spread", [2, 60, 500, 1020])
-def test_fma_of_doubles_is_rounded_once(spread: int) -> None:
-    a, b, c = (doubles(3000, spread, seed) for seed in range(3))
-    with np.errstate(over="ignore"):
-        c[:1000] = -(a * b)[:1000]  # what remains is what the product has lost
-    c[1000:1200] = 0
-    kept = np.isfinite(a) & np.isfinite(b) & np.isfinite(c)
-    a, b, c = a[kept], b[kept], c[kept]
-    with np.errstate(all="ignore"):
-        actual = compute("fma.rn.f64", a, b, c)
-    for each in zip(a, b, c, actual, strict=True):
-        x, y, z, found = map(float, each)
-        exact = Fraction(x) * Fraction(y) + Fraction(z)
-        try:
-            right = float(exact)
-        except OverflowError:
-            right = float("inf") if exact > 0 else float("-inf")
-        assert found == right
-
-
-def test_fma_of_singles_is_rounded_once() -> None:
-    a, b, c = (doubles(100_000, 40, seed).astype("f4") for seed in range(3))
-    # The product is halfway between two singles but for what comes after 2**-53.
-    a[0], b[0], c[0] = 1 + 2**-12, 1 + 2**-12, 2**-60
-    actual = compute("fma.rn.f32", a, b, c)
-    twice = (a.astype("f8") * b + c).astype("f4")
-    assert actual[0] != twice[0]
-    wide = a.astype("g") * b.astype("g")  # 64 bits hold the product
-    exact = np.abs(wide + c - actual)
-    for neighbour in (np.inf, -np.inf):
-        assert np.all(exact <= np.abs(wide + c - np.nextafter(actual, np.float32(neighbour))))
-
-
-def test_fma_of_what_is_not_finite() -> None:
-    inf, nan = np.inf, np.nan
-    a, b, c = np.array([inf, inf, 1, nan, 0, 2]), np.array([1, 0, 1, 1, 5, inf]), np.ones(6)
-    c[2] = -inf
-    with np.errstate(all="ignore"):
-        for form, dtype in (("fma.rn.f32", "f4"), ("fma.rn.f64", "f8")):
-            actual = compute(form, *(each.astype(dtype) for each in (a, b, c)))
-            np.testing.assert_array_equal(actual, [inf, nan, -inf, nan, 1, inf])
-
-
-def test_conversions() -> None:
-    every = np.arange(1 << 16, dtype="u2")
-    singles = compute("cvt.f32.bf16", every)
-    np.testing.assert_array_equal(singles, every.view(ml_dtypes.bfloat16).astype("f4"))
-    with np.errstate(all="ignore"):
-        values = doubles(100_000, 140, 7).astype("f4")
-        values = np.append(values, np.float32([np.inf, -np.inf, np.nan]))
-        halfway = values.astype("f2").astype("f4") * np.float32(1 + 2**-11)
-        values = np.append(values, halfway)
-        halves = compute("cvt.rn.f16.f32", values)
-        np.testing.assert_array_equal(halves, values.astype("f8").astype("f2"))
-    bfloats = compute("cvt.rn.bf16.f32", values).view(ml_dtypes.bfloat16).astype("f4")
-    np.testing.assert_array_equal(bfloats, values.astype(ml_dtypes.bfloat16).astype("f4"))
-
-
-def test_roots_are_off_by_less_than_is_allowed_but_off() -> None:
-    a = np.abs(doubles(10_000, 30, 1))
-    for form, values, most in (
-        ("rsqrt.approx.ftz.f32", a.astype("f4"), 2**-22.9),
-        ("rsqrt.approx.f64", a, 2**-52),
-    ):
-        exact = 1 / np.sqrt(values.astype("g"))
-        error = np.abs(compute(form, values) - exact) / exact
-        assert error.max() < most
-        assert np.any(compute(form, values) != exact.astype(values.dtype))
-    with np.errstate(all="ignore"):
-        assert compute("rsqrt.approx.ftz.f32", np.float32(1e-40)) == np.inf
-
-
-@pytest.mark.parametrize(
-    ("form", "operands", "result"),
-    [
-        ("div.s32", (-7, 2), -3),
-        ("div.s32", (7, -2), -3),
-        ("rem.s32", (-7, 2), -1),
-        ("div.u32", (0xFFFFFFF9, 2), 0x7FFFFFFC),
-        ("add.s32", (0x7FFFFFFF, 1), -0x80000000),
-        ("mul.wide.s32", (-3, 1 << 30), -3 << 30),
-        ("mul.wide.u32", (0xFFFFFFFF, 2), 0x1FFFFFFFE),
-        ("mul.lo.s64", (-3, 5), -15),
-        ("mad.lo.s32", (-3, 5, 7), -8),
-        ("shl.b32", (1, 32), 0),
-        ("shr.s32", (-8, 40), -1),
-        ("shr.u32", (0x80000000, 31), 1),
-        ("clz.b32", (1,), 31),
-        ("clz.b32", (0,), 32),
-        ("clz.b64", (1 << 40,), 23),
-        ("bfi.b32", (0xF, 0xFFFF0000, 8, 8), 0xFFFF0F00),
-        ("bfi.b64", (3, 5, 32, 32), (3 << 32) | 5),
-        ("cvt.s64.s32", (-1,), -1),
-        ("cvt.u64.u32", (0xFFFFFFFF,), 0xFFFFFFFF),
-        ("cvt.u32.u64", (0x100000005,), 5),
-        ("cvt.u16.u32", (0x10005,), 5),
-        ("cvt.rn.f32.s16", (-103,), -103),
-        ("setp.eq.s16", (-1, 1), False),
-        ("cvt.rzi.s32.f32", (-2.75,), -2),
-        ("cvt.rzi.s32.f64", (1e300,), 0x7FFFFFFF),
-        ("cvt.rzi.s32.f32", (np.nan,), 0),
-        ("rcp.rn.f32", (3,), np.float32(1) / np.float32(3)),
-        ("div.rn.f64", (1, 3), 1 / 3),
-        ("setp.lt.s32", (-1, 0), True),
-        ("setp.lt.u32", (0xFFFFFFFF, 0), False),
-        ("setp.ne.f32", (np.nan, 1), False),
-        ("setp.gtu.f32", (np.nan, 1), True),
-        ("setp.leu.f64", (2, 1), False),
-        ("setp.num.f32", (1, np.inf), True),
-        ("setp.num.f64", (1, np.nan), False),
-        ("setp.nan.f32", (np.nan, 1), True),
-        ("setp.nan.f64", (2, 1), False),
-        ("max.f32", (np.nan, 1), 1),
-        ("neg.f32", (1,), -1),
-        ("selp.f32", (1, 2, False), 2),
-    ],
-)
-def test_operations(form: str, operands: tuple[Any, ...], result: Any) -> None:
-    operation = OPERATIONS[form]
-    given = [np.array([v], DTYPES[t]) for v, t in zip(operands, operation.sources, strict=True)]
-    actual = operation.compute(*given)
-    assert actual.dtype == DTYPES[operation.result]
-    assert actual[0] == result
-
-
-# --- Threads -------------------------------------------------------------------------------------
 
 
 def test_memory_and_special_registers() -> None:
@@ -265,7 +80,7 @@ def test_memory_and_special_registers() -> None:
     assert np.all(found == 64)
 
 
-def test_words_in_and_out_of_longer_ones() -> None:
+def test_packing_and_unpacking_words() -> None:
     found, _ = run(
         """
     ld.global.u32 %r2, [%a2];
@@ -280,7 +95,7 @@ def test_words_in_and_out_of_longer_ones() -> None:
     np.testing.assert_array_equal(found, 0x00010002 + np.arange(64))
 
 
-def test_threads_part_and_meet() -> None:
+def test_threads_diverge_and_converge() -> None:
     """Odd threads loop as often as their number says, even ones do not."""
     found, counters = run(
         """
@@ -305,7 +120,7 @@ EVEN:
 
 
 def test_shuffles_and_barriers() -> None:
-    """The other warp's numbers, the lanes of each in pairs."""
+    """Each thread gets the number of the other warp's neighbouring lane."""
     found, counters = run(
         """
     shfl.sync.bfly.b32 %r2|%p1, %r0, 1, 31, -1;
@@ -359,9 +174,9 @@ def test_shared_memory_is_each_blocks_own_and_is_not_zero() -> None:
         ),
         ("setp.eq.s32 %p1, %r0, 3; @%p1 ret; bar.sync 0;", "line 19: bar.sync"),
     ],
-    ids=["one passes it by", "at two of them", "at a shuffle", "one has ended"],
+    ids=["one skips it", "at two of them", "at a shuffle", "one has returned"],
 )
-def test_threads_that_wait_for_ever_are_told(body: str, message: str) -> None:
+def test_deadlocks_are_reported(body: str, message: str) -> None:
     with pytest.raises(PTXError, match=f"threads wait .* {message}"):
         run(body)
 
@@ -377,22 +192,19 @@ def test_threads_that_wait_for_ever_are_told(body: str, message: str) -> None:
         ("ld.shared.u32 %r1, [memory+1280];", "beyond shared memory"),
     ],
 )
-def test_accesses_beyond_arrays_are_told(body: str, message: str) -> None:
+def test_out_of_bounds_accesses_are_reported(body: str, message: str) -> None:
     with pytest.raises(PTXError, match=message):
         run(body, given=np.arange(66, dtype="u4"))
-
-
-# --- Counts --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("stride", "width", "sectors", "least"),
     [
-        (4, 4, 4, 4),  # side by side
-        (16, 4, 16, 4),  # a word of each 16 bytes
-        (32, 4, 32, 4),  # a word of each sector
-        (16, 16, 16, 16),  # 16 bytes each, side by side
-        (0, 4, 1, 1),  # all the same
+        (4, 4, 4, 4),  # contiguous
+        (16, 4, 16, 4),  # one word in 16 bytes
+        (32, 4, 32, 4),  # one word in a sector
+        (16, 16, 16, 16),  # 16 bytes each, contiguous
+        (0, 4, 1, 1),  # the same address
     ],
 )
 def test_sectors(stride: int, width: int, sectors: int, least: int) -> None:
@@ -421,7 +233,7 @@ def test_sectors(stride: int, width: int, sectors: int, least: int) -> None:
         (32, "u32", 8, 7),
         (36, "u32", 1, 0),
         (0, "u32", 1, 0),
-        (8, "u64", 1, 0),  # in two turns of half a warp
+        (8, "u64", 1, 0),  # half a warp at a time
         (16, "u64", 2, 2),
     ],
 )

@@ -1,4 +1,4 @@
-"""The PTX of each kernel, launched as the backend launches it: right, and as on the fibers."""
+"""The PTX of each kernel, launched by the backend: right, and as on the simulator."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import Case, cases
-from device import Device, calls, shapes, used
+from fake_cupy import CuPyBackend, Device, launch_config, patched_device
 from ln_array_api_conformance import tolerances
 from numpy.lib.npyio import NpzFile
 
-CASES = cases(shapes)
-FIBERS = Path(__file__).resolve().parents[2] / ".cuda_on_cpu" / "fibers.npz"
+CASES = cases(launch_config)
+SIMULATOR = Path(__file__).resolve().parents[2] / ".cuda_on_cpu" / "simulator.npz"
 
 
 def run(case: Case, offset: int = 0) -> dict[str, Any]:
-    with used(Device()) as device:
+    with patched_device(Device()) as device:
         return case.run(
-            calls.CuPyBackend(), lambda values, name: device.memory.array(values, name, offset)
+            CuPyBackend(), lambda values, name: device.memory.array(values, name, offset)
         )
 
 
 def check(case: Case, results: dict[str, Any]) -> None:
-    """Within the library's contract."""
+    """Check results against the library's contract."""
     wide = tolerances.ACCUMULATION[case.dtype]
     for name, (expected, steps, scale) in case.expected().items():
         if results[name] is not None:
@@ -34,19 +34,19 @@ def check(case: Case, results: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_fibers() -> NpzFile:
-    """What the same CUDA C gives when it is compiled for the host; the Makefile has it made."""
-    return np.load(FIBERS)
+def simulator_results() -> NpzFile:
+    """Load the results of the same CUDA C on the simulator, which the Makefile makes."""
+    return np.load(SIMULATOR)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_results(case: Case, of_fibers: NpzFile) -> None:
+def test_results(case: Case, simulator_results: NpzFile) -> None:
     results = run(case)
     check(case, results)
     for name, (_, steps, scale) in case.expected().items():
         if results[name] is not None:
-            values, other = results[name].astype(np.float64), of_fibers[f"{case}: {name}"]
-            # One of them fuses some products and sums, and both may round to 16 bits differently.
+            values, other = results[name].astype(np.float64), simulator_results[f"{case}: {name}"]
+            # One of them fuses some products and sums, so rounding to 16 bits may differ.
             allowed = tolerances.absolute_tolerance(steps, scale, other, results[name].dtype.name)
             assert np.all(abs(values - other) <= 2 * allowed), name
             if results[name].itemsize == 2:

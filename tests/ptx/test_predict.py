@@ -1,4 +1,4 @@
-"""The page of predictions is that of these kernels, and its arithmetic is right."""
+"""The report on predicted speed matches the kernels, and its arithmetic is right."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import json
 from pathlib import Path
 
 import pytest
-from page import page
-from predict import ACHIEVED, GPUS, LAUNCH, SHAPES, Count, count, predictions, sample
+from predict import (
+    BANDWIDTH_FRACTION,
+    GPUS,
+    LAUNCH_SECONDS,
+    SHAPES,
+    Count,
+    count,
+    predictions,
+    sample,
+)
+from report import report
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "predicted-speed"
 H100 = GPUS[0]
 
 
-def test_the_page_is_up_to_date() -> None:
-    """Within what another version of the compiler changes; some shapes stand for all."""
+def test_the_report_is_up_to_date() -> None:
+    """Compare some shapes, within a tolerance for other versions of the compiler."""
     table = json.loads(DOCS.with_suffix(".json").read_text())["table"]
-    assert page(table) == DOCS.with_suffix(".md").read_text(encoding="utf-8")
-    told = {(row["pass"], row["dtype"], row["m"], row["n"]): row for row in table}
+    assert report(table) == DOCS.with_suffix(".md").read_text(encoding="utf-8")
+    reported = {(row["pass"], row["dtype"], row["m"], row["n"]): row for row in table}
     for row in predictions([shape for shape in SHAPES if shape[1] * shape[2] < 1 << 23]):
-        before = told[row["pass"], row["dtype"], row["m"], row["n"]]
+        before = reported[row["pass"], row["dtype"], row["m"], row["n"]]
         assert row["kernels"] == before["kernels"], "make predictions"
         for gpu in GPUS:
             assert row[gpu.name]["predicted"] == pytest.approx(
@@ -38,21 +47,21 @@ def test_a_sample_of_blocks_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> N
     assert sample(3) == [0, 1, 2]
 
 
-def test_what_limits_a_launch() -> None:
+def test_limits_of_a_launch() -> None:
     def seconds(blocks: int, moved: float, instructions: float) -> tuple[float, str]:
         traffic = ((moved, moved, moved),)
         return Count("kernel", blocks, blocks, 256, instructions, 0, traffic).seconds(H100)
 
-    assert seconds(1000, 1e3, 1e3) == (pytest.approx(LAUNCH, rel=0.01), "launch")
-    memory = 1e9 / (ACHIEVED * H100.bandwidth)
-    assert seconds(1000, 1e9, 1e6) == (pytest.approx(LAUNCH + memory), "memory")
-    assert seconds(1, 1e6, 1e3) == (pytest.approx(LAUNCH + 1e6 / 64 / H100.clock), "memory")
+    assert seconds(1000, 1e3, 1e3) == (pytest.approx(LAUNCH_SECONDS, rel=0.01), "launch")
+    memory = 1e9 / (BANDWIDTH_FRACTION * H100.bandwidth)
+    assert seconds(1000, 1e9, 1e6) == (pytest.approx(LAUNCH_SECONDS + memory), "memory")
+    assert seconds(1, 1e6, 1e3) == (pytest.approx(LAUNCH_SECONDS + 1e6 / 64 / H100.clock), "memory")
     issuing = 1e9 / (4 * 132 * H100.clock)
-    assert seconds(1000, 1e6, 1e9) == (pytest.approx(LAUNCH + issuing), "instructions")
+    assert seconds(1000, 1e6, 1e9) == (pytest.approx(LAUNCH_SECONDS + issuing), "instructions")
 
 
-def test_what_is_read_again() -> None:
-    """Comes from the cache if what is in flight fits."""
+def test_data_that_is_read_again() -> None:
+    """It comes from L2 if the rows in flight fit."""
     sizes = [(1 << 30, 1 << 30, 3 << 30), (1 << 10, 1 << 10, 1 << 30)]
     rows = 1 << 15  # of 32 KiB: 4 MiB in flight
     many = Count("kernel", rows, rows, 512, 0, 0, tuple(sizes))

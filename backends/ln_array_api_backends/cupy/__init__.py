@@ -1,4 +1,4 @@
-"""CuPy: all primitives in CUDA C, compiled by NVRTC for the dtypes that are used."""
+"""The CuPy backend: all primitives in CUDA C, which NVRTC compiles for the dtypes in use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from . import requirements
 
 requirements.check()  # before the modules that import CuPy
 
-from .calls import CuPyBackend  # noqa: E402
+from .backend import CuPyBackend  # noqa: E402
 
 __all__ = ["CuPyBackend", "backend"]
 

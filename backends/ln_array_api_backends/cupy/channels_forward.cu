@@ -1,345 +1,333 @@
 // The forward pass over channels; see ln_array_api.kernels.channels for the mathematics.
 
-// What `moments` takes for a row: words in memory, which a thread has to itself.
-template <class T, int W, class Walk>
-struct InMemory {
+// A thread's vectors, which are read from memory again. It has the members that `moments` uses of a
+// RowTile.
+template <class T, int VEC_, class Iterator>
+struct MemoryTile {
     using A = Accumulator<T>;
-    static constexpr int V = W;
+    static constexpr int VEC = VEC_;
     const T* x;
-    Walk walk;
-    int words;
+    Iterator start;
+    int vecs;
     bool aligned;
 
     template <class Visit>
-    __device__ void chunks(Visit visit) const {
-        Walk at = walk;
-        for (int i = 0; i < words; ++i, at.next()) {
-            A values[W];
-            with_alignment(aligned, [&](auto aligned) {
-                load_word<decltype(aligned)::value>(x + at.place * W, values);
+    __device__ void for_each_chunk(Visit visit) const {
+        Iterator it = start;
+        for (int i = 0; i < vecs; ++i, it.next()) {
+            A values[VEC];
+            dispatch_aligned(aligned, [&](auto aligned) {
+                load_vec<decltype(aligned)::value>(x + it.offset * VEC, values);
             });
-            visit(values, W, 0);
+            visit(values, VEC, 0);
         }
     }
-    __device__ A first() const { return static_cast<A>(x[walk.place * W]); }
+    __device__ A first() const { return static_cast<A>(x[start.offset * VEC]); }
 };
 
-struct Alone {
+// A group of one thread, in place of a WarpGroup.
+struct SingleThread {
     template <class A, int K>
-    __device__ void sum(A (&)[K]) {}
+    __device__ void reduce_add(A (&)[K]) {}
     template <class A>
-    __device__ A largest(A value) {
+    __device__ A reduce_max(A value) {
         return value;
     }
 };
 
-// Those of a thread's elements, read again: for when their squares may have left the range.
-template <class T, int W, class Walk, class A = Accumulator<T>>
-__device__ Moments<A> moments_of(const InMemory<T, W, Walk>& words, A epsilon) {
-    Alone alone;
-    return moments<true>(words, alone, words.first(), 1 / A(words.words * W), epsilon);
+// Moments of a thread's elements, which are read again because their squares may be out of range.
+template <class T, int VEC, class Iterator, class A = Accumulator<T>>
+__device__ Moments<A> scaled_moments(const MemoryTile<T, VEC, Iterator>& tile, A epsilon) {
+    SingleThread group;
+    return moments<true>(tile, group, tile.first(), 1 / A(tile.vecs * VEC), epsilon);
 }
 
 template <class A>
-__device__ bool is_in_range(A spread) {
-    return spread >= Limits<A>::least && spread <= Limits<A>::most;
+__device__ bool is_in_range(A variance_plus_epsilon) {
+    return variance_plus_epsilon >= Limits<A>::min_mean_square &&
+           variance_plus_epsilon <= Limits<A>::max_finite;
 }
 
 // The moments of some values, without regard to their range.
 template <class A, int N>
-__device__ Moments<A> moments_of(const A (&values)[N]) {
-    A sum = 0, part = 0, square = 0;
+__device__ Moments<A> unscaled_moments(const A (&values)[N]) {
+    A sum = 0, sum_d = 0, sum_d2 = 0;
 #pragma unroll
     for (int j = 1; j < N; ++j) sum += values[j] - values[0];
-    const A rough = values[0] + sum * A(1. / N);
+    const A approx_mean = values[0] + sum * A(1. / N);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-        const A d = values[j] - rough;
-        part += d;
-        square += d * d;
+        const A d = values[j] - approx_mean;
+        sum_d += d;
+        sum_d2 += d * d;
     }
-    const A missed = part * A(1. / N);
-    return {rough, missed, square * A(1. / N) - missed * missed, 0};
+    const A mean_residual = sum_d * A(1. / N);
+    return {approx_mean, mean_residual, sum_d2 * A(1. / N) - mean_residual * mean_residual, 0};
 }
 
-// As Moments::merge, of moments that are not scaled.
-template <class A>
-__device__ void merge_unscaled(Moments<A>& all, const Moments<A>& other, A share) {
-    const A difference = (other.rough - all.rough) + (other.missed - all.missed);
-    const A step = all.missed + difference * share, before = all.rough;
-    all.rough = before + step;
-    all.missed = (before - all.rough) + step;
-    all.variance +=
-        share * ((other.variance - all.variance) + difference * difference * (1 - share));
-}
-
-// What a thread adds up, from the first value on.
-template <class A, int W>
-struct Running {
-    Moments<A> moments[W] = {};
+// Moments that a thread accumulates, beginning at the first value.
+template <class A, int VEC>
+struct RunningMoments {
+    Moments<A> moments[VEC] = {};
     int count = 0;
 
-    // N values for each of W moments.
+    // Add N values to each of VEC moments.
     template <int N>
-    __device__ void add(const A (&values)[W][N]) {
+    __device__ void add(const A (&values)[VEC][N]) {
         if (count == 0) {
 #pragma unroll
-            for (int j = 0; j < W; ++j) moments[j].rough = values[j][0];
+            for (int j = 0; j < VEC; ++j) moments[j].approx_mean = values[j][0];
         }
         count += N;
-        const A share = A(N) / A(count);
+        const A weight = A(N) / A(count);
 #pragma unroll
-        for (int j = 0; j < W; ++j) merge_unscaled(moments[j], moments_of(values[j]), share);
+        for (int j = 0; j < VEC; ++j)
+            moments[j].merge_unscaled(unscaled_moments(values[j]), weight);
     }
 };
 
-// Most moments need no scale, and looking for one takes as long as adding up many elements.
+// Merge moments. Most need no scale, and finding one takes as long as adding up many elements.
 template <class A>
-__device__ void merge(Moments<A>& all, const Moments<A>& other, A share, A epsilon) {
+__device__ void merge(Moments<A>& all, const Moments<A>& other, A weight, A epsilon) {
     if (all.exponent == 0 && other.exponent == 0) {
         Moments<A> both = all;
-        merge_unscaled(both, other, share);
+        both.merge_unscaled(other, weight);
         if (is_in_range(both.variance + epsilon)) {
             all = both;
             return;
         }
     }
-    all.merge(other, share);
+    all.merge(other, weight);
 }
 
-// The same from each thread of a team, which has such a share of all elements. The first has some.
-template <class Team, class A>
-__device__ Moments<A> merge_threads(Team& team, Moments<A> mine, A share, A epsilon) {
-    int to = scaling_of_square(epsilon);
-    if (share > 0) to = min(to, mine.scaling());
-    to = Limits<A>::reach - int(team.largest(A(Limits<A>::reach - to)));
-    mine.rescale(to);
-    A first[1] = {team.thread() == 0 ? mine.rough : A(0)};
-    team.sum(first);
-    A total[1] = {share * (mine.rough - first[0] + mine.missed)};
-    team.sum(total);
-    const A rough = first[0] + total[0];
-    const A d = mine.rough - rough + mine.missed;
-    A totals[2] = {share * (mine.variance + d * d), share * d};
-    team.sum(totals);
-    return {rough, totals[1], totals[0] - totals[1] * totals[1], A(to)};
+// Merge the moments of all threads of a group; `weight` is a thread's share of all elements, which
+// is not 0 in the first.
+template <class Group, class A>
+__device__ Moments<A> merge_block(Group& warp_group, Moments<A> local, A weight, A epsilon) {
+    int exponent = target_exponent_of_square(epsilon);
+    if (weight > 0) exponent = min(exponent, local.target_exponent());
+    exponent = common_exponent<A>(warp_group, exponent);
+    local.rescale(exponent);
+    A first[1] = {warp_group.thread() == 0 ? local.approx_mean : A(0)};
+    warp_group.reduce_add(first);
+    return merge_rescaled(warp_group, local, first[0], weight, exponent);
 }
 
-// Of a part of the `words` of a channel: parts of `length` words, all but the last.
-template <class T, int W, int CHUNKS, int WARPS>
-__global__ void __launch_bounds__(WARPS* WARP, AT_LEAST<WARPS * WARP>)
-    plane_moments(const T* __restrict__ x, Moments<Accumulator<T>>* __restrict__ of_parts,
-                  unsigned channels, Index spatial, Index words, Index length, double epsilon) {
+// The moments of each part of the `vecs` vectors of a channel. All parts but the last have `length`
+// vectors.
+template <class T, int VEC, int CHUNKS, int WARPS>
+__global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
+    plane_moments(const T* __restrict__ x, Moments<Accumulator<T>>* __restrict__ part_moments,
+                  unsigned channels, Index spatial, Index vecs, Index length, double epsilon) {
     using A = Accumulator<T>;
     constexpr int THREADS = WARPS * WARP;
-    __shared__ A shared[Team<A, WARPS>::SHARED];
-    Team<A, WARPS> team(shared);
-    const Index begin = blockIdx.x / channels * length, end = min(begin + length, words);
-    const bool is_aligned = has_aligned_words<W>(x);
-    const PlaneWalk<W, THREADS> start(begin + team.thread(), blockIdx.x % channels, channels, spatial);
-    PlaneWalk<W, THREADS> walk = start;
-    Running<A, 1> running;
+    using Iterator = PlaneIterator<VEC, THREADS>;
+    __shared__ A shared[WarpGroup<A, WARPS>::SHARED];
+    WarpGroup<A, WARPS> warp_group(shared);
+    const Index begin = blockIdx.x / channels * length, end = min(begin + length, vecs);
+    const bool aligned = is_aligned<VEC>(x);
+    const Iterator start(begin + warp_group.thread(), blockIdx.x % channels, channels, spatial);
+    Iterator it = start;
+    RunningMoments<A, 1> running;
     const auto add = [&](auto aligned, auto chunks) {
         constexpr int N = decltype(chunks)::value;
-        A values[1][N * W];
+        A values[1][N * VEC];
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            A word[W];
-            load_word<decltype(aligned)::value>(x + walk.place * W, word);
-            walk.next();
+            A vec[VEC];
+            load_vec<decltype(aligned)::value>(x + it.offset * VEC, vec);
+            it.next();
 #pragma unroll
-            for (int j = 0; j < W; ++j) values[0][i * W + j] = word[j];
+            for (int j = 0; j < VEC; ++j) values[0][i * VEC + j] = vec[j];
         }
         running.add(values);
     };
-    with_alignment(is_aligned, [&](auto aligned) {
-        Index word = begin + team.thread();
-        for (; word + (CHUNKS - 1) * THREADS < end; word += CHUNKS * THREADS)
-            add(aligned, Count<CHUNKS>());
-        for (; word < end; word += THREADS) add(aligned, Count<1>());
+    dispatch_aligned(aligned, [&](auto aligned) {
+        for_each_vec<THREADS, CHUNKS>(begin + warp_group.thread(), end,
+                                      [&](auto chunks) { add(aligned, chunks); });
     });
     const int count = running.count;
-    Moments<A> mine = running.moments[0];
-    if (count > 0 && !is_in_range(mine.variance + A(epsilon)))
-        mine = moments_of(InMemory<T, W, PlaneWalk<W, THREADS>>{x, start, count / W, is_aligned},
-                          A(epsilon));
-    const A share = A(count) / A((end - begin) * W);
-    const Moments<A> of_part = merge_threads(team, mine, share, A(epsilon));
-    if (team.thread() == 0) of_parts[blockIdx.x] = of_part;
+    Moments<A> local = running.moments[0];
+    if (count > 0 && !is_in_range(local.variance + A(epsilon)))
+        local = scaled_moments(MemoryTile<T, VEC, Iterator>{x, start, count / VEC, aligned},
+                               A(epsilon));
+    const A weight = A(count) / A((end - begin) * VEC);
+    const Moments<A> part = merge_block(warp_group, local, weight, A(epsilon));
+    if (warp_group.thread() == 0) part_moments[blockIdx.x] = part;
 }
 
-// An exponent takes less room than a number, so that two blocks fit into 64 KiB.
-template <class A, int W>
-struct MomentsOfTeams {
-    OfTeams<A, W> rough, missed, variance;
-    OfTeams<short, W> exponent;
+// An exponent is stored in 16 bits, so that two blocks fit into 64 KiB.
+template <class A, int VEC>
+struct SharedMoments {
+    PaddedShared<A, VEC> approx_mean, mean_residual, variance;
+    PaddedShared<short, VEC> exponent;
 
     __device__ void set(int thread, int j, const Moments<A>& moments) {
-        rough.at(thread, j) = moments.rough;
-        missed.at(thread, j) = moments.missed;
+        approx_mean.at(thread, j) = moments.approx_mean;
+        mean_residual.at(thread, j) = moments.mean_residual;
         variance.at(thread, j) = moments.variance;
         exponent.at(thread, j) = short(moments.exponent);
     }
     __device__ Moments<A> get(int thread, int j) {
-        return {rough.at(thread, j), missed.at(thread, j), variance.at(thread, j),
+        return {approx_mean.at(thread, j), mean_residual.at(thread, j), variance.at(thread, j),
                 A(exponent.at(thread, j))};
     }
 };
 
-// Of a part of the rows of each column: parts of `length` rows, all but the last. A thread has ROWS of
-// them at once.
-template <class T, int W, int ROWS>
-__global__ void __launch_bounds__(COLUMN_THREADS, AT_LEAST<COLUMN_THREADS>)
-    column_moments(const T* __restrict__ x, Moments<Accumulator<T>>* __restrict__ of_parts,
-                   Index line, Index rows, Index ragged, Index length, unsigned tiles, int lanes,
-                   double epsilon) {
+// The moments of each part of the rows of each column. All parts but the last have `length` rows. A
+// thread reads ROWS rows at a time.
+template <class T, int VEC, int ROWS>
+__global__ void __launch_bounds__(COLUMN_THREADS, MIN_BLOCKS_PER_SM<COLUMN_THREADS>)
+    column_moments(const T* __restrict__ x, Moments<Accumulator<T>>* __restrict__ part_moments,
+                   Index row_length, Index rows, Index last_row_length, Index length,
+                   unsigned tiles, int thread_cols, double epsilon) {
     using A = Accumulator<T>;
-    __shared__ MomentsOfTeams<A, W> of_teams;
-    const unsigned tile = blockIdx.x % tiles, part = blockIdx.x / tiles;
-    const Columns<W> own(tile, part, lanes, line, rows, ragged, length);
-    const Index step = own.teams * line, start = (own.begin + own.team) * line + own.column;
-    const T* place = x + start;
-    Running<A, W> running;
-    const auto add = [&](auto aligned, auto rows) {
-        constexpr int N = decltype(rows)::value;
-        A values[W][N];
+    __shared__ SharedMoments<A, VEC> shared_moments;
+    const unsigned tile_index = blockIdx.x % tiles, part = blockIdx.x / tiles;
+    const ColumnTile<VEC> tile(tile_index, part, thread_cols, row_length, rows, last_row_length,
+                               length);
+    const Index step = tile.thread_rows * row_length, start = tile.first_offset(row_length);
+    const T* ptr = x + start;
+    RunningMoments<A, VEC> running;
+    dispatch_aligned(is_aligned<VEC>(x), [&](auto aligned) {
+        tile.template for_each_row<ROWS>([&](auto rows) {
+            constexpr int N = decltype(rows)::value;
+            A values[VEC][N];
 #pragma unroll
-        for (int i = 0; i < N; ++i, place += step) {
-            A word[W];
-            load_word<decltype(aligned)::value>(place, word);
+            for (int i = 0; i < N; ++i, ptr += step) {
+                A vec[VEC];
+                load_vec<decltype(aligned)::value>(ptr, vec);
 #pragma unroll
-            for (int j = 0; j < W; ++j) values[j][i] = word[j];
-        }
-        running.add(values);
-    };
-    with_alignment(has_aligned_words<W>(x), [&](auto aligned) {
-        Index r = own.begin + own.team;
-        for (; r + (ROWS - 1) * own.teams < own.end; r += ROWS * own.teams)
-            add(aligned, Count<ROWS>());
-        for (; r < own.end; r += own.teams) add(aligned, Count<1>());
+                for (int j = 0; j < VEC; ++j) values[j][i] = vec[j];
+            }
+            running.add(values);
+        });
     });
     const int count = running.count;
 #pragma unroll
-    for (int j = 0; j < W; ++j) of_teams.set(threadIdx.x, j, running.moments[j]);
+    for (int j = 0; j < VEC; ++j) shared_moments.set(threadIdx.x, j, running.moments[j]);
     if (count > 0) {
 #pragma unroll 1
-        for (int j = 0; j < W; ++j) {
-            if (is_in_range(of_teams.variance.at(threadIdx.x, j) + A(epsilon))) continue;
-            const InMemory<T, 1, ColumnWalk> column{x, ColumnWalk{start + j, step}, count, true};
-            of_teams.set(threadIdx.x, j, moments_of(column, A(epsilon)));
+        for (int j = 0; j < VEC; ++j) {
+            if (is_in_range(shared_moments.variance.at(threadIdx.x, j) + A(epsilon))) continue;
+            const MemoryTile<T, 1, ColumnIterator> column{x, {start + j, step}, count, true};
+            shared_moments.set(threadIdx.x, j, scaled_moments(column, A(epsilon)));
         }
     }
     __syncthreads();
-    for (int c = threadIdx.x; c < lanes * W; c += COLUMN_THREADS) {
-        const Index column = Index(tile) * lanes * W + c;
-        if (column >= line) continue;
-        const int height = int(min(own.begin + length, rows - (column >= ragged)) - own.begin);
+    for (int c = threadIdx.x; c < thread_cols * VEC; c += COLUMN_THREADS) {
+        const Index column = Index(tile_index) * thread_cols * VEC + c;
+        if (column >= row_length) continue;
+        const int height =
+            int(min(tile.begin + length, rows - (column >= last_row_length)) - tile.begin);
         Moments<A> all = {};
-        int before = 0;
-        for (int team = 0; team < own.teams && team < height; ++team) {
-            const int here = (height - team + own.teams - 1) / own.teams;
-            const Moments<A> some = of_teams.get(team * lanes + c / W, c % W);
-            before += here;
-            if (team == 0)
-                all = some;
+        int merged = 0;
+        for (int row = 0; row < tile.thread_rows && row < height; ++row) {
+            const int count = (height - row + tile.thread_rows - 1) / tile.thread_rows;
+            const Moments<A> moments = shared_moments.get(row * thread_cols + c / VEC, c % VEC);
+            merged += count;
+            if (row == 0)
+                all = moments;
             else
-                merge(all, some, A(here) / A(before), A(epsilon));
+                merge(all, moments, A(count) / A(merged), A(epsilon));
         }
-        of_parts[part * line + column] = all;
+        part_moments[part * row_length + column] = all;
     }
 }
 
-// What channels_normalise takes: lines of a number for each channel.
-enum { SCALE, ROUGH, MISSED, ROOT };
+// The rows of channel_constants, which have an element for each channel.
+enum { SCALE, APPROX_MEAN, MEAN_RESIDUAL, SCALED_RSTD };
 
-// Statistics of a channel from the moments of its parts, of `count` rows in all.
-template <class A, int WARPS, int TEAMS>
-__global__ void __launch_bounds__(WARPS* TEAMS* WARP, AT_LEAST<WARPS * TEAMS * WARP>)
-    channel_statistics(const Moments<A>* __restrict__ of_parts, A* __restrict__ of_channels,
-                       A* __restrict__ mean, A* __restrict__ var, A* __restrict__ rstd,
-                       Index channels, Index spatial, Index line, Index rows, Index ragged,
-                       Index length, Index parts, Index count, double epsilon) {
-    static_assert(WARPS == 1 || TEAMS == 1);
-    __shared__ A shared[Team<A, WARPS>::SHARED];
-    Team<A, WARPS> team(shared);
-    const Index channel = Index(blockIdx.x) * TEAMS + (TEAMS == 1 ? 0 : threadIdx.x / WARP);
+// Statistics of a channel, which has `count` elements, from the moments of its parts.
+template <class A, int WARPS, int CHANNELS>
+__global__ void __launch_bounds__(WARPS* CHANNELS* WARP, MIN_BLOCKS_PER_SM<WARPS * CHANNELS * WARP>)
+    channel_statistics(const Moments<A>* __restrict__ part_moments,
+                       A* __restrict__ channel_constants, A* __restrict__ mean,
+                       A* __restrict__ var, A* __restrict__ rstd, Index channels, Index spatial,
+                       Index row_length, Index rows, Index last_row_length, Index length,
+                       Index parts, Index count, double epsilon) {
+    __shared__ A shared[WarpGroup<A, WARPS>::SHARED];
+    WarpGroup<A, WARPS> warp_group(shared);
+    const Index channel = Index(blockIdx.x) * CHANNELS + warp_group.index();
     if (channel >= channels) return;
-    const Parts at(channel, channels, spatial, line, rows, ragged, length, parts);
-    Moments<A> mine = {};
-    Index before = 0;
-    for (Index entry = team.thread(); entry < at.entries; entry += WARPS * WARP) {
-        Index here;
-        const Index place = at.place(entry, here);
-        if (here <= 0) continue;
-        before += here;
-        if (before == here)
-            mine = of_parts[place];
+    const PartialsLayout layout(channel, channels, spatial, row_length, rows, last_row_length,
+                                length, parts);
+    Moments<A> local = {};
+    Index merged = 0;
+    for (Index entry = warp_group.thread(); entry < layout.entries; entry += WARPS * WARP) {
+        Index entry_rows;
+        const Index offset = layout.offset(entry, entry_rows);
+        if (entry_rows <= 0) continue;
+        merged += entry_rows;
+        if (merged == entry_rows)
+            local = part_moments[offset];
         else
-            merge(mine, of_parts[place], A(here) / A(before), A(epsilon));
+            merge(local, part_moments[offset], A(entry_rows) / A(merged), A(epsilon));
     }
-    const Moments<A> all = merge_threads(team, mine, A(before) / A(count), A(epsilon));
-    if (team.thread() > 0) return;
+    const Moments<A> all = merge_block(warp_group, local, A(merged) / A(count), A(epsilon));
+    if (warp_group.thread() > 0) return;
     const Statistics<A> statistics(all, A(epsilon));
-    of_channels[SCALE * channels + channel] = statistics.scale;
-    of_channels[ROUGH * channels + channel] = statistics.rough;
-    of_channels[MISSED * channels + channel] = statistics.missed;
-    of_channels[ROOT * channels + channel] = statistics.root;
+    channel_constants[SCALE * channels + channel] = statistics.scale;
+    channel_constants[APPROX_MEAN * channels + channel] = statistics.approx_mean;
+    channel_constants[MEAN_RESIDUAL * channels + channel] = statistics.mean_residual;
+    channel_constants[SCALED_RSTD * channels + channel] = statistics.scaled_rstd;
     mean[channel] = statistics.mean();
     var[channel] = scalbn(all.variance, -2 * statistics.exponent);
     rstd[channel] = statistics.rstd();
 }
 
-// y from what channel_statistics has left, or where that is null, from a mean and variance that are
-// given.
-template <class T, class Gamma, class Beta, int W, bool ONE>
-__global__ void __launch_bounds__(COLUMN_THREADS, AT_LEAST<COLUMN_THREADS>)
-    channels_normalise(const T* __restrict__ x, const Accumulator<T>* __restrict__ of_channels,
+// Write y from the results of channel_statistics, or where these are null, from a mean and variance
+// that are given.
+template <class T, class Gamma, class Beta, int VEC, bool ONE_CHANNEL>
+__global__ void __launch_bounds__(COLUMN_THREADS, MIN_BLOCKS_PER_SM<COLUMN_THREADS>)
+    channels_normalise(const T* __restrict__ x,
+                       const Accumulator<T>* __restrict__ channel_constants,
                        const Accumulator<T>* __restrict__ mean,
                        const Accumulator<T>* __restrict__ var, const Gamma* __restrict__ gamma,
                        const Beta* __restrict__ beta, T* __restrict__ y, Index channels,
-                       Index spatial, Index line, Index rows, Index ragged, Index length,
-                       unsigned tiles, int lanes, double epsilon) {
+                       Index spatial, Index row_length, Index rows, Index last_row_length,
+                       Index length, unsigned tiles, int thread_cols, double epsilon) {
     using A = Accumulator<T>;
-    using Of = OfWord<W, ONE>;
-    constexpr int N = Of::N;
+    constexpr int N = ChannelValues<VEC, ONE_CHANNEL>::N;
     const unsigned block = gridDim.x - 1 - blockIdx.x;
-    const Columns<W> own(block % tiles, block / tiles, lanes, line, rows, ragged, length);
-    if (own.begin + own.team >= own.end) return;
-    const Of of(own.column, channels, spatial);
-    A scale[N], rough[N], missed[N], root[N], gammas[N], betas[N];
-    if (of_channels) {
-        of.load(of_channels + SCALE * channels, scale);
-        of.load(of_channels + ROUGH * channels, rough);
-        of.load(of_channels + MISSED * channels, missed);
-        of.load(of_channels + ROOT * channels, root);
+    const ColumnTile<VEC> tile(block % tiles, block / tiles, thread_cols, row_length, rows,
+                               last_row_length, length);
+    if (tile.is_empty()) return;
+    const ChannelValues<VEC, ONE_CHANNEL> channel_values(tile.column, channels, spatial);
+    A scale[N], approx_mean[N], mean_residual[N], scaled_rstd[N], gammas[N], betas[N];
+    if (channel_constants) {
+        channel_values.load(channel_constants + SCALE * channels, scale);
+        channel_values.load(channel_constants + APPROX_MEAN * channels, approx_mean);
+        channel_values.load(channel_constants + MEAN_RESIDUAL * channels, mean_residual);
+        channel_values.load(channel_constants + SCALED_RSTD * channels, scaled_rstd);
     } else {
-        of.load(mean, rough);
-        of.load(var, root);
+        channel_values.load(mean, approx_mean);
+        channel_values.load(var, scaled_rstd);
 #pragma unroll
         for (int j = 0; j < N; ++j) {
             scale[j] = 1;
-            missed[j] = 0;
-            root[j] = inverse_root(root[j] + A(epsilon));
+            mean_residual[j] = 0;
+            scaled_rstd[j] = reciprocal_sqrt(scaled_rstd[j] + A(epsilon));
         }
     }
-    of.load(gamma, gammas, A(1));
-    of.load(beta, betas, A(0));
-    Index place = (own.begin + own.team) * line + own.column;
-    const auto normalise = [&](auto aligned) {
+    channel_values.load(gamma, gammas, A(1));
+    channel_values.load(beta, betas, A(0));
+    Index offset = tile.first_offset(row_length);
+    dispatch_aligned(is_aligned<VEC>(x) && is_aligned<VEC>(y), [&](auto aligned) {
         constexpr bool ALIGNED = decltype(aligned)::value;
 #pragma unroll 4
-        for (Index r = own.begin + own.team; r < own.end; r += own.teams) {
-            A values[W];
-            load_word<ALIGNED>(x + place, values);
+        for (Index r = tile.begin + tile.thread_row; r < tile.end; r += tile.thread_rows) {
+            A values[VEC];
+            load_vec<ALIGNED>(x + offset, values);
 #pragma unroll
-            for (int j = 0; j < W; ++j) {
-                const int c = ONE ? 0 : j;
-                const A x_hat = (values[j] * scale[c] - rough[c] - missed[c]) * root[c];
+            for (int j = 0; j < VEC; ++j) {
+                const int c = ONE_CHANNEL ? 0 : j;
+                const A x_hat =
+                    (values[j] * scale[c] - approx_mean[c] - mean_residual[c]) * scaled_rstd[c];
                 values[j] = x_hat * gammas[c] + betas[c];
             }
-            store_word<ALIGNED>(y + place, values);
-            place += own.teams * line;
+            store_vec<ALIGNED>(y + offset, values);
+            offset += tile.thread_rows * row_length;
         }
-    };
-    with_alignment(has_aligned_words<W>(x) && has_aligned_words<W>(y), normalise);
+    });
 }

@@ -69,7 +69,7 @@ def _check_compiler() -> None:
     """Raise `BackendError` unless a kernel with all headers compiles, and the driver loads it."""
     import cupy
 
-    from . import launching
+    from . import kernel_launch
 
     runtime = cupy.cuda.runtime
     install = (
@@ -85,9 +85,10 @@ def _check_compiler() -> None:
             f"CuPy finds no NVRTC, which compiles its kernels ({reason}). {install}"
         ) from error
     nvrtc = f"NVRTC {major}.{minor}"
-    source = launching.read("common.cu") + "\n__global__ void probe() {}\n"
+    headers = kernel_launch.read_sources("accumulate.cuh", "common.cuh")
+    source = headers + "\n__global__ void probe() {}\n"
     try:
-        launching.compiled(source, "probe")
+        kernel_launch.get_kernel(source, "probe")
     except cupy.cuda.compiler.CompileException as error:
         line = next((each for each in str(error).splitlines() if "error" in each), "no reason")
         if "open source file" in line:

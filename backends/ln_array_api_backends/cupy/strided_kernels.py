@@ -1,25 +1,40 @@
-"""The elementwise and reduction kernels of strided.py, whose preamble is strided.cu.
+"""The elementwise and reduction kernels of strided_dispatch.py.
 
-T is the dtype of x, D that of dy, G and B those of gamma and beta, A the accumulation dtype, R
-that of a result.
+Their preamble is accumulate.cuh and strided_common.cuh. T is the dtype of x, D that of dy, G and B
+those of gamma and beta, A the accumulation dtype, R that of a result.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import cupy
 
+from .kernel_launch import read_sources
+
 OPTIONS = ("-std=c++17",)
-WALK_X = ("int64 x_length", "int64 x_ahead", "int64 x_advance", "int64 x_wrap")
-WALK_DY = ("int64 dy_length", "int64 dy_ahead", "int64 dy_advance", "int64 dy_wrap")
-SUMS = ("int64 lines", "int64 length", "int64 slots", "int64 padded", "bool lines_together")
+X_STEPS = ("int64 x_length", "int64 x_inner_step", "int64 x_byte_step", "int64 x_wrap_step")
+DY_STEPS = ("int64 dy_length", "int64 dy_inner_step", "int64 dy_byte_step", "int64 dy_wrap_step")
+#: What sums over rows and columns read, and where each thread begins to.
+ITERATED = ("raw D dy", *DY_STEPS, "raw T x", *X_STEPS, "raw A mean", "raw A rstd")
+ITERATORS = """
+        const ThreadPosition at(i, outputs, num_partials, coalesce_outputs);
+        const Index first = at.output * length + at.partial;
+        StridedIterator<D> dy_it(dy[first], at.partial,
+                                 dy_length, dy_inner_step, dy_byte_step, dy_wrap_step);
+        StridedIterator<T> x_it(x[first], at.partial,
+                                x_length, x_inner_step, x_byte_step, x_wrap_step);
+        """
+#: The fields of `ReductionLayout`.
+REDUCTION = (
+    *("int64 outputs", "int64 length", "int64 num_partials", "int64 padded_outputs"),
+    "bool coalesce_outputs",
+)
 
 
 class Elementwise(NamedTuple):
-    """What an elementwise kernel takes, gives and does."""
+    """An elementwise kernel: its inputs, its outputs, and what it does for each element."""
 
     inputs: tuple[str, ...]
     outputs: str
@@ -27,132 +42,148 @@ class Elementwise(NamedTuple):
 
 
 ELEMENTWISE = {
-    "moments": Elementwise(
-        ("raw T x", *WALK_X, *SUMS, "bool center"),
-        "raw A parts",
+    "partial_moments": Elementwise(
+        ("raw T x", *X_STEPS, *REDUCTION, "bool center"),
+        "raw A partials",
         """
-        const Place at(i, lines, slots, lines_together);
-        const Moments<A> part = moments_of_slot<A>(
-            Walk<T>(x[at.line * length + at.slot], at.slot, x_length, x_ahead, x_advance, x_wrap),
-            at.count(length, slots), center);
-        const Index plane = slots * padded, target = at.slot * padded + at.line;
-        parts[target] = part.count;
-        parts[target + plane] = part.mean;
-        parts[target + 2 * plane] = part.missed;
-        parts[target + 3 * plane] = part.m2;
-        parts[target + 4 * plane] = part.m2_missed;
-        parts[target + 5 * plane] = part.exponent;
+        const ThreadPosition at(i, outputs, num_partials, coalesce_outputs);
+        const StridedIterator<T> it(x[at.output * length + at.partial], at.partial,
+                                    x_length, x_inner_step, x_byte_step, x_wrap_step);
+        const Moments<A> moments =
+            partial_moments<A>(it, at.count(length, num_partials), center);
+        const Index plane = num_partials * padded_outputs;
+        const Index target = at.partial * padded_outputs + at.output;
+        partials[target] = moments.count;
+        partials[target + plane] = moments.mean;
+        partials[target + 2 * plane] = moments.mean_residual;
+        partials[target + 3 * plane] = moments.m2;
+        partials[target + 4 * plane] = moments.m2_compensation;
+        partials[target + 5 * plane] = moments.exponent;
         """,
     ),
-    "merge_few_moments": Elementwise(
-        ("raw A parts", "int64 slots", "int64 padded", "float64 share", "float64 epsilon"),
-        "A mean, A missed, A rstd",
+    "merge_moments_few": Elementwise(
+        (
+            *("raw A partials", "int64 num_partials", "int64 padded_outputs"),
+            *("float64 inv_count", "float64 epsilon"),
+        ),
+        "A mean, A mean_residual, A rstd",
         """
         Moments<A> row;
-        const Index plane = slots * padded;
-        for (Index at = i; at < plane; at += padded)
-            row = merge(row, Moments<A>(parts[at], parts[at + plane], parts[at + 2 * plane],
-                                        parts[at + 3 * plane], parts[at + 4 * plane],
-                                        parts[at + 5 * plane]));
-        finish(row, share, epsilon, mean, missed, rstd);
+        const Index plane = num_partials * padded_outputs;
+        for (Index at = i; at < plane; at += padded_outputs)
+            row = merge(row, Moments<A>(partials[at], partials[at + plane],
+                                        partials[at + 2 * plane], partials[at + 3 * plane],
+                                        partials[at + 4 * plane], partials[at + 5 * plane]));
+        finalize_stats(row, inv_count, epsilon, mean, mean_residual, rstd);
         """,
     ),
-    "add_up_few": Elementwise(
-        ("raw A parts", "int64 lines", "int64 slots", "int64 padded"),
+    "reduce_partials_few": Elementwise(
+        ("raw A partials", "int64 outputs", "int64 num_partials", "int64 padded_outputs"),
         "R total",
         """
-        const Index first = i / lines * slots * padded + i % lines;
+        const Index first = i / outputs * num_partials * padded_outputs + i % outputs;
         A sum = 0;
-        for (Index slot = 0; slot < slots; ++slot) sum += parts[first + slot * padded];
+        for (Index partial = 0; partial < num_partials; ++partial)
+            sum += partials[first + partial * padded_outputs];
         total = static_cast<R>(sum);
         """,
     ),
     "normalise": Elementwise(
-        ("T x", "A mean", "A missed", "A rstd", "G gamma", "B beta"),
+        ("T x", "A mean", "A mean_residual", "A rstd", "G gamma", "B beta"),
         "T y",
         """
         const A d = deviation(static_cast<A>(x), mean, rstd);
-        const A x_hat = fma(d, to_x_hat(rstd), -missed * rstd);
+        const A x_hat = fma(d, x_hat_scale(rstd), -mean_residual * rstd);
         y = static_cast<T>(fma(x_hat, static_cast<A>(gamma), static_cast<A>(beta)));
         """,
     ),
-    "sums_of_rows": Elementwise(
+    "row_sums": Elementwise(
         (
-            *("raw D dy", *WALK_DY, "raw T x", *WALK_X, "raw A mean", "raw A rstd", "raw G gamma"),
-            *("bool with_gamma", "bool with_dy", *SUMS, "bool center"),
+            *(
+                *ITERATED,
+                "raw G gamma",
+                "bool with_gamma",
+                "bool with_dy",
+                *REDUCTION,
+                "bool center",
+            ),
         ),
-        "raw A parts",
-        """
-        const Place at(i, lines, slots, lines_together);
-        const Index first = at.line * length + at.slot;
-        Walk<D> of_dy(dy[first], at.slot, dy_length, dy_ahead, dy_advance, dy_wrap);
-        Walk<T> of_x(x[first], at.slot, x_length, x_ahead, x_advance, x_wrap);
-        const A middle = center ? mean[at.line] : A(0), inverse = rstd[at.line];
-        const A scale = to_x_hat(inverse);
-        Sum<A> by_deviation, by_product, by_g;
-        for (Index c = at.slot; c < length; c += slots) {
-            const A d = deviation(static_cast<A>(of_x.element()), middle, inverse);
-            by_deviation.add(d);
-            of_x.next();
+        "raw A partials",
+        ITERATORS
+        + """
+        const A row_mean = center ? mean[at.output] : A(0), row_rstd = rstd[at.output];
+        const A scale = x_hat_scale(row_rstd);
+        CompensatedSum<A> sum_deviation, sum_g_x_hat, sum_g;
+        for (Index c = at.partial; c < length; c += num_partials) {
+            const A d = deviation(static_cast<A>(x_it.element()), row_mean, row_rstd);
+            sum_deviation.add(d);
+            x_it.next();
             if (!with_dy) continue;
-            const A here = static_cast<A>(of_dy.element());
-            const A g = with_gamma ? here * static_cast<A>(gamma[c]) : here;
-            by_product.add(g * (d * scale));
-            by_g.add(g);
-            of_dy.next();
+            const A value = static_cast<A>(dy_it.element());
+            const A g = with_gamma ? value * static_cast<A>(gamma[c]) : value;
+            sum_g_x_hat.add(g * (d * scale));
+            sum_g.add(g);
+            dy_it.next();
         }
-        const Index plane = slots * padded, target = at.slot * padded + at.line;
-        parts[target] = by_deviation.total();
+        const Index plane = num_partials * padded_outputs;
+        const Index target = at.partial * padded_outputs + at.output;
+        partials[target] = sum_deviation.total();
         if (with_dy) {
-            parts[target + plane] = by_product.total();
-            parts[target + 2 * plane] = by_g.total();
+            partials[target + plane] = sum_g_x_hat.total();
+            partials[target + 2 * plane] = sum_g.total();
         }
         """,
     ),
     "dx": Elementwise(
         (
-            *("D dy", "T x", "A mean", "A rstd", "A sum_deviation", "A sum_product", "A sum_g"),
-            *("G gamma", "float64 share", "bool center"),
+            *("D dy", "T x", "A mean", "A rstd", "A sum_deviation", "A sum_g_x_hat", "A sum_g"),
+            *("G gamma", "float64 inv_count", "bool center"),
         ),
         "T dx",
         """
-        const A g = static_cast<A>(dy) * static_cast<A>(gamma), part = static_cast<A>(share);
-        const A missed = center ? missed_by_mean(sum_deviation, share, rstd) : A(0);
-        const A mean_g = center ? sum_g * part : A(0);
-        const A projection = sum_product * part - missed * mean_g;
+        const A g = static_cast<A>(dy) * static_cast<A>(gamma);
+        const A scale = static_cast<A>(inv_count);
+        const A x_hat_mean =
+            center ? compute_x_hat_mean(sum_deviation, inv_count, rstd) : A(0);
+        const A mean_g = center ? sum_g * scale : A(0);
+        const A projection = sum_g_x_hat * scale - x_hat_mean * mean_g;
         const A d = deviation(static_cast<A>(x), center ? mean : A(0), rstd);
-        const A x_hat = fma(d, to_x_hat(rstd), -missed);
+        const A x_hat = fma(d, x_hat_scale(rstd), -x_hat_mean);
         dx = static_cast<T>((g - mean_g - x_hat * projection) * rstd);
         """,
     ),
-    "sums_of_columns": Elementwise(
+    "column_sums": Elementwise(
         (
-            *("raw D dy", *WALK_DY, "raw T x", *WALK_X, "raw A mean", "raw A rstd"),
-            *("raw A sum_deviation", "float64 share", "bool with_gamma", "bool with_beta"),
-            *(*SUMS, "bool center"),
+            *(
+                *ITERATED,
+                "raw A sum_deviation",
+                "float64 inv_count",
+                "bool with_gamma",
+                "bool with_beta",
+            ),
+            *(*REDUCTION, "bool center"),
         ),
-        "raw A parts",
-        """
-        const Place at(i, lines, slots, lines_together);
-        const Index first = at.line * length + at.slot;
-        Walk<D> of_dy(dy[first], at.slot, dy_length, dy_ahead, dy_advance, dy_wrap);
-        Walk<T> of_x(x[first], at.slot, x_length, x_ahead, x_advance, x_wrap);
-        Sum<A> by_gamma, by_beta;
-        for (Index r = at.slot; r < length; r += slots) {
-            const A d = static_cast<A>(of_dy.element());
-            by_beta.add(d);
-            of_dy.next();
+        "raw A partials",
+        ITERATORS
+        + """
+        CompensatedSum<A> dgamma_acc, dbeta_acc;
+        for (Index r = at.partial; r < length; r += num_partials) {
+            const A d = static_cast<A>(dy_it.element());
+            dbeta_acc.add(d);
+            dy_it.next();
             if (!with_gamma) continue;
-            const A middle = center ? mean[r] : A(0), inverse = rstd[r];
-            const A missed = center ? missed_by_mean(sum_deviation[r], share, inverse) : A(0);
-            const A value = deviation(static_cast<A>(of_x.element()), middle, inverse);
-            const A x_hat = fma(value, to_x_hat(inverse), -missed);
-            by_gamma.add(d * x_hat);
-            of_x.next();
+            const A row_mean = center ? mean[r] : A(0), row_rstd = rstd[r];
+            const A x_hat_mean =
+                center ? compute_x_hat_mean(sum_deviation[r], inv_count, row_rstd) : A(0);
+            const A x_deviation = deviation(static_cast<A>(x_it.element()), row_mean, row_rstd);
+            const A x_hat = fma(x_deviation, x_hat_scale(row_rstd), -x_hat_mean);
+            dgamma_acc.add(d * x_hat);
+            x_it.next();
         }
-        const Index target = at.slot * padded + at.line;
-        if (with_gamma) parts[target] = by_gamma.total();
-        if (with_beta) parts[target + (with_gamma ? slots * padded : 0)] = by_beta.total();
+        const Index plane = num_partials * padded_outputs;
+        const Index target = at.partial * padded_outputs + at.output;
+        if (with_gamma) partials[target] = dgamma_acc.total();
+        if (with_beta) partials[target + (with_gamma ? plane : 0)] = dbeta_acc.total();
         """,
     ),
 }
@@ -160,12 +191,12 @@ ELEMENTWISE = {
 
 @cache
 def preamble() -> str:
-    """The CUDA C that the kernels share."""
-    return (files(__package__) / "strided.cu").read_text(encoding="utf-8")
+    """Return the CUDA C that the kernels share."""
+    return read_sources("accumulate.cuh", "strided_common.cuh")
 
 
 def build(name: str, kernel: Elementwise, scalars: tuple[str, ...]) -> Any:
-    """An elementwise kernel, some of whose inputs are numbers instead of arrays."""
+    """Build an elementwise kernel, of which the inputs in `scalars` are numbers, not arrays."""
     names = [each.split()[-1] for each in kernel.inputs]
     inputs = [
         f"float64 {name}" if name in scalars else declared
@@ -180,21 +211,25 @@ def build(name: str, kernel: Elementwise, scalars: tuple[str, ...]) -> Any:
 
 @cache
 def elementwise(name: str, *scalars: str) -> Any:
-    """The kernel of that name, compiled when it is first launched with arrays of some dtypes."""
+    """Return a kernel, which is compiled when it is first launched with arrays of some dtypes."""
     return build(f"strided_{name}", ELEMENTWISE[name], scalars)
 
 
 @cache
-def merge_moments() -> Any:
-    """Reduce the moments of the slots of each row to its mean, what that misses, and rstd."""
+def merge_moments_many() -> Any:
+    """Return a kernel that reduces partial moments of each row to its statistics.
+
+    These are the rounded mean, what is left of the mean, and rstd.
+    """
     return cupy.ReductionKernel(
-        "A count, A mean, A missed, A m2, A m2_missed, A exponent, float64 share, float64 epsilon",
-        "A row_mean, A row_missed, A row_rstd",
-        "Moments<A>(count, mean, missed, m2, m2_missed, exponent)",
+        "A count, A mean, A mean_residual, A m2, A m2_compensation, A exponent, "
+        "float64 inv_count, float64 epsilon",
+        "A row_mean, A row_residual, A row_rstd",
+        "Moments<A>(count, mean, mean_residual, m2, m2_compensation, exponent)",
         "merge(a, b)",
-        "finish(a, share, epsilon, row_mean, row_missed, row_rstd)",
+        "finalize_stats(a, inv_count, epsilon, row_mean, row_residual, row_rstd)",
         "Moments<A>()",
-        "strided_merge_moments",
+        "strided_merge_moments_many",
         reduce_type="Moments<A>",
         preamble=preamble(),
         options=OPTIONS,
@@ -202,10 +237,10 @@ def merge_moments() -> Any:
 
 
 @cache
-def add_up_many() -> Any:
-    """Add up the sums of slots, in their own dtype, and round once to that of the result."""
+def reduce_partials_many() -> Any:
+    """Return a kernel that adds up partial sums in their own dtype, and rounds the result once."""
     return cupy.ReductionKernel(
-        *("A part", "R total", "part", "a + b", "total = static_cast<R>(a)", "0"),
-        "strided_add_up_many",
+        *("A partial", "R total", "partial", "a + b", "total = static_cast<R>(a)", "0"),
+        "strided_reduce_partials_many",
         reduce_type="A",
     )

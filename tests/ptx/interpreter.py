@@ -1,7 +1,7 @@
-"""Runs a kernel: all threads of some blocks at once, each instruction on all that have come to it.
+"""Runs a kernel: all threads of some blocks at a time, each instruction for all threads at it.
 
-Threads that part ways are run the lowest instruction first, so that those behind catch up, as far
-as the compiler's order of code lets them. A barrier, and a shuffle, waits for all its threads.
+Divergent threads run the lowest instruction first, so that they converge as far as the compiler's
+order of code lets them. A barrier or a shuffle waits for all its threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from parse import SIZES, Address, Immediate, Instruction, Kernel, Operand, PTXEr
 
 Array = np.ndarray[Any, Any]
 
-#: Threads that are run at once: so few that their registers stay in the processor's caches.
+#: Threads that run at a time: so few that their registers stay in the CPU's caches.
 THREADS_AT_ONCE = 4096
 ALL_LANES = 0xFFFFFFFF
 
@@ -30,7 +30,7 @@ def launch(
     memory: Memory,
     blocks: Sequence[int] | None = None,
 ) -> Counters:
-    """Run all blocks of a grid, or those with the given numbers, one after the other or at once."""
+    """Run all blocks of a grid, or those with the given numbers, some of them at a time."""
     threads = int(np.prod(block))
     if threads % WARP:
         raise PTXError(f"{kernel.name}: blocks of {threads} threads, which is not whole warps")
@@ -61,7 +61,7 @@ def _three(dimensions: Sequence[int]) -> tuple[int, int, int]:
 
 
 class _Blocks:
-    """Blocks that run at once. Arrays have a value for each thread, block after block."""
+    """Blocks that run at a time. Arrays have a value for each thread, block after block."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class _Blocks:
                 flat = flat // size
         return {name: np.asarray(value, "u4") for name, value in values.items()}
 
-    # --- Which instruction is next, and for whom -------------------------------------------------
+    # --- Scheduling ------------------------------------------------------------------------------
 
     def run(self) -> None:
         instructions = self.kernel.instructions
@@ -121,7 +121,7 @@ class _Blocks:
             )
 
     def _straight(self, here: int, active: Array) -> None:
-        """Run until threads part ways, meet others, or have to wait for them."""
+        """Run until threads diverge, converge, or have to wait."""
         others = self.at[~active & (self.at > here)]
         stop = min(int(others.min()) if others.size else 1 << 62, len(self.kernel.instructions))
         begin, taken, target = here, None, 0
@@ -148,7 +148,7 @@ class _Blocks:
         return self.kernel.labels[str(instruction.operands[0])]
 
     def _meet(self, instruction: Instruction, here: int) -> None:
-        """Let those go on whose whole block, or warp, has come."""
+        """Let threads continue whose whole block or warp has arrived."""
         if instruction.guard:
             raise PTXError(f"{instruction}: not known with a predicate")
         size = self.threads if instruction.opcode == "bar" else WARP
@@ -176,7 +176,7 @@ class _Blocks:
     # --- Values ----------------------------------------------------------------------------------
 
     def _register(self, name: str) -> Array:
-        """Where nothing has been written, NaN: a compiler moves what is undefined about."""
+        """Return a register; NaN where nothing was written, since compilers move such reads."""
         if name not in self.registers:
             kind = self.kernel.registers[name]
             ones = np.zeros((), "?") if kind == "pred" else ~np.zeros((), f"u{SIZES[kind]}")
@@ -205,7 +205,7 @@ class _Blocks:
         return value.view(dtype)
 
     def _stored(self, operand: Operand, size: int) -> Array:
-        """What a store takes: of a register that has more bits, the lower ones."""
+        """Return the value of a store: the lower bits of a wider register."""
         if isinstance(operand, str) and operand in self.kernel.registers:
             value = self._register(operand)
             if value.dtype.kind == "u" and value.dtype.itemsize > size:
@@ -213,7 +213,7 @@ class _Blocks:
         return self._value(operand, f"b{8 * size}")
 
     def _set(self, name: str, value: Array, active: Array) -> None:
-        """Bits of a value into a register, in those threads that are active."""
+        """Write the bits of a value to a register, in active threads."""
         if name == "_":
             return
         kind = self.kernel.registers[name]
@@ -221,7 +221,7 @@ class _Blocks:
         if value.dtype.itemsize != bits.itemsize:
             raise PTXError(f"{self.kernel.name}: {name} does not hold a {value.dtype}")
         value = np.broadcast_to(value.view(bits), active.shape)
-        # Never in place: a register's array may be another's too.
+        # Never in place: registers may share an array.
         if not active.all():
             value = np.where(active, value, self._register(name))
         self.registers[name] = value
@@ -237,7 +237,7 @@ class _Blocks:
         place = begin + np.uint64(address.offset % (1 << 64))
         return np.broadcast_to(place, active.shape)[active]
 
-    # --- What each instruction does --------------------------------------------------------------
+    # --- Instructions ----------------------------------------------------------------------------
 
     def _execute(self, instruction: Instruction, active: Array) -> None:
         if instruction.guard:
@@ -263,7 +263,7 @@ class _Blocks:
         self._set(str(target), operation.compute(*values), active)
 
     def _move(self, instruction: Instruction, active: Array) -> bool:
-        """Words into a longer one, or out of it; other moves are operations."""
+        """Pack words into a longer one, or unpack it; other moves are operations."""
         target, source = instruction.operands
         kind = instruction.kind
         if isinstance(source, Vector):
@@ -356,12 +356,12 @@ class _Blocks:
             self._set(str(each), np.ones(active.shape, bool), active)
 
     def _is(self, operand: Operand, number: int, active: Array) -> bool:
-        """Whether it is that number in all active threads."""
+        """Return whether a value is that number in all active threads."""
         values = np.broadcast_to(self._value(operand, "u32"), active.shape)
         return bool(np.all(values[active] == number))
 
     def _to_global(self, instruction: Instruction, active: Array) -> bool:
-        """A generic address and one in global memory are the same number."""
+        """Copy a generic address, which equals the address in global memory."""
         if instruction.form != "cvta.to.global.u64":
             return False
         target, source = instruction.operands

@@ -1,4 +1,4 @@
-"""Write the page of predictions: ``page.py docs/predicted-speed`` makes the .md and its .json."""
+"""Write the report on predicted speed: ``report.py docs/predicted-speed`` writes .md and .json."""
 
 from __future__ import annotations
 
@@ -8,50 +8,52 @@ from pathlib import Path
 from typing import Any
 
 from predict import (
-    ACHIEVED,
-    BYTES_A_CLOCK,
+    BANDWIDTH_FRACTION,
+    BYTES_PER_CLOCK,
     GPUS,
-    LAUNCH,
+    LAUNCH_SECONDS,
     LENGTHS,
-    RESIDENT,
+    RESIDENT_THREADS,
     ROWS,
     SHAPES,
-    WARPS_A_CLOCK,
+    WARPS_PER_CLOCK,
     predictions,
 )
 
 HEAD = """# Predicted speed of the CUDA kernels
 
-**These are predictions: no GPU has run the kernels yet.** They come from counts of what the kernels
-ask for, when [the CPU runs their PTX](../tests/ptx/README.md), and from these assumptions:
+**These are predictions: no GPU has run the kernels yet.** They follow from the memory accesses and
+instructions that are counted when [the CPU runs the kernels' PTX](../tests/ptx/README.md), and
+from these assumptions:
 
-- A launch takes {launch} µs, which includes one block's chain of loads and sums. Nothing is said of
-  the host.
-- Memory gives {achieved} of its bandwidth by data sheet, about what a copy gets:
+- A launch takes {launch} µs, including the latency of one block's loads and sums. The cost of the
+  host is not predicted.
+- Memory reaches {achieved} of the bandwidth in its data sheet, about as much as a copy does:
   of {bandwidths}.
-  A multiprocessor takes at most {bytes} bytes a clock, which limits launches of few blocks.
-- What a row reads again comes from the second-level cache if all rows in flight fit in it, else
-  from memory. Arrays of up to a quarter of the cache come from memory once a launch. Nothing is
-  left in the cache from one launch to the next.
-- A multiprocessor issues {warps} instructions a clock, at {clocks}.
-  They are PTX, of which an assembler fuses some and spends others on addresses: rough.
-- All blocks of a launch are like the few of them that were counted.
+  A multiprocessor loads at most {bytes} bytes per clock, which limits launches of few blocks.
+- Data of a row that is read again comes from L2 if all rows in flight fit into it, otherwise from
+  memory. Arrays of up to a quarter of L2 come from memory once per launch. L2 holds nothing from
+  one launch to the next.
+- A multiprocessor issues {warps} instructions per clock, at {clocks}.
+  They are PTX instructions. An assembler fuses some and adds others for addresses, so this is
+  rough.
+- All blocks of a launch are like the few blocks that were counted.
 
-Of occupancy, no more is known than the {resident} threads that launch bounds ensure. Latency that
-is not hidden, and the tail that last blocks leave, are left out. So this is what can be hoped for.
+Occupancy is assumed to be the {resident} threads that launch bounds ensure. Latency that is not
+hidden, and the tail of the last blocks, are left out, so the predictions are optimistic.
 
-Least bytes are each input once and each output once, moved ones those from and to the memory of an
-{first}. The roofline is the time of the least bytes at all of the bandwidth, and the fraction is
-that time by the predicted one. The letter says what takes longest: **m**emory, **i**nstructions, or
-the **l**aunch.
+The least bytes are each input once and each output once. The moved bytes are those read from or
+written to the memory of an {first}. The roofline is the time of the least bytes at the full
+bandwidth, and the fraction is that time divided by the predicted time. The letter names the limit:
+**m**emory, **i**nstructions, or the **l**aunch.
 
 ![Predicted time and share of the bandwidth](predicted-speed.svg)
 
 """
 PUBLISHED = """
-## Next to what others have published
+## Compared with published measurements
 
-None of this was measured here, nor on one machine.
+None of these was measured here, and they are from different machines.
 
 | what | published | predicted here |
 |---|---|---|
@@ -63,21 +65,21 @@ None of this was measured here, nor on one machine.
 [quack]: https://github.com/Dao-AILab/quack
 [cumo]: https://github.com/sonots/cumo
 
-The page is made by `make predictions`, and held to the kernels by `make test-cuda`.
+`make predictions` writes this page, and `make test-cuda` checks that it matches the kernels.
 """
 
 
-def page(rows: list[dict[str, Any]]) -> str:
-    """The text, in Markdown."""
+def report(rows: list[dict[str, Any]]) -> str:
+    """Return the report in Markdown."""
     names = [gpu.name for gpu in GPUS]
     head = HEAD.format(
-        launch=1e6 * LAUNCH,
-        achieved=f"{ACHIEVED:.0%}",
+        launch=1e6 * LAUNCH_SECONDS,
+        achieved=f"{BANDWIDTH_FRACTION:.0%}",
         bandwidths=", ".join(f"{1e-12 * gpu.bandwidth:.2f}" for gpu in GPUS) + " TB/s",
-        bytes=BYTES_A_CLOCK,
-        warps=WARPS_A_CLOCK,
+        bytes=BYTES_PER_CLOCK,
+        warps=WARPS_PER_CLOCK,
         clocks=", ".join(f"{1e-9 * gpu.clock:.2f}" for gpu in GPUS) + " GHz",
-        resident=RESIDENT,
+        resident=RESIDENT_THREADS,
         first=names[0],
     )
     gpus = " | ".join(f"{name}: roofline, predicted µs; fraction" for name in names)
@@ -96,7 +98,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     moved = row[GPUS[0].name]["moved"]
     cells = [
         row["pass"],
@@ -114,7 +116,7 @@ def line(row: dict[str, Any]) -> str:
 
 def main(output: Path) -> None:
     rows = list(predictions(SHAPES))
-    output.with_suffix(".md").write_text(page(rows), encoding="utf-8")
+    output.with_suffix(".md").write_text(report(rows), encoding="utf-8")
     curves = {
         "rows": list(predictions([("float32", *shape) for shape in ROWS])),
         "lengths": list(predictions([("bfloat16", *shape) for shape in LENGTHS])),

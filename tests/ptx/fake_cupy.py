@@ -1,6 +1,6 @@
-"""A CuPy as large as the backend's host code needs it, whose kernels are compiled to PTX and run.
+"""The part of CuPy that the backend's host code needs. Kernels are compiled to PTX and run.
 
-Which kernel is launched on what, in which grid, is for the backend to say: nothing of it is here.
+The backend decides which kernel is launched on what, in which grid.
 """
 
 from __future__ import annotations
@@ -19,24 +19,35 @@ import numpy as np
 from counters import Counters
 from cupy.cuda.function import CPointer
 from cupy_backends.cuda.libs import nvrtc
-from machine import launch
+from interpreter import launch
 from memory import DeviceArray, Memory
 from parse import Kernel, parse
 
-# The package itself asks for a GPU, so that it is there for its modules, but not run.
+# Importing the package checks for a GPU. So it is created for its modules, but not run.
 PACKAGE = "ln_array_api_backends.cupy"
 _spec = importlib.util.find_spec(PACKAGE)
 assert _spec is not None
 sys.modules[PACKAGE] = importlib.util.module_from_spec(_spec)
-from ln_array_api_backends.cupy import calls, channels, shapes  # noqa: E402, F401 - for others
+from ln_array_api_backends.cupy import channels_dispatch, launch_config, rows_dispatch  # noqa: E402
+from ln_array_api_backends.cupy.backend import CuPyBackend  # noqa: E402
 
-#: The oldest that has instructions for bfloat16, so that nothing is emulated.
+__all__ = [
+    "CuPyBackend",
+    "Device",
+    "Launch",
+    "channels_dispatch",
+    "launch_config",
+    "patched_device",
+    "rows_dispatch",
+]
+
+#: The oldest with instructions for bfloat16, which are not emulated.
 ARCHITECTURE = "compute_90"
 CACHE = Path(__file__).resolve().parents[2] / ".cuda_on_cpu" / "ptx"
 
 
 def compile_to_ptx(source: str, options: Sequence[str], expression: str) -> tuple[str, str]:
-    """The PTX of a kernel, kept for as long as nothing changes, and the kernel's name in it."""
+    """Return the PTX of a kernel, which is cached, and the kernel's name in it."""
     include = Path(cupy.__file__).parents[1] / "nvidia" / "cu13" / "include"
     options = (*options, f"-arch={ARCHITECTURE}", f"-I{include}")
     key = repr((nvrtc.getVersion(), source, options, expression))
@@ -73,7 +84,7 @@ class Launch(NamedTuple):
 
 
 class Pointer(NamedTuple):
-    """A place in memory."""
+    """An address in memory."""
 
     ptr: int
 
@@ -82,9 +93,9 @@ class Pointer(NamedTuple):
 
 
 class Device:
-    """Stands for the module ``cupy`` in the backend's modules; the rest is NumPy.
+    """Replaces the module ``cupy`` in the backend's modules; the rest is NumPy.
 
-    `sample` says which blocks of a grid of so many are run, where that is not all.
+    `sample` maps the number of blocks of a grid to the numbers of those that are run.
     """
 
     def __init__(self, sample: Callable[[int], Sequence[int]] | None = None) -> None:
@@ -120,7 +131,7 @@ class _Function:
 
     @property
     def kernel(self) -> _Function:
-        """What CuPy's wrapper, which looks for the current device, launches."""
+        """Return what CuPy's wrapper launches; it checks the current device."""
         return self
 
     def __call__(
@@ -134,7 +145,7 @@ class _Function:
 
 
 def _packed(argument: Any) -> bytes:
-    """As CuPy passes it."""
+    """Return the bytes of an argument, as CuPy passes it."""
     if argument is None:
         return bytes(8)
     if isinstance(argument, CPointer):
@@ -144,15 +155,15 @@ def _packed(argument: Any) -> bytes:
 
 
 @contextmanager
-def used(device: Device) -> Iterator[Device]:
-    """Let the backend's modules have this device instead of CuPy."""
+def patched_device(device: Device) -> Iterator[Device]:
+    """Replace CuPy by this device in the backend's modules."""
     modules = [
         module
         for name, module in sys.modules.items()
         if name.startswith(f"{PACKAGE}.") and getattr(module, "cupy", None) is not None
     ]
     before = [module.cupy for module in modules]
-    forget()
+    clear_caches()
     for module in modules:
         module.cupy = device  # type: ignore[attr-defined]
     try:
@@ -160,10 +171,10 @@ def used(device: Device) -> Iterator[Device]:
     finally:
         for module, each in zip(modules, before, strict=True):
             module.cupy = each  # type: ignore[attr-defined]
-        forget()
+        clear_caches()
 
 
-def forget() -> None:
-    """Kernels that were compiled for another device."""
-    calls.kernel.cache_clear()
-    channels.kernel.cache_clear()
+def clear_caches() -> None:
+    """Clear the caches of kernels, which were compiled for another device."""
+    rows_dispatch.kernel.cache_clear()
+    channels_dispatch.kernel.cache_clear()

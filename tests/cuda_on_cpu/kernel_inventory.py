@@ -1,8 +1,8 @@
-"""Every kernel that the CuPy backend can choose, found by asking it for every kind of call.
+"""Every kernel that the CuPy backend can choose, found by preparing every kind of call.
 
-Kernels are noted where CuPy is asked for them, so nothing here knows their names, nor how the
-backend chooses. Lengths lie between powers of two, where shapes can change. With
-``CUDA_ON_CPU_EVERY_KERNEL=1`` in the environment, each of them is one that tests run.
+Kernels are recorded where the backend requests them from CuPy, so this module knows neither their
+names nor how the backend chooses. Lengths are between powers of two, where block shapes can change.
+With ``CUDA_ON_CPU_EVERY_KERNEL=1`` in the environment, the tests run every kernel.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import cupy_on_cpu  # noqa: F401 - before CuPy
 
 # isort: split
 import cupy
-from ln_array_api_backends.cupy import backend, channels
-from ln_array_api_backends.cupy import calls as rows
+from ln_array_api_backends.cupy import backend, channels_dispatch, rows_dispatch
 from resources import row_of
 
 from ln_array_api._check import PARAMETER_DTYPES
@@ -28,18 +27,18 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 ROWS = (1, 12, 100_000)
 LENGTHS = [(1 << bit) + 2 for bit in range(23)]
 GROUPS = (1, 4)
-#: Elements that share a parameter: none, some of a chunk, and several chunks.
+#: Elements that share a parameter: one, part of a chunk, and several chunks.
 REPEATS = (1, 2, 3, 16)
 NEEDS = [each for each in product((True, False), repeat=3) if any(each)]
-#: Of arrays with channels: runs of each size of words, short and long ones, few and many.
+#: Of arrays with channels: extents for each vector width, short and long, few and many.
 SPATIAL = (1, 2, 3, 4, 8, 65, 66, 68, 72, 4097, 4098, 4100, 4104)
 CHANNELS = (1, 3, 6, 12, 24)
 BATCHES = (1, 70, 9000)
 EVERY_KERNEL = os.environ.get("CUDA_ON_CPU_EVERY_KERNEL", "") == "1"
 
 
-class Kernels:
-    """In the place of ``cupy.RawModule``: notes what is asked for, and compiles nothing."""
+class RecordingModule:
+    """A replacement for ``cupy.RawModule``, which records requests and compiles nothing."""
 
     def __init__(self) -> None:
         self.sources: dict[str, str] = {}
@@ -60,8 +59,8 @@ class Kernels:
         return None
 
 
-def calls(dtype: str) -> Iterator[tuple[Primitive, RowsSpec]]:
-    """Every kind of call for x of a dtype."""
+def row_calls(dtype: str) -> Iterator[tuple[Primitive, RowsSpec]]:
+    """Yield every kind of call on rows for x of a dtype."""
     wider = PARAMETER_DTYPES[dtype]
     kinds = product(ROWS, LENGTHS, (True, False), GROUPS, REPEATS, wider)
     for m, at_least, center, groups, repeat, gamma in kinds:
@@ -75,7 +74,7 @@ def calls(dtype: str) -> Iterator[tuple[Primitive, RowsSpec]]:
 
 
 def channel_calls(dtype: str) -> Iterator[tuple[Primitive, ChannelsSpec]]:
-    """The same with channels."""
+    """Yield every kind of call on channels for x of a dtype."""
     wider = PARAMETER_DTYPES[dtype]
     for b, c, s, gamma in product(BATCHES, CHANNELS, SPATIAL, wider):
         spec = ChannelsSpec("cupy", "0", (b, c, s), dtype, gamma, None, 1e-5)
@@ -87,56 +86,57 @@ def channel_calls(dtype: str) -> Iterator[tuple[Primitive, ChannelsSpec]]:
 
 
 def every_call() -> Iterator[tuple[Primitive, Spec]]:
-    """Of all dtypes."""
+    """Yield every kind of call."""
     for dtype in DTYPES:
-        yield from calls(dtype)
+        yield from row_calls(dtype)
         yield from channel_calls(dtype)
 
 
-def asked_for(some: Iterable[tuple[Primitive, Spec]]) -> Kernels:
-    """What calls ask for."""
-    kernels, module, launcher = Kernels(), cupy.RawModule, rows.launcher
-    forget()
-    cupy.RawModule = kernels
-    rows.launcher = channels.launcher = lambda *arguments: None  # which takes half of the time
+def kernels_requested_by(some: Iterable[tuple[Primitive, Spec]]) -> RecordingModule:
+    """Prepare some calls, and record the kernels that they request."""
+    recorded, module, bind_launch = RecordingModule(), cupy.RawModule, rows_dispatch.bind_launch
+    clear_caches()
+    cupy.RawModule = recorded
+    # Binding launches would take half of the time.
+    rows_dispatch.bind_launch = channels_dispatch.bind_launch = lambda *arguments: None
     try:
         for primitive, spec in some:
             if backend.can_run(primitive, spec):
-                kernels.call = primitive, spec
+                recorded.call = primitive, spec
                 backend.prepare(primitive, spec)
     finally:
         cupy.RawModule = module
-        rows.launcher = channels.launcher = launcher
-        forget()  # what is none
-    return kernels
+        rows_dispatch.bind_launch = channels_dispatch.bind_launch = bind_launch
+        clear_caches()  # of the replacements
+    return recorded
 
 
-def forget() -> None:
-    """Kernels that the backend was given."""
-    rows.kernel.cache_clear()
-    channels.kernel.cache_clear()
+def clear_caches() -> None:
+    """Clear the backend's caches of kernels."""
+    rows_dispatch.kernel.cache_clear()
+    channels_dispatch.kernel.cache_clear()
 
 
 @cache
-def asked_for_by_every_call() -> Kernels:
-    return asked_for(every_call())
+def kernels_requested_by_every_call() -> RecordingModule:
+    return kernels_requested_by(every_call())
 
 
-def chosen() -> tuple[dict[str, str], set[str]]:
-    """The source of each kernel by its name, and the options that all are compiled with."""
-    kernels = asked_for_by_every_call()
-    return kernels.sources, kernels.options
+def kernels_in_use() -> tuple[dict[str, str], set[str]]:
+    """Return the source of each kernel by its name, and the options that all are compiled with."""
+    recorded = kernels_requested_by_every_call()
+    return recorded.sources, recorded.options
 
 
 def first_calls() -> dict[str, tuple[Primitive, Spec]]:
-    """For each kernel, a call that chooses it: with the fewest rows, and of those the shortest."""
-    return asked_for_by_every_call().calls
+    """Return a call for each kernel: with the fewest rows, and of those the shortest."""
+    return kernels_requested_by_every_call().calls
 
 
 def selected_calls() -> dict[str, tuple[Primitive, Spec]]:
-    """The same for those that tests run: with all flags where all arrays have one dtype.
+    """Return calls for the kernels that tests run: with all flags where all arrays have one dtype.
 
-    Where gamma, beta or dy is wider, it is one of each shape, if not every kernel is asked for.
+    Where gamma, beta or dy is wider, there is one for each shape, unless every kernel is requested.
     """
     if EVERY_KERNEL:
         return first_calls()
@@ -150,4 +150,4 @@ def selected_calls() -> dict[str, tuple[Primitive, Spec]]:
 
 
 if __name__ == "__main__":
-    print("\n".join(sorted(chosen()[0])))
+    print("\n".join(sorted(kernels_in_use()[0])))

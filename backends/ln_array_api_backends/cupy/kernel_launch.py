@@ -1,4 +1,4 @@
-"""From CUDA C to launches: kernels compiled for their template parameters, arguments made once."""
+"""From CUDA C to launches: kernels for template parameters, arguments converted once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import cupy
 import numpy as np
 from cupy.cuda.function import CPointer
 
-ACCUMULATION = {"float64": "float64"}
 C_NAME = {
     "float16": "__half",
     "bfloat16": "__nv_bfloat16",
@@ -21,29 +20,37 @@ C_NAME = {
 }
 
 
+def accumulation_dtype(dtype: str) -> np.dtype[Any]:
+    """Return the dtype that values of a dtype are computed in."""
+    return np.dtype("float64" if dtype == "float64" else "float32")
+
+
 @cache
-def read(*names: str) -> str:
-    """The CUDA C of some files of this folder."""
+def read_sources(*names: str) -> str:
+    """Return the CUDA C of some files of this folder, one after the other."""
     here = files(__package__)
     return "\n".join((here / name).read_text(encoding="utf-8") for name in names)
 
 
-def expression(name: str, *parameters: str | int | bool) -> str:
-    """A kernel for such template parameters, in C++."""
+def name_expression(name: str, *parameters: str | int | bool) -> str:
+    """Return the C++ name of a kernel, with template parameters if it is a template."""
+    if not parameters:
+        return name
     arguments = ", ".join(
         str(each).lower() if isinstance(each, bool) else str(each) for each in parameters
     )
     return f"{name}<{arguments}>"
 
 
-def compiled(source: str, wanted: str) -> Any:
-    """A kernel of that source, compiled when it is first launched on a device."""
-    module = cupy.RawModule(code=source, options=("-std=c++17",), name_expressions=(wanted,))
-    return module.get_function(wanted)
+def get_kernel(source: str, name: str, *parameters: str | int | bool) -> Any:
+    """Return a kernel of a source, which is compiled when it is first launched on a device."""
+    expression = name_expression(name, *parameters)
+    module = cupy.RawModule(code=source, options=("-std=c++17",), name_expressions=(expression,))
+    return module.get_function(expression)
 
 
-class Constant(CPointer):  # type: ignore[misc]  # CuPy has no types
-    """An argument of a kernel, converted once; CuPy would convert a number at every launch."""
+class ScalarArg(CPointer):  # type: ignore[misc]  # CuPy has no types
+    """A kernel argument, converted once; CuPy would convert a number at every launch."""
 
     def __init__(self, value: Any) -> None:
         self.value = np.asarray(value)
@@ -51,18 +58,18 @@ class Constant(CPointer):  # type: ignore[misc]  # CuPy has no types
 
 
 class CuPyMemory:
-    """How kernels get at arrays of CuPy, and make new ones. Another library has a class like it."""
+    """How kernels access CuPy arrays, and create new ones. Another library has a class like it."""
 
     dtype = staticmethod(np.dtype)
 
     @staticmethod
     def empty(shape: Sequence[int], dtype: Any, like: Any) -> Any:
-        """A new array, on the device of another, which is the current one."""
+        """Return a new array on the device of another array, which is the current device."""
         return cupy.ndarray(shape, dtype)
 
     @staticmethod
     def several(count: int, shape: Sequence[int], dtype: Any, like: Any) -> list[Any]:
-        """So many of one shape, in one piece of memory."""
+        """Return several arrays of one shape, in one piece of memory."""
         nbytes = math.prod(shape) * dtype.itemsize
         memory = cupy.cuda.alloc(count * nbytes)
         arrays = [cupy.ndarray(shape, dtype, memory)]
@@ -72,7 +79,7 @@ class CuPyMemory:
 
     @staticmethod
     def workspace(nbytes: int, like: Any) -> Any:
-        """So many bytes, until the kernels that are launched on this stream have used them."""
+        """Return memory that is used only by the kernels launched next on this stream."""
         return cupy.cuda.alloc(nbytes)
 
     @staticmethod
@@ -81,10 +88,10 @@ class CuPyMemory:
         run.kernel(grid, block, arrays + fixed)
 
 
-def launcher(
-    memory: Any, run: Any, grid: tuple[int, ...], threads: int, *constants: Any
+def bind_launch(
+    memory: Any, run: Any, grid: tuple[int, ...], threads: int, *scalars: Any
 ) -> Callable[..., None]:
-    """A kernel with all but its arrays, which stand first; None is a null pointer."""
+    """Return a launch that takes a kernel's arrays, which come first. None is a null pointer."""
     launch, block = memory.launch, (threads,)
-    fixed = tuple(map(Constant, constants))
+    fixed = tuple(map(ScalarArg, scalars))
     return lambda *arrays: launch(run, grid, block, arrays, fixed)

@@ -1,0 +1,49 @@
+"""The CuPy backend: what it can run, and where its kernels are prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ln_array_api.backend import (
+    ChannelsBackend,
+    ChannelsSpec,
+    Layout,
+    Primitive,
+    RowsBackend,
+    RowsSpec,
+    Spec,
+)
+
+from . import caffe2_stages, channels_dispatch, rows_dispatch
+from .kernel_launch import CuPyMemory
+from .strided_dispatch import prepare_strided
+
+
+class CuPyBackend(RowsBackend, ChannelsBackend):
+    """All primitives, for every dtype and option."""
+
+    caffe2_stages = caffe2_stages
+
+    def can_run(self, primitive: Primitive, spec: Spec) -> bool:
+        can_run: bool = _dispatch(spec).can_run(spec)
+        return can_run
+
+    def prepare(
+        self, primitive: Primitive, spec: Spec, memory: Any = CuPyMemory
+    ) -> Callable[..., Any]:
+        """Return a function that runs such calls on arrays of the library that `memory` is for."""
+        run: Callable[..., Any] = _dispatch(spec).PREPARE[primitive](spec, memory)
+        return run
+
+    def prepare_strided(
+        self, primitive: Primitive, spec: RowsSpec, layout: Layout
+    ) -> tuple[Callable[..., Any], str] | None:
+        return prepare_strided(primitive, spec, layout)
+
+    def describe(self, primitive: Primitive, spec: Spec) -> str:
+        return f"CUDA C for {spec.dtype}, {_dispatch(spec).describe(primitive, spec)}"
+
+
+def _dispatch(spec: Spec) -> Any:
+    return channels_dispatch if isinstance(spec, ChannelsSpec) else rows_dispatch

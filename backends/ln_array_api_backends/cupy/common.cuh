@@ -1,0 +1,227 @@
+// Shared by both passes over rows, and by those over channels: how rows are read and written, and
+// how a block reduces values.
+//
+// A row belongs to a group of warps. Its chunks are vectors of 16 bytes of x. Thread t of a group
+// of n threads has chunks t, t + n, ... of the row. The address of the row decides only how a chunk
+// is loaded, never which thread has it, so that no sum depends on where an array begins.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+// Correct to half an ulp, and to one: a quotient of 1 and a square root calls a function for its
+// special cases.
+__device__ inline float reciprocal_sqrt(float x) { return __frsqrt_rn(x); }
+__device__ inline double reciprocal_sqrt(double x) { return rsqrt(x); }
+
+constexpr int WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+constexpr int VEC_BYTES = 16;
+
+// Blocks that a multiprocessor must have registers for. Without a number, the compiler aims at more
+// of the smaller blocks, and spills a register or two for it.
+template <int THREADS>
+constexpr int MIN_BLOCKS_PER_SM = THREADS < 512 ? 512 / THREADS : 1;
+
+// Elements of a vector of 16 bytes.
+template <class T>
+constexpr int FULL_VEC = VEC_BYTES / int(sizeof(T));
+
+template <class T, int VEC>
+constexpr int VEC_ALIGNMENT = VEC * int(sizeof(T)) < VEC_BYTES ? VEC * int(sizeof(T)) : VEC_BYTES;
+
+template <class T, int VEC>
+struct alignas(VEC_ALIGNMENT<T, VEC>) Vec {
+    T elements[VEC];
+};
+
+// An integer type that one instruction stores.
+template <int BYTES>
+struct RawVec;
+template <>
+struct RawVec<2> {
+    using type = unsigned short;
+};
+template <>
+struct RawVec<4> {
+    using type = unsigned;
+};
+template <>
+struct RawVec<8> {
+    using type = uint2;
+};
+template <>
+struct RawVec<16> {
+    using type = uint4;
+};
+
+template <int VEC, class T>
+__device__ bool is_aligned(const T* ptr) {
+    return VEC == 1 || reinterpret_cast<size_t>(ptr) % VEC_ALIGNMENT<T, VEC> == 0;
+}
+
+template <bool ALIGNED, class T, class A, int VEC>
+__device__ void load_vec(const T* ptr, A (&values)[VEC]) {
+    if constexpr (ALIGNED) {
+        const Vec<T, VEC> vec = *reinterpret_cast<const Vec<T, VEC>*>(ptr);
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) values[j] = static_cast<A>(vec.elements[j]);
+    } else {
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) values[j] = static_cast<A>(ptr[j]);
+    }
+}
+
+template <bool ALIGNED, class T, class A, int VEC>
+__device__ void store_vec(T* ptr, const A (&values)[VEC]) {
+    if constexpr (ALIGNED) {
+        constexpr int BYTES = VEC_ALIGNMENT<T, VEC>, STORES = VEC * int(sizeof(T)) / BYTES;
+        using Raw = typename RawVec<BYTES>::type;
+        union {
+            Vec<T, VEC> vec;
+            Raw raw[STORES];
+        } both = {};
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) both.vec.elements[j] = static_cast<T>(values[j]);
+        // By this function: the compiler splits an assignment where it cannot follow the address.
+#pragma unroll
+        for (int i = 0; i < STORES; ++i) __stcg(reinterpret_cast<Raw*>(ptr) + i, both.raw[i]);
+    } else {
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) ptr[j] = static_cast<T>(values[j]);
+    }
+}
+
+// Load the first `count` elements of a vector, and zeros for the others.
+template <class T, class A, int VEC>
+__device__ void load(const T* ptr, bool aligned, int count, A (&values)[VEC]) {
+    if (aligned && count == VEC) {
+        load_vec<true>(ptr, values);
+    } else {
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) values[j] = j < count ? static_cast<A>(ptr[j]) : A(0);
+    }
+}
+
+// Store the first `count` elements of a vector.
+template <class T, class A, int VEC>
+__device__ void store(T* ptr, bool aligned, int count, const A (&values)[VEC]) {
+    if (aligned && count == VEC) {
+        store_vec<true>(ptr, values);
+    } else {
+#pragma unroll
+        for (int j = 0; j < VEC; ++j)
+            if (j < count) ptr[j] = static_cast<T>(values[j]);
+    }
+}
+
+// How many elements of a row share a parameter: one, any number, or whole chunks.
+enum ParamIndexing { PER_ELEMENT, REPEATED, PER_CHUNK };
+
+// A view of gamma or beta: element c of a row has element c / repeat of the parameters of its
+// group, `group_index`, which is the row's number modulo groups. Elements are counted from `begin`,
+// so that 32 bits hold their number, in which division is much faster.
+template <class P, ParamIndexing INDEXING>
+struct ParamView {
+    const P* ptr;
+    bool aligned;
+    unsigned repeat, repeat_offset;
+
+    __device__ ParamView(const P* parameters, unsigned group_index, Index n, Index repeat,
+                         Index begin = 0)
+        : ptr(parameters), repeat(unsigned(repeat)), repeat_offset(0) {
+        if constexpr (INDEXING == PER_ELEMENT) {
+            if (ptr) ptr += group_index * n + begin;
+        } else {
+            if (ptr) ptr += group_index * (n / repeat) + begin / repeat;
+            repeat_offset = unsigned(begin % repeat);
+        }
+        aligned = is_aligned<FULL_VEC<P>>(ptr);
+    }
+
+    template <class A, int VEC>
+    __device__ void load(int c, int count, A (&values)[VEC]) const {
+        if constexpr (INDEXING == PER_ELEMENT) {
+            ::load(ptr + c, aligned, count, values);
+        } else if constexpr (INDEXING == REPEATED) {
+#pragma unroll
+            for (int j = 0; j < VEC; ++j)
+                values[j] =
+                    j < count ? static_cast<A>(ptr[(repeat_offset + c + j) / repeat]) : A(0);
+        } else {
+            const A value = static_cast<A>(ptr[(repeat_offset + c) / repeat]);
+#pragma unroll
+            for (int j = 0; j < VEC; ++j) values[j] = value;
+        }
+    }
+};
+
+template <class A>
+__device__ A warp_reduce_add(A value) {
+#pragma unroll
+    for (int flip = WARP / 2; flip > 0; flip /= 2)
+        value += __shfl_xor_sync(ALL_LANES, value, flip);
+    return value;
+}
+
+template <class A>
+__device__ A warp_reduce_max(A value) {
+#pragma unroll
+    for (int flip = WARP / 2; flip > 0; flip /= 2)
+        value = max(value, __shfl_xor_sync(ALL_LANES, value, flip));
+    return value;
+}
+
+// The warps that share a row. Where that is one warp, a block has several groups.
+template <class A, int WARPS>
+struct WarpGroup {
+    static constexpr int THREADS = WARPS * WARP;
+    static constexpr int SHARED = WARPS == 1 ? 1 : 2 * 3 * WARPS;
+
+    // Two buffers are used in turn, so that each reduction needs only one barrier.
+    A* shared;
+    int buffer = 0;
+
+    __device__ explicit WarpGroup(A* shared) : shared(shared) {}
+
+    __device__ static int thread() { return WARPS == 1 ? threadIdx.x % WARP : threadIdx.x; }
+    // The number of the group in its block.
+    __device__ static unsigned index() { return WARPS == 1 ? threadIdx.x / WARP : 0; }
+
+    // Gives the same bits in every thread.
+    template <int K>
+    __device__ void reduce_add(A (&values)[K]) {
+        static_assert(K <= 3);
+#pragma unroll
+        for (int k = 0; k < K; ++k) values[k] = warp_reduce_add(values[k]);
+        if constexpr (WARPS > 1) {
+            exchange(values);
+#pragma unroll
+            for (int k = 0; k < K; ++k) values[k] = warp_reduce_add(values[k]);
+        }
+    }
+
+    // Of values that are not negative.
+    __device__ A reduce_max(A value) {
+        A values[1] = {warp_reduce_max(value)};
+        if constexpr (WARPS > 1) {
+            exchange(values);
+            values[0] = warp_reduce_max(values[0]);
+        }
+        return values[0];
+    }
+
+  private:
+    // Give lane w of every warp the values of warp w, which are those of its first lane.
+    template <int K>
+    __device__ void exchange(A (&values)[K]) {
+        const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+        A* warp_values = shared + buffer * 3 * WARPS;
+        buffer ^= 1;
+        if (lane == 0) {
+#pragma unroll
+            for (int k = 0; k < K; ++k) warp_values[k * WARPS + warp] = values[k];
+        }
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < K; ++k) values[k] = lane < WARPS ? warp_values[k * WARPS + lane] : A(0);
+    }
+};
