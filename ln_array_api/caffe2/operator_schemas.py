@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._dispatch import checks as _check
+from .._dispatch import checks
 from ..layer_norm import EPSILON
 from .registry import register_schema
 from .schema import AT_LEAST_ONE, OperatorDef, OperatorSchema, Shape, pluralize
@@ -39,8 +39,8 @@ class Shapes(NamedTuple):
             raise ValueError(
                 f"{label}: {name} has shape {shape}, but must have at least 2 dimensions"
             )
-        (first,) = _check.axes(label, axis, shape)
-        axes = _check.axes(label, tuple(range(first, len(shape))), shape)
+        (first,) = checks.axes(label, axis, shape)
+        axes = checks.axes(label, tuple(range(first, len(shape))), shape)
         statistic, parameter = (*shape[:first], 1), shape[first:]
         by_names = {
             ("dY", "Y"): (shape, f"the shape of {name}"),
@@ -69,7 +69,7 @@ def _check_shapes(
     shapes = Shapes.of(op_def.label, data, given[data], arguments["axis"])
     for name, shape in given.items():
         if name != data:
-            _check.same_shape(op_def.label, name, _ShapeOnly(shape), *shapes.operands[name])
+            checks.same_shape(op_def.label, name, _ShapeOnly(shape), *shapes.operands[name])
     return shapes
 
 
@@ -84,7 +84,7 @@ def _verify(op_def: OperatorDef, arguments: Mapping[str, Any]) -> None:
                 f"with elementwise_affine={affine} it has {pluralize(wanted, kind)}"
             )
     if "epsilon" in arguments:
-        _check.epsilon(op_def.label, arguments["epsilon"], np.dtype("float64"))
+        checks.epsilon(op_def.label, arguments["epsilon"], np.dtype("float64"))
 
 
 def _infer_layer_norm(
@@ -108,7 +108,7 @@ def _infer_sum(
     first, *others = input_shapes
     for blob, shape in zip(op_def.inputs[1:], others, strict=True):
         shape_text = f"the shape of {op_def.inputs[0]}"
-        _check.same_shape(op_def.label, blob, _ShapeOnly(shape), first, shape_text)
+        checks.same_shape(op_def.label, blob, _ShapeOnly(shape), first, shape_text)
     return [first]
 
 

@@ -17,7 +17,7 @@ from .._arrays import (
     on_device_of,
     to_acc_dtype,
 )
-from .._dispatch import checks as _check
+from .._dispatch import checks
 from ..layer_norm import layer_norm_backward, layer_norm_forward
 from .devices import run_device
 from .operator_schemas import LAYER_NORM, LAYER_NORM_GRADIENT, SUM, Shapes
@@ -42,13 +42,13 @@ class _LayerNormOperator:
         run_device(self.op_def, inputs)
         arrays = dict(zip(self.schema.inputs, inputs, strict=False))
         x = arrays[self.data]
-        _check.array(label, self.data, x)
+        checks.array(label, self.data, x)
         shapes = Shapes.of(label, self.data, tuple(x.shape), self.arguments["axis"])
         for name, array in arrays.items():
             if name != self.data:
                 is_statistic = name in ("mean", "stddev")
                 dtype = ACCUMULATION[dtype_name(x.dtype)] if is_statistic else None
-                _check.operand(label, name, array, x, *shapes.operands[name], dtype)
+                checks.operand(label, name, array, x, *shapes.operands[name], dtype)
         return arrays, shapes
 
 
@@ -116,7 +116,7 @@ class LayerNormOp(_LayerNormOperator):
         """
         arrays, shapes = self._checked(inputs)
         x, axes, epsilon = arrays["input"], shapes.axes, self.arguments["epsilon"]
-        _check.epsilon(self.op_def.label, epsilon, x.dtype)
+        checks.epsilon(self.op_def.label, epsilon, x.dtype)
         y, mean, rstd = layer_norm_forward(
             x, arrays.get("gamma"), arrays.get("beta"), axis=axes, epsilon=epsilon
         )
@@ -252,15 +252,15 @@ class SumOp:
         """
         run_device(self.op_def, inputs)
         label, blobs, first = self.op_def.label, self.op_def.inputs, inputs[0]
-        _check.array(label, blobs[0], first)
+        checks.array(label, blobs[0], first)
         for blob, x in zip(blobs[1:], inputs[1:], strict=True):
-            _check.array(label, blob, x)
+            checks.array(label, blob, x)
             if dtype_name(x.dtype) != dtype_name(first.dtype):
                 raise TypeError(
                     f"{label}: {blob} has dtype {dtype_name(x.dtype)}, but must have that of "
                     f"{blobs[0]}, {dtype_name(first.dtype)}; cast one of them"
                 )
-            _check.operand(label, blob, x, first, tuple(first.shape), f"the shape of {blobs[0]}")
+            checks.operand(label, blob, x, first, tuple(first.shape), f"the shape of {blobs[0]}")
         if len(inputs) == 1:
             return (first,)
         xp = library_of(first).xp

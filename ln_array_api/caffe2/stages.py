@@ -36,7 +36,7 @@ from .._arrays import (
     on_device_of_x,
     to_acc_dtype,
 )
-from .._dispatch import checks as _check
+from .._dispatch import checks
 from ..backend import accelerated_stage
 from ..kernels.rows import astype_like
 
@@ -82,7 +82,7 @@ def compute_sigma_and_fused_params(
     """
     func_name = "compute_sigma_and_fused_params"
     xp, run = _check_operands(func_name, 1, mean=mean, var=var)
-    epsilon = _check.epsilon(func_name, epsilon, mean.dtype)
+    epsilon = checks.epsilon(func_name, epsilon, mean.dtype)
     if run:
         return run(mean, var, epsilon)  # type: ignore[no-any-return]
     mean, var = _to_acc_dtype(xp, mean, var)
@@ -307,7 +307,7 @@ def _check_operands(
     Return the namespace of the arrays, and a backend's function for this stage or None.
     """
     (x_name, x), *others = operands.items()
-    library = _check.array(func_name, x_name, x)
+    library = checks.array(func_name, x_name, x)
     if x.ndim != ndim:
         expected = "(M, N)" if ndim == 2 else "(M,)"
         raise ValueError(
@@ -324,7 +324,7 @@ def _check_operands(
         else:
             shape, shape_text = (x.shape[0],), "one element for each row"
             dtype = ACCUMULATION[dtype_name(x.dtype)]
-        _check.operand(func_name, name, values, x, shape, shape_text, dtype)
+        checks.operand(func_name, name, values, x, shape, shape_text, dtype)
     return library.xp, None if 0 in x.shape else accelerated_stage(library.name, func_name)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._arrays import Array, dtype_name
-from .._dispatch import checks as _check
+from .._dispatch import checks
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -98,9 +98,9 @@ def _check_arrays(schema: Any, arrays: list[Array | None]) -> None:
     for parameter, given in zip(schema.inputs, arrays, strict=False):
         if given is None:
             continue
-        _check.array(schema.name, parameter.name, given)
-        _check.same_library(schema.name, parameter.name, given, x, name_of_x)
-        _check.same_device(schema.name, parameter.name, given, x, name_of_x)
+        checks.array(schema.name, parameter.name, given)
+        checks.same_library(schema.name, parameter.name, given, x, name_of_x)
+        checks.same_device(schema.name, parameter.name, given, x, name_of_x)
         dtype = dtype_name(given.dtype)
         if f"tensor({_DTYPES.get(dtype, dtype)})" not in allowed[parameter.type_str]:
             raise TypeError(

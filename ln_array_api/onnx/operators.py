@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .._arrays import ACCUMULATION, Array, dtype_name, library_of, native_dtype, on_device_of
-from .._dispatch import checks as _check
+from .._dispatch import checks
 from ..batch_norm import batch_norm, batch_norm_forward
 from ..group_norm import group_norm
 from ..instance_norm import instance_norm
@@ -134,7 +134,7 @@ def _group_normalization(
 ) -> tuple[Array, ...]:
     groups, epsilon = parsed.attributes["num_groups"], parsed.attributes["epsilon"]
     normalise = partial(group_norm, num_groups=groups, epsilon=epsilon)
-    channels = int(x.shape[_check.channel_axis(parsed.operator, 1, tuple(x.shape))])
+    channels = int(x.shape[checks.channel_axis(parsed.operator, 1, tuple(x.shape))])
     if groups < 1 or channels % groups:
         raise ValueError(
             f"{parsed.operator}: num_groups={groups} does not divide the {channels} channels"
@@ -218,7 +218,7 @@ class _Parameter(NamedTuple):
 
 def _trailing_axes(parsed: ParsedNode, x: Array) -> tuple[int, ...]:
     first, ndim = parsed.attributes["axis"], len(x.shape)
-    _check.axes(parsed.operator, first, tuple(x.shape), name="X")
+    checks.axes(parsed.operator, first, tuple(x.shape), name="X")
     return tuple(range(first % ndim, ndim))
 
 
@@ -243,7 +243,7 @@ def _broadcast_param(
 def _for_each_channel(
     parsed: ParsedNode, name: str, parameter: Array, x: Array, channels: int
 ) -> _Parameter:
-    _check.same_shape(parsed.operator, name, parameter, (channels,), "one for each channel")
+    checks.same_shape(parsed.operator, name, parameter, (channels,), "one for each channel")
     shape = (channels, *(1 for _ in x.shape[2:]))
     return _Parameter(library_of(x).xp.reshape(parameter, shape), parameter)
 
@@ -252,14 +252,14 @@ def _for_each_group(
     parsed: ParsedNode, name: str, parameter: Array, groups: int, channels: int
 ) -> Array:
     """Repeat the values of groups for each channel."""
-    _check.same_shape(parsed.operator, name, parameter, (groups,), "one for each group")
+    checks.same_shape(parsed.operator, name, parameter, (groups,), "one for each group")
     xp = library_of(parameter).xp
     per_channel = xp.broadcast_to(xp.reshape(parameter, (groups, 1)), (groups, channels // groups))
     return xp.reshape(per_channel, (channels,))
 
 
 def _flat(parsed: ParsedNode, parameter: Array, shape: tuple[int, ...]) -> Array:
-    _check.same_shape(parsed.operator, "a parameter", parameter, shape, "that of a sample")
+    checks.same_shape(parsed.operator, "a parameter", parameter, shape, "that of a sample")
     return library_of(parameter).xp.reshape(parameter, (-1,))
 
 

@@ -20,7 +20,7 @@ import cupy
 from ln_array_api_backends.cupy import backend, channels_dispatch, rows_dispatch
 from resources import row_of
 
-from ln_array_api._check import PARAMETER_DTYPES
+from ln_array_api._arrays import PARAMETER_DTYPES
 from ln_array_api.backend import ChannelsSpec, Primitive, RowsSpec, Spec
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
