@@ -46,107 +46,97 @@ GENERIC: dict[str, Callable[..., Any]] = {
 class Backend(Protocol):
     """Accelerated primitives for the arrays of one library.
 
-    Besides this method, a backend has one for each primitive that it accelerates: ``rows_forward``
-    and ``rows_backward``, with the parameters, results and meaning of the functions of those names
-    in ``ln_array_api.kernels.rows``, ``channels_forward``, ``channels_inference`` and
-    ``channels_backward`` likewise. Arrays come checked, x as (M, N) or (B, C, S), and everything
-    in C order. The device of x is the current one, in libraries where there is such a thing.
-    `out`, which only ``rows_forward`` has, may be x.
+    Besides `can_run`, a backend has a method for each primitive that it accelerates:
+    ``rows_forward`` and ``rows_backward``, with the parameters, results and meaning of the
+    functions of those names in ``ln_array_api.kernels.rows``, and ``channels_forward``,
+    ``channels_inference`` and ``channels_backward``, likewise. Arrays are checked and in C order, x
+    is (M, N) or (B, C, S), and the device of x is the current one, in libraries that have a current
+    device. `out`, which only ``rows_forward`` has, may be x.
 
-    A backend may add ``describe(primitive, spec)``, a line for `explain`, and
-    ``prepare(primitive, spec)``, which is asked once for a kind of call, and gives what will be
-    called with the arrays alone, and `out`, instead of the method with all its options. What it
-    gives for ``rows_forward`` may have a ``without_statistics``, with the same parameters, which
-    gives y alone in a tuple, where mean and rstd cost something that y does not need. One with
-    ``ascontiguous(x)`` makes contiguous copies of arrays for its kernels itself. One with
-    ``prepare_strided(primitive, spec, layout)`` may run a call on arrays of any strides, with all
-    their axes: it gives such a kernel and a line for `explain`, or None, as it may where the layout
-    has no strides: that of arrays of NumPy and torch which are not in order, and of JAX and others.
-    The kernel gets statistics and parameters of x's rank, to broadcast with it, and `out` of any
-    layout; it gives parameters' gradients of any shape in their order. With
-    ``whole_call(function)``, such a backend makes of all that a call does with its arrays what is
-    to be called instead. One with ``caffe2_stages`` has functions there in place of stages of
-    ``ln_array_api.caffe2``, of the same names, for arrays that are checked and not empty. One with
-    ``prepare_family(primitive, spec)`` gives a kernel for a primitive that `FamilySpec` tells of,
-    and a line for `explain`, or None; ``family`` names those that it knows.
+    These attributes are optional:
+
+    ``prepare(primitive, spec)``
+        Return the kernel for a kind of call, which is called with the arrays only, and with `out`,
+        in place of the method. Called once for each kind. For ``rows_forward`` the kernel may have
+        an attribute ``without_statistics``, with the same parameters, which returns y in a tuple.
+    ``describe(primitive, spec)``
+        Return a line for `explain`.
+    ``ascontiguous(x)``
+        Return a contiguous copy of x for a kernel of the backend.
+    ``prepare_strided(primitive, spec, layout)``
+        Return a kernel for arrays of any strides, with all their axes, and a line for `explain`; or
+        None. A layout has no strides where the arrays are not contiguous (NumPy, torch) or have
+        none (JAX). The kernel gets statistics and parameters that broadcast with x, and `out` of
+        any layout; gradients of parameters may have any shape of their elements in order.
+    ``whole_call(function)``
+        Return a function to call in place of `function`, which does everything that a call with
+        such a strided kernel does with its arrays.
+    ``prepare_family(primitive, spec)``
+        Return a kernel for a primitive of `FamilySpec`, and a line for `explain`; or None.
+    ``family``
+        The names of the primitives that ``prepare_family`` knows.
+    ``caffe2_stages``
+        Functions that replace stages of ``ln_array_api.caffe2`` of the same names, for arrays that
+        are checked and not empty.
     """
 
     def can_run(self, primitive: Primitive, spec: Spec) -> bool:
-        """Whether this backend takes such a call. It must not depend on more than the spec."""
+        """Whether this backend accepts a call. It must depend on the spec only."""
         ...
 
 
-class RowsBackend(ABC):
-    """A backend that needs no more than `prepare` for both rows primitives."""
+class _PreparedBackend(ABC):
+    """A backend that needs `prepare` only."""
 
     @abstractmethod
-    def prepare(self, primitive: Primitive, spec: RowsSpec) -> Callable[..., Any]:
-        """What runs such a call, given the arrays alone, and `out`."""
+    def prepare(self, primitive: Primitive, spec: Any) -> Callable[..., Any]:
+        """Return the kernel for a kind of call, which is called with the arrays only."""
+
+    def _kernel(
+        self,
+        primitive: Primitive,
+        kind: type[RowsSpec | ChannelsSpec],
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None = None,
+        dy: Array | None = None,
+        **options: Any,
+    ) -> Callable[..., Any]:
+        dtypes = [dtype_name_or_none(each) for each in (gamma, beta, dy)]
+        options |= dict(zip(("gamma", "beta", "dy"), dtypes, strict=True))
+        spec = kind(library_of(x).name, str(device_of(x)), x.shape, dtype_name(x.dtype), **options)
+        return self.prepare(primitive, spec)
+
+
+class RowsBackend(_PreparedBackend):
+    """A backend for both rows primitives that needs `prepare` only."""
 
     def rows_forward(
-        self, x: Array, gamma: Array | None, beta: Array | None, *, out: Any = None, **options: Any
+        self, x: Array, *parameters: Array | None, out: Any = None, **options: Any
     ) -> Any:
-        spec = RowsSpec(
-            *_spec_fields(x), dtype_name_or_none(gamma), dtype_name_or_none(beta), **options
+        kernel = self._kernel("rows_forward", RowsSpec, x, *parameters, **options)
+        return kernel(x, *parameters, out=out)
+
+    def rows_backward(self, dy: Array, x: Array, *others: Array | None, **options: Any) -> Any:
+        kernel = self._kernel("rows_backward", RowsSpec, x, others[-1], dy=dy, **options)
+        return kernel(dy, x, *others)
+
+
+class ChannelsBackend(_PreparedBackend):
+    """A backend for all channels primitives that needs `prepare` only."""
+
+    def channels_forward(self, x: Array, *parameters: Array | None, **options: Any) -> Any:
+        return self._kernel("channels_forward", ChannelsSpec, x, *parameters, **options)(
+            x, *parameters
         )
-        return self.prepare("rows_forward", spec)(x, gamma, beta, out=out)
 
-    def rows_backward(
-        self,
-        dy: Array,
-        x: Array,
-        mean: Array | None,
-        rstd: Array,
-        gamma: Array | None,
-        **options: Any,
-    ) -> Any:
-        spec = RowsSpec(
-            *_spec_fields(x), dtype_name_or_none(gamma), None, dy=dtype_name_or_none(dy), **options
-        )
-        return self.prepare("rows_backward", spec)(dy, x, mean, rstd, gamma)
+    def channels_inference(self, x: Array, *others: Array | None, **options: Any) -> Any:
+        kernel = self._kernel("channels_inference", ChannelsSpec, x, *others[2:], **options)
+        return kernel(x, *others)
 
-
-class ChannelsBackend(ABC):
-    """A backend that needs no more than `prepare` for all channels primitives."""
-
-    @abstractmethod
-    def prepare(self, primitive: Primitive, spec: ChannelsSpec) -> Callable[..., Any]:
-        """What runs such a call, given the arrays alone."""
-
-    def channels_forward(
-        self, x: Array, gamma: Array | None, beta: Array | None, **options: Any
-    ) -> Any:
-        spec = ChannelsSpec(
-            *_spec_fields(x), dtype_name_or_none(gamma), dtype_name_or_none(beta), **options
-        )
-        return self.prepare("channels_forward", spec)(x, gamma, beta)
-
-    def channels_inference(
-        self,
-        x: Array,
-        mean: Array,
-        var: Array,
-        gamma: Array | None,
-        beta: Array | None,
-        **options: Any,
-    ) -> Any:
-        spec = ChannelsSpec(
-            *_spec_fields(x), dtype_name_or_none(gamma), dtype_name_or_none(beta), **options
-        )
-        return self.prepare("channels_inference", spec)(x, mean, var, gamma, beta)
-
-    def channels_backward(
-        self, dy: Array, x: Array, mean: Array, rstd: Array, gamma: Array | None, **options: Any
-    ) -> Any:
-        spec = ChannelsSpec(
-            *_spec_fields(x), dtype_name_or_none(gamma), None, dy=dtype_name_or_none(dy), **options
-        )
-        return self.prepare("channels_backward", spec)(dy, x, mean, rstd, gamma)
-
-
-def _spec_fields(x: Array) -> tuple[str, str, Any, str]:
-    """Return library, device, shape and dtype of x, the first fields of a spec."""
-    return library_of(x).name, str(device_of(x)), x.shape, dtype_name(x.dtype)
+    def channels_backward(self, dy: Array, x: Array, *others: Array | None, **options: Any) -> Any:
+        kernel = self._kernel("channels_backward", ChannelsSpec, x, others[-1], dy=dy, **options)
+        return kernel(dy, x, *others)
 
 
 class Entry:
@@ -393,25 +383,3 @@ def use_backend(name: str) -> Iterator[None]:
 requested_backend = _requested.get
 #: The plans of calls, by their keys: see ``_dispatch.cache``.
 plans: dict[Hashable, Any] = {}
-
-
-class _Anew(str):
-    """What was asked for, but never part of a key, so that a call makes its plan anew."""
-
-    __slots__ = ()
-    __hash__ = None  # type: ignore[assignment]
-
-
-@contextmanager
-def planning_anew() -> Iterator[None]:
-    """Make no use of the plans that are cached."""
-    token = _requested.set(_Anew(_requested.get() or ""))
-    try:
-        yield
-    finally:
-        _requested.reset(token)
-
-
-def is_planning_anew() -> bool:
-    """Whether this is within `planning_anew`."""
-    return isinstance(_requested.get(), _Anew)

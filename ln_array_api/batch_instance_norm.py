@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import Array, broadcast_like, has_symbols, library_of
+from ._arrays import Array, has_symbols, library_of
 from ._dispatch import checks
 from ._dispatch.cache import plan_of
 from ._dispatch.instances import Instances, InstancesPlan
 from ._dispatch.plans import finish_gradient
 from ._dispatch.views import ChannelGroups, RowsView, view_of
+from ._layout import broadcast_like
 from .kernels.instances import common_mean, common_rstd
 from .kernels.reductions import sum_over
 from .kernels.rows import astype_like
@@ -106,7 +107,7 @@ def batch_instance_norm(
     Parameters
     ----------
     x, gamma, beta, channel_axis
-        As for `group_norm`.
+        As for `group_norm`, as are the errors.
     rho : array
         Of shape (C,), in x's dtype or a wider one. It is for the caller to keep it in [0, 1].
     epsilon : float, default: 1e-5
@@ -117,11 +118,6 @@ def batch_instance_norm(
     -------
     array
         Of x's library, device, shape and dtype.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `group_norm`.
 
     Notes
     -----
@@ -285,7 +281,7 @@ def batch_instance_norm_backward(
     Parameters
     ----------
     dy, x, gamma, beta
-        As for `layer_norm_backward`, with gamma and beta of shape (C,).
+        As for `layer_norm_backward`, as are the errors; gamma and beta have shape (C,).
     rho : array
         As in the forward pass.
     batch_mean, batch_rstd, instance_mean, instance_rstd : array
@@ -304,11 +300,6 @@ def batch_instance_norm_backward(
         Of shape (C,) and rho's dtype.
     dgamma, dbeta : array or None
         As from `layer_norm_backward`, of shape (C,).
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `batch_instance_norm`; ValueError also for a name in `need` that is no gradient.
 
     Notes
     -----

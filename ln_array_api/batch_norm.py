@@ -6,19 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._arrays import (
-    Array,
-    detach,
-    library_of,
-    native_dtype,
-    on_device_of_x,
-    reshape_contiguous,
-    to_acc_dtype,
-)
+from ._arrays import Array, detach, library_of, native_dtype, on_device_of_x, to_acc_dtype
 from ._dispatch import channels
 from ._dispatch.cache import plan_of
 from ._dispatch.channels_last import keeps_channels_last
 from ._dispatch.plans import GRADIENTS
+from ._layout import reshape_contiguous
 from .layer_norm import EPSILON, Gradients, make_namedtuple
 
 MOMENTUM = 0.1
@@ -53,7 +46,7 @@ def batch_norm(
     Parameters
     ----------
     x, gamma, beta, channel_axis
-        As for `group_norm`.
+        As for `group_norm`, as are the errors.
     mean, var : array
         Mean and variance of each channel, of shape (C,), in x's dtype or a wider one: the running
         statistics of `batch_norm_forward`, or those of `Moments`.
@@ -64,11 +57,6 @@ def batch_norm(
     -------
     array
         Of x's library, device, shape and dtype.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `group_norm`.
 
     Notes
     -----
@@ -198,7 +186,7 @@ def batch_norm_backward(
     Parameters
     ----------
     dy, x, gamma, beta, need
-        As for `layer_norm_backward`, with gamma and beta of shape (C,).
+        As for `layer_norm_backward`, as are the errors; gamma and beta have shape (C,).
     mean, rstd : array
         From `batch_norm_forward`.
     channel_axis : int, default: 1
@@ -208,11 +196,6 @@ def batch_norm_backward(
     -------
     dx, dgamma, dbeta : array or None
         As from `layer_norm_backward`, dgamma and dbeta of shape (C,).
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `batch_norm`; ValueError also for a name in `need` that is no gradient.
 
     Notes
     -----

@@ -108,9 +108,8 @@ def dynamic_tanh(
 
     Parameters
     ----------
-    x : array
-        Of any array library that follows the Python array API standard, of any layout, with dtype
-        float16, bfloat16, float32 or float64.
+    x
+        As for `layer_norm`, as are the errors.
     alpha : array
         Of shape (), in x's dtype or a wider one: how steep the tangent is.
     gamma, beta : array, optional
@@ -123,11 +122,6 @@ def dynamic_tanh(
     -------
     array
         Of x's library, device, shape and dtype.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `layer_norm`.
 
     Notes
     -----
@@ -194,7 +188,7 @@ def dynamic_tanh_backward(
     Parameters
     ----------
     dy, x, gamma, beta
-        As for `layer_norm_backward`.
+        As for `layer_norm_backward`, as are the errors.
     alpha : array
         The steepness in the forward pass.
     axis : int or tuple of ints, default: -1
@@ -211,11 +205,6 @@ def dynamic_tanh_backward(
         Of shape (), in alpha's dtype.
     dgamma, dbeta : array or None
         As from `layer_norm_backward`, of the shape of `axis`.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `dynamic_tanh`; ValueError also for a name in `need` that is no gradient.
 
     Notes
     -----

@@ -135,7 +135,7 @@ def group_norm_backward(
     Parameters
     ----------
     dy, x, gamma, beta, need
-        As for `layer_norm_backward`, with gamma and beta of shape (C,).
+        As for `layer_norm_backward`, as are the errors; gamma and beta have shape (C,).
     mean, rstd : array
         From `group_norm_forward`.
     num_groups, channel_axis
@@ -145,11 +145,6 @@ def group_norm_backward(
     -------
     dx, dgamma, dbeta : array or None
         As from `layer_norm_backward`, dgamma and dbeta of shape (C,).
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `group_norm`; ValueError also for a name in `need` that is no gradient.
 
     Notes
     -----

@@ -25,7 +25,7 @@ def instance_norm(
     Parameters
     ----------
     x, gamma, beta, channel_axis
-        As for `group_norm`.
+        As for `group_norm`, as are the errors.
     epsilon : float, default: 1e-5
         Added to the variance, inside the root. Finite and at least 0; with 0 a constant
         channel gives NaN.
@@ -34,11 +34,6 @@ def instance_norm(
     -------
     array
         Of x's library, device, shape and dtype.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `group_norm`.
 
     Notes
     -----
@@ -116,7 +111,7 @@ def instance_norm_backward(
     Parameters
     ----------
     dy, x, gamma, beta, need
-        As for `layer_norm_backward`, with gamma and beta of shape (C,).
+        As for `layer_norm_backward`, as are the errors; gamma and beta have shape (C,).
     mean, rstd : array
         From `instance_norm_forward`.
     channel_axis
@@ -126,11 +121,6 @@ def instance_norm_backward(
     -------
     dx, dgamma, dbeta : array or None
         As from `layer_norm_backward`, dgamma and dbeta of shape (C,).
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `instance_norm`; ValueError also for a name in `need` that is no gradient.
 
     Notes
     -----

@@ -111,9 +111,8 @@ def local_contrast_norm(
 
     Parameters
     ----------
-    x : array
-        Of any array library that follows the Python array API standard, of any layout, with dtype
-        float16, bfloat16, float32 or float64.
+    x
+        As for `layer_norm`, as are the errors.
     size : int, default: 9
         The length of a window along each spatial axis; odd.
     spatial_axes : int or tuple of ints, default: (-2, -1)
@@ -129,10 +128,8 @@ def local_contrast_norm(
 
     Raises
     ------
-    TypeError
-        If x is no array, or of an unsupported dtype.
     ValueError
-        If an axis is out of range, size is not odd, or epsilon is negative or not finite.
+        Also if size is not odd.
 
     Notes
     -----
@@ -205,7 +202,7 @@ def local_contrast_norm_backward(
     Parameters
     ----------
     dy, x
-        As for `layer_norm_backward`.
+        As for `layer_norm_backward`, as are the errors.
     mean, rstd : array
         From `local_contrast_norm_forward`. `mean` is checked but not used: it is rounded, so the
         means are recomputed from x.
@@ -218,11 +215,6 @@ def local_contrast_norm_backward(
     -------
     dx : array or None
         Of x's shape and dtype.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `local_contrast_norm`; ValueError also for a name in `need` that is no gradient.
 
     Notes
     -----

@@ -14,23 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import (
-    Array,
-    Axis,
-    broadcast_like,
-    dtype_name,
-    library_of,
-    native_dtype,
-    on_device_of,
-    to_acc_dtype,
-)
+from ._arrays import Array, Axis, dtype_name, library_of, native_dtype, on_device_of, to_acc_dtype
 from ._dispatch import checks
-from ._dispatch.cache import plan_of
+from ._dispatch.cache import is_planning_anew, plan_of
 from ._dispatch.family import family_plan
 from ._dispatch.plans import Plan
 from ._dispatch.rows import RMS, backward_plan, forward_plan
 from ._dispatch.views import RowsView, view_of
-from .backend import is_planning_anew
+from ._layout import broadcast_like
 from .kernels.powers import powers_backward, powers_forward, signed_power
 
 EPSILON = 1e-12
@@ -98,13 +89,10 @@ def power_norm(
 
     Parameters
     ----------
-    x : array
-        Of any array library that follows the Python array API standard, of any layout, with dtype
-        float16, bfloat16, float32 or float64.
+    x, axis
+        As for `layer_norm`, as are the errors.
     alpha : float, default: 0.5
         The exponent, more than 0. With 1 this is division by the Euclidean norm.
-    axis : int or tuple of ints, default: -1
-        The axes that norms are taken over, in any place and order; an int for one.
     epsilon : float, default: 1e-12
         Added to the sum of squares, inside the root. Finite and at least 0; with 0 a row of zeros
         gives NaN.
@@ -116,11 +104,8 @@ def power_norm(
 
     Raises
     ------
-    TypeError
-        If x is no array, or of an unsupported dtype.
     ValueError
-        If an axis is out of range, alpha is not more than 0, or epsilon is negative, or either of
-        these is not finite.
+        Also if alpha is not more than 0, or not finite.
 
     Notes
     -----
@@ -233,7 +218,7 @@ def power_norm_backward(
     Parameters
     ----------
     dy, x
-        As for `layer_norm_backward`.
+        As for `layer_norm_backward`, as are the errors.
     norm : array
         From `power_norm_forward`.
     alpha, axis
@@ -246,11 +231,6 @@ def power_norm_backward(
     dx : array or None
         Of x's shape and dtype. Where x is 0, dx is 0, unless alpha is 1. With an alpha of less than
         1 the derivative is infinite there; with one of more than 1 it is 0.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `power_norm`; ValueError also for a name in `need` that is no gradient.
 
     Notes
     -----

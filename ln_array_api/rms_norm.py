@@ -40,7 +40,7 @@ def rms_norm(
     Parameters
     ----------
     x, gamma, axis, out
-        As for `layer_norm`.
+        As for `layer_norm`, as are the errors.
     epsilon : float, default: 1e-6
         Added to the mean square, inside the root. Finite and at least 0; with 0 a row of zeros
         gives NaN.
@@ -49,11 +49,6 @@ def rms_norm(
     -------
     y : array
         Of x's shape, dtype, library and device; `out` itself where that is given.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `layer_norm`.
 
     Notes
     -----
@@ -131,7 +126,7 @@ def rms_norm_backward(
     Parameters
     ----------
     dy, x, gamma, axis
-        As for `layer_norm_backward`.
+        As for `layer_norm_backward`, as are the errors.
     rstd : array
         From `rms_norm_forward`.
     need : tuple of str, default: both
@@ -143,11 +138,6 @@ def rms_norm_backward(
         Of x's shape and dtype.
     dgamma : array or None
         Of gamma's shape and dtype; None where gamma is absent.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `layer_norm_backward`.
 
     Notes
     -----

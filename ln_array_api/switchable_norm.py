@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import Array, broadcast_like, library_of
+from ._arrays import Array, library_of
 from ._dispatch import checks
 from ._dispatch.cache import plan_of
 from ._dispatch.instances import Instances, InstancesPlan
 from ._dispatch.plans import finish_gradient
 from ._dispatch.views import ChannelGroups, RowsView, view_of
+from ._layout import broadcast_like
 from .kernels.reductions import sum_over
 from .kernels.switchable import Mix, rstd_of, softmax, softmax_gradient
 from .layer_norm import EPSILON
@@ -105,7 +106,7 @@ def switchable_norm(
     Parameters
     ----------
     x, gamma, beta, channel_axis
-        As for `group_norm`.
+        As for `group_norm`, as are the errors.
     mean_weights, var_weights : array
         Of shape (3,), for instance, layer and batch, in x's dtype or a wider one.
     epsilon : float, default: 1e-5
@@ -115,11 +116,6 @@ def switchable_norm(
     -------
     array
         Of x's library, device, shape and dtype.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `group_norm`.
 
     Notes
     -----
@@ -275,7 +271,7 @@ def switchable_norm_backward(
     Parameters
     ----------
     dy, x, gamma, beta
-        As for `layer_norm_backward`, with gamma and beta of shape (C,).
+        As for `layer_norm_backward`, as are the errors; gamma and beta have shape (C,).
     mean_weights, var_weights : array
         As in the forward pass.
     mean, var : array
@@ -294,11 +290,6 @@ def switchable_norm_backward(
         Of shape (3,) and the dtype of the weights, with respect to these before the softmax.
     dgamma, dbeta : array or None
         As from `layer_norm_backward`, of shape (C,).
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `switchable_norm`; ValueError also for a name in `need` that is no gradient.
 
     Notes
     -----

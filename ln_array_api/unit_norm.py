@@ -34,7 +34,7 @@ def unit_norm(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> Arra
     Parameters
     ----------
     x, axis
-        As for `layer_norm`.
+        As for `layer_norm`, as are the errors.
     epsilon : float, default: 1e-12
         Added to the sum of squares, inside the root. Finite and at least 0; with 0 a row of zeros
         gives NaN.
@@ -43,11 +43,6 @@ def unit_norm(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> Arra
     -------
     array
         Of x's library, device, shape and dtype.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `layer_norm`.
 
     See Also
     --------
@@ -116,7 +111,7 @@ def unit_norm_backward(
     Parameters
     ----------
     dy, x, axis
-        As for `layer_norm_backward`.
+        As for `layer_norm_backward`, as are the errors.
     norm : array
         From `unit_norm_forward`.
     need : tuple of str, default: all
@@ -126,11 +121,6 @@ def unit_norm_backward(
     -------
     dx : array or None
         Of x's shape and dtype.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `layer_norm_backward`.
 
     Notes
     -----

@@ -40,8 +40,7 @@ def weight_norm(v: Array, g: Array, /, *, axis: int = 0) -> Array:
     Parameters
     ----------
     v : array
-        Weights of two axes or more, of any array library that follows the Python array API
-        standard, of any layout, with dtype float16, bfloat16, float32 or float64.
+        Weights of two axes or more, otherwise as x of `layer_norm`, as are the errors.
     g : array
         Of shape (v.shape[axis],), in v's dtype or a wider one.
     axis : int, default: 0
@@ -54,12 +53,8 @@ def weight_norm(v: Array, g: Array, /, *, axis: int = 0) -> Array:
 
     Raises
     ------
-    TypeError
-        If an argument is no array, or of another library or of an unsupported dtype.
     ValueError
-        If axis is out of range, v has only one, or g has another shape.
-    DeviceMismatchError
-        If the arrays are not on one device.
+        Also if v has one axis only.
 
     Notes
     -----
@@ -124,9 +119,9 @@ def weight_norm_backward(
     Parameters
     ----------
     dw : array
-        Gradient of the loss with respect to w, of v's shape, in v's dtype or a wider one.
+        Gradient of the loss with respect to w, as dy of `layer_norm_backward`, as are the errors.
     v, g : array
-        What w was computed from.
+        The direction and the length in the forward pass.
     norm : array
         From `weight_norm_forward`.
     axis : int, default: 0
@@ -140,11 +135,6 @@ def weight_norm_backward(
         Of v's shape and dtype.
     dg : array or None
         Of g's shape and dtype.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `weight_norm`; ValueError also for a name in `need` that is no gradient.
 
     Notes
     -----

@@ -25,8 +25,7 @@ def weight_standardization(w: Array, /, *, axis: int = 0, epsilon: float = EPSIL
     Parameters
     ----------
     w : array
-        Weights of two axes or more, of any array library that follows the Python array API
-        standard, of any layout, with dtype float16, bfloat16, float32 or float64.
+        Weights of two axes or more, otherwise as x of `layer_norm`, as are the errors.
     axis : int, default: 0
         The axis that is kept, of output channels: statistics are over all others.
     epsilon : float, default: 1e-5
@@ -40,10 +39,8 @@ def weight_standardization(w: Array, /, *, axis: int = 0, epsilon: float = EPSIL
 
     Raises
     ------
-    TypeError
-        If w is no array, or of an unsupported dtype.
     ValueError
-        If axis is out of range, w has only one, or epsilon is negative or not finite.
+        Also if w has one axis only.
 
     Notes
     -----
@@ -109,9 +106,9 @@ def weight_standardization_backward(
     Parameters
     ----------
     dy : array
-        Gradient of the loss with respect to y, of w's shape, in w's dtype or a wider one.
+        Gradient of the loss with respect to y, as for `layer_norm_backward`, as are the errors.
     w : array
-        What y was computed from.
+        The weights of the forward pass.
     mean, rstd : array
         From `weight_standardization_forward`.
     axis : int, default: 0
@@ -123,11 +120,6 @@ def weight_standardization_backward(
     -------
     dw : array or None
         Of w's shape and dtype.
-
-    Raises
-    ------
-    TypeError, ValueError, DeviceMismatchError
-        As for `weight_standardization`.
 
     Examples
     --------

@@ -15,20 +15,22 @@ from ln_array_api import _arrays
 from ln_array_api._arrays import (
     device_of,
     dtype_name,
-    has_internal_overlap,
     is_movable,
-    is_same_view,
     is_unknown,
-    is_writable,
     library_of,
     native_dtype,
     on_device_of,
     on_device_of_x,
-    reshape_contiguous,
-    share_memory,
     to_acc_dtype,
 )
 from ln_array_api._dispatch.cache import cache_plan
+from ln_array_api._layout import (
+    has_internal_overlap,
+    is_same_view,
+    is_writable,
+    reshape_contiguous,
+    share_memory,
+)
 
 
 class FakeDevice:

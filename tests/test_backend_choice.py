@@ -11,7 +11,8 @@ import pytest
 from sample_backends import Counting, Null, Register, X, entry
 
 import ln_array_api as ln
-from ln_array_api import backend, caffe2
+from ln_array_api import backend
+from ln_array_api._dispatch import cache, caffe2
 from ln_array_api.backend import Entry, Layout, Primitive, RowsSpec
 
 
@@ -212,7 +213,7 @@ def test_a_refused_call_leaves_no_plan(register: Register) -> None:
 
 def test_the_cache_of_plans_is_bounded(register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
     register(entry("counting", Counting()))
-    monkeypatch.setattr(backend, "_PLANS_AT_MOST", 4)
+    monkeypatch.setattr(cache, "_MAX_PLANS", 4)
     sizes = []
     for n in range(1, 12):
         y = ln.layer_norm(X[:, :n])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from .._arrays import Array, bound_to_device, library_of, signatures
-from ..backend import is_planning_anew, planning_anew, plans, requested_backend
+from ..backend import _requested, plans, requested_backend
 
 _MAX_PLANS = 4096
 
@@ -64,6 +64,18 @@ def cache_plan(key: Hashable, plan: Any, x: Array) -> None:
         plans[key] = plan
 
 
+class _Anew(str):
+    """The name of a backend, but never part of a key, so that a call makes its plan anew."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+
+def is_planning_anew() -> bool:
+    """Whether this call is one of which `plan_made_by` wants the plan."""
+    return isinstance(requested_backend(), _Anew)
+
+
 class _PlanMade(Exception):  # noqa: N818 - no error
     """Ends a call of which only the plan is wanted."""
 
@@ -74,9 +86,11 @@ class _PlanMade(Exception):  # noqa: N818 - no error
 
 def plan_made_by(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return the plan of a call, made anew; nothing is computed. What the call raises is raised."""
-    with planning_anew():
-        try:
-            function(*args, **kwargs)
-        except _PlanMade as made:
-            return made.plan
+    token = _requested.set(_Anew(requested_backend() or ""))
+    try:
+        function(*args, **kwargs)
+    except _PlanMade as made:
+        return made.plan
+    finally:
+        _requested.reset(token)
     raise AssertionError(f"{function.__name__} made no plan")

@@ -5,16 +5,8 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from .._arrays import (
-    ACCUMULATION,
-    Array,
-    device_of,
-    dtype_name,
-    dtype_name_or_none,
-    library_of,
-    reshape,
-    reshape_contiguous,
-)
+from .._arrays import ACCUMULATION, Array, device_of, dtype_name, dtype_name_or_none, library_of
+from .._layout import reshape, reshape_contiguous
 from ..backend import GENERIC, Choice, choose
 from . import checks
 from .plans import GRADIENTS, Conversion, Plan, are_ready, cast_statistic, flat, must_widen

@@ -19,15 +19,12 @@ from .._arrays import (
     Library,
     device_of,
     dtype_name,
-    has_internal_overlap,
     is_movable,
-    is_same_view,
     is_unknown,
-    is_writable,
     library_of,
-    share_memory,
     unsuitable,
 )
+from .._layout import has_internal_overlap, is_same_view, is_writable, share_memory
 from ..errors import DeviceMismatchError
 
 

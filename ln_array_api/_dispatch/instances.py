@@ -9,15 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .._arrays import (
-    ACCUMULATION,
-    Array,
-    dtype_name,
-    dtype_name_or_none,
-    library_of,
-    native_dtype,
-    reshaped,
-)
+from .._arrays import ACCUMULATION, Array, dtype_name, dtype_name_or_none, library_of, native_dtype
+from .._layout import reshaped
 from ..backend import Choice
 from ..kernels import instances
 from .family import choose_kernel, operations_plan

@@ -7,18 +7,8 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, NamedTuple
 
-from .._arrays import (
-    ACCUMULATION,
-    Array,
-    ascontiguous,
-    dtype_name_or_none,
-    library_of,
-    native_dtype,
-    reshape,
-    reshape_contiguous,
-    reshaped,
-    signatures,
-)
+from .._arrays import ACCUMULATION, Array, dtype_name_or_none, library_of, native_dtype, signatures
+from .._layout import ascontiguous, reshape, reshape_contiguous, reshaped
 from ..backend import Choice
 from .specs import SIGNATURES, ChannelsSpec, FamilySpec, RowsSpec
 from .views import RowsView

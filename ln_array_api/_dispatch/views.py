@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
-from .._arrays import Array, reshape_contiguous, restore_shape
+from .._arrays import Array
+from .._layout import reshape_contiguous, restore_shape
 from . import checks
 
 

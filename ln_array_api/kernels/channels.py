@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, ascontiguous, dtype_name, library_of, native_dtype, to_acc_dtype
+from .._arrays import Array, dtype_name, library_of, native_dtype, to_acc_dtype
+from .._layout import ascontiguous
 from .reductions import sum_over
 from .rows import astype_like, normalise, scale_epsilon, x_hat_from_stats
 

@@ -7,14 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .._arrays import (
-    Array,
-    ascontiguous,
-    computes_in_float64,
-    has_symbols,
-    library_of,
-    reshape_contiguous,
-)
+from .._arrays import Array, computes_in_float64, has_symbols, library_of
+from .._layout import ascontiguous, reshape_contiguous
 
 #: Rows that are added one after the other before their sums are added. NumPy adds the rows of a
 #: column sum in sequence, and where the terms are alike, each is rounded in one direction: sums of

@@ -27,15 +27,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._arrays import (
-    Array,
-    ascontiguous,
-    computes_in_float64,
-    dtype_name,
-    library_of,
-    native_dtype,
-    to_acc_dtype,
-)
+from .._arrays import Array, computes_in_float64, dtype_name, library_of, native_dtype, to_acc_dtype
+from .._layout import ascontiguous
 from .reductions import largest_magnitude, one_of_each, sum_over
 
 

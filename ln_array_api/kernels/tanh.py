@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._arrays import Array, broadcast_like, library_of, native_dtype, to_acc_dtype
+from .._arrays import Array, library_of, native_dtype, to_acc_dtype
+from .._layout import broadcast_like
 from .reductions import sum_over
 
 

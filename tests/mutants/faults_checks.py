@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from fault import Fault, suite, unit
 
-ARRAYS, CHECKS, BACKEND = (
-    f"ln_array_api/{name}.py" for name in ("_arrays", "_dispatch/checks", "backend")
+ARRAYS, LAYOUT, CHECKS, BACKEND = (
+    f"ln_array_api/{name}.py" for name in ("_arrays", "_layout", "_dispatch/checks", "backend")
 )
 
 OF_ARRAYS = (
     Fault(
         "a transposed square is taken for the same view",
-        ARRAYS,
+        LAYOUT,
         "(first.shape, first.strides) == (second.shape, second.strides)",
         "first.shape == second.shape",
         unit("test_arrays.py", "test_memory"),
     ),
     Fault(
         "an array overlaps itself only where it is broadcast",
-        ARRAYS,
+        LAYOUT,
         "if step < extent:",
         "if step == 0:",
         unit("test_checks.py"),
@@ -53,7 +53,7 @@ OF_ARRAYS = (
     ),
     Fault(
         "memory between the elements of x counts as memory of x",
-        ARRAYS,
+        LAYOUT,
         "np.shares_memory(first, second)",
         "np.may_share_memory(first, second)",
         unit("test_arrays.py"),

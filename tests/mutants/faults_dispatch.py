@@ -251,7 +251,7 @@ OF_VIEWS = (
     ),
     Fault(
         "y comes back with its axes in the order of rows",
-        "ln_array_api/_arrays.py",
+        "ln_array_api/_layout.py",
         "inverse = sorted(range(len(permutation)), key=permutation.__getitem__)",
         "inverse = permutation",
         suite("test_axes", backend="numpy"),
