@@ -11,8 +11,8 @@ import pytest
 from sample_backends import Counting, Null, Register, X, entry
 
 import ln_array_api as ln
-from ln_array_api import backend
-from ln_array_api._dispatch import cache, caffe2
+from ln_array_api import backend, caffe2
+from ln_array_api._dispatch import cache
 from ln_array_api.backend import Entry, Layout, Primitive, RowsSpec
 
 
