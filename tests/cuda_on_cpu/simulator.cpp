@@ -7,15 +7,15 @@
 #include <sys/mman.h>
 #include <vector>
 
-// Present where AddressSanitizer is, which has to be told of every change of stack.
+// Defined with AddressSanitizer, to which every change of stack must be reported.
 extern "C" {
 __attribute__((weak)) void __sanitizer_start_switch_fiber(void**, const void*, size_t);
 __attribute__((weak)) void __sanitizer_finish_switch_fiber(void*, const void**, size_t*);
 void simulator_switch(void** save, void* load);
 }
 
-// Present where ThreadSanitizer is. To it, each fiber is a thread, and its own switches are none of
-// its business: only what CUDA orders is ordered, by a release before it and an acquire after.
+// Defined with ThreadSanitizer. Each fiber is a thread to it, and the simulator's switches order
+// nothing: only what CUDA orders is ordered, by a release before it and an acquire after.
 extern "C" {
 __attribute__((weak)) void* __tsan_get_current_fiber();
 __attribute__((weak)) void* __tsan_create_fiber(unsigned flags);
@@ -24,7 +24,7 @@ __attribute__((weak)) void __tsan_acquire(void*);
 __attribute__((weak)) void __tsan_release(void*);
 }
 
-// Saves what the ABI of x86-64 asks a callee to keep, and goes on where `load` was saved.
+// Save the registers that the x86-64 ABI requires a callee to keep, and continue at `load`.
 __asm__(R"(
     .text
     .type simulator_switch, @function
@@ -54,7 +54,7 @@ Machine machine;
 namespace {
 
 constexpr size_t STACK = 256 << 10;
-// From one stack to the next: were it a power of two, they would all want the same lines of a cache.
+// Distance between stacks: a power of two would map them to the same cache lines.
 constexpr size_t STRIDE = STACK + 9 * 64;
 constexpr size_t STACKS_AT_ONCE = 64;
 constexpr unsigned SAVED_REGISTERS = 6;
@@ -63,8 +63,8 @@ constexpr int POISON = 0xff;  // a NaN in every dtype
 constexpr unsigned WITHOUT_ORDER = 1;
 const bool SANITIZED = __sanitizer_start_switch_fiber || __tsan_switch_to_fiber;
 
-// A thread may arrive at the next barrier before others have left this one, which are not to be
-// ordered after that: so barriers take turns at two places to release and acquire.
+// A thread may arrive at the next barrier before others have left this one, and these must not be
+// ordered after it. So barriers use two addresses in turn for release and acquire.
 struct Meeting {
     unsigned count;
     char places[2];
@@ -162,12 +162,12 @@ void resume(Fiber& fiber) {
     simulator_switch(&scheduler_stack_pointer, fiber.stack_pointer);
     if (__sanitizer_finish_switch_fiber)
         __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-    // To ThreadSanitizer, another thread of the block on this stack would be a race.
+    // ThreadSanitizer would report another thread of the block on this stack as a race.
     Fiber& last = *machine.current;
     if (last.state == State::done && !__tsan_create_fiber) give_back(last);
 }
 
-// The next thread that can run in this round.
+// Return the next thread that can run in this round.
 Fiber* next_ready() {
     while (round_place < round_end && !*failure) {
         const size_t each = round_place++;
@@ -177,7 +177,7 @@ Fiber* next_ready() {
     return nullptr;
 }
 
-// Waits for its turn. Most often another thread has it; a sanitizer knows of that by the scheduler.
+// Wait for the next turn. Usually another thread runs next; with a sanitizer, the scheduler does.
 void suspend() {
     Fiber* const self = machine.current;
     Fiber* const next = SANITIZED ? nullptr : next_ready();
@@ -187,7 +187,7 @@ void suspend() {
     simulator_switch(&self->stack_pointer, next->stack_pointer);
 }
 
-// Lets some threads run, each up to where it waits; whether any could.
+// Run some threads, each until it waits; return whether any could run.
 bool run_round(size_t first, size_t end) {
     round_place = first;
     round_end = end;
@@ -199,7 +199,7 @@ bool run_round(size_t first, size_t end) {
     return progress;
 }
 
-// One round: every thread that can run does, or in a greedy order one warp, as far as it gets.
+// One round: run every thread that can run, or in a greedy order one warp, as far as possible.
 bool advance() {
     if (order != GREEDY && order != GREEDY_REVERSE) return run_round(0, fibers.size());
     bool progress = false;
@@ -261,7 +261,7 @@ void block_barrier(int line) {
     machine.current->line = line;
     char* const place = &meeting.places[meeting.count & 1];
     release(place);
-    // A thread that has left never arrives, so a barrier after a return of some is a deadlock.
+    // A thread that has returned never arrives, so a barrier after this is a deadlock.
     if (++arrived == fibers.size()) {
         arrived = 0;
         ++meeting.count;

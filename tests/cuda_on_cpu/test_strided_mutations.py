@@ -71,18 +71,22 @@ class Fault(NamedTuple):
     check: Callable[[], None]
 
 
-def faults(
-    kernel: str, planted: dict[str, tuple[str, str]], check: Callable[[], None] = columns
-) -> list[Fault]:
-    """Return faults in one kernel that one check finds."""
-    return [Fault(what, kernel, old, new, check) for what, (old, new) in planted.items()]
+Planted = dict[tuple[str, Callable[[], None]], dict[str, tuple[str, str]]]
 
 
-FAULTS = (
-    *faults("reduce_partials_many", {"sums in the dtype of the result": ("", "")}, half_precision),
-    *faults(
-        "preamble",
-        {
+def faults(planted: Planted) -> list[Fault]:
+    """Return faults, from the old and new code of each by the kernel and the check."""
+    return [
+        Fault(what, kernel, old, new, check)
+        for (kernel, check), some in planted.items()
+        for what, (old, new) in some.items()
+    ]
+
+
+FAULTS = faults(
+    {
+        ("reduce_partials_many", half_precision): {"sums in the dtype of the result": ("", "")},
+        ("preamble", columns): {
             "moments merged without their difference": ("scaled * scaled * a.count", "0 * a.count"),
             "moments merged with half a weight": ("weight = b.count / count", "weight = A(0.5)"),
             "epsilon that is not scaled": (
@@ -91,116 +95,69 @@ FAULTS = (
             ),
             "a stride too short": ("ptr += byte_step;", "ptr += byte_step - sizeof(T);"),
         },
-    ),
-    *faults(
-        "preamble",
-        {
+        ("preamble", off_center): {
             "mean residual not merged": (
                 "a.mean_residual + scalbn(mean.compensation, headroom)",
                 "a.mean_residual",
             )
         },
-        off_center,
-    ),
-    *faults(
-        "normalise",
-        {"mean residual not subtracted": (", -mean_residual * rstd", ", A(0)")},
-        off_center,
-    ),
-    *faults("dx", {"mean of x_hat not subtracted": (", -x_hat_mean)", ", A(0))")}, off_center),
-    *faults(
-        "preamble",
-        {
+        ("normalise", off_center): {
+            "mean residual not subtracted": (", -mean_residual * rstd", ", A(0)")
+        },
+        ("dx", off_center): {"mean of x_hat not subtracted": (", -x_hat_mean)", ", A(0))")},
+        ("preamble", many_squares): {
             "compensation of the sum of squares left out": (
                 "{row.m2, row.m2_compensation}",
                 "{row.m2, 0}",
             )
         },
-        many_squares,
-    ),
-    *faults(
-        "preamble",
-        {
+        ("preamble", near_the_largest): {
             "a sum of large values": ("::max_summand ? 8 : 0", "::max_summand ? 0 : 0"),
             "a sum of large deviations": ("rstd < Limits<A>::min_rstd ?", "rstd < 0 ?"),
         },
-        near_the_largest,
-    ),
-    *faults(
-        "preamble",
-        {
-            "squares that are not scaled": (
-                "const int exponent = exponent_of(max_deviation);",
-                "const int exponent = 0;",
-            )
+        ("preamble", large): {
+            "squares that are not scaled": ("exponent = exponent_of(max_deviation)", "exponent = 0")
         },
-        large,
-    ),
-    *faults(
-        "preamble",
-        {
+        ("preamble", few_rows): {
             "a last chunk as long as the others": (
                 "int chunk_count = int(min(count, Index(CHUNK)));",
                 "int chunk_count = CHUNK;",
             )
         },
-        few_rows,
-    ),
-    *faults(
-        "preamble",
-        {
+        ("preamble", two_strides): {
             "an axis that does not end": ("ptr += wrap_step;", ""),
             "an axis that begins at 0": ("inner(index % length)", "inner(0)"),
         },
-        two_strides,
-    ),
-    *faults(
-        "reduce_partials_few",
-        {"a partial sum left out": ("partial < num_partials", "partial < num_partials - 1")},
-    ),
-    *faults(
-        "merge_moments_few", {"moments of other rows merged": ("at += padded_outputs", "++at")}
-    ),
-    *faults(
-        "partial_moments",
-        {
-            "partial results share an address": (
-                "target = at.partial * padded_outputs",
-                "target = 0 * padded_outputs",
-            )
+        ("reduce_partials_few", columns): {
+            "a partial sum left out": ("partial < num_partials", "partial < num_partials - 1")
         },
-    ),
-    *faults(
-        "row_sums",
-        {
-            "a partial sum of the wrong row": (
-                "first = at.output * length",
-                "first = at.partial * length",
-            )
+        ("merge_moments_few", columns): {
+            "moments of other rows merged": ("at += padded_outputs", "++at")
         },
-    ),
-    *faults(
-        "column_sums",
-        {
+        ("partial_moments", columns): {
+            "partial results share an address": ("target = at.partial", "target = 0 * at.partial")
+        },
+        ("row_sums", columns): {
+            "a partial sum of the wrong row": ("first = at.output", "first = at.partial")
+        },
+        ("column_sums", columns): {
             "one statistic for all rows": ("row_rstd = rstd[r]", "row_rstd = rstd[0]"),
             "dbeta in place of dgamma": ("dgamma_acc.add(d * x_hat)", "dgamma_acc.add(d)"),
         },
-    ),
+    }
 )
-
-
 #: Out-of-bounds accesses, which AddressSanitizer finds.
-OUT_OF_BOUNDS = (
-    *faults(
-        "reduce_partials_few",
-        {"a partial sum too many": ("partial < num_partials", "partial <= num_partials")},
-    ),
-    *faults("column_sums", {"a row too many": ("r < length", "r <= length")}),
-    *faults("row_sums", {"a column too many": ("c < length", "c <= length")}),
-    *faults(
-        "partial_moments",
-        {"partial results too far apart": ("target + 5 * plane", "target + 6 * plane")},
-    ),
+OUT_OF_BOUNDS = faults(
+    {
+        ("reduce_partials_few", columns): {
+            "a partial sum too many": ("partial < num_partials", "partial <= num_partials")
+        },
+        ("column_sums", columns): {"a row too many": ("r < length", "r <= length")},
+        ("row_sums", columns): {"a column too many": ("c < length", "c <= length")},
+        ("partial_moments", columns): {
+            "partial results too far apart": ("target + 5 * plane", "target + 6 * plane")
+        },
+    }
 )
 
 

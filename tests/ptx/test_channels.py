@@ -62,7 +62,7 @@ READS = {
     "channels_normalise": {"x": 1},
     "plane_sums": {"x": 1, "dy": 1},
     "column_sums": {"x": 1, "dy": 1},
-    "channels_differentiate": {"x": 1, "dy": 1},
+    "channels_dx": {"x": 1, "dy": 1},
     "channel_statistics": {},
     "channel_gradients": {},
 }

@@ -55,7 +55,7 @@ def sweeps(launch: Launch) -> int:
 
 
 def problems(case: Case) -> list[str]:
-    """Yield where accesses of the kernels for a case exceed their design."""
+    """Return where accesses of the kernels for a case exceed their design."""
     sizes, each = launches(case)
     return [problem for launch in each for problem in problems_of(launch, sizes)]
 
