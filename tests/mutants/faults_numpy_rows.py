@@ -172,7 +172,7 @@ OF_MOMENTS = (
         MOMENTS,
         "all_at_most(mean_residual * mean_residual, broadcast(0.5) * variance, count)",
         "all_at_most(mean_residual * mean_residual, broadcast(1e300) * variance, count)",
-        unit("backends/numpy/test_rows_forward.py", "mislead", "outlier"),
+        unit("backends/numpy/test_rows_accuracy.py", "mislead", "outlier"),
     ),
     Fault(
         "the variance is about the rough mean",
@@ -214,7 +214,7 @@ OF_MOMENTS = (
         MOMENTS,
         "        good = good and more_good\n",
         "",
-        unit("backends/numpy/test_rows_forward.py", "any_magnitude"),
+        unit("backends/numpy/test_rows_accuracy.py", "any_magnitude"),
     ),
     Fault(
         "statistics of no range are accepted",
@@ -273,7 +273,7 @@ OF_VECTORS = (
         VECTOR_MEMORY,
         "constant(0x7FFF)",
         "constant(0x8000)",
-        unit("backends/numpy/test_simd.py", "nearest_even"),
+        unit("backends/numpy/test_vector_memory.py", "nearest_even"),
     ),
     Fault(
         "bfloat16 is cut off",
