@@ -43,7 +43,6 @@ from .vector_memory import (
     fence,
     load,
     load_broadcast,
-    load_masked,
     load_vector,
     prefetch,
     stack_alloc,
@@ -224,7 +223,7 @@ def backward(dy, x, norm, dx, non_temporal, start, stop):
     projections = stack_alloc(ones_vec, LANES)
     for begin in range(start, stop, rows_per_block):
         count = min(rows_per_block, stop - begin)
-        inv_norm = broadcast(1.0) / load_masked(norm_ptr, begin, count, zero)
+        inv_norm = broadcast(1.0) / load_vector(norm_ptr, begin, count, zero)
         store(inv_norms, 0, from_float64(inv_norm, inv_norm, ones_vec))
         for k in range(count):
             inv_norm_vec = load_broadcast(inv_norms, k, ones_vec)

@@ -37,7 +37,7 @@ def copy(source: Any, target: Any, like: Any) -> None:
 def copy_first(source: Any, target: Any, start: int, count: int, whole: Any) -> None:
     """Of `source`, `count` elements from `start` on to `target`; the vector itself to `whole`."""
     one = simd.ones(whole)
-    vector = vm.load_masked(vm.data_pointer(source), start, count, one)
+    vector = vm.load_vector(vm.data_pointer(source), start, count, one)
     vm.store(vm.data_pointer(whole), 0, vector)
     vm.store_masked(vm.data_pointer(target), start, vector, count)
 
@@ -175,7 +175,7 @@ from ln_array_api_backends.numpy import vector_memory as vm
 @njit
 def first(source, target, start, count, like):
     one = simd.ones(like)
-    vector = vm.load_masked(vm.data_pointer(source), start, count, one)
+    vector = vm.load_vector(vm.data_pointer(source), start, count, one)
     vm.store_masked(vm.data_pointer(target), start, vector, count)
 
 @njit
