@@ -171,7 +171,6 @@ def backward(
                 rows_non_temporal = (
                     non_temporal and elements_to_alignment(dx_ptr, row * n, ones_vec) == 0
                 )
-                rows_distance = dx_prefetch_distance if rows_non_temporal else 0
                 row1 = load_dx_constants(
                     mean_ptr, rstd_ptr, row + 1, d_means, g_means, projections, (k + 1) * spacing,
                     ones_vec,
@@ -186,10 +185,16 @@ def backward(
                         (k + 3) * spacing, ones_vec,
                     )  # fmt: skip
                     rows = (row0, row1, row2, row3)
-                    write_dx4(source, n, rows, gradients, rows_non_temporal, rows_distance)
+                    if rows_non_temporal:
+                        write_dx4(source, n, rows, gradients, True, dx_prefetch_distance)
+                    else:
+                        write_dx4(source, n, rows, gradients, False, 0)
                     k += 3
                 else:
-                    write_dx2(source, n, (row0, row1), gradients, rows_non_temporal, rows_distance)
+                    if rows_non_temporal:
+                        write_dx2(source, n, (row0, row1), gradients, True, dx_prefetch_distance)
+                    else:
+                        write_dx2(source, n, (row0, row1), gradients, False, 0)
                     k += 1
             elif repeat is None:
                 write_dx(source, n, row0, gradients, non_temporal, dx_prefetch_distance)
