@@ -92,7 +92,7 @@ def log_of_norm(x, x_offset, n, ones_vec, exponent, epsilon):
 
 
 class Row(NamedTuple):
-    """Pointers to x and dy, of which dy may be None, from element `offset` on; the constants."""
+    """Pointers to x and to dy (or None) from element `offset` on, and the constants."""
 
     x: Any
     dy: Any
