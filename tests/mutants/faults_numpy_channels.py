@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fault import NUMPY, Fault, suite, unit
 
-CHANNELS, COLUMNS, COLUMNS_BACKWARD, COLUMN_SUMS, GRADIENT_SUMS, VECTOR_MEMORY = (
+CHANNELS, COLUMNS, COLUMNS_BACKWARD, COLUMN_SUMS, VECTOR_MEMORY = (
     f"{NUMPY}/{name}.py"
     for name in (
-        *("channels", "columns_forward", "columns_backward", "column_sums", "gradient_sums"),
+        *("channels", "columns_forward", "columns_backward", "column_sums"),
         "vector_memory",
     )
 )
@@ -93,9 +93,9 @@ OF_COLUMNS = (
     ),
     Fault(
         "gradients of the last sample are missing",
-        GRADIENT_SUMS,
-        "    reduce_partials(dgamma, blocks)\n",
-        "    reduce_partials(dgamma, max(blocks - 1, 1))\n",
+        COLUMNS_BACKWARD,
+        "    reduce_partials(dgamma, samples)\n",
+        "    reduce_partials(dgamma, max(samples - 1, 1))\n",
         unit("backends/numpy/test_columns_dispatch.py", "as_channels_first"),
     ),
     Fault(
@@ -186,8 +186,9 @@ OF_COLUMNS = (
     Fault(
         "y of columns is wrong with non-temporal stores",
         VECTOR_MEMORY,
-        "        store_non_temporal(elements, index, vector)\n",
-        "        store_non_temporal(elements, index, vector + vector)\n",
+        "with then:\n                    _emit_store(builder, elements, args[:3], non_temporal",
+        "with then:\n                    args = *args[:2], builder.fadd(args[2], args[2])\n"
+        "                    _emit_store(builder, elements, args[:3], non_temporal",
         unit("backends/numpy/test_columns_dispatch.py", "past_the_cache"),
     ),
 )

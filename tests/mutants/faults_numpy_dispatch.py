@@ -101,28 +101,28 @@ OF_THREADS = (
         CLAIMS,
         "            release_lock(load_acquire(pool, region + LOCK))\n",
         "            pass\n",
-        unit("backends/numpy/test_threads.py", "wake_again"),
+        unit("backends/numpy/test_claims.py", "wake_again"),
     ),
     Fault(
         "a thread sleeps although there is a task",
         CLAIMS,
         "is_missed = load_acquire(pool, NUMBER) != seen or",
         "is_missed =",
-        unit("backends/numpy/test_threads.py", "fell_asleep"),
+        unit("backends/numpy/test_claims.py", "fell_asleep"),
     ),
     Fault(
         "a thread wakes up on the processor of the caller",
         CLAIMS,
         "allow_processor(thread, here, 0)",
         "allow_processor(thread, -1, 0)",
-        unit("backends/numpy/test_threads.py", "processor_of_its_caller"),
+        unit("backends/numpy/test_claims.py", "processor_of_its_caller"),
     ),
     Fault(
         "a thread never regains its processor",
         CLAIMS,
         "            allow_processor(0, avoided - 1, 1)\n",
         "",
-        unit("backends/numpy/test_threads.py", "get_back"),
+        unit("backends/numpy/test_claims.py", "get_back"),
     ),
     Fault(
         "a thread without work never sleeps",
@@ -130,21 +130,21 @@ OF_THREADS = (
         "            seen = number\n            if helper < load_acquire(pool, _NUM_HELPERS):\n",
         "            if helper < load_acquire(pool, _NUM_HELPERS):\n"
         "                seen = number\n",
-        unit("backends/numpy/test_threads.py", "wake_again"),
+        unit("backends/numpy/test_claims.py", "wake_again"),
     ),
     Fault(
         "every wait counts as long",
         CLAIMS,
         "nanoseconds() - end > 3 * each + _LONG_WAIT",
         "nanoseconds() - end > 0",
-        unit("backends/numpy/test_threads.py", "long_parts"),
+        unit("backends/numpy/test_claims.py", "long_parts"),
     ),
     Fault(
         "a caller uses threads even after a long wait",
         THREADS,
         "    _alone_until = perf_counter() + _PAUSE_SECONDS",
         "    _alone_until = 0.0",
-        unit("backends/numpy/test_threads.py", "waited_long"),
+        unit("backends/numpy/test_claims.py", "waited_long"),
     ),
     Fault(
         "Numba is asked for the number of threads, and starts its own",
@@ -158,35 +158,35 @@ OF_THREADS = (
         THREADS,
         "count and not self._stopped:",
         "count:",
-        unit("backends/numpy/test_threads.py", "has_stopped"),
+        unit("backends/numpy/test_claims.py", "has_stopped"),
     ),
     Fault(
         "a part is claimed without compare-and-swap",
         CLAIMS,
         "if compare_and_swap(pool, index, claims, claims + (1 << _BITS)):",
         "if store_release(pool, index, claims + (1 << _BITS)) is None:",
-        unit("backends/numpy/test_threads.py", "run_once"),
+        unit("backends/numpy/test_claims.py", "run_once"),
     ),
     Fault(
         "a caller does not wait for parts of other threads",
         CLAIMS,
         "while load_acquire(pool, _FINISHED) < num_parts:",
         "while load_acquire(pool, _FINISHED) < 1:",
-        unit("backends/numpy/test_threads.py", "run_once or waited_long"),
+        unit("backends/numpy/test_claims.py", "run_once or waited_long"),
     ),
     Fault(
         "a pool is used by two callers at once",
         CLAIMS,
         "or not compare_and_swap(pool, OWNED, 0, 1):",
         "or not compare_and_swap(pool, OWNED, pool[OWNED], 1):",
-        unit("backends/numpy/test_threads.py", "another_caller"),
+        unit("backends/numpy/test_claims.py", "another_caller"),
     ),
     Fault(
         "all tasks have the same number",
         CLAIMS,
         "pool[NUMBER] % _MAX_NUMBER + 1",
         "1",
-        unit("backends/numpy/test_threads.py", "fell_asleep"),
+        unit("backends/numpy/test_claims.py", "fell_asleep"),
     ),
 )
 
@@ -232,7 +232,7 @@ OF_MEMORY = (
         "        # Another thread of the parent may have held the lock. It does not exist here.\n"
         "        self._lock = threading.Lock()\n",
         "        pass\n",
-        unit("backends/numpy/test_memory.py", "child"),
+        unit("backends/numpy/test_memory_of_threads.py", "child"),
     ),
 )
 

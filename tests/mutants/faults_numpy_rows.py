@@ -92,8 +92,8 @@ OF_ROW_PASSES = (
     Fault(
         "lanes beyond a row are summed",
         ROW_PASSES,
-        "zero_tail(fma(load_masked(x, x_offset + j, n - j, scale), scale, offset), n - j)",
-        "fma(load_masked(x, x_offset + j, n - j, scale), scale, offset)",
+        "zero_tail(fma(load_vector(x, x_offset + j, n - j, scale), scale, offset), n - j)",
+        "fma(load_vector(x, x_offset + j, n - j, scale), scale, offset)",
         rows("test_row_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
@@ -169,7 +169,7 @@ OF_MOMENTS = (
         MOMENTS,
         "all_at_most(mean_residual * mean_residual, broadcast(0.5) * variance, count)",
         "all_at_most(mean_residual * mean_residual, broadcast(1e300) * variance, count)",
-        unit("backends/numpy/test_rows_forward.py", "mislead", "outlier"),
+        unit("backends/numpy/test_rows_accuracy.py", "mislead", "outlier"),
     ),
     Fault(
         "the variance is about the approximate mean",
@@ -211,7 +211,7 @@ OF_MOMENTS = (
         MOMENTS,
         "        good = good and more_good\n",
         "",
-        unit("backends/numpy/test_rows_forward.py", "any_magnitude"),
+        unit("backends/numpy/test_rows_accuracy.py", "any_magnitude"),
     ),
     Fault(
         "statistics out of range are accepted",
@@ -226,8 +226,8 @@ OF_BACKWARD = (
     Fault(
         "the sums of the last block of rows are omitted",
         BACKWARD,
-        "        reduce_params(blocks, dgamma",
-        "        reduce_params(max(blocks - 1, 1), dgamma",
+        "        reduce_partials(dgamma, blocks)",
+        "        reduce_partials(dgamma, max(blocks - 1, 1))",
         rows("test_many_rows and layer_norm"),
     ),
     Fault(

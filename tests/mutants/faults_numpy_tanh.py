@@ -7,6 +7,7 @@ from fault import NUMPY, Fault, suite, unit
 ELEMENTARY, KERNELS = f"{NUMPY}/elementary.py", f"{NUMPY}/tanh.py"
 DISPATCH, TASKS = f"{NUMPY}/tanh_dispatch.py", f"{NUMPY}/tasks.py"
 TESTS = "backends/numpy/test_tanh.py"
+ELEMENTARY_TESTS = "backends/numpy/test_elementary.py"
 LAYOUTS = unit(TESTS, "each_layout")
 
 FAULTS = (
@@ -15,21 +16,21 @@ FAULTS = (
         ELEMENTARY,
         "fma(n, minus_ln2_low, fma(n, minus_ln2, a * broadcast_like(-2.0, a)))",
         "fma(n, minus_ln2, a * broadcast_like(-2.0, a))",
-        unit(TESTS, "magnitudes"),
+        unit(ELEMENTARY_TESTS, "magnitudes"),
     ),
     Fault(
         "slopes are 0 before they are subnormal",
         ELEMENTARY,
         "at_most(absolute(u), vanishing)",
         "at_most(absolute(u), vanishing * broadcast_like(0.75, u))",
-        unit(TESTS, "slopes"),
+        unit(ELEMENTARY_TESTS, "slopes"),
     ),
     Fault(
         "the power of two of a subnormal slope is a single factor",
         ELEMENTARY,
         "half = fma(shifted - unit, broadcast_like(0.5, u), unit)",
         "half = shifted",
-        unit(TESTS, "slopes"),
+        unit(ELEMENTARY_TESTS, "slopes"),
     ),
     Fault(
         "tanh is positive",

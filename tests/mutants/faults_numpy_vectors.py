@@ -18,7 +18,7 @@ OF_VECTORS = (
         rows("test_row_accuracy and test_forward_lengths and float32"),
     ),
     Fault(
-        "sums of float64 are not compensated",
+        "float64 loses what its sums round off",
         DOUBLES,
         "pair = new, builder.fadd(more, compensation)",
         "pair = new, more",
@@ -32,7 +32,7 @@ OF_VECTORS = (
         unit("backends/numpy/test_doubles.py"),
     ),
     Fault(
-        "NaN counts as at most any number",
+        "NaN is at most any number",
         SIMD,
         'above = builder.fcmp_unordered(">", *args[:2])',
         'above = builder.fcmp_ordered(">", *args[:2])',
@@ -57,10 +57,10 @@ OF_VECTORS = (
         VECTOR_MEMORY,
         "constant(0x7FFF)",
         "constant(0x8000)",
-        unit("backends/numpy/test_simd.py", "nearest_even"),
+        unit("backends/numpy/test_vector_memory.py", "nearest_even"),
     ),
     Fault(
-        "bfloat16 is truncated",
+        "bfloat16 is cut off",
         VECTOR_MEMORY,
         "rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)",
         "rounded = bits",
@@ -77,7 +77,7 @@ OF_GRADIENT_SUMS = (
         rows("test_large and test_rows and vectors and layer_norm"),
     ),
     Fault(
-        "dbeta lacks the second of two rows",
+        "the second of two rows is left out of dbeta",
         SUMS,
         "load(dbeta, grad_offset, d0) + (d0 + d1)",
         "load(dbeta, grad_offset, d0) + (d0 + d0)",
@@ -86,8 +86,8 @@ OF_GRADIENT_SUMS = (
     Fault(
         "the first block of rows is added up for all",
         SUMS,
-        "load_masked(sums, i, count, ones_vec)",
-        "load_masked(sums, j, count, ones_vec)",
+        "load_vector(sums, i, count, ones_vec)",
+        "load_vector(sums, j, count, ones_vec)",
         rows("test_many_rows and layer_norm"),
     ),
 )

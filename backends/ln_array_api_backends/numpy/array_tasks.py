@@ -1,8 +1,8 @@
 """Tasks that are called with NumPy arrays.
 
-Their addresses are read from the arrays themselves, which costs less than to ask for them in
-Python. CPython and NumPy promise where they are to everything that was compiled for them: the items
-of a tuple come after its header, and the address of an array's elements after its own.
+The addresses of elements are read from the array objects, which is faster than asking for them in
+Python. Their places are part of the binary interfaces of CPython and NumPy: the items of a tuple
+follow its header, and the address of the elements follows the header of an array.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .tasks import Task, call_task
 
 #: Offsets in words.
 _ITEMS, _ELEMENTS = tuple.__basicsize__ // 8, object.__basicsize__ // 8
-#: Words of a task, at most.
+#: Most words of a task.
 _MAX_WORDS = 64
-#: Bytes of x from which several threads may be faster than one.
+#: Smallest x for which several threads may be faster than one.
 PARALLEL_MIN_BYTES = 128 << 10
-#: Bytes of x that a part has at least.
+#: Smallest part of x.
 PART_MIN_BYTES = 64 << 10
 
 
@@ -39,7 +39,9 @@ def _check_layout() -> None:
     address = ctypes.c_int64.from_address(id(values) + 8 * (_ITEMS + 1)).value
     elements = ctypes.c_int64.from_address(address + 8 * _ELEMENTS).value
     if elements != values[1].ctypes.data:
-        raise BackendError("this Python keeps arrays and tuples in another way than CPython")
+        raise BackendError(
+            "this Python does not have CPython's layout of tuples and arrays; use CPython"
+        )
 
 
 _check_layout()
@@ -47,10 +49,10 @@ _check_layout()
 
 @njit(forceinline=True, **OPTIONS)
 def _fill(words: Any, record: int, arrays: int) -> None:
-    """Put a task's words, and the addresses of arrays, where they belong.
+    """Copy a task's words, and put in the addresses of arrays.
 
-    The record is how many words there are, how many arrays, where each of these belongs, and the
-    words. `arrays` is the address of a tuple.
+    The record has the number of words, the number of arrays, the index of the word of each array,
+    and the words. `arrays` is the address of a tuple.
     """
     known = words_at(record)
     num_words, num_arrays = known[0], known[1]
@@ -77,19 +79,19 @@ def _run(record: int, arrays: int, pool: int, max_parts: int, num_helpers: int) 
 
 
 def use_threads(size: int) -> bool:
-    """Whether several threads may be faster than one for x of so many bytes."""
+    """Return whether several threads may be faster than one for x of `size` bytes."""
     return size >= PARALLEL_MIN_BYTES and numba.config.NUMBA_NUM_THREADS > 1
 
 
 def max_parts_of(count: int, size: int) -> int:
-    """How many parts there may be of so many rows or blocks of them, whose x has so many bytes."""
+    """Return the largest number of parts for `count` rows or blocks, where x has `size` bytes."""
     return min(count, size // PART_MIN_BYTES) if use_threads(size) else 1
 
 
 def bind(task: Task, num_arrays: int, max_parts: int, size: int) -> Callable[..., None]:
-    """A function that runs a task, given the arrays that are the first of its arguments.
+    """Return a function that runs a task, given its array arguments, which are the first.
 
-    Arrays that are absent are None. Where x has few bytes, the interpreter's lock is kept.
+    Absent arrays are None. For small x, the interpreter's lock is kept.
     """
     if len(task.words) > _MAX_WORDS:
         raise ValueError(f"a task has at most {_MAX_WORDS} words, not {len(task.words)}")

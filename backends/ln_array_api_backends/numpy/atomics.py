@@ -30,9 +30,9 @@ _sched_getcpu = types.ExternalFunction("sched_getcpu", types.int32())
 _of_thread = types.int32(types.int32, types.intp, types.intp)
 _sched_getaffinity = types.ExternalFunction("sched_getaffinity", _of_thread)
 _sched_setaffinity = types.ExternalFunction("sched_setaffinity", _of_thread)
-#: Bytes, and bits of a word, of a set of processors.
+#: Size of a set of processors in bytes, and the bits of a word.
 _SET_BYTES, _WORD_BITS = 128, 64
-#: Python's locks, which need no interpreter. Any thread may release one.
+#: Python's locks, which need no interpreter. Any thread may release them.
 _new_lock = ctypes.PYFUNCTYPE(ctypes.c_void_p)(("PyThread_allocate_lock", ctypes.pythonapi))
 _take_lock = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int)(
     ("PyThread_acquire_lock", ctypes.pythonapi)
@@ -45,7 +45,7 @@ _release_lock = types.ExternalFunction("PyThread_release_lock", types.void(types
 
 @intrinsic
 def words_at(typing: Any, address: Any) -> Any:
-    """The words at an address."""
+    """Return the words at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], I64.as_pointer())
@@ -55,7 +55,7 @@ def words_at(typing: Any, address: Any) -> Any:
 
 @intrinsic
 def load_acquire(typing: Any, words: Any, index: Any) -> Any:
-    """Load a word, and whatever was stored before `store_release` stored it."""
+    """Load a word; see everything that was stored before `store_release` stored it."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = builder.gep(args[0], [args[1]])
@@ -78,7 +78,7 @@ def store_release(typing: Any, words: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def increment(typing: Any, words: Any, index: Any) -> Any:
-    """Add one to a word; gives its value before."""
+    """Add one to a word; return its old value."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = builder.gep(args[0], [args[1]])
@@ -89,7 +89,7 @@ def increment(typing: Any, words: Any, index: Any) -> Any:
 
 @intrinsic
 def compare_and_swap(typing: Any, words: Any, index: Any, expected: Any, value: Any) -> Any:
-    """Store a word if it still is what was expected; gives whether it was."""
+    """Store a word if its value is as expected; return whether it was."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = builder.gep(args[0], [args[1]])
@@ -101,7 +101,7 @@ def compare_and_swap(typing: Any, words: Any, index: Any, expected: Any, value: 
 
 @intrinsic(prefer_literal=True)
 def stack_words(typing: Any, length: Any) -> Any:
-    """So many words on the stack, a literal."""
+    """Allocate words on the stack; their number is a literal."""
     if not isinstance(length, types.IntegerLiteral):
         return None
     count = length.literal_value
@@ -114,7 +114,7 @@ def stack_words(typing: Any, length: Any) -> Any:
 
 @intrinsic
 def address_of(typing: Any, words: Any) -> Any:
-    """The address of words."""
+    """Return the address of words."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ptrtoint(args[0], I64)
@@ -142,7 +142,7 @@ def pause(typing: Any) -> Any:
 
 @njit
 def give_way() -> None:
-    """Let another thread have this processor, where the system can do that."""
+    """Yield the processor to another thread, if the system supports it."""
     if _IS_POSIX:
         _sched_yield()
     else:
@@ -151,7 +151,7 @@ def give_way() -> None:
 
 @njit
 def nanoseconds() -> Any:
-    """The time of a clock that goes on evenly, or 0 where the system has another."""
+    """Return the time of a monotonic clock, or 0 if the system has none."""
     if not _IS_POSIX:
         return 0
     parts = stack_words(2)
@@ -179,21 +179,21 @@ def acquire_lock(lock: int) -> None:
 
 @njit
 def release_lock(lock: int) -> None:
-    """Free a lock, and have a thread run that waits for it."""
+    """Free a lock, and wake a thread that waits for it."""
     _release_lock(lock)
 
 
 @njit
 def processor() -> int:
-    """The processor that this thread runs on, or -1 where the system does not tell."""
+    """Return the processor that this thread runs on, or -1 if the system does not tell."""
     return _sched_getcpu() if _IS_LINUX else -1
 
 
 @njit
 def allow_processor(thread: int, processor: int, is_allowed: int) -> Any:
-    """Allow a thread a processor, or all others alone; gives whether that changed anything.
+    """Allow a thread to use a processor, or forbid it; return whether that changed anything.
 
-    The thread is one by its number in Linux, and 0 is this one.
+    The thread is given by its number in Linux; 0 is this thread.
     """
     if not _IS_LINUX or not 0 <= processor < _SET_BYTES * 8:
         return False

@@ -1,4 +1,4 @@
-"""What the NumPy backend is: which calls it takes, and how they run."""
+"""The NumPy backend: which calls it accepts, and which kernels run them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def uses_non_temporal(spec: ChannelsSpec) -> bool:
 
 
 def prepare(primitive: Primitive, spec: ChannelsSpec) -> Callable[..., Any]:
-    """What runs a call of a channels primitive, given the arrays alone."""
+    """Return the kernel of a channels primitive: a function of the arrays."""
     by_columns = is_by_columns(spec)
     samples, c, s = spec.shape
     shape = (samples, c * s) if by_columns else spec.shape

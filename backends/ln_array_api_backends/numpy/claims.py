@@ -1,18 +1,18 @@
 """How threads claim the parts of a task that a caller shares.
 
-A task is cut into as many regions as it gets threads, and each region into parts. Each thread
-claims the parts of its own region first, and then those of others: from call to call, the same rows
-are in the caches of the same processor. The caller does the same, and at the end waits only for
-parts that a thread has claimed and not finished. So it never waits for a thread that has not
-started, however busy the processors are. A thread can still lose its processor while it works on a
-part. A caller that had to wait long for one keeps its tasks to itself for a while.
+A task is divided into one region per thread, and each region into parts. Each thread claims the
+parts of its own region first, and then those of other regions. So the same rows are in the caches
+of the same processor from call to call. The caller does the same. At the end it waits only for
+parts that a thread has claimed and not finished, so it never waits for a thread that has not
+started. A thread can still lose its processor while it works on a part. After a long wait for such
+a part, the caller runs its tasks without helpers for a while.
 
-A thread that finds no work for a while sleeps until a caller wakes it. Neither needs the
-interpreter for that, which the caller has most of the time. The thread must not wake up on the
-processor of the caller, where one of the two would wait for the other.
+A thread without work sleeps after a while, until a caller wakes it. Neither needs the interpreter
+for that, whose lock the caller usually holds. The thread must not wake up on the processor of the
+caller, since one of the two would wait for the other.
 
-The pool has room for one task: a caller that finds it taken works alone. Results do not depend on
-who works on which part.
+The pool has room for one task: a caller that finds it in use runs without helpers. Results do not
+depend on which thread works on which part.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ from .vector_memory import fence
 #: Indices of the words of a pool. Words that different threads write are in different cache lines.
 _TASK, _NUM_PARTS, _NUM_HELPERS, NUMBER, _FINISHED, OWNED, STOPPED, CLAIMS = range(0, 64, 8)
 CACHE_LINE_BYTES = 64
-#: Indices beside the claims of a region, of its helper: whether it is asleep, the lock that it
-#: waits for, its number in the system, and one more than the processor that it was kept from.
+#: Offsets from the claims of a region to the words of its helper: whether it is asleep, the lock
+#: that it waits for, its number in the system, and 1 + the processor that it must not use.
 ASLEEP, LOCK, THREAD, AVOIDED = 1, 2, 3, 4
 #: The claims of a region are one word: the number of the task, and 16 bits each for the next part
-#: and the end. So whoever claims the next part by a swap knows that it is this task's.
+#: and the end. So a swap that claims a part succeeds only if the part is of this task.
 _BITS, _MASK = 16, (1 << 16) - 1
 _MAX_NUMBER = 1 << 30
 
-#: Parts of a region at most.
+#: Most parts of a region.
 _MAX_PARTS = 8
-#: How often a thread looks for work before it sleeps: for about 0.1 ms.
+#: How often a thread looks for work before it sleeps; about 0.1 ms.
 _SPIN_COUNT = 4000
-#: Nanoseconds that are long to wait for a part, besides three times what one takes.
+#: A wait is long if it takes more than this in nanoseconds, plus three times the time of a part.
 _LONG_WAIT = 300_000
-#: How often a caller looks whether the last parts are finished before it gives its processor away.
+#: How often a caller checks whether the last parts are finished before it yields its processor.
 _MAX_SPINS = 20_000
 
 
 @njit(**OPTIONS)
 def _run_region(pool: Any, region: Any) -> Any:
-    """Claim the parts of a region and work on them, until there are no more; gives how many."""
+    """Claim and run parts of a region until there are no more; return their number."""
     count = 0
     index = CLAIMS + 8 * region
     claims = load_acquire(pool, index)
@@ -80,7 +80,7 @@ def _run_region(pool: Any, region: Any) -> Any:
 
 @njit(**OPTIONS)
 def _run_regions(pool: Any, first: int) -> int:
-    """Work on the parts of all regions, from the first on; gives how many parts."""
+    """Run parts of all regions, beginning with region `first`; return their number."""
     num_regions, count = load_acquire(pool, _NUM_HELPERS) + 1, 0
     for i in range(num_regions):
         count += _run_region(pool, (first + i) % num_regions)
@@ -89,7 +89,7 @@ def _run_regions(pool: Any, first: int) -> int:
 
 @njit(**OPTIONS)
 def help_callers(address: int, helper: int) -> None:
-    """Work on parts of all tasks until the pool is stopped; sleep while there are none."""
+    """Run parts of all tasks until the pool is stopped; sleep while there are none."""
     pool, seen, idle = words_at(address), 0, 0
     while load_acquire(pool, STOPPED) == 0:
         number = load_acquire(pool, NUMBER)
@@ -108,11 +108,11 @@ def help_callers(address: int, helper: int) -> None:
 
 @njit(**OPTIONS)
 def sleep(address: int, helper: int, seen: int) -> None:
-    """Sleep until a caller has work, unless there is a task after one, or the pool is stopped."""
+    """Sleep until a caller has work, unless a task came after `seen` or the pool is stopped."""
     pool, region = words_at(address), CLAIMS + 8 * (helper + 1)
     store_release(pool, region + ASLEEP, 1)
     fence()
-    # A caller that came before this was known cannot have woken this thread.
+    # A caller that came before this word was stored cannot have woken this thread.
     is_missed = load_acquire(pool, NUMBER) != seen or load_acquire(pool, STOPPED) != 0
     if not is_missed or not compare_and_swap(pool, region + ASLEEP, 1, 0):
         acquire_lock(load_acquire(pool, region + LOCK))
@@ -124,9 +124,9 @@ def sleep(address: int, helper: int, seen: int) -> None:
 
 @njit(**OPTIONS)
 def wake(address: int, num_helpers: int) -> None:
-    """Wake so many helpers, as far as they sleep."""
+    """Wake the first `num_helpers` helpers, if they sleep."""
     pool = words_at(address)
-    fence()  # who falls asleep from now on sees what was stored before
+    fence()  # a thread that falls asleep from now on sees what was stored before
     here = processor()
     for helper in range(num_helpers):
         region = CLAIMS + 8 * (helper + 1)
@@ -140,9 +140,9 @@ def wake(address: int, num_helpers: int) -> None:
 
 @njit(**OPTIONS)
 def share(address: int, words: int, max_parts: int, num_helpers: int) -> Any:
-    """Run a task in at most so many parts, with helpers if no other caller has them.
+    """Run a task in at most `max_parts` parts, with helpers unless another caller has them.
 
-    Gives whether the last part took so long that who worked on it cannot have been running.
+    Returns whether the wait for the last part was so long that its thread cannot have been running.
     """
     pool = words_at(address)
     if num_helpers == 0 or not compare_and_swap(pool, OWNED, 0, 1):
@@ -151,7 +151,7 @@ def share(address: int, words: int, max_parts: int, num_helpers: int) -> Any:
     num_regions = num_helpers + 1
     length = min(max(max_parts // num_regions, 1), _MAX_PARTS)
     num_parts, number = num_regions * length, pool[NUMBER] % _MAX_NUMBER + 1
-    # Nothing is left to claim of the last task, so nobody reads these until there is.
+    # All parts of the last task are claimed, so no thread reads these words before the claims.
     store_release(pool, _TASK, words)
     store_release(pool, _NUM_PARTS, num_parts)
     store_release(pool, _NUM_HELPERS, num_helpers)

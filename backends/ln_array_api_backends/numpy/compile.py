@@ -10,27 +10,27 @@ import numpy as np
 from numba import from_dtype, types
 
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
-#: For functions that kernels call. Without entries from Python and C, which nobody calls, they
-#: compile in a sixth less time.
+#: For functions that only kernels call. Without entry points for Python and C, they compile in a
+#: sixth less time.
 CALLED: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-#: For functions with a single call: they are compiled only as a part of their caller.
+#: For functions with a single call: they are compiled only as part of their caller.
 ONCE: dict[str, Any] = {**CALLED, "inline": "always"}
 #: For functions that are inlined by LLVM.
 INLINE: dict[str, Any] = {**CALLED, "forceinline": True}
 #: For functions whose argument is a function: in each process they would have another key on disk.
 MAP: dict[str, Any] = {**INLINE, "cache": False}
-#: For small tasks: to release the interpreter's lock would cost more than they do.
+#: For small tasks, which take less time than releasing the interpreter's lock.
 WITH_GIL: dict[str, Any] = {**OPTIONS, "nogil": False}
 
-#: How 16-bit arrays go to Numba, which does not know their dtypes.
+#: The dtypes as which Numba gets 16-bit arrays, since it does not know theirs.
 STORAGE_DTYPES = {"float16": np.int16, "bfloat16": np.uint16}
 
 
 @cache
 def compiled(kernel: Any, *arguments: Any) -> Callable[..., Any]:
-    """A kernel compiled for arguments of such types, to be called with nothing else.
+    """Return a kernel compiled for arguments of these types only.
 
-    Numba's own way, by the types of the values of each call, costs more than a small kernel.
+    Numba's own dispatch by the types of each call takes longer than a small kernel.
     """
     kernel.compile(arguments)
     entry: Callable[..., Any] = kernel.overloads[arguments].entry_point
@@ -38,7 +38,7 @@ def compiled(kernel: Any, *arguments: Any) -> Callable[..., Any]:
 
 
 def array_type(dtype: str | None, ndim: int) -> Any:
-    """Numba's type of an array of a dtype, or of its absence."""
+    """Return Numba's type of a contiguous array, or of None if the dtype is None."""
     if dtype is None:
         return types.none
     return types.Array(from_dtype(np.dtype(STORAGE_DTYPES.get(dtype, dtype))), ndim, "C")

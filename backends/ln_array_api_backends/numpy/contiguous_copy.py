@@ -1,7 +1,7 @@
-"""Copies in C order of arrays that lie otherwise, in blocks that stay in the cache.
+"""Contiguous copies of arrays of other layouts, in blocks that stay in the cache.
 
-NumPy copies a transposed array along one of its two directions, and each element of the other
-misses the cache.
+NumPy copies a transposed array along one of its axes, so each access along the other axis misses
+the cache.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .compile import OPTIONS
 from .memory import memory_pool
 from .vector_memory import data_pointer
 
-_BLOCK = 16  # elements of 4 bytes that fill a line of the cache
-_SMALLEST = 512 << 10  # bytes of a transposed matrix that the cache does not hold
+_BLOCK = 16  # elements of 4 bytes in a cache line
+_SMALLEST = 512 << 10  # bytes of a transposed matrix that does not fit in the cache
 _WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -39,7 +39,7 @@ def _copy(source, target):
 
 
 def ascontiguous(x: np.ndarray) -> np.ndarray:
-    """An aligned copy in C order and native byte order, or x itself where it is that."""
+    """Return an aligned, C-contiguous copy in native byte order, or x if it has that layout."""
     merged = _merged(x)
     if merged is None:
         return np.require(x, x.dtype.newbyteorder("="), ("C", "A", "E"))
@@ -50,7 +50,7 @@ def ascontiguous(x: np.ndarray) -> np.ndarray:
 
 
 def _merged(x: np.ndarray) -> Any:
-    """X as (K, M, N), if its last two axes are what is out of order; else None."""
+    """Return x as (K, M, N) if only its last two axes are out of order, else None."""
     plain = type(x) is np.ndarray and x.flags.aligned and x.dtype.isnative
     if not plain or x.itemsize not in _WORDS:
         return None

@@ -17,7 +17,6 @@ from .simd import fma, lanes, ones
 from .vector_memory import (
     data_pointer,
     load,
-    load_masked,
     load_partial,
     load_vector,
     store,
@@ -121,7 +120,7 @@ def reduce_partials(partial, blocks):
             count = min(width, n - j)
             a, rest_a = zero, zero
             for i in range(j, j + blocks * n, n):
-                a, rest_a = accumulate(a, rest_a, load_masked(sums, i, count, ones_vec))
+                a, rest_a = accumulate(a, rest_a, load_vector(sums, i, count, ones_vec))
             store_masked(sums, j, sum_in_dtype(a, rest_a, ones_vec), count)
             j += width
 
@@ -132,12 +131,3 @@ def put_first(sums, into):
     if into is not None:
         for i in range(into.size):
             into[i] = sums[i]
-
-
-@njit(**INLINE)
-def reduce_params(blocks, dgamma, dbeta, into_dgamma, into_dbeta):
-    """Reduce the partial sums of all blocks to the gradients of gamma and beta."""
-    reduce_partials(dgamma, blocks)
-    reduce_partials(dbeta, blocks)
-    put_first(dgamma, into_dgamma)
-    put_first(dbeta, into_dbeta)

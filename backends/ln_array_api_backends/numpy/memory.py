@@ -1,9 +1,9 @@
 """A pool of memory for large results.
 
-A fresh array of many MiB costs more than the kernel that fills it: the system hands out its memory
-page by page, each cleared at its first use, and takes it back when the array dies. Here memory is
-given back to a pool when the last view of a result dies, and the next result of about that size
-takes it.
+Allocating an array of many MiB costs more than the kernel that fills it: the system maps its pages
+one by one, clears each at its first use, and unmaps them when the array is deleted. Here memory is
+returned to a pool when the last view of a result is deleted, and is reused for the next result of
+about that size.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ POOLED_MIN_BYTES = 1 << 20
 
 
 class PoolStats(NamedTuple):
-    """What a pool holds and has done."""
+    """The memory of a pool, and how often it was reused."""
 
     used_bytes: int
-    """In arrays that are alive."""
+    """Bytes of arrays in use."""
     free_bytes: int
-    """Waiting for the next result."""
+    """Bytes that are free for the next results."""
     hits: int
     """Results that took memory from the pool."""
     misses: int
@@ -43,13 +43,13 @@ class PoolStats(NamedTuple):
 
 
 class MemoryPool:
-    """Memory of dead results, kept for the next ones.
+    """Memory of deleted results, kept for the next ones.
 
     Parameters
     ----------
     limit : int, default: 512 MiB
-        Bytes that may wait for the next result. What is in use does not count. 0 turns the pool
-        off.
+        Most bytes that are kept free for the next results. Memory in use does not count. 0 turns
+        the pool off.
 
     Examples
     --------
@@ -69,9 +69,9 @@ class MemoryPool:
     def __init__(self, limit: int = _DEFAULT_LIMIT) -> None:
         self._limit = self._checked(limit)
         self._lock = threading.Lock()
-        self._free: list[_Buffer] = []  # the one that has waited longest first
-        # An array can die anywhere, while this thread holds the lock too. So memory that comes
-        # back is put here, where that needs no lock, and sorted in as soon as nobody holds it.
+        self._free: list[_Buffer] = []  # longest unused first
+        # An array can be deleted anywhere, also while this thread holds the lock. So returned
+        # memory is put here, which needs no lock, and moved when the lock is free.
         self._returned: deque[_Buffer] = deque()
         self._used_bytes = self._free_bytes = self._hits = self._misses = 0
 
@@ -83,7 +83,7 @@ class MemoryPool:
 
     @property
     def limit(self) -> int:
-        """Bytes that may wait for the next result. Lowering it frees what is beyond."""
+        """Most bytes that are kept free. Lowering it frees memory beyond the new limit."""
         return self._limit
 
     @limit.setter
@@ -92,7 +92,7 @@ class MemoryPool:
         self._reclaim()
 
     def stats(self) -> PoolStats:
-        """Bytes in use and free, and how often the pool had what was wanted."""
+        """Return the bytes in use and free, and how often memory was reused."""
         self._reclaim()
         with self._lock:
             stats = PoolStats(self._used_bytes, self._free_bytes, self._hits, self._misses)
@@ -100,7 +100,7 @@ class MemoryPool:
         return stats
 
     def free_all(self) -> None:
-        """Give all memory that is not in use back to the system."""
+        """Return all memory that is not in use to the system."""
         self._reclaim()
         with self._lock:
             freed, self._free, self._free_bytes = self._free, [], 0
@@ -108,7 +108,7 @@ class MemoryPool:
         self._reclaim()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array in C order, aligned to 64 bytes, whose values are whatever was there."""
+        """Return an uninitialised C-contiguous array, aligned to 64 bytes."""
         dtype = np.dtype(dtype)
         size = _rounded(math.prod(shape) * dtype.itemsize + _PAGE)
         if self._returned:
@@ -121,7 +121,7 @@ class MemoryPool:
     def _acquire(self, size: int) -> _Buffer:
         with self._lock:
             free = self._free
-            for place in range(len(free) - 1, -1, -1):  # the latest is warmest
+            for place in range(len(free) - 1, -1, -1):  # the latest is most likely in the cache
                 if free[place].nbytes == size:
                     buffer = free.pop(place)
                     self._free_bytes -= size
@@ -160,13 +160,13 @@ class MemoryPool:
 
 @lru_cache(256)
 def _rounded(nbytes: int) -> int:
-    """Up to 1/8 more, so that results of about the same size can take each other's memory."""
+    """Round up by at most 1/8, so that results of about the same size reuse each other's memory."""
     step = 1 << max(nbytes.bit_length() - 4, 12)
     return -(-nbytes // step) * step
 
 
 class _Buffer:
-    """A piece of memory that a pool has taken from the system."""
+    """Memory that a pool has allocated."""
 
     aligned: Any  # an object with the buffer protocol
     nbytes: int
@@ -181,7 +181,7 @@ class _Buffer:
 
 
 class _PooledBase(np.ndarray):
-    """The base of a pooled array, and so of all its views; gives the memory back when it dies."""
+    """The base of a pooled array and of all its views; returns the memory when it is deleted."""
 
     pool: MemoryPool | None = None  # None for views and copies of the base
     buffer: _Buffer

@@ -29,7 +29,7 @@ from .simd import (
     scalar_like,
     zeros,
 )
-from .vector_memory import load_masked, store
+from .vector_memory import load_vector, store
 
 
 @njit(**INLINE)
@@ -78,7 +78,7 @@ def scale_factor(x, pieces, ones_vec, epsilon):
         x_offset, j = start + piece * stride, 0
         while j < n:
             max_abs = fmax(
-                max_abs, absolute(load_masked(x, x_offset + j, min(width, n - j), ones_vec))
+                max_abs, absolute(load_vector(x, x_offset + j, min(width, n - j), ones_vec))
             )
             j += width
     size = max(float(reduce_max(max_abs)), math.sqrt(epsilon))

@@ -33,7 +33,7 @@ from .simd import (
     zeros,
 )
 from .tasks import task_of
-from .vector_memory import data_pointer, fence, load_masked, load_vector
+from .vector_memory import data_pointer, fence, load_vector
 
 #: Largest exponent for which squared powers of all float32 numbers are in the range of float64.
 MAX_UNSHIFTED_EXPONENT = 3.0
@@ -54,7 +54,7 @@ def sum_of_powers(x, x_offset, n, ones_vec, exponent, neg_shift):
     j = 0
     while j < n:
         # Elements beyond the last are 0, and so are powers of these.
-        low, high = to_float64(load_masked(x, x_offset + j, min(width, n - j), ones_vec))
+        low, high = to_float64(load_vector(x, x_offset + j, min(width, n - j), ones_vec))
         low_sum = low_sum + powers(low, exponents, shifts)
         high_sum = high_sum + powers(high, exponents, shifts)
         j += width
@@ -68,7 +68,7 @@ def max_magnitude(x, x_offset, n, ones_vec):
     width = lanes(ones_vec)
     j = 0
     while j < n:
-        max_abs = fmax(max_abs, absolute(load_masked(x, x_offset + j, min(width, n - j), ones_vec)))
+        max_abs = fmax(max_abs, absolute(load_vector(x, x_offset + j, min(width, n - j), ones_vec)))
         j += width
     size = scalar_like(reduce_max(max_abs), zeros_float64(ones_vec))
     return size if size > 0 else 1.0
@@ -92,7 +92,7 @@ def log_of_norm(x, x_offset, n, ones_vec, exponent, epsilon):
 
 
 class Row(NamedTuple):
-    """Pointers to x and dy, of which dy may be None, from element `offset` on; the constants."""
+    """Pointers to x and to dy (or None) from element `offset` on, and the constants."""
 
     x: Any
     dy: Any
@@ -143,9 +143,9 @@ def sum_of_products(dy, x, x_offset, n, ones_vec, exponent, neg_log_norm):
     j = 0
     while j < n:
         count = min(width, n - j)
-        low, high = to_float64(load_masked(x, x_offset + j, count, ones_vec))
+        low, high = to_float64(load_vector(x, x_offset + j, count, ones_vec))
         low_dy, high_dy = to_float64(
-            zero_tail(load_masked(dy, x_offset + j, count, ones_vec), count)
+            zero_tail(load_vector(dy, x_offset + j, count, ones_vec), count)
         )
         low_y = with_sign_of(powers(low, exponent, neg_log_norm), low)
         high_y = with_sign_of(powers(high, exponent, neg_log_norm), high)

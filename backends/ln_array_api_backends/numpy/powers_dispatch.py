@@ -15,12 +15,12 @@ from .call_context import CallContext
 from .config import ITEMSIZE, accumulation_dtype, should_use_non_temporal
 from .tasks import boolean, real
 
-#: The exponent up to which errors of logarithms, which it multiplies, leave powers 10 digits.
+#: Largest exponent for which powers have 10 correct digits; it multiplies errors of logarithms.
 LARGEST_EXPONENT = 256.0
 
 
 def forward(spec: FamilySpec) -> Callable[..., Any] | None:
-    """Gives y and the norms (M, 1) of x (M, N)."""
+    """Return the kernel that computes y and the norms (M, 1) of x (M, N)."""
     if spec.exponent == 1:
         return _first_forward(spec)
     context, m = _context(spec), spec.shape[0]
@@ -43,7 +43,7 @@ def forward(spec: FamilySpec) -> Callable[..., Any] | None:
 
 
 def backward(spec: FamilySpec) -> Callable[..., Any] | None:
-    """Gives dx of dy and x (M, N) and the norms (M, 1)."""
+    """Return the kernel that computes dx of dy and x (M, N) and the norms (M, 1)."""
     if spec.exponent == 1:
         return _first_backward(spec)
     context, m = _context(spec), spec.shape[0]
@@ -72,14 +72,15 @@ def _context(spec: FamilySpec) -> CallContext:
 
 
 def _has_logarithms(spec: FamilySpec) -> bool:
-    """Whether logarithms of float64 have digits enough for the exponent and the dtype."""
+    """Return whether float64 logarithms are accurate enough for the exponent and the dtype."""
     return spec.dtype != "float64" and spec.exponent <= LARGEST_EXPONENT
 
 
 def _rows(spec: FamilySpec, **details: Any) -> tuple[RowsSpec, Any, float]:
-    """Rows of RMS norm, which are those of the Euclidean norm times the root of their length.
+    """Return the spec of RMS norm, gamma, and the square root of the row length.
 
-    It is taken care of by gamma, one number for all elements.
+    RMS norm is normalisation by the Euclidean norm, times that root. One number gamma for all
+    elements divides by it.
     """
     (m, n), dtype = spec.shape, accumulation_dtype(spec.dtype)
     x = spec.library, spec.device, (m, n), spec.dtype

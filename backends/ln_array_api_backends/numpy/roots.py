@@ -43,7 +43,6 @@ from .vector_memory import (
     fence,
     load,
     load_broadcast,
-    load_masked,
     load_vector,
     prefetch,
     stack_alloc,
@@ -53,18 +52,18 @@ from .vector_memory import (
 
 #: Factor that brings an overflowing float64 sum back into range, and its square root.
 DOWNSCALE, SQRT_DOWNSCALE = 2.0**-128, 2.0**-64
-#: Numbers in as many float64 vectors as such a vector has lanes.
+#: Numbers in eight float64 vectors, as many as such a vector has lanes.
 SUMS = 64
 
 
 class Row(NamedTuple):
-    """Pointers to x and dy, of which dy may be None, from element `offset` on; the constants."""
+    """Pointers to x and to dy (or None) from element `offset` on, and the constants."""
 
     x: Any
     dy: Any
     offset: Any
     constants: Any
-    """What the function needs that gets the row."""
+    """The constants of the function that gets the row."""
     prefetch_distance: Any
 
 
@@ -175,7 +174,7 @@ def dx_constants(inv_norm, neg_projection):
     """Return the constants of `dx_vector`, among them the bounds of two factors.
 
     A gradient is a number times inv_norm, times half of 1 / sqrt(abs(x)), which is at least
-    inv_norm. Either product alone may be out of range. If inv_norm is at least 1, they can be
+    inv_norm. Either product may be out of range. If inv_norm is at least 1, they can be
     multiplied one after the other: neither result is further from 1 than the last. If it is less,
     the two inverses are multiplied first if one is less and the other greater than 1.
     """
@@ -224,7 +223,7 @@ def backward(dy, x, norm, dx, non_temporal, start, stop):
     projections = stack_alloc(ones_vec, LANES)
     for begin in range(start, stop, rows_per_block):
         count = min(rows_per_block, stop - begin)
-        inv_norm = broadcast(1.0) / load_masked(norm_ptr, begin, count, zero)
+        inv_norm = broadcast(1.0) / load_vector(norm_ptr, begin, count, zero)
         store(inv_norms, 0, from_float64(inv_norm, inv_norm, ones_vec))
         for k in range(count):
             inv_norm_vec = load_broadcast(inv_norms, k, ones_vec)

@@ -221,7 +221,10 @@ def write_dx(source, n, constants, gradients, non_temporal, prefetch_distance):
 
 @njit(**INLINE)
 def write_dx2(source, n, rows, gradients, non_temporal, prefetch_distance):
-    """Do what `write_dx` does for two consecutive rows of whole vectors; `rows` are constants."""
+    """Do what `write_dx` does for two consecutive rows of whole vectors, with constants `rows`.
+
+    `non_temporal` is constant in each call: a test within the loop costs a tenth of the time.
+    """
     dx = gradients.dx
     for j in range(0, n, lanes(rows[0].rstd)):
         if prefetch_distance:

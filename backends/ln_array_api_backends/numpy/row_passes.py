@@ -19,7 +19,6 @@ from .vector_memory import (
     elements_to_alignment,
     load,
     load_broadcast,
-    load_masked,
     load_vector,
     prefetch,
     prefetch_to_write,
@@ -160,7 +159,7 @@ def short_deviation_sums(x, x_offset, n, scale, offset):
         a, aa = a + d, fma(d, d, aa)
         j += width
     if j < n:
-        d = zero_tail(fma(load_masked(x, x_offset + j, n - j, scale), scale, offset), n - j)
+        d = zero_tail(fma(load_vector(x, x_offset + j, n - j, scale), scale, offset), n - j)
         a, aa = a + d, fma(d, d, aa)
     return a, aa
 
@@ -189,7 +188,7 @@ def sample_sum(x, x_offset, n, scale, first):
     width = lanes(scale)
     if n < 4 * width:
         count = min(n, width)
-        return zero_tail(load_masked(x, x_offset, count, scale) * scale - first, count)
+        return zero_tail(load_vector(x, x_offset, count, scale) * scale - first, count)
     a = load(x, x_offset, scale) * scale - first
     b = load(x, x_offset + n // 4, scale) * scale - first
     c = load(x, x_offset + n // 2, scale) * scale - first

@@ -11,7 +11,7 @@ from __future__ import annotations
 from numba import njit
 
 from .compile import CALLED, INLINE, ONCE
-from .gradient_sums import add_run, add_to, clear, empty_or_none, reduce_params
+from .gradient_sums import add_run, add_to, clear, empty_or_none, put_first, reduce_partials
 from .row_gradients import (
     DxConstants,
     Gradients,
@@ -184,18 +184,17 @@ def backward(
                         mean_ptr, rstd_ptr, row + 3, d_means, g_means, projections,
                         (k + 3) * spacing, ones_vec,
                     )  # fmt: skip
-                    four = (row0, row1, row2, row3)
+                    rows = (row0, row1, row2, row3)
                     if rows_non_temporal:
-                        write_dx4(source, n, four, gradients, True, dx_prefetch_distance)
+                        write_dx4(source, n, rows, gradients, True, dx_prefetch_distance)
                     else:
-                        write_dx4(source, n, four, gradients, False, 0)
+                        write_dx4(source, n, rows, gradients, False, 0)
                     k += 3
                 else:
-                    two = (row0, row1)
                     if rows_non_temporal:
-                        write_dx2(source, n, two, gradients, True, dx_prefetch_distance)
+                        write_dx2(source, n, (row0, row1), gradients, True, dx_prefetch_distance)
                     else:
-                        write_dx2(source, n, two, gradients, False, 0)
+                        write_dx2(source, n, (row0, row1), gradients, False, 0)
                     k += 1
             elif repeat is None:
                 write_dx(source, n, row0, gradients, non_temporal, dx_prefetch_distance)
@@ -241,9 +240,12 @@ def backward_blocks(
 
 @njit(**INLINE)
 def reduce_several_blocks(blocks, dgamma, dbeta, into_dgamma, into_dbeta):
-    """Call `reduce_params`, unless the sums of a single block are the results."""
+    """Reduce the partial sums of all blocks, unless those of a single block are the results."""
     if blocks > 1:
-        reduce_params(blocks, dgamma, dbeta, into_dgamma, into_dbeta)
+        reduce_partials(dgamma, blocks)
+        reduce_partials(dbeta, blocks)
+        put_first(dgamma, into_dgamma)
+        put_first(dbeta, into_dbeta)
 
 
 backward_task = reducing_task_of(

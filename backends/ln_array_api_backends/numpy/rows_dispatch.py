@@ -1,4 +1,4 @@
-"""From a spec to a compiled kernel for rows: views, memory, threads, stores for a kind of call."""
+"""From a spec to a compiled kernel for rows: arguments, memory, threads and stores."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
         y = new(shape, x.dtype) if out is None else out
         mean = empty(column, acc_dtype) if center else None
         rstd = empty(column, acc_dtype)
-        # Elements that do not begin at a multiple of their size never lie as such stores need it.
+        # Elements that are not aligned to their size can never be aligned to a vector.
         in_cache = non_temporal and out is not None and (out is x or not out.flags.aligned)
         (run_in_cache if in_cache else run)(x, gamma, beta, y, mean, rstd)
         return y, mean, rstd

@@ -56,7 +56,7 @@ PREFETCH_MIN_ROW_BYTES = 1024
 #: Largest size of a block of rows: most of L1. A block has at most as many rows as a vector has
 #: lanes.
 MAX_BLOCK_BYTES = 24 << 10
-#: Most lanes of a vector; numbers in so many vectors, and in so many vectors of float64.
+#: Most lanes of a vector; numbers in that many vectors, and in that many vectors of float64.
 LANES, LANES_SQUARED, SUMS = 16, 256, 128
 
 

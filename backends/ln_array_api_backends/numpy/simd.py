@@ -340,7 +340,7 @@ def reduce_add4(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 @intrinsic
 def reduce_add_rows(typing: Any, numbers: Any, index: Any, like: Any) -> Any:
-    """Return the `reduce_add` of consecutive vectors in memory, as many as one has lanes."""
+    """Return the `reduce_add` of consecutive vectors in memory, one per lane of the result."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.VectorType(NUMBER[like.scalar], like.lanes)

@@ -17,16 +17,16 @@ from .config import ITEMSIZE, should_use_non_temporal
 from .simd import BYTES
 from .tasks import ABSENT, array_of, boolean, integer, real
 
-#: Bytes of a tile, which are to stay in the second cache.
+#: Bytes of a tile, which stays in L2.
 TILE = 512 << 10
-#: Vectors of a line of a tile: as many as are read together, where there are so many, and at most.
-#: Those of a backward pass are added up, and float32 holds the sum of so many.
+#: Fewest vectors of each element of a tile, which are read together, and most vectors. Backward
+#: passes add them up, and float32 holds the sum of that many.
 FEW_VECTORS, VECTORS = 4, {"rows_forward": 24, "rows_backward": 16}
-#: Smallest number of adjacent rows for which lanes are full enough.
+#: Fewest adjacent rows for which enough lanes are used.
 LEAST = 8
-#: Tiles at least, if there are enough columns: work for several threads.
+#: Fewest tiles, if there are enough columns: work for several threads.
 TILES = 32
-#: Blocks of tiles with sums of gradients of their own, at most.
+#: Most blocks of tiles with partial sums of gradients.
 BLOCKS = 16
 
 
@@ -40,7 +40,7 @@ class _Tiles(NamedTuple):
 
 
 def _tiles(primitive: Primitive, shape: tuple[int, int, int], spec: RowsSpec, lanes: int) -> _Tiles:
-    """Tiles of about one width, which depends on the shape alone."""
+    """Choose tiles of about equal width, which depends only on the shape."""
     k, n, inner = shape
     vectors = -(-inner // lanes)
     most = TILE // (n * lanes * ITEMSIZE[spec.dtype])
@@ -53,10 +53,10 @@ def _tiles(primitive: Primitive, shape: tuple[int, int, int], spec: RowsSpec, la
 def prepare(
     primitive: Primitive, spec: RowsSpec, layout: Layout
 ) -> tuple[Callable[..., Any], str] | None:
-    """What runs a rows primitive on rows that lie so, or None for others."""
+    """Return the kernel of a rows primitive and a reason, or None for other layouts."""
     is_backward = primitive == "rows_backward"
     if not layout.strides or (is_backward and layout.dy is None):
-        return None  # arrays lie otherwise, and have to be copied
+        return None  # arrays have another layout, and have to be copied
     first, last = layout.axes[0], layout.axes[-1]
     if layout.axes != tuple(range(first, last + 1)) or not spec.groups == spec.repeat == 1:
         return None
@@ -105,7 +105,7 @@ def _forward(
 
 
 def is_in_order(x: np.ndarray) -> bool:
-    """Whether kernels can write an array."""
+    """Return whether kernels can write an array."""
     return bool(x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative)
 
 

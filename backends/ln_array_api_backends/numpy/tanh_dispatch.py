@@ -1,4 +1,4 @@
-"""From a spec to the compiled kernels of dynamic tanh: how x is cut, memory, threads, stores."""
+"""From a spec to the compiled kernels of dynamic tanh: pieces of x, memory, threads, stores."""
 
 from __future__ import annotations
 
@@ -17,31 +17,30 @@ from .memory import allocator
 from .simd import BYTES
 from .tasks import ABSENT, Argument, array_of, boolean, integer
 
-#: Elements of a row that is taken at once, at most, in a forward and in a backward pass; the tables
-#: of sums of the latter stay in the first cache.
+#: Most elements of a segment, in a forward and in a backward pass, whose tables of sums stay in L1.
 SEGMENT, SEGMENT_OF_SUMS = 4096, 512
-#: Elements after each other that must share a parameter to be taken as a row with one parameter.
+#: Fewest adjacent elements with one parameter for which these are a row.
 SHORT = 16
-#: Columns up to which several rows are taken as one.
+#: Rows of fewer columns are joined to longer rows.
 FEW = 64
-#: Blocks of rows with sums of their own, at most, and how many rows they have at least.
+#: Most blocks of rows with partial sums, and fewest rows of a block.
 BLOCKS, ROWS = 32, 64
 
 
 class Cut(NamedTuple):
-    """How x is cut into rows, the last of which may be shorter."""
+    """How x is divided into rows; the last may be shorter."""
 
     length: int
     rows: int
     parameters: int | None
-    """If each row has one element of gamma and beta: how many rows until they are in turn again."""
+    """If each row has one element of gamma and beta: rows until the same is used again."""
     repeat: int = 1
     times: int = 1
-    """Else how often each element, and how often all of them are repeated for the columns."""
+    """Else how often each element, and how often all elements are repeated for the columns."""
 
 
 def cut(spec: FamilySpec, *, uses_parameters: bool) -> Cut:
-    """How x of a spec is cut for a kernel that uses gamma or beta, or their gradients, or not."""
+    """Divide x of a spec into rows; `uses_parameters`: for gamma or beta, or their gradients."""
     size, parameters, repeat = math.prod(spec.shape), spec.parameters, spec.repeat
     if not uses_parameters:
         return Cut(size, 1, 1)
@@ -54,7 +53,7 @@ def cut(spec: FamilySpec, *, uses_parameters: bool) -> Cut:
 
 
 def forward(spec: FamilySpec) -> Callable[..., Any]:
-    """What gives y of x, alpha, gamma and beta."""
+    """Return the kernel that computes y of x, alpha, gamma and beta."""
     this = cut(spec, uses_parameters=(spec.gamma or spec.beta) is not None)
     context = _context(spec, this)
     run = context.bind(
@@ -75,7 +74,7 @@ def forward(spec: FamilySpec) -> Callable[..., Any]:
 
 
 def backward(spec: FamilySpec) -> Callable[..., Any] | None:
-    """What gives dx, dalpha, dgamma and dbeta of dy, x, alpha and gamma."""
+    """Return the kernel that computes dx, dalpha, dgamma and dbeta of dy, x, alpha and gamma."""
     if not any(spec.need):
         return None
     _, _, need_dgamma, need_dbeta = spec.need
@@ -86,7 +85,7 @@ def backward(spec: FamilySpec) -> Callable[..., Any] | None:
 
 
 def _context(spec: FamilySpec, this: Cut) -> CallContext:
-    """The types of arrays and so on, of gamma and beta as the kernels get them."""
+    """Return the context of calls, with gamma and beta as the kernels get them."""
     parameters = this.parameters or this.length
     non_temporal = should_use_non_temporal(this.rows, math.prod(spec.shape) * ITEMSIZE[spec.dtype])
     return CallContext(spec, spec.shape, parameters, non_temporal=non_temporal)
@@ -106,7 +105,7 @@ def _expander(this: Cut) -> Callable[[Any], Any]:
 
 
 class _Gradients:
-    """Memory for sums of gradients, and for the gradients, as far as they are needed."""
+    """Memory for partial sums of gradients, and for the gradients that are needed."""
 
     def __init__(self, spec: FamilySpec, context: CallContext, *lengths: int) -> None:
         """`lengths` are those of the sums for alpha, gamma and beta."""

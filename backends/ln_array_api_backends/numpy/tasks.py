@@ -1,7 +1,7 @@
 """Kernels that are called with one address, for arrays in any memory and on any thread.
 
-A task gets the address of some words of 64 bits, which of its parts to work on, and how many there
-are. The words hold the kernel's arguments, of an array its address and its shape.
+A task gets the address of 64-bit words, the number of a part, and the number of parts. The words
+hold the kernel's arguments; for an array, its address and its shape.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def _from_template(template: Any, kernel: Any, **others: Any) -> Callable[[str],
 
 
 class _CompileLog(event.Listener):  # type: ignore[misc]
-    """Logs that something is compiled, if it is not in the cache on disk."""
+    """Log that a task is compiled, if it is not in the cache on disk."""
 
     def __init__(self, what: str) -> None:
         self._what, self.has_begun = what, False
@@ -240,9 +240,10 @@ class Task:
         *,
         room: int = 0,
     ) -> None:
-        """From a function that makes it of kinds, the types and values of its arguments, and count.
+        """Compile the task that `make` returns for the types of the arguments.
 
-        The value of an array is its shape. After the words there is room for so many bytes.
+        `count` is the number of items that are divided into parts; `room` is a number of bytes to
+        reserve after the words.
         """
         words = [0] * COUNT + [count]
         self.places: list[int] = []
@@ -258,9 +259,9 @@ class Task:
             else:
                 words.append(int(value))
         self.room = len(words) * 8
-        """The offset of that room from the first word, in bytes."""
+        """The offset of the reserved bytes from the first word, in bytes."""
         self.words = array("q", [*words, *[0] * -(-room // 8)])
-        """To be copied; the address of a copy is the first of its ``buffer_info()``."""
+        """Callers copy them; the address of a copy is the first item of its ``buffer_info()``."""
         kinds = kinds_of(arguments)
         self.name = f"{make.__name__} {kinds}"
         address = compiled(make, kinds).address
@@ -270,7 +271,7 @@ class Task:
 
 @intrinsic
 def call_task(typing: Any, words: Any, part: Any, parts: Any) -> Any:
-    """Call the task that these words belong to."""
+    """Call the task whose words these are."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [args[0].type, I64, I64])

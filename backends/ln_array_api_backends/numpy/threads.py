@@ -1,4 +1,4 @@
-"""The threads that help callers with their tasks: how many there are, when they start and sleep.
+"""The threads that help callers with their tasks: their number, and when they start and sleep.
 
 A thread without work looks for more for about 0.1 ms, then sleeps.
 """
@@ -33,14 +33,14 @@ from .claims import (
 )
 from .compile import compiled
 
-#: Threads that may share a task at most.
+#: Most threads that share a task.
 _MAX_THREADS = 256
-#: For how many seconds a caller works alone after it had to wait long for a thread.
+#: Seconds for which callers have no helpers after a long wait for a thread.
 _PAUSE_SECONDS = 0.05
 
 
 class _Pool:
-    """Threads, which start when they are needed, and the words through which they get work."""
+    """Threads, which are started when needed, and the words through which they get work."""
 
     def __init__(self) -> None:
         line = CACHE_LINE_BYTES
@@ -53,7 +53,7 @@ class _Pool:
         self._stopped = False
 
     def start(self, count: int) -> int:
-        """Have so many threads; gives how many there are."""
+        """Start threads until there are `count`; return how many of these there are."""
         if self._num_threads < count:
             help_ = compiled(help_callers, *[types.int64] * 2)
             with self._starting, suppress(RuntimeError):  # none starts while Python shuts down
@@ -73,7 +73,7 @@ class _Pool:
         self._num_threads += 1
 
     def stop(self) -> None:
-        """End all threads, so that none is left in the middle of a part when Python ends."""
+        """End all threads, so that none runs a part while Python ends."""
         self._stopped = True
         self._memory[self._first + STOPPED] = 1
         with self._starting:
@@ -89,15 +89,15 @@ _alone_until = 0.0
 
 
 def thread_count() -> int:
-    """How many threads may be used: ``NUMBA_NUM_THREADS``, or ``numba.set_num_threads`` if less."""
-    # To ask Numba starts its own threads, unless somebody has.
+    """Return the number of threads: ``NUMBA_NUM_THREADS``, or ``numba.set_num_threads`` if less."""
+    # numba.get_num_threads() starts Numba's own threads, so call it only if these run.
     known = parallel._is_initialized
     count: int = numba.get_num_threads() if known else numba.config.NUMBA_NUM_THREADS
     return count
 
 
 def helpers(max_parts: int) -> int:
-    """Start the threads that may help with a task of so many parts; gives how many may."""
+    """Start the helpers of a task of at most `max_parts` parts; return their number."""
     count = min(thread_count(), max_parts, _MAX_THREADS)
     if count <= 1 or (_alone_until and perf_counter() < _alone_until):
         return 0
@@ -105,18 +105,18 @@ def helpers(max_parts: int) -> int:
 
 
 def address() -> int:
-    """Where the words of the pool are."""
+    """Return the address of the words of the pool."""
     return _pool.address
 
 
 def work_alone() -> None:
-    """Have no helpers for a while, after a caller waited for one that was not running."""
+    """Use no helpers for a while, after a caller waited for one that was not running."""
     global _alone_until
     _alone_until = perf_counter() + _PAUSE_SECONDS
 
 
 def run_parallel(words: int, max_parts: int) -> None:
-    """Run the task whose words are at an address, in at most so many parts."""
+    """Run the task whose words are at an address, in at most `max_parts` parts."""
     run = compiled(share, *[types.int64] * 4)
     if run(_pool.address, words, max_parts, helpers(max_parts)):
         work_alone()

@@ -93,6 +93,20 @@ def data_pointer(typing: Any, array: Any) -> Any:
     return types.CPointer(array.dtype)(array), generate
 
 
+def _emit_load(builder: Any, elements: Any, like: Any, args: Any, count: Any = None) -> Any:
+    """Emit a load from a pointer and an index, `args`: of a whole vector, or of `count` lanes."""
+    kind = ir.VectorType(_STORED[elements.dtype], like.lanes)
+    address = builder.bitcast(_address(builder, *args), kind.as_pointer())
+    size = elements.dtype.bitwidth // 8
+    if count is None:
+        value = builder.load(address, align=size)
+    else:
+        mask, zero = prefix_mask(builder, count, like.lanes), ir.Constant(kind, None)
+        name = f"llvm.masked.load.{suffix(kind)}.p0"
+        value = call(builder, name, kind, address, I32(size), mask, zero)
+    return _widen(builder, value, elements.dtype, NUMBER[like.scalar], like.lanes)
+
+
 @intrinsic
 def load(typing: Any, elements: Any, index: Any, like: Any) -> Any:
     """Load a vector from `index` on, in the dtype of the vector `like`.
@@ -103,13 +117,26 @@ def load(typing: Any, elements: Any, index: Any, like: Any) -> Any:
         return elements(elements, index, like), lambda context, builder, signature, args: args[0]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.VectorType(_STORED[elements.dtype], like.lanes)
-        address = _address(builder, args[0], args[1])
-        address = builder.bitcast(address, kind.as_pointer())
-        value = builder.load(address, align=elements.dtype.bitwidth // 8)
-        return _widen(builder, value, elements.dtype, NUMBER[like.scalar], like.lanes)
+        return _emit_load(builder, elements, like, args[:2])
 
     return like(elements, types.intp, like), generate
+
+
+@intrinsic
+def load_vector(typing: Any, elements: Any, index: Any, count: Any, like: Any) -> Any:
+    """Load a whole vector if `count` is None, else its first lanes.
+
+    The other lanes are 0, and their memory is not read. Vectors are as in `load`.
+    """
+    if isinstance(elements, Vector):
+        signature = elements(elements, index, count, like)
+        return signature, lambda context, builder, signature, args: args[0]
+    is_whole = isinstance(count, types.NoneType)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _emit_load(builder, elements, like, args[:2], None if is_whole else args[2])
+
+    return like(elements, types.intp, count if is_whole else types.intp, like), generate
 
 
 @intrinsic
@@ -140,30 +167,6 @@ def load_field(typing: Any, elements: Any, field: Any, more: Any, index: Any, li
         return builder.load(address, align=elements.dtype.bitwidth // 8)
 
     return like(elements, types.intp, types.intp, types.intp, like), generate
-
-
-@intrinsic
-def load_masked(typing: Any, elements: Any, index: Any, count: Any, like: Any) -> Any:
-    """Load the first `count` lanes; the others are 0, and their memory is not read."""
-    if isinstance(elements, Vector):
-        signature = elements(elements, index, count, like)
-        return signature, lambda context, builder, signature, args: args[0]
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.VectorType(_STORED[elements.dtype], like.lanes)
-        address = _address(builder, args[0], args[1])
-        value = call(
-            builder,
-            f"llvm.masked.load.{suffix(kind)}.p0",
-            kind,
-            builder.bitcast(address, kind.as_pointer()),
-            I32(elements.dtype.bitwidth // 8),
-            prefix_mask(builder, args[2], like.lanes),
-            ir.Constant(kind, None),
-        )
-        return _widen(builder, value, elements.dtype, NUMBER[like.scalar], like.lanes)
-
-    return like(elements, types.intp, types.intp, like), generate
 
 
 @intrinsic
@@ -199,28 +202,35 @@ def stack_alloc(typing: Any, like: Any, length: Any) -> Any:
     return types.CPointer(like.scalar)(like, length), generate
 
 
-def _store(elements: Any, vector: Any, *, non_temporal: bool) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.VectorType(_STORED[elements.dtype], vector.lanes)
-        address = _address(builder, args[0], args[1])
-        address = builder.bitcast(address, kind.as_pointer())
-        size = elements.dtype.bitwidth // 8
-        value = _narrow(builder, args[2], elements.dtype, vector.lanes)
-        instruction = builder.store(
-            value, address, align=size * vector.lanes if non_temporal else size
+def _emit_store(
+    builder: Any, elements: Any, args: Any, *, non_temporal: bool = False, count: Any = None
+) -> None:
+    """Emit a store of a vector, or of its first lanes; `args` are pointer, index and vector."""
+    *place, vector = args
+    lanes, size = vector.type.count, elements.dtype.bitwidth // 8
+    value = _narrow(builder, vector, elements.dtype, lanes)
+    address = builder.bitcast(_address(builder, *place), value.type.as_pointer())
+    if count is not None:
+        name, mask = (
+            f"llvm.masked.store.{suffix(value.type)}.p0",
+            prefix_mask(builder, count, lanes),
         )
-        if non_temporal:
-            metadata = builder.module.add_metadata([ir.Constant(I32, 1)])
-            instruction.set_metadata("nontemporal", metadata)
-        return context.get_dummy_value()
-
-    return types.void(elements, types.intp, vector), generate
+        call(builder, name, ir.VoidType(), value, address, I32(size), mask)
+        return
+    instruction = builder.store(value, address, align=size * lanes if non_temporal else size)
+    if non_temporal:
+        instruction.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
 
 
 @intrinsic
 def store(typing: Any, elements: Any, index: Any, vector: Any) -> Any:
     """Store a vector to the elements from `index` on."""
-    return _store(elements, vector, non_temporal=False)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _emit_store(builder, elements, args)
+        return context.get_dummy_value()
+
+    return types.void(elements, types.intp, vector), generate
 
 
 @intrinsic
@@ -229,7 +239,12 @@ def store_non_temporal(typing: Any, elements: Any, index: Any, vector: Any) -> A
 
     `elements_to_alignment` must be 0 for the address, and a `fence` must follow.
     """
-    return _store(elements, vector, non_temporal=True)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _emit_store(builder, elements, args, non_temporal=True)
+        return context.get_dummy_value()
+
+    return types.void(elements, types.intp, vector), generate
 
 
 @intrinsic
@@ -237,20 +252,35 @@ def store_masked(typing: Any, elements: Any, index: Any, vector: Any, count: Any
     """Store only the first `count` lanes of a vector."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.VectorType(_STORED[elements.dtype], vector.lanes)
-        address = _address(builder, args[0], args[1])
-        call(
-            builder,
-            f"llvm.masked.store.{suffix(kind)}.p0",
-            ir.VoidType(),
-            _narrow(builder, args[2], elements.dtype, vector.lanes),
-            builder.bitcast(address, kind.as_pointer()),
-            I32(elements.dtype.bitwidth // 8),
-            prefix_mask(builder, args[3], vector.lanes),
-        )
+        _emit_store(builder, elements, args[:3], count=args[3])
         return context.get_dummy_value()
 
     return types.void(elements, types.intp, vector, types.intp), generate
+
+
+@intrinsic
+def store_vector(
+    typing: Any, elements: Any, index: Any, vector: Any, count: Any, non_temporal: Any
+) -> Any:
+    """Store the first `count` lanes, or the whole vector if that is None.
+
+    A store of a whole vector is non-temporal if wanted.
+    """
+    is_whole = isinstance(count, types.NoneType)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if is_whole:
+            with builder.if_else(args[4]) as (then, otherwise):
+                with then:
+                    _emit_store(builder, elements, args[:3], non_temporal=True)
+                with otherwise:
+                    _emit_store(builder, elements, args[:3])
+        else:
+            _emit_store(builder, elements, args[:3], count=args[3])
+        return context.get_dummy_value()
+
+    kinds = elements, types.intp, vector, count if is_whole else types.intp, types.boolean
+    return types.void(*kinds), generate
 
 
 @intrinsic
@@ -308,30 +338,11 @@ def elements_to_alignment(typing: Any, elements: Any, index: Any, like: Any) -> 
 
 
 @njit(**INLINE)
-def load_vector(elements, index, count, like):
-    """Load a whole vector if `count` is None, else its first lanes; the others are 0."""
-    if count is None:
-        return load(elements, index, like)
-    return load_masked(elements, index, count, like)
-
-
-@njit(**INLINE)
-def store_vector(elements, index, vector, count, non_temporal):
-    """Store the first `count` lanes, or the whole vector if that is None."""
-    if count is not None:
-        store_masked(elements, index, vector, count)
-    elif non_temporal:
-        store_non_temporal(elements, index, vector)
-    else:
-        store(elements, index, vector)
-
-
-@njit(**INLINE)
 def load_partial(elements, index, count, like):
     """Load a whole vector, or its first lanes if `count` is smaller; the others are 0."""
     if count >= lanes(like):
         return load(elements, index, like)
-    return load_masked(elements, index, count, like)
+    return load_vector(elements, index, count, like)
 
 
 @njit(**INLINE)

@@ -15,14 +15,14 @@ from .simd import BYTES
 from .tasks import ABSENT, array_of, integer, real
 from .window_runs import TABLES
 
-#: Bytes of the fields of a tile, which are to stay in the second cache.
+#: Bytes of the fields of a tile, which stay in L2.
 WORKSPACE = 256 << 10
-#: Places of a tile along a row at least, where there are so many.
+#: Fewest columns of a tile, unless x has fewer.
 COLUMNS = 256
 
 
 class Axis(NamedTuple):
-    """How an axis is cut into tiles, which depends on its length and on the windows alone."""
+    """How an axis is divided into tiles, which depends only on its length and on the windows."""
 
     length: int
     radius: int
@@ -32,14 +32,14 @@ class Axis(NamedTuple):
 
     @property
     def tiles(self) -> int:
-        """How many there are."""
+        """The number of tiles."""
         return -(-self.length // self.tile_length)
 
 
 def axes_of(
     shape: tuple[int, ...], size: int, itemsize: int, fields: int, deep: int
 ) -> tuple[Axis, Axis]:
-    """Down and across planes, for tiles of so many fields; `deep` as in `tables_of`."""
+    """Divide planes down and across into tiles; `deep` is as in `tables_of`."""
     down, across = (min(size // 2, length - 1) for length in shape[1:])
     around_rows, around_columns = (2 * (deep + 1) * radius for radius in (down, across))
     room = WORKSPACE // (fields * itemsize)
@@ -82,7 +82,7 @@ def tables_of(axis: Axis, deep: int, dtype: np.dtype) -> tuple[np.ndarray, np.nd
 
 def _tables(begin: np.ndarray, length: int, radius: int) -> list[np.ndarray]:
     def count(after: int, n: int) -> np.ndarray:
-        """How many of n places are in the array, which lie so far after where a run begins."""
+        """Count the places in the array, of n places that begin `after` the start of a run."""
         first, last = (np.clip(begin + each, 0, length) for each in (after, after + n))
         return np.asarray(last - first)
 
@@ -97,10 +97,10 @@ def _tables(begin: np.ndarray, length: int, radius: int) -> list[np.ndarray]:
 
 
 class _Tiles:
-    """How planes are cut for a kernel, and the arguments that tell it so."""
+    """How planes are divided for a kernel, and the arguments that describe it."""
 
     def __init__(self, context: CallContext, size: int, fields: int, deep: int):
-        """For windows of a size, and a kernel with so many fields."""
+        """Divide planes for windows of a size, and a kernel with `fields` fields."""
         dtype, shape = context.acc_dtype, context.shape
         down, across = axes_of(shape, size, dtype.itemsize, fields, deep)
         self.num_tiles = shape[0] * down.tiles * across.tiles
@@ -113,13 +113,13 @@ class _Tiles:
 
 
 def _shape_of(spec: FamilySpec) -> tuple[int, ...]:
-    """That of x at the kernels, where single columns are rows."""
+    """Return the shape of x in the kernels, where a single column is a row."""
     planes, height, width = spec.shape
     return (planes, width, height) if width == 1 else (planes, height, width)
 
 
 def forward(spec: FamilySpec) -> Callable[..., Any]:
-    """What runs `windows_forward`, given x."""
+    """Return the kernel of `windows_forward`, a function of x."""
     shape = _shape_of(spec)
     context = CallContext(spec, shape, 0, non_temporal=False)
     tiles = _Tiles(context, spec.size, windows_forward.FIELDS, 0)
@@ -145,7 +145,7 @@ def forward(spec: FamilySpec) -> Callable[..., Any]:
 
 
 def backward(spec: FamilySpec) -> Callable[..., Any]:
-    """What runs `windows_backward`, given dy, x and rstd."""
+    """Return the kernel of `windows_backward`, a function of dy, x and rstd."""
     shape = _shape_of(spec)
     context = CallContext(spec, shape, 0, non_temporal=False)
     tiles = _Tiles(context, spec.size, windows_backward.FIELDS, 1)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numba
@@ -21,6 +21,14 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+#: Of each dtype: bits of the significand, and the least exponent of a normal number.
+FORMATS = {
+    "float16": (11, -14),
+    "bfloat16": (8, -126),
+    "float32": (24, -126),
+    "float64": (53, -1022),
+}
+EXACT = np.longdouble
 #: A threshold that no array reaches.
 NEVER = 1 << 60
 
@@ -111,3 +119,34 @@ def run_before_a_hole(script: str) -> subprocess.CompletedProcess[str]:
     """Run a script with `before_a_hole`, which makes an array with a page behind it that faults."""
     command = [sys.executable, "-c", _BEFORE_A_HOLE + script]
     return subprocess.run(command, capture_output=True, text=True)
+
+
+PARAMETERS = {"none": (False, False), "gamma": (True, False), "both": (True, True)}
+
+
+class Forward(NamedTuple):
+    """Results of a forward pass over rows."""
+
+    y: np.ndarray
+    mean: np.ndarray | None
+    rstd: np.ndarray
+
+
+def parameters(dtype: str, n: int, kind: str = "both") -> list[np.ndarray | None]:
+    """Return gamma and beta of n elements; None for those that a kind lacks."""
+    rng = np.random.default_rng(n)
+    both = rng.standard_normal((2, n)).astype(DTYPES[dtype])
+    return [each if wanted else None for each, wanted in zip(both, PARAMETERS[kind], strict=True)]
+
+
+def unit(values: np.ndarray, dtype: str) -> np.ndarray:
+    """What the last place of each number of a dtype is worth."""
+    bits, least = FORMATS[dtype]
+    _, exponent = np.frexp(values)
+    return np.ldexp(EXACT(1), np.maximum(exponent - 1, least) - bits + 1)
+
+
+def slope_of_tanh(u: np.ndarray) -> np.ndarray:
+    """1 - tanh², without cancellation."""
+    small = np.exp(-2 * np.abs(u))
+    return 4 * small / (1 + small) ** 2

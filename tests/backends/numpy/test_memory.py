@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import os
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -124,21 +122,6 @@ def test_memory_that_is_given_back_too_early_would_be_seen(monkeypatch: pytest.M
     walk.step(0, 100)
     with pytest.raises(AssertionError):
         walk.check()
-
-
-def test_the_limit_holds_while_threads_return_memory() -> None:
-    pool = MemoryPool(100 * KIB)
-
-    def work(_: int) -> None:
-        for _ in range(300):
-            pool.empty((5000,), np.float32)
-
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(work, range(4)))
-    pool.stats()
-    held = sum(each.nbytes for each in (*pool._free, *pool._returned))
-    assert held <= pool.limit
-    assert held == pool._free_bytes
 
 
 VIEWS = {
@@ -295,26 +278,6 @@ def test_sizes_are_rounded_up_by_an_eighth_at_most(nbytes: int) -> None:
     assert nbytes <= rounded <= max(nbytes * 9 / 8, nbytes + 4096)
 
 
-def test_memory_that_comes_back_while_the_lock_is_held_is_not_lost() -> None:
-    """As if an array died inside the pool, by a cycle that the collector finds there."""
-    pool = MemoryPool()
-    arrays = [pool.empty((10_000,), np.float32)]
-    used = pool.stats().used_bytes
-
-    def drop() -> None:
-        with pool._lock:
-            arrays.clear()
-
-    thread = threading.Thread(target=drop, daemon=True)
-    thread.start()
-    thread.join(20)
-    assert not thread.is_alive(), "it waits for itself"
-    assert pool.stats()[:2] == (0, used)
-    y = pool.empty((10_000,), np.float32)
-    assert pool.stats().hits == 1
-    del y
-
-
 def test_an_array_may_die_in_every_method() -> None:
     """Where the collector runs at every allocation, cycles of arrays die inside the pool."""
     pool = MemoryPool(100 * KIB)
@@ -380,46 +343,6 @@ def test_a_failed_allocation_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> 
             pool.empty((10,), np.float32)
     assert pool.stats() == (0, 0, 0, 0)
     assert pool.empty((10,), np.float32).size == 10
-
-
-FORKED = """
-import os, sys, threading
-import numpy as np
-from ln_array_api_backends.numpy import memory_pool
-
-x = memory_pool.empty((100_000,), np.float32)
-x[...] = 7
-held, release = threading.Event(), threading.Event()
-
-def hold():
-    with memory_pool._lock:
-        held.set()
-        release.wait(30)
-
-thread = threading.Thread(target=hold)
-thread.start()
-assert held.wait(10)
-child = os.fork()
-if child == 0:
-    import faulthandler
-    faulthandler.dump_traceback_later(10, exit=True)
-    y = memory_pool.empty((100_000,), np.float32)
-    y[...] = 8
-    right = (x == 7).all() and not np.shares_memory(x, y)
-    del y
-    right = right and memory_pool.stats().free_bytes > 0
-    os._exit(0 if right else 3)
-_, status = os.waitpid(child, 0)
-release.set()
-thread.join()
-print(os.waitstatus_to_exitcode(status))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_child_can_allocate_though_a_thread_held_the_lock() -> None:
-    result = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True)
-    assert result.stdout == "0\n", result.stderr
 
 
 def test_the_pool_of_the_backend_has_a_default_limit() -> None:

@@ -9,9 +9,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from engine_arrays import DTYPES, SETTINGS, set_thresholds
-from ln_array_api_backends.numpy import elementary, simd
-from ln_array_api_backends.numpy import vector_memory as vm
-from numba import njit
 
 import ln_array_api as ln
 from ln_array_api.backend import plans
@@ -312,44 +309,6 @@ def test_alignment_changes_no_bit(shape: tuple[int, int], alpha: float) -> None:
             moved[...] = values
             setattr(arrays, name, moved)
         assert bits(arrays.results(alpha)) == expected
-
-
-@njit
-def functions_of(values: Any, logs: Any, exponents: Any, powers: Any) -> None:
-    one = simd.ones(values)
-    for i in range(0, values.size, simd.lanes(one)):
-        each = vm.load(vm.data_pointer(values), i, one)
-        vm.store(vm.data_pointer(logs), i, elementary.log2(each))
-        each = vm.load(vm.data_pointer(exponents), i, one)
-        vm.store(vm.data_pointer(powers), i, elementary.exp2(each))
-
-
-def test_logarithms_and_powers_of_2() -> None:
-    rng, count = np.random.default_rng(0), 1 << 16
-    values = np.exp2(rng.uniform(-1, 1, count))
-    values[::2] = np.exp2(rng.uniform(-1022, 1023, count // 2))
-    values[:16] = np.nextafter(2.0 ** np.arange(-8, 8), np.inf)
-    values[16:32] = np.nextafter(0.5**0.5, (0.0, 1.0))[rng.integers(0, 2, 16)]
-    exponents = rng.uniform(-1022, 1023, count)
-    exponents[::2] /= 1023
-    exponents[:8] = (-1022.0, 1023.0, 0.5, -0.5, 1.5, -1.5, 0.0, -0.0)
-    logs, powers = np.empty(count), np.empty(count)
-    functions_of(values, logs, exponents, powers)
-    expected = np.log2(values.astype(np.longdouble))
-    assert (np.abs(logs - expected) <= 3e-13 + 2.0**-52 * np.abs(expected)).all()
-    expected = np.exp2(exponents.astype(np.longdouble))
-    assert (np.abs(powers / expected - 1) <= 2e-12).all()
-
-
-def test_the_ends_of_logarithms_and_powers_of_2() -> None:
-    values = np.asarray([0.0, math.inf, math.nan, 1.0, 2.0, 0.5, 2.0**-1022, 2.0**1023])
-    exponents = np.asarray([-1e300, 1e300, -math.inf, math.inf, math.nan, 0.0, 1.0, -1.0])
-    logs, powers = np.empty(8), np.empty(8)
-    functions_of(values, logs, exponents, powers)
-    assert np.isfinite(logs[0])
-    np.testing.assert_array_equal(logs[1:], [math.nan, math.nan, 0, 1, -1, -1022, 1023])
-    ends = [2.0**-1022, 2.0**1023]
-    np.testing.assert_allclose(powers, [*ends, *ends, math.nan, 1, 2, 0.5], rtol=2e-12)
 
 
 def test_explain_tells_which_exponents_have_kernels() -> None:
