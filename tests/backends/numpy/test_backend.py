@@ -10,7 +10,6 @@ import numba
 import numpy as np
 import pytest
 from engine_arrays import DTYPES
-from ln_array_api._specs import FAMILY
 from ln_array_api_backends.numpy import (
     backend,
     config,
@@ -19,6 +18,7 @@ from ln_array_api_backends.numpy import (
 
 import ln_array_api as ln
 from ln_array_api import backend as registry
+from ln_array_api._dispatch.specs import FAMILY
 from ln_array_api.kernels import rows
 
 NEEDS = [need for need in itertools.product([True, False], repeat=3) if any(need)]
