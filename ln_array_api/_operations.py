@@ -10,21 +10,21 @@ from typing import NamedTuple
 
 
 class Operation(NamedTuple):
-    """An operation, and what docs/choosing.md tells of it."""
+    """An operation, and what docs/choosing.md tells of it. The defaults are for one over rows."""
 
     name: str
-    primitive: str
-    """Of which primitives it is made."""
     over: str
     """What its statistics are taken over."""
-    statistics: str
-    """Their shape."""
-    parameters: str
     source: str
-    picture: str
+    statistics: str = "x's, 1 in place of `axis`"
+    """Their shape."""
+    parameters: str = "none"
+    picture: str = "features"
     """The part of docs/normalized-axes.svg that shows it: see docs/normalized_axes.py."""
+    primitive: str = "rows"
+    """The kind of primitives of which it is made."""
     without_kernels: str = "operations"
-    """Of what it is made where no backend has kernels for its primitive."""
+    """Of what it is made where no backend has kernels for its primitives."""
     forward: str = ""
     """What README.md remarks on its function that ends in ``_forward``."""
 
@@ -34,34 +34,24 @@ _CHANNELS = "gamma, beta: (C,)"
 OPERATIONS = (
     Operation(
         "layer_norm",
-        "rows",
         over="`axis`, for each place along the others",
-        statistics="x's, 1 in place of `axis`",
         parameters="gamma, beta: the normalised axes",
         source="[Ba et al. 2016](https://arxiv.org/abs/1607.06450)",
-        picture="features",
     ),
     Operation(
         "rms_norm",
-        "rows",
         over="the same, without the mean",
-        statistics="the same",
         parameters="gamma",
         source="[Zhang, Sennrich 2019](https://arxiv.org/abs/1910.07467)",
-        picture="features",
     ),
     Operation(
         "unit_norm",
-        "rows",
         over="`axis`: the length",
-        statistics="x's, 1 in place of `axis`",
-        parameters="none",
         source="[Loshchilov et al. 2024](https://arxiv.org/abs/2410.01131)",
-        picture="features",
     ),
     Operation(
         "batch_norm",
-        "channels",
+        primitive="channels",
         over="B and S, for each channel",
         statistics="(C,)",
         parameters=f"{_CHANNELS}; running mean and variance",
@@ -71,7 +61,6 @@ OPERATIONS = (
     ),
     Operation(
         "group_norm",
-        "rows",
         over="a group of channels and S, for each sample",
         statistics="(B, groups)",
         parameters=_CHANNELS,
@@ -80,7 +69,6 @@ OPERATIONS = (
     ),
     Operation(
         "instance_norm",
-        "rows",
         over="S, for each channel of each sample",
         statistics="(B, C)",
         parameters=_CHANNELS,
@@ -89,7 +77,7 @@ OPERATIONS = (
     ),
     Operation(
         "batch_instance_norm",
-        "instances",
+        primitive="instances",
         over="what batch norm and instance norm take theirs over",
         statistics="(C,) and (B, C)",
         parameters=f"rho, {_CHANNELS}",
@@ -98,7 +86,7 @@ OPERATIONS = (
     ),
     Operation(
         "switchable_norm",
-        "instances",
+        primitive="instances",
         over="instance, layer and batch",
         statistics="(B, C)",
         parameters=f"two of (3,); {_CHANNELS}",
@@ -107,7 +95,6 @@ OPERATIONS = (
     ),
     Operation(
         "weight_norm",
-        "rows",
         over="the weights of each output",
         statistics="(out,)",
         parameters="g: (out,)",
@@ -116,35 +103,29 @@ OPERATIONS = (
     ),
     Operation(
         "weight_standardization",
-        "rows",
         over="the weights of each output",
         statistics="(out,)",
-        parameters="none",
         source="[Qiao et al. 2019](https://arxiv.org/abs/1903.10520)",
         picture="weights",
     ),
     Operation(
         "power_norm",
-        "powers",
+        primitive="powers",
         over="`axis`: the length of signed powers",
-        statistics="x's, 1 in place of `axis`",
-        parameters="none",
         source="Perronnin et al., ECCV 2010",
-        picture="features",
         without_kernels="rows",
     ),
     Operation(
         "local_contrast_norm",
-        "windows",
+        primitive="windows",
         over="a window about each element",
         statistics="x's",
-        parameters="none",
         source="Jarrett et al., ICCV 2009",
         picture="window",
     ),
     Operation(
         "dynamic_tanh",
-        "tanh",
+        primitive="tanh",
         over="nothing",
         statistics="none",
         parameters="alpha: one; gamma, beta: the axes named",

@@ -29,15 +29,15 @@ EPSILON = 1e-12
 _LARGEST_ALPHA = 2.0**100
 
 
-class PowerNormForward(NamedTuple):
-    """What `power_norm_forward` gives."""
+class NormForward(NamedTuple):
+    """What `power_norm_forward` and `unit_norm_forward` give."""
 
     y: Array
     norm: Array
 
 
-class PowerNormGradients(NamedTuple):
-    """What `power_norm_backward` gives; None stands for what was not asked for."""
+class NormGradients(NamedTuple):
+    """What their backward functions give; None stands for what was not asked for."""
 
     dx: Array | None
 
@@ -127,7 +127,7 @@ def power_norm(
 
 def power_norm_forward(
     x: Array, /, *, alpha: float = 0.5, axis: Axis = -1, epsilon: float = EPSILON
-) -> PowerNormForward:
+) -> NormForward:
     """Power norm, with the norms that its gradient needs.
 
     Parameters
@@ -151,7 +151,7 @@ def power_norm_forward(
     array([[5.]])
     """
     plan = plan_of(_plan, "power_norm_forward", (x,), alpha, axis, epsilon)
-    return PowerNormForward(*plan.run(x))
+    return NormForward(*plan.run(x))
 
 
 def _backward_plan(
@@ -163,7 +163,7 @@ def _backward_plan(
     axis: Axis,
     need: tuple[str, ...],
 ) -> Plan:
-    checks.need(func_name, need, PowerNormGradients._fields)
+    checks.need(func_name, need, NormGradients._fields)
     view, alpha = _checked(func_name, x, alpha, axis)
     checks.gradient(func_name, x, dy=dy)
     checks.saved(func_name, x, view.statistic, norm=norm)
@@ -211,8 +211,8 @@ def power_norm_backward(
     *,
     alpha: float = 0.5,
     axis: Axis = -1,
-    need: tuple[str, ...] = PowerNormGradients._fields,
-) -> PowerNormGradients:
+    need: tuple[str, ...] = NormGradients._fields,
+) -> NormGradients:
     """Gradient of power norm with respect to x.
 
     Parameters
@@ -248,4 +248,4 @@ def power_norm_backward(
     """
     arrays = dy, x, norm
     plan = plan_of(_backward_plan, "power_norm_backward", arrays, alpha, axis, need)
-    return PowerNormGradients(plan.run(*arrays) if need else None)
+    return NormGradients(plan.run(*arrays) if need else None)

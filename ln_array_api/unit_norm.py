@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ._arrays import Array, Axis
 from ._dispatch.rows import Names, RowsOperation, backward_plan, forward_plan
+from .power_norm import EPSILON, NormForward, NormGradients
 
-EPSILON = 1e-12
-
-
-class UnitNormForward(NamedTuple):
-    """What `unit_norm_forward` gives."""
-
-    y: Array
-    norm: Array
-
-
-class UnitNormGradients(NamedTuple):
-    """What `unit_norm_backward` gives; None stands for what was not asked for."""
-
-    dx: Array | None
-
-
-_OPERATION = RowsOperation(center=False, by_norm=True, gradients=("dx",), names=Names(rstd="norm"))
+_OPERATION = RowsOperation(by_norm=True, gradients=("dx",), names=Names(rstd="norm"))
 
 
 def unit_norm(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> Array:
@@ -68,7 +51,7 @@ def unit_norm(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> Arra
     return forward_plan("unit_norm", _OPERATION, x, None, None, axis, epsilon).y(x, None, None)
 
 
-def unit_norm_forward(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> UnitNormForward:
+def unit_norm_forward(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> NormForward:
     """Unit norm, with the norms that its gradient needs.
 
     Parameters
@@ -94,18 +77,12 @@ def unit_norm_forward(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON)
     """
     plan = forward_plan("unit_norm_forward", _OPERATION, x, None, None, axis, epsilon)
     y, _, norm = plan.forward(x, None, None)
-    return UnitNormForward(y, norm)
+    return NormForward(y, norm)
 
 
 def unit_norm_backward(
-    dy: Array,
-    x: Array,
-    norm: Array,
-    /,
-    *,
-    axis: Axis = -1,
-    need: tuple[str, ...] = UnitNormGradients._fields,
-) -> UnitNormGradients:
+    dy: Array, x: Array, norm: Array, /, *, axis: Axis = -1, need: tuple[str, ...] = ("dx",)
+) -> NormGradients:
     """Gradient of unit norm with respect to x.
 
     Parameters
@@ -135,7 +112,6 @@ def unit_norm_backward(
     >>> ln.unit_norm_backward(np.asarray([[1.0, 0.0]]), x, norm).dx.round(3)
     array([[ 0.128, -0.096]])
     """
-    plan = backward_plan(
-        "unit_norm_backward", _OPERATION, dy, x, None, norm, None, None, axis, need
-    )
-    return UnitNormGradients(plan.backward(dy, x, None, norm, None)[0])
+    arrays = dy, x, None, norm, None
+    plan = backward_plan("unit_norm_backward", _OPERATION, *arrays, None, axis, need)
+    return NormGradients(plan.backward(*arrays)[0])

@@ -24,7 +24,6 @@ class WeightNormGradients(NamedTuple):
 
 
 _OPERATION = RowsOperation(
-    center=False,
     by_norm=True,
     gradients=("dx", "dgamma"),
     needs_gamma=True,

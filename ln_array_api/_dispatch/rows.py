@@ -54,7 +54,7 @@ NAMES = Names()
 class RowsOperation:
     """What is computed of each row, and the caller's names for it."""
 
-    center: bool
+    center: bool = False
     """Whether the mean is subtracted, as in layer norm."""
     by_norm: bool = False
     """Whether rows are divided by sqrt(sum(x²) + epsilon), which is saved in place of rstd."""
@@ -74,7 +74,7 @@ class RowsOperation:
 SomePlan: TypeAlias = "RowsPlan | NormPlan"
 
 LAYER = RowsOperation(center=True)
-RMS = RowsOperation(center=False, gradients=("dx", "dgamma"))
+RMS = RowsOperation(gradients=("dx", "dgamma"))
 
 
 def forward_plan(
