@@ -33,8 +33,8 @@ def add(tree: Path, path: str, code: str) -> None:
         text = text.replace("from .power_norm", f"{code}\nfrom .power_norm")
         text = text.replace('    "power_norm"', f'{names}    "power_norm"')
     elif path == TABLE:
-        code = textwrap.indent(code, "    ")
-        text = text.replace("\n)\n\n\ndef function_names", f"\n{code}\n)\n\n\ndef function_names")
+        end = "\n)\n\n\ndef function_names"
+        text = text.replace(end, f"\n    {code},{end}")
     else:
         text = f"{text}\n\n{code}\n" if text else f"{code}\n"
     file.write_text(text, encoding="utf-8")

@@ -113,6 +113,12 @@ def test_every_operation_is_public_and_every_public_one_is_declared() -> None:
     assert [name for name in function_names() if name not in ln.__all__] == []
 
 
+def test_every_operation_is_in_the_conformance_suite() -> None:
+    suite = importlib.import_module("ln_array_api_conformance.operations").OPERATIONS
+    tested = {name.removesuffix("_forward") for name in suite}
+    assert [name for name in NAMES if name not in tested] == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults_are_those_of_the_docstring(name: str) -> None:
     function, forward = (getattr(ln, name + part) for part in ("", "_forward"))
