@@ -20,6 +20,7 @@ from kernel_inventory import DTYPES as NAMES
 from kernel_inventory import first_calls, selected_calls
 from ln_array_api_backends.cupy import backend, channels_dispatch, rows_dispatch
 from ln_array_api_backends.cupy.kernel_launch import name_expression
+from planted_faults import ADDRESS, runs_under
 from resources import row_of
 from test_channels import PARTS, VALUES
 from test_channels import Case as ChannelCase
@@ -30,9 +31,7 @@ from test_long_rows import two_tile_segments
 
 from ln_array_api.backend import Primitive, RowsSpec, Spec
 
-pytestmark = pytest.mark.skipif(
-    "address" not in cupy_on_cpu.SANITIZE, reason="runs under AddressSanitizer alone"
-)
+pytestmark = runs_under(ADDRESS)
 #: Rows for some of the warp groups of a block; the last group has none.
 ROWS_OF_A_GROUP = 7
 RNG = np.random.default_rng(1)

@@ -9,14 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import cupy
-import cupy_on_cpu
 import pytest
 import test_channels as channels
+from planted_faults import THREAD, runs_under
 from test_kernels import Case, check, lengths
 
-pytestmark = pytest.mark.skipif(
-    cupy_on_cpu.SANITIZE != "thread", reason="runs under ThreadSanitizer alone"
-)
+pytestmark = runs_under(THREAD)
 
 
 @pytest.mark.parametrize("center", [True, False], ids=["layer norm", "RMS norm"])
