@@ -100,6 +100,14 @@ def dx_vector(dy, segment, j, count, dx, non_temporal):
 
 
 @njit(**INLINE)
+def dx_terms(dy, segment, j, n, dx, non_temporal):
+    """Call `dx_vector` for a whole vector, or for the rest of a segment of n elements."""
+    if j + lanes(segment.alpha) <= n:
+        return dx_vector(dy, segment, j, None, dx, non_temporal)
+    return dx_vector(dy, segment, j, n - j, dx, non_temporal)
+
+
+@njit(**INLINE)
 def can_use_non_temporal(dx, x_offset, non_temporal, like):
     """Return whether a segment of dx is aligned; a prologue would change the order of sums."""
     return non_temporal and elements_to_alignment(dx, x_offset, like) == 0
@@ -123,10 +131,7 @@ def backward(
         a, b, c, rest_a, rest_b, rest_c = zero, zero, zero, zero, zero, zero
         j = 0
         while j < n:
-            if j + width <= n:
-                aa, bb, cc = dx_vector(dy_ptr, current, j, None, dx_ptr, segment_non_temporal)
-            else:
-                aa, bb, cc = dx_vector(dy_ptr, current, j, n - j, dx_ptr, segment_non_temporal)
+            aa, bb, cc = dx_terms(dy_ptr, current, j, n, dx_ptr, segment_non_temporal)
             a, rest_a = accumulate(a, rest_a, aa)
             b, rest_b = accumulate(b, rest_b, bb)
             c, rest_c = accumulate(c, rest_c, cc)
@@ -179,10 +184,7 @@ def backward_of_columns(
             current = Segment(x_ptr, x_offset, alpha_vec, gamma_ptr, None, left)
             j = 0
             while j < n:
-                if j + width <= n:
-                    aa, bb, cc = dx_vector(dy_ptr, current, j, None, dx_ptr, segment_non_temporal)
-                else:
-                    aa, bb, cc = dx_vector(dy_ptr, current, j, n - j, dx_ptr, segment_non_temporal)
+                aa, bb, cc = dx_terms(dy_ptr, current, j, n, dx_ptr, segment_non_temporal)
                 flush_if_present(dbeta_ptr, dbeta_comp_ptr, sums_offset + j, aa)
                 flush_if_present(dgamma_ptr, dgamma_comp_ptr, sums_offset + j, bb)
                 c, rest = accumulate(c, rest, cc)
