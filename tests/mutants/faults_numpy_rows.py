@@ -10,7 +10,7 @@ ROW_GRADIENTS = f"{NUMPY}/row_gradients.py"
 SIMD, DOUBLES, VECTOR_MEMORY = (
     f"{NUMPY}/{name}.py" for name in ("simd", "doubles", "vector_memory")
 )
-SUMS, TASKS = f"{NUMPY}/gradient_sums.py", f"{NUMPY}/tasks.py"
+SUMS = f"{NUMPY}/gradient_sums.py"
 
 
 def rows(names: str) -> tuple[str, ...]:
@@ -19,13 +19,6 @@ def rows(names: str) -> tuple[str, ...]:
 
 
 OF_FORWARD = (
-    Fault(
-        "uneven parts leave rows out",
-        TASKS,
-        "builder.sdiv(builder.mul(count, part), args[3])",
-        "builder.mul(builder.sdiv(count, args[3]), part)",
-        rows("test_large and test_rows and 1000"),
-    ),
     Fault(
         "the last row is not written where results leave the cache",
         FORWARD,
@@ -291,13 +284,6 @@ OF_BACKWARD = (
         "        reduce_into(dgamma, blocks, ",
         "        reduce_into(dgamma, max(blocks - 1, 1), ",
         rows("test_many_rows and layer_norm"),
-    ),
-    Fault(
-        "who finishes the first part adds up the sums of all",
-        TASKS,
-        "        if increment(words, FINISHED) == num_parts - 1:",
-        "        if increment(words, FINISHED) == 0:",
-        rows("test_large and test_rows and layer_norm"),
     ),
     Fault(
         "what the mean has missed is a part of the projection",

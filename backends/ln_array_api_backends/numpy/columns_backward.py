@@ -183,5 +183,5 @@ def reduce_samples(samples, dgamma, dbeta, into_dgamma, into_dbeta):
 
 
 backward_of_samples_task = reducing_task_of(
-    backward_of_samples, reduce_samples, own=(8, 10), reduced=(6, 10)
+    backward_of_samples, reduce_samples, withheld=(8, 10), reduced=(6, 10)
 )

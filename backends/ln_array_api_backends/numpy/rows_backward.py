@@ -247,5 +247,5 @@ def reduce_several_blocks(blocks, dgamma, dbeta, into_dgamma, into_dbeta):
 
 
 backward_task = reducing_task_of(
-    backward_blocks, reduce_several_blocks, own=(8, 10), reduced=(6, 10)
+    backward_blocks, reduce_several_blocks, withheld=(8, 10), reduced=(6, 10)
 )

@@ -283,4 +283,4 @@ def reduce_params(blocks, dgamma, dbeta, dgamma_comp, dbeta_comp, into_dgamma, i
     reduce_param_sums(dbeta, dbeta_comp, blocks, into_dbeta)
 
 
-backward_task = reducing_task_of(backward, reduce_params, own=(10, 12), reduced=(6, 12))
+backward_task = reducing_task_of(backward, reduce_params, withheld=(10, 12), reduced=(6, 12))

@@ -242,7 +242,7 @@ def reduce_all_columns(
 
 
 forward_task = task_of(forward)
-backward_task = reducing_task_of(backward, reduce_all, own=(8, 11), reduced=(5, 13))
+backward_task = reducing_task_of(backward, reduce_all, withheld=(8, 11), reduced=(5, 13))
 backward_of_columns_task = reducing_task_of(
-    backward_of_columns, reduce_all_columns, own=(10, 14), reduced=(5, 16)
+    backward_of_columns, reduce_all_columns, withheld=(10, 14), reduced=(5, 16)
 )
