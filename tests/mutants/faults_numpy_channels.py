@@ -94,8 +94,8 @@ OF_COLUMNS = (
     Fault(
         "gradients of the last sample are missing",
         COLUMNS_BACKWARD,
-        "    reduce_partials(dgamma, samples)\n",
-        "    reduce_partials(dgamma, max(samples - 1, 1))\n",
+        "    reduce_into(dgamma, samples, ",
+        "    reduce_into(dgamma, max(samples - 1, 1), ",
         unit("backends/numpy/test_columns_dispatch.py", "as_channels_first"),
     ),
     Fault(

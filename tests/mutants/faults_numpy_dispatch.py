@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from fault import NUMPY, Fault, suite, unit
 
-ROWS, ARRAY_TASKS, COPY, THREADS, CLAIMS, MEMORY, CHANNELS, COLUMNS = (
+ROWS, TASKS, ARRAY_TASKS, COPY, THREADS, CLAIMS, MEMORY, CHANNELS, COLUMNS = (
     f"{NUMPY}/{name}.py"
     for name in (
-        *("rows_dispatch", "array_tasks", "contiguous_copy", "threads", "claims", "memory"),
-        *("channels_dispatch", "columns_dispatch"),
+        *("rows_dispatch", "tasks", "array_tasks", "contiguous_copy", "threads"),
+        *("claims", "memory", "channels_dispatch", "columns_dispatch"),
     )
 )
 
 OF_CALLS = (
+    Fault(
+        "uneven parts leave rows out",
+        TASKS,
+        "builder.sdiv(builder.mul(count, part), args[3])",
+        "builder.mul(builder.sdiv(count, args[3]), part)",
+        suite("test_large and test_rows and 1000", backend="numpy"),
+    ),
+    Fault(
+        "who finishes the first part adds up the sums of all",
+        TASKS,
+        "        if increment(words, FINISHED) == num_parts - 1:",
+        "        if increment(words, FINISHED) == 0:",
+        suite("test_large and test_rows and layer_norm", backend="numpy"),
+    ),
     Fault(
         "blocks of rows depend on the number of threads",
         ROWS,

@@ -58,8 +58,8 @@ FAULTS = (
     Fault(
         "tiles of a sample begin at its first row",
         FORWARD,
-        "return sample * n * inner + left, sample * inner + left, min",
-        "return sample * n * inner + left, sample * inner, min",
+        "offset, row = sample * n * inner + left, sample * inner + left",
+        "offset, row = sample * n * inner + left, sample * inner",
         COLUMNS,
     ),
     Fault(

@@ -9,7 +9,7 @@ from .atomics import increment
 from .column_sums import clear, compensation_for, flush_sums, reduce_blocks, sum_of
 from .columns_forward import can_use_non_temporal, set_column, task_range, weight_and_shift
 from .compile import CALLED, INLINE
-from .gradient_sums import put_first, reduce_partials
+from .gradient_sums import reduce_into
 from .row_passes import TERMS_PER_FLUSH
 from .simd import first_lane, fma, lanes, ones, range_scale, scalar_like, zeros
 from .tasks import FINISHED, arguments, reducing_task_of, task_of
@@ -178,12 +178,10 @@ write_dx_rows_task = task_of(write_dx_rows)
 @njit(**INLINE)
 def reduce_samples(samples, dgamma, dbeta, into_dgamma, into_dbeta):
     """Reduce the gradients of all samples."""
-    reduce_partials(dgamma, samples)
-    reduce_partials(dbeta, samples)
-    put_first(dgamma, into_dgamma)
-    put_first(dbeta, into_dbeta)
+    reduce_into(dgamma, samples, into_dgamma)
+    reduce_into(dbeta, samples, into_dbeta)
 
 
 backward_of_samples_task = reducing_task_of(
-    backward_of_samples, reduce_samples, own=(8, 10), reduced=(6, 10)
+    backward_of_samples, reduce_samples, withheld=(8, 10), reduced=(6, 10)
 )

@@ -131,3 +131,10 @@ def put_first(sums, into):
     if into is not None:
         for i in range(into.size):
             into[i] = sums[i]
+
+
+@njit(**INLINE)
+def reduce_into(sums, blocks, into):
+    """Call `reduce_partials`, and copy the result to the array `into`; both may be None."""
+    reduce_partials(sums, blocks)
+    put_first(sums, into)

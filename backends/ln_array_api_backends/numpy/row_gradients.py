@@ -220,6 +220,14 @@ def write_dx(source, n, constants, gradients, non_temporal, prefetch_distance):
 
 
 @njit(**INLINE)
+def prefetch_rows(source, n, count, j, prefetch_distance):
+    """Prefetch x and dy of consecutive rows, unless the distance is 0."""
+    if prefetch_distance:
+        for k in range(count):
+            prefetch_source(source, k * n + j + prefetch_distance)
+
+
+@njit(**INLINE)
 def write_dx2(source, n, rows, gradients, non_temporal, prefetch_distance):
     """Do what `write_dx` does for two consecutive rows of whole vectors, with constants `rows`.
 
@@ -227,9 +235,7 @@ def write_dx2(source, n, rows, gradients, non_temporal, prefetch_distance):
     """
     dx = gradients.dx
     for j in range(0, n, lanes(rows[0].rstd)):
-        if prefetch_distance:
-            for k in range(2):
-                prefetch_source(source, k * n + j + prefetch_distance)
+        prefetch_rows(source, n, 2, j, prefetch_distance)
         d0, x_hat0 = dx_vector(source, j, j, None, rows[0], dx, non_temporal)
         d1, x_hat1 = dx_vector(source, n + j, j, None, rows[1], dx, non_temporal)
         accumulate_params2(
@@ -242,9 +248,7 @@ def write_dx4(source, n, rows, gradients, non_temporal, prefetch_distance):
     """Do what `write_dx2` does for four rows."""
     dx = gradients.dx
     for j in range(0, n, lanes(rows[0].rstd)):
-        if prefetch_distance:
-            for k in range(4):
-                prefetch_source(source, k * n + j + prefetch_distance)
+        prefetch_rows(source, n, 4, j, prefetch_distance)
         d0, x_hat0 = dx_vector(source, j, j, None, rows[0], dx, non_temporal)
         d1, x_hat1 = dx_vector(source, n + j, j, None, rows[1], dx, non_temporal)
         d2, x_hat2 = dx_vector(source, 2 * n + j, j, None, rows[2], dx, non_temporal)

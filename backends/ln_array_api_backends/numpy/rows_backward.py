@@ -11,7 +11,7 @@ from __future__ import annotations
 from numba import njit
 
 from .compile import CALLED, INLINE, ONCE
-from .gradient_sums import add_run, add_to, clear, empty_or_none, put_first, reduce_partials
+from .gradient_sums import add_run, add_to, clear, empty_or_none, reduce_into
 from .row_gradients import (
     DxConstants,
     Gradients,
@@ -242,12 +242,10 @@ def backward_blocks(
 def reduce_several_blocks(blocks, dgamma, dbeta, into_dgamma, into_dbeta):
     """Reduce the partial sums of all blocks, unless those of a single block are the results."""
     if blocks > 1:
-        reduce_partials(dgamma, blocks)
-        reduce_partials(dbeta, blocks)
-        put_first(dgamma, into_dgamma)
-        put_first(dbeta, into_dbeta)
+        reduce_into(dgamma, blocks, into_dgamma)
+        reduce_into(dbeta, blocks, into_dbeta)
 
 
 backward_task = reducing_task_of(
-    backward_blocks, reduce_several_blocks, own=(8, 10), reduced=(6, 10)
+    backward_blocks, reduce_several_blocks, withheld=(8, 10), reduced=(6, 10)
 )

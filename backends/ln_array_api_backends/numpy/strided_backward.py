@@ -11,7 +11,7 @@ from .compile import CALLED, INLINE
 from .doubles import from_float64, zeros_float64
 from .gradient_sums import clear as clear_from
 from .gradient_sums import empty_or_none, put_first
-from .row_gradients import deviation, exact_x_hat, scaled_dy
+from .row_gradients import DxConstants, deviation, exact_x_hat, scaled_dy
 from .row_passes import TERMS_PER_FLUSH
 from .simd import (
     broadcast,
@@ -26,7 +26,7 @@ from .simd import (
     scalar_like,
     zeros,
 )
-from .strided_forward import LANES, PREFETCH_ELEMENTS, prefetch_tile, tile_of
+from .strided_forward import LANES, prefetch_tile, tile_of
 from .tasks import reducing_task_of
 from .vector_memory import (
     data_pointer,
@@ -45,13 +45,13 @@ BACKWARD_TABLES = 5
 
 
 @njit(**INLINE)
-def load_stats_tables(row, count, mean, rstd, table, width):
+def load_stats_tables(tile, mean, rstd, table):
     """Fill the first two tables of the backward pass: mean and rstd of rows; 0 beyond the last."""
-    table[: 2 * width] = 0
-    for k in range(count):
+    table[: 2 * tile.width] = 0
+    for k in range(tile.count):
         if mean is not None:
-            table[k] = mean[row + k]
-        table[width + k] = rstd[row + k]
+            table[k] = mean[tile.row + k]
+        table[tile.width + k] = rstd[tile.row + k]
 
 
 @njit(**INLINE)
@@ -72,10 +72,9 @@ def flush_tile_sums(sums, compensation, j, width, mean, lane_sums):
 
 
 @njit(**INLINE)
-def gradient_sums_of_tile(
-    dy, x, x_offset, n, inner, count, mean, gamma, table, sums, compensation, width
-):  # fmt: skip
-    """Take the sums of `backward.gradient_lane_sums` over each row, and fill the other tables."""
+def gradient_sums_of_tile(dy, x, tile, mean, gamma, table, sums, compensation):
+    """Take the sums of `gradient_lane_sums` over each row, and fill the other tables."""
+    x_offset, _, count, width, n, inner = tile
     table_ptr, sums_ptr = data_pointer(table), data_pointer(sums)
     compensation_ptr, ones_vec = data_pointer(compensation), ones(table)
     num_lanes = lanes(ones_vec)
@@ -83,14 +82,8 @@ def gradient_sums_of_tile(
     clear(sums, compensation)
     for begin in range(0, n, TERMS_PER_FLUSH):
         end = min(begin + TERMS_PER_FLUSH, n)
-        prefetch_tile(
-            x, x_offset + (begin + PREFETCH_ELEMENTS) * inner, TERMS_PER_FLUSH, inner, count,
-            num_lanes,
-        )  # fmt: skip
-        prefetch_tile(
-            dy, x_offset + (begin + PREFETCH_ELEMENTS) * inner, TERMS_PER_FLUSH, inner, count,
-            num_lanes,
-        )  # fmt: skip
+        prefetch_tile(x, tile, begin, TERMS_PER_FLUSH, num_lanes)
+        prefetch_tile(dy, tile, begin, TERMS_PER_FLUSH, num_lanes)
         j = 0
         while j + 2 * num_lanes <= count:
             first_mean = if_present(mean, load(table_ptr, j, ones_vec))
@@ -104,10 +97,8 @@ def gradient_sums_of_tile(
                 i, gamma_k = x_offset + k * inner + j, load_broadcast(gamma, k, ones_vec)
                 v0, v1 = load(x, i, ones_vec), load(x, i + num_lanes, ones_vec)
                 g0, g1 = load(dy, i, ones_vec), load(dy, i + num_lanes, ones_vec)
-                g0, g1 = (
-                    scaled_dy(g0, gamma_k, 0, None, None),
-                    scaled_dy(g1, gamma_k, 0, None, None),
-                )
+                g0 = scaled_dy(g0, gamma_k, 0, None, None)
+                g1 = scaled_dy(g1, gamma_k, 0, None, None)
                 first = add_terms(first, deviation(v0, first_mean), g0, r0, first_scale)
                 second = add_terms(second, deviation(v1, second_mean), g1, r1, second_scale)
             flush_tile_sums(sums_ptr, compensation_ptr, j, width, mean, first)
@@ -149,8 +140,8 @@ def load_rounded(sums, j, like):
 
 @njit(**INLINE)
 def load_dx_constants(table, j, width, mean, like):
-    """Load the constants of `backward.dx_vector` for a vector of rows."""
-    return (
+    """Load the `DxConstants` of a vector of rows."""
+    return DxConstants(
         if_present(mean, load(table, j, like)),
         load(table, width + j, like),
         if_present(mean, load(table, 2 * width + j, like)),
@@ -168,10 +159,9 @@ def dx_vector(v, d, row_constants, gamma):
 
 
 @njit(**INLINE)
-def write_dx_tile(
-    dy, x, dx, x_offset, n, inner, count, mean, gamma, table, dgamma, dbeta, width, non_temporal
-):  # fmt: skip
+def write_dx_tile(dy, x, dx, tile, mean, gamma, table, dgamma, dbeta, non_temporal):
     """Write dx and the sums of dgamma and dbeta of a tile, two elements of each row at a time."""
+    x_offset, _, count, width, n, inner = tile
     table_ptr, ones_vec = data_pointer(table), ones(table)
     num_lanes = lanes(ones_vec)
     zero = zeros(ones_vec)
@@ -263,15 +253,14 @@ def backward(
         clear_from(dgamma_comp, sums_offset, padded)
         clear_from(dbeta_comp, sums_offset, padded)
         for unit in range(block * tiles, min((block + 1) * tiles, units)):
-            x_offset, row, count = tile_of(unit, n, inner, width)
-            load_stats_tables(row, count, mean, rstd, table, width)
+            tile = tile_of(unit, n, inner, width)
+            load_stats_tables(tile, mean, rstd, table)
             gradient_sums_of_tile(
-                dy_ptr, x_ptr, x_offset, n, inner, count, mean_ptr, gamma_ptr, table, sums,
-                compensation, width,
-            )  # fmt: skip
+                dy_ptr, x_ptr, tile, mean_ptr, gamma_ptr, table, sums, compensation
+            )
             write_dx_tile(
-                dy_ptr, x_ptr, dx_ptr, x_offset, n, inner, count, mean_ptr, gamma_ptr, table,
-                data_pointer(tile_dgamma), data_pointer(tile_dbeta), width, non_temporal,
+                dy_ptr, x_ptr, dx_ptr, tile, mean_ptr, gamma_ptr, table,
+                data_pointer(tile_dgamma), data_pointer(tile_dbeta), non_temporal,
             )  # fmt: skip
             flush_param_sums(dgamma, dgamma_comp, sums_offset, tile_dgamma, rstd)
             flush_param_sums(dbeta, dbeta_comp, sums_offset, tile_dbeta, rstd)
@@ -294,4 +283,4 @@ def reduce_params(blocks, dgamma, dbeta, dgamma_comp, dbeta_comp, into_dgamma, i
     reduce_param_sums(dbeta, dbeta_comp, blocks, into_dbeta)
 
 
-backward_task = reducing_task_of(backward, reduce_params, own=(10, 12), reduced=(6, 12))
+backward_task = reducing_task_of(backward, reduce_params, withheld=(10, 12), reduced=(6, 12))

@@ -8,6 +8,8 @@ length. Sums of parameter gradients depend on the shape.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -52,17 +54,32 @@ ELEMENTS_PER_BLOCK, PREFETCH_ELEMENTS = 8, 16
 LANES = 16
 
 
+class Tile(NamedTuple):
+    """Some adjacent rows, whose elements have stride `inner`."""
+
+    offset: Any
+    """The index of the first element."""
+    row: Any
+    count: Any
+    """The number of rows, at most `width`, which is the length of a table."""
+    width: Any
+    n: Any
+    inner: Any
+
+
 @njit(**INLINE)
 def tile_of(unit, n, inner, width):
-    """Return the offset of a tile, its first row and its number of rows, at most `width`."""
+    """Return a tile by its number."""
     tiles = -(-inner // width)
     sample, left = unit // tiles, unit % tiles * width
-    return sample * n * inner + left, sample * inner + left, min(width, inner - left)
+    offset, row = sample * n * inner + left, sample * inner + left
+    return Tile(offset, row, min(width, inner - left), width, n, inner)
 
 
 @njit(**INLINE)
-def compute_approx_means(x, x_offset, n, inner, count, table):
+def compute_approx_means(x, tile, table):
     """Fill the first table: approximate means of the rows of a tile, exact for constant rows."""
+    x_offset, _, count, _, n, inner = tile
     table_ptr, ones_vec = data_pointer(table), ones(table)
     num_samples = min(n, MAX_SAMPLE_ELEMENTS)
     inv_count = broadcast(scalar_like(1.0 / num_samples, ones_vec))
@@ -78,11 +95,12 @@ def compute_approx_means(x, x_offset, n, inner, count, table):
 
 
 @njit(**INLINE)
-def prefetch_tile(elements, i, rows, inner, count, num_lanes):
-    """Prefetch some elements of each row of a tile, in the order of memory."""
-    for k in range(rows):
-        for j in range(0, count, num_lanes):
-            prefetch(elements, i + k * inner + j)
+def prefetch_tile(elements, tile, begin, length, num_lanes):
+    """Prefetch some elements of each row, in the order of memory, at the prefetch distance."""
+    first = begin + PREFETCH_ELEMENTS
+    for k in range(first, first + length):
+        for j in range(0, tile.count, num_lanes):
+            prefetch(elements, tile.offset + k * tile.inner + j)
 
 
 @njit(**INLINE)
@@ -113,18 +131,16 @@ def deviation_sums4(x, i, begin, end, inner, approx_means):
 
 
 @njit(**INLINE)
-def deviation_sums_of_tile(x, x_offset, n, inner, count, table, sums, compensation, width):
+def deviation_sums_of_tile(x, tile, table, sums, compensation):
     """Take the sums of d and d² over each row of a tile, where d is x - approx_mean."""
+    x_offset, _, count, width, n, inner = tile
     table_ptr, sums_ptr = data_pointer(table), data_pointer(sums)
     compensation_ptr, ones_vec = data_pointer(compensation), ones(table)
     num_lanes = lanes(ones_vec)
     clear(sums, compensation)
     for begin in range(0, n, SQUARES_PER_FLUSH):
         end = min(begin + SQUARES_PER_FLUSH, n)
-        prefetch_tile(
-            x, x_offset + (begin + PREFETCH_ELEMENTS) * inner, SQUARES_PER_FLUSH, inner, count,
-            num_lanes,
-        )  # fmt: skip
+        prefetch_tile(x, tile, begin, SQUARES_PER_FLUSH, num_lanes)
         j = 0
         while j + 4 * num_lanes <= count:
             approx_means = (
@@ -152,8 +168,9 @@ def deviation_sums_of_tile(x, x_offset, n, inner, count, table, sums, compensati
 
 
 @njit(**INLINE)
-def statistics_of_tile(x, x_offset, n, inner, row, count, mean, rstd, table, sums, epsilon, width):
+def statistics_of_tile(x, tile, mean, rstd, table, sums, epsilon):
     """Store mean and rstd of each row of a tile, and fill the tables."""
+    x_offset, row, count, width, n, inner = tile
     mean_ptr, rstd_ptr = data_pointer(mean), data_pointer(rstd)
     table_ptr, sums_ptr = data_pointer(table), data_pointer(sums)
     ones_vec, zero64 = ones(table), zeros_float64(ones(table))
@@ -210,8 +227,9 @@ def normalised(values, row_constants, g, b):
 
 
 @njit(**INLINE)
-def write_tile(x, y, x_offset, n, inner, count, mean, gamma, beta, table, width, non_temporal):
+def write_tile(x, y, tile, mean, gamma, beta, table, non_temporal):
     """Write y of a tile, some elements of each row per load of the tables."""
+    x_offset, _, count, width, n, inner = tile
     table_ptr, ones_vec = data_pointer(table), ones(table)
     num_lanes = lanes(ones_vec)
     for begin in range(0, n, ELEMENTS_PER_BLOCK):
@@ -254,19 +272,14 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, width, non_temporal, start, 
     compensation, mean_ptr = compensation_for(sums, rstd), data_pointer(mean)
     non_temporal = can_use_non_temporal(y_ptr, inner, non_temporal, ones(rstd))
     for unit in range(start, stop):
-        x_offset, row, count = tile_of(unit, n, inner, width)
+        tile = tile_of(unit, n, inner, width)
         if mean is None:
             table[:width] = 0
         else:
-            compute_approx_means(x_ptr, x_offset, n, inner, count, table)
-        deviation_sums_of_tile(x_ptr, x_offset, n, inner, count, table, sums, compensation, width)
-        statistics_of_tile(
-            x_ptr, x_offset, n, inner, row, count, mean, rstd, table, sums, epsilon, width
-        )
-        write_tile(
-            x_ptr, y_ptr, x_offset, n, inner, count, mean_ptr, gamma_ptr, beta_ptr, table, width,
-            non_temporal,
-        )  # fmt: skip
+            compute_approx_means(x_ptr, tile, table)
+        deviation_sums_of_tile(x_ptr, tile, table, sums, compensation)
+        statistics_of_tile(x_ptr, tile, mean, rstd, table, sums, epsilon)
+        write_tile(x_ptr, y_ptr, tile, mean_ptr, gamma_ptr, beta_ptr, table, non_temporal)
     if non_temporal:
         fence()
 

@@ -19,7 +19,7 @@ from .doubles import accumulate, sum_in_float64, zeros_float64
 from .elementary import tanh, tanh_and_slope
 from .gradient_sums import clear
 from .row_gradients import scaled_dy
-from .row_passes import apply_affine, compensated_add, with_compensation, write_row
+from .row_passes import apply_affine, compensated_add, with_compensation
 from .simd import lanes, ones, reduce_add, zero_tail
 from .tasks import reducing_task_of, task_of
 from .vector_memory import (
@@ -28,6 +28,7 @@ from .vector_memory import (
     fence,
     load_broadcast,
     load_vector,
+    store_masked,
     store_vector,
 )
 
@@ -52,6 +53,22 @@ def y_vector(segment, j, count):
 
 
 @njit(**INLINE)
+def write_segment(segment, y, n, non_temporal):
+    """Write y of a segment; one loop for both kinds of stores is faster than `write_row` here."""
+    y_offset, width = segment.x_offset, lanes(segment.alpha)
+    j = 0
+    if non_temporal:
+        j = min(elements_to_alignment(y, y_offset, segment.alpha), n)
+        if j:
+            store_masked(y, y_offset, y_vector(segment, 0, j), j)
+    while j + width <= n:
+        store_vector(y, y_offset + j, y_vector(segment, j, None), None, non_temporal)
+        j += width
+    if j < n:
+        store_masked(y, y_offset + j, y_vector(segment, j, n - j), n - j)
+
+
+@njit(**INLINE)
 def segment_bounds(i, size, length, segment):
     """Return the row of a segment, its offsets in the row and in x, and its length."""
     segments = -(-length // segment)
@@ -70,13 +87,13 @@ def forward(x, alpha, gamma, beta, y, length, segment, parameters, non_temporal,
         row, left, x_offset, n = segment_bounds(i, x.size, length, segment)
         if parameters is None:
             current = Segment(x_ptr, x_offset, alpha_vec, gamma_ptr, beta_ptr, left)
-            write_row(y_vector, current, y_ptr, x_offset, n, alpha_vec, non_temporal)
+            write_segment(current, y_ptr, n, non_temporal)
         else:
             param = row % parameters
             g = load_broadcast(gamma_ptr, param, alpha_vec)
             b = load_broadcast(beta_ptr, param, alpha_vec)
             current = Segment(x_ptr, x_offset, alpha_vec, g, b, 0)
-            write_row(y_vector, current, y_ptr, x_offset, n, alpha_vec, non_temporal)
+            write_segment(current, y_ptr, n, non_temporal)
     if non_temporal:
         fence()
 
@@ -97,6 +114,14 @@ def dx_vector(dy, segment, j, count, dx, non_temporal):
     if count is not None:  # 0 * inf is NaN if gamma or alpha is infinite
         dgamma_terms, dalpha_terms = zero_tail(dgamma_terms, count), zero_tail(dalpha_terms, count)
     return d, dgamma_terms, dalpha_terms
+
+
+@njit(**INLINE)
+def dx_terms(dy, segment, j, n, dx, non_temporal):
+    """Call `dx_vector` for a whole vector, or for the rest of a segment of n elements."""
+    if j + lanes(segment.alpha) <= n:
+        return dx_vector(dy, segment, j, None, dx, non_temporal)
+    return dx_vector(dy, segment, j, n - j, dx, non_temporal)
 
 
 @njit(**INLINE)
@@ -123,10 +148,7 @@ def backward(
         a, b, c, rest_a, rest_b, rest_c = zero, zero, zero, zero, zero, zero
         j = 0
         while j < n:
-            if j + width <= n:
-                aa, bb, cc = dx_vector(dy_ptr, current, j, None, dx_ptr, segment_non_temporal)
-            else:
-                aa, bb, cc = dx_vector(dy_ptr, current, j, n - j, dx_ptr, segment_non_temporal)
+            aa, bb, cc = dx_terms(dy_ptr, current, j, n, dx_ptr, segment_non_temporal)
             a, rest_a = accumulate(a, rest_a, aa)
             b, rest_b = accumulate(b, rest_b, bb)
             c, rest_c = accumulate(c, rest_c, cc)
@@ -179,10 +201,7 @@ def backward_of_columns(
             current = Segment(x_ptr, x_offset, alpha_vec, gamma_ptr, None, left)
             j = 0
             while j < n:
-                if j + width <= n:
-                    aa, bb, cc = dx_vector(dy_ptr, current, j, None, dx_ptr, segment_non_temporal)
-                else:
-                    aa, bb, cc = dx_vector(dy_ptr, current, j, n - j, dx_ptr, segment_non_temporal)
+                aa, bb, cc = dx_terms(dy_ptr, current, j, n, dx_ptr, segment_non_temporal)
                 flush_if_present(dbeta_ptr, dbeta_comp_ptr, sums_offset + j, aa)
                 flush_if_present(dgamma_ptr, dgamma_comp_ptr, sums_offset + j, bb)
                 c, rest = accumulate(c, rest, cc)
@@ -240,7 +259,7 @@ def reduce_all_columns(
 
 
 forward_task = task_of(forward)
-backward_task = reducing_task_of(backward, reduce_all, own=(8, 11), reduced=(5, 13))
+backward_task = reducing_task_of(backward, reduce_all, withheld=(8, 11), reduced=(5, 13))
 backward_of_columns_task = reducing_task_of(
-    backward_of_columns, reduce_all_columns, own=(10, 14), reduced=(5, 16)
+    backward_of_columns, reduce_all_columns, withheld=(10, 14), reduced=(5, 16)
 )

@@ -151,7 +151,7 @@ def _task_of_one_part(kinds: str) -> Callable[[Any, int, int], None]:
 def _reducing_task(kinds: str) -> Callable[[Any, int, int], None]:
     def task(words: Any, part: int, num_parts: int) -> None:
         given = arguments(words, kinds, part, num_parts)
-        kernel(*(given[:own_first] + given[own_last:]))
+        kernel(*(given[:withheld_first] + given[withheld_last:]))
         if increment(words, FINISHED) == num_parts - 1:
             reduce(words[COUNT], *given[first:last])
 
@@ -167,15 +167,15 @@ def task_of(kernel: Any, *, has_parts: bool = True) -> Callable[[str], Any]:
 
 
 def reducing_task_of(
-    kernel: Any, reduce: Any, *, own: tuple[int, int], reduced: tuple[int, int]
+    kernel: Any, reduce: Any, *, withheld: tuple[int, int], reduced: tuple[int, int]
 ) -> Callable[[str], Any]:
     """Return what `task_of` does; the thread that finishes the last part calls `reduce`.
 
     `reduce` gets the number of items of the task and the arguments from `reduced[0]` to
-    `reduced[1]` (exclusive). The kernel does not get the arguments in the range `own`.
+    `reduced[1]` (exclusive). The kernel gets all arguments except those in the range `withheld`.
     """
-    names = ("own_first", "own_last", "first", "last")
-    indices = dict(zip(names, own + reduced, strict=True))
+    names = ("withheld_first", "withheld_last", "first", "last")
+    indices = dict(zip(names, withheld + reduced, strict=True))
     return _from_template(_reducing_task, kernel, reduce=reduce, **indices)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -61,6 +61,16 @@ def moved(array: np.ndarray, offset: int) -> np.ndarray:
     copy = at(offset, array.shape, array.dtype)
     copy[...] = array
     return copy
+
+
+def same(actual: Iterable[Any], expected: Iterable[Any]) -> None:
+    """Check that arrays have the same bits, dtypes and shapes, or are both None."""
+    for own, right in zip(actual, expected, strict=True):
+        assert (own is None) == (right is None)
+        if right is not None:
+            assert own.dtype == right.dtype
+            assert own.shape == right.shape
+            np.testing.assert_array_equal(bits(own), bits(right))
 
 
 @contextmanager

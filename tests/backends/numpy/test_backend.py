@@ -77,7 +77,7 @@ def test_the_thread_number_is_numbas(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_backends_shows_the_backend() -> None:
     (info,) = [each for each in ln.backends() if each.backend == "numpy"]
     assert info.library == "numpy"
-    families = tuple(each for each in FAMILY if each in backend.FAMILY)
+    families = tuple(each for each in FAMILY if each in backend.family)
     assert {"windows_forward", "windows_backward"} <= set(families)
     assert info.accelerates == (*registry.GENERIC, *families)
     assert info.note == ""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from engine_arrays import DTYPES, SETTINGS, set_thresholds
+from engine_arrays import DTYPES, SETTINGS, moved, same, set_thresholds
 from ln_array_api_backends.numpy import backend, channels_dispatch
 
 import ln_array_api as ln
@@ -48,15 +46,6 @@ class Arrays:
         inferred = backend.channels_inference(*given, epsilon=1e-5)
         gradients = backend.channels_backward(self.dy, x, mean, rstd, gamma, need=need)
         return [y, mean, var, rstd, inferred, *gradients]
-
-
-def same(actual: list[Any], expected: list[Any]) -> None:
-    for a, b in zip(actual, expected, strict=True):
-        assert (a is None) == (b is None)
-        if b is not None:
-            assert a.dtype == b.dtype
-            assert a.shape == b.shape
-            assert a.tobytes() == b.tobytes()
 
 
 def exact(arrays: Arrays) -> list[np.ndarray]:
@@ -116,12 +105,7 @@ def test_alignment_changes_no_bit(shape: tuple[int, int, int]) -> None:
     expected = arrays.results()
     for offset in (4, 36):
         for name in ("x", "dy"):
-            values = getattr(arrays, name)
-            memory = np.zeros(values.nbytes + 128, np.uint8)
-            start = -memory.ctypes.data % 64 + offset
-            moved = memory[start : start + values.nbytes].view(values.dtype).reshape(shape)
-            moved[...] = values
-            setattr(arrays, name, moved)
+            setattr(arrays, name, moved(getattr(arrays, name), offset))
         same(arrays.results(), expected)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from engine_arrays import DTYPES, SETTINGS, set_thresholds
+from engine_arrays import DTYPES, SETTINGS, moved, set_thresholds
 
 import ln_array_api as ln
 from ln_array_api.backend import plans
@@ -302,12 +302,7 @@ def test_alignment_changes_no_bit(shape: tuple[int, int], alpha: float) -> None:
     expected = bits(arrays.results(alpha))
     for offset in (4, 36):
         for name in ("x", "dy"):
-            values = getattr(arrays, name)
-            memory = np.zeros(values.nbytes + 128, np.uint8)
-            start = -memory.ctypes.data % 64 + offset
-            moved = memory[start : start + values.nbytes].view(values.dtype).reshape(shape)
-            moved[...] = values
-            setattr(arrays, name, moved)
+            setattr(arrays, name, moved(getattr(arrays, name), offset))
         assert bits(arrays.results(alpha)) == expected
 
 

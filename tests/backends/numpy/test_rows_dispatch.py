@@ -9,7 +9,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
-from engine_arrays import DTYPES, bits, moved, set_thresholds
+from engine_arrays import DTYPES, moved, same, set_thresholds
 from ln_array_api_backends.numpy import (
     array_tasks,
     backend,
@@ -23,14 +23,6 @@ from ln_array_api.backend import RowsSpec
 from ln_array_api.kernels import rows
 
 NEEDS = [need for need in itertools.product([True, False], repeat=3) if any(need)]
-
-
-def same(actual: Any, expected: Any) -> None:
-    for a, b in zip(actual, expected, strict=True):
-        assert (a is None) == (b is None)
-        if b is not None:
-            assert (a.dtype, a.shape) == (b.dtype, b.shape)
-            np.testing.assert_array_equal(bits(a), bits(b))
 
 
 def random(dtype: str, *shape: int, mean: float = 0.0) -> np.ndarray:

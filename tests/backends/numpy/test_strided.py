@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from engine_arrays import NEVER, needs_mprotect, run_before_a_hole, set_thresholds
+from engine_arrays import NEVER, needs_mprotect, run_before_a_hole, same, set_thresholds
 from ln_array_api_backends.numpy import strided_dispatch
 
 import ln_array_api as ln
@@ -35,13 +35,6 @@ def results(
     result = FORWARD[center](x, *parameters, axis=axis)
     gradients = BACKWARD[center](dy, x, *result[1:], gamma, axis=axis)
     return [each for each in (*result, *gradients) if each is not None]
-
-
-def same(actual: list[np.ndarray], expected: list[np.ndarray]) -> None:
-    for own, right in zip(actual, expected, strict=True):
-        assert own.dtype == right.dtype
-        assert own.shape == right.shape
-        assert own.tobytes() == right.tobytes()
 
 
 def test_these_kernels_run() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from engine_arrays import NEVER, needs_mprotect, run_before_a_hole, set_thresholds
+from engine_arrays import NEVER, needs_mprotect, run_before_a_hole, same, set_thresholds
 from ln_array_api_backends.numpy import windows_dispatch
 
 import ln_array_api as ln
@@ -91,13 +91,6 @@ def results(x: np.ndarray, dy: np.ndarray, **options: Any) -> list[np.ndarray]:
     forward = ln.local_contrast_norm_forward(x, **options)
     options.pop("epsilon", None)
     return [*forward, ln.local_contrast_norm_backward(dy, x, *forward[1:], **options).dx]
-
-
-def same(actual: list[np.ndarray], expected: list[np.ndarray]) -> None:
-    for own, right in zip(actual, expected, strict=True):
-        assert own.dtype == right.dtype
-        assert own.shape == right.shape
-        assert own.tobytes() == right.tobytes()
 
 
 def test_these_kernels_run() -> None:
