@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import numpy as np
+
 from .._arrays import Array, bound_to_device, library_of, signatures
 from ..backend import _requested, plans, requested_backend
 
@@ -37,12 +39,19 @@ def plan_of(
     except (KeyError, RuntimeError, TypeError):  # a type not seen before, or what `make` refuses
         key = plan = None
     if plan is None:
-        if any(type(each) is list for each in options):
-            options = tuple(tuple(each) if type(each) is list else each for each in options)
-            return plan_of(make, func_name, arrays, *options)
+        plain = tuple(map(_plain, options))
+        if any(each is not given for each, given in zip(plain, options, strict=True)):
+            return plan_of(make, func_name, arrays, *plain)
         plan = make(func_name, *arrays, *options)
         cache_plan(key, plan, arrays[0])
     return plan
+
+
+def _plain(option: Any) -> Any:
+    """Return the tuple for a list, and the int for an integer of NumPy."""
+    if type(option) is list:
+        return tuple(option)
+    return int(option) if isinstance(option, np.integer) else option
 
 
 def cache_plan(key: Hashable, plan: Any, x: Array) -> None:

@@ -210,26 +210,32 @@ def _new_backward_plan(
     statistics = {names.mean: mean, names.rstd: rstd} if operation.center else {names.rstd: rstd}
     checks.saved(func_name, x, view.statistic, names.x, **statistics)
     scaling = _NormScaling(view) if operation.by_norm else None
-    if scaling is not None:
-        gamma, rstd = scaling.gamma(x, gamma), scaling.rstd(rstd)
-    dtype = dtype_name(x.dtype)
-    widens = "dbeta" in needed and must_widen(dtype, gamma, beta)
-    spec = _spec(operation, x, gamma, view)
-    spec = spec._replace(
-        dy=dtype_name_or_none(dy),
-        gamma=ACCUMULATION[dtype] if widens else spec.gamma,
-        need=("dx" in needed, "dgamma" in needed and gamma is not None, "dbeta" in needed),
-    )
-    plan = _plan(
-        "rows_backward",
-        spec,
-        view,
-        ChunkCall(func_name, over, operation.center, 0.0, needed, requested_backend()),
-        *(x, dy, mean, rstd, gamma),
-        acc_arrays=(mean, rstd, x if gamma is None else gamma, beta),
-        widens=widens,
-    )
-    return plan if scaling is None else NormPlan(plan, scaling)
+    call = ChunkCall(func_name, over, operation.center, 0.0, needed, requested_backend())
+
+    def plan_for(rstd: Array, gamma: Array | None) -> RowsPlan:
+        dtype = dtype_name(x.dtype)
+        widens = "dbeta" in needed and must_widen(dtype, gamma, beta)
+        spec = _spec(operation, x, gamma, view)
+        spec = spec._replace(
+            dy=dtype_name_or_none(dy),
+            gamma=ACCUMULATION[dtype] if widens else spec.gamma,
+            need=("dx" in needed, "dgamma" in needed and gamma is not None, "dbeta" in needed),
+        )
+        arrays = x, dy, mean, rstd, gamma
+        acc_arrays = mean, rstd, x if gamma is None else gamma, beta
+        return _plan(
+            "rows_backward", spec, view, call, *arrays, acc_arrays=acc_arrays, widens=widens
+        )
+
+    if scaling is None:
+        return plan_for(rstd, gamma)
+    rstd, scaled = scaling.rstd(rstd), scaling.gamma(x, gamma)
+    plan = plan_for(rstd, scaled)
+    divides = gamma is None and plan.choice.backend == "generic"
+    if divides and dtype_name(x.dtype) in ACCUMULATION.values():
+        # One pass more, but dx is rounded less often than with a gamma of 1 / sqrt(n).
+        return NormPlan(plan_for(rstd, None), scaling, divides=True)
+    return NormPlan(plan, scaling)
 
 
 class _NormScaling:
@@ -255,6 +261,11 @@ class _NormScaling:
         with np.errstate(all="ignore"):
             return self.sqrt_n / norm
 
+    def quotient(self, dx: Array) -> Array:
+        """Return dx / sqrt(n)."""
+        with np.errstate(all="ignore"):
+            return dx / self.sqrt_n
+
     def dgamma(self, dgamma: Array | None, gamma: Array | None) -> Array | None:
         """Return the gradient of gamma from that of gamma / sqrt(n)."""
         if dgamma is None or gamma is None:
@@ -265,10 +276,11 @@ class _NormScaling:
 class NormPlan:
     """A plan whose rows are divided by their norm, by a plan that divides by root mean squares."""
 
-    def __init__(self, plan: RowsPlan, scaling: _NormScaling) -> None:
+    def __init__(self, plan: RowsPlan, scaling: _NormScaling, *, divides: bool = False) -> None:
+        """Plan for rows of root mean squares; `divides` is whether dx is divided by sqrt(n)."""
         self.primitive, self.spec, self.choice = plan.primitive, plan.spec, plan.choice
         self.takes, self.remember = plan.takes, plan.remember
-        self._plan, self._scaling = plan, scaling
+        self._plan, self._scaling, self._divides = plan, scaling, divides
 
     def y(
         self, x: Array, gamma: Array | None, beta: None = None, out: Array | None = None
@@ -288,8 +300,10 @@ class NormPlan:
     ) -> tuple[Array | None, Array | None, None]:
         """Return dx, dgamma and no dbeta."""
         scaling = self._scaling
-        scaled = scaling.gamma(x, gamma)
-        dx, dgamma, _ = self._plan.backward(dy, x, mean, scaling.rstd(norm), scaled, beta)
+        rstd, scaled = scaling.rstd(norm), None if self._divides else scaling.gamma(x, gamma)
+        dx, dgamma, _ = self._plan.backward(dy, x, mean, rstd, scaled, beta)
+        if self._divides and dx is not None:
+            dx = scaling.quotient(dx)
         return dx, scaling.dgamma(dgamma, gamma), None
 
 
