@@ -52,6 +52,8 @@ class Library(NamedTuple):
     """The properties of an array that a plan may depend on: dtype, shape, device, layout."""
     reshape: Callable[[Array, tuple[int, ...]], Array]
     """As in the standard, by the fastest way that the library has."""
+    has_reshape: bool
+    """Whether `reshape` is a method of the arrays."""
     is_contiguous: Callable[[Array], bool]
     """Whether an array is known to be aligned, C-contiguous and in native byte order."""
     ascontiguous: Callable[[Array], Array]
@@ -113,7 +115,8 @@ def _recognise(x: Array) -> Library:
     signature, is_contiguous, ascontiguous = _LAYOUT.get(name, _STANDARD_LAYOUT)
     if type(x) is np.ndarray:
         signature = _ndarray_signature
-    reshape = _reshape_method if hasattr(x, "reshape") else xp.reshape  # not in the standard
+    has_reshape = name != "dask" and hasattr(x, "reshape")  # which is not in the standard
+    reshape = _reshape_method if has_reshape else xp.reshape
     return Library(
         name,
         xp,
@@ -121,6 +124,7 @@ def _recognise(x: Array) -> Library:
         lazy=name == "dask",
         signature=signature,
         reshape=_reshape_chunks if name == "dask" else reshape,
+        has_reshape=has_reshape,
         is_contiguous=is_contiguous,
         ascontiguous=ascontiguous,
         may_overlap=_MAY_OVERLAP.get(name) if type(x).__name__ in _PLAIN else None,
@@ -292,6 +296,11 @@ def native_dtype(x: Array) -> Any:
     return x.dtype.newbyteorder("=") if isinstance(x.dtype, np.dtype) else x.dtype
 
 
+def has_dtype(x: Array, name: str) -> bool:
+    """Whether x has the dtype of that name, in native byte order."""
+    return dtype_name(x.dtype) == name and getattr(x.dtype, "isnative", True)
+
+
 def device_of(x: Array) -> Hashable:
     """The device of x, or None where it is not known yet (a traced JAX array)."""
     if array_api_compat.is_jax_array(x):
@@ -324,7 +333,8 @@ def dask_overlap(x: Array, depth: dict[int, int]) -> Array:
 
 def to_acc_dtype(xp: Any, x: Array) -> Array:
     """Cast x to its accumulation dtype; return x itself if it has that dtype."""
-    return xp.astype(x, getattr(xp, ACCUMULATION[dtype_name(x.dtype)]), copy=False)
+    acc_dtype = ACCUMULATION[dtype_name(x.dtype)]
+    return x if has_dtype(x, acc_dtype) else xp.astype(x, getattr(xp, acc_dtype), copy=False)
 
 
 def is_torch_array(x: Any) -> bool:

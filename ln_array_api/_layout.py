@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import methodcaller
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from ._arrays import Array, has_symbols, is_torch_array, is_unknown, library_of
+from ._arrays import Array, Library, has_symbols, is_torch_array, is_unknown, library_of
 
 
 def reshape_contiguous(
@@ -29,6 +30,13 @@ def reshape_contiguous(
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:
     """Reshape x by the fastest way that its library has."""
     return library_of(x).reshape(x, shape)
+
+
+def reshaper(library: Library, shape: tuple[int, ...]) -> Callable[[Array], Array]:
+    """Return what reshapes arrays of a library: faster than `reshape`, for shapes that are kept."""
+    if library.has_reshape:
+        return methodcaller("reshape", shape)
+    return lambda x: library.reshape(x, shape)
 
 
 def reshaped(x: Array, shape: tuple[int, ...]) -> Array:

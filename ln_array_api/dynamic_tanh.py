@@ -48,6 +48,7 @@ def _forward_plan(
     return family_plan(
         "tanh_forward",
         x,
+        (x, alpha, gamma, beta),
         view,
         generic,
         groups=view.groups,
@@ -82,6 +83,7 @@ def _backward_plan(
     return family_plan(
         "tanh_backward",
         x,
+        (dy, x, alpha, gamma),
         view,
         generic,
         groups=view.groups,

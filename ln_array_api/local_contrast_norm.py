@@ -51,7 +51,12 @@ def _checked(
 
 
 def _plan(
-    primitive: FamilyPrimitive, x: Array, axes: tuple[int, ...], generic: Any, **details: Any
+    primitive: FamilyPrimitive,
+    x: Array,
+    arrays: tuple[Array, ...],
+    axes: tuple[int, ...],
+    generic: Any,
+    **details: Any,
 ) -> Plan:
     """Return the plan for x as (P, H, W), where H is 1 if there is one spatial axis."""
     if len(axes) > 2:
@@ -64,7 +69,7 @@ def _plan(
         rows=(planes, *[1] * (2 - len(axes)), *spatial),
         permutation=() if order == tuple(range(x.ndim)) else order,
     )
-    return family_plan(primitive, x, view, generic, **details)
+    return family_plan(primitive, x, arrays, view, generic, **details)
 
 
 def _forward_plan(
@@ -79,7 +84,7 @@ def _forward_plan(
     axes, size = _checked(func_name, x, size, spatial_axes)
     epsilon = checks.epsilon(func_name, epsilon, x.dtype)
     generic = partial(windows_forward, axes=axes, size=size, epsilon=epsilon)
-    return _plan("windows_forward", x, axes, generic, size=size, epsilon=epsilon, need=need)
+    return _plan("windows_forward", x, (x,), axes, generic, size=size, epsilon=epsilon, need=need)
 
 
 def _backward_plan(
@@ -97,7 +102,9 @@ def _backward_plan(
     checks.gradient(func_name, x, dy=dy)
     checks.saved(func_name, x, tuple(x.shape), mean=mean, rstd=rstd)
     generic = partial(windows_backward, axes=axes, size=size)
-    return _plan("windows_backward", x, axes, generic, size=size, dy=dtype_name(dy.dtype))
+    return _plan(
+        "windows_backward", x, (dy, x, rstd), axes, generic, size=size, dy=dtype_name(dy.dtype)
+    )
 
 
 def local_contrast_norm(

@@ -55,7 +55,7 @@ def _plan(func_name: str, x: Array, alpha: float, axis: Axis, epsilon: float) ->
     generic: Any = partial(powers_forward, axes=view.axes, alpha=alpha, epsilon=epsilon)
     if alpha <= 1:
         generic = partial(_by_rms_norm, func_name, view=view, alpha=alpha, epsilon=epsilon)
-    plan = family_plan("powers_forward", x, view, generic, exponent=alpha, epsilon=epsilon)
+    plan = family_plan("powers_forward", x, (x,), view, generic, exponent=alpha, epsilon=epsilon)
     if alpha <= 1 and plan.primitive == "-" and is_planning_anew():
         with on_device_of(x):  # `explain` tells of the plan for powers of x
             _rms_plan(func_name, to_acc_dtype(library_of(x).xp, x), view, epsilon)
@@ -171,7 +171,7 @@ def _backward_plan(
     if alpha <= 1:
         generic = partial(_gradient_by_rms_norm, func_name, view=view, alpha=alpha)
     dtype = dtype_name(dy.dtype)
-    plan = family_plan("powers_backward", x, view, generic, exponent=alpha, dy=dtype)
+    plan = family_plan("powers_backward", x, (dy, x, norm), view, generic, exponent=alpha, dy=dtype)
     if alpha <= 1 and plan.primitive == "-" and is_planning_anew():
         with on_device_of(x):  # `explain` tells of the plan for powers of x
             _rms_backward_plan(func_name, dy, to_acc_dtype(library_of(x).xp, x), norm, view)

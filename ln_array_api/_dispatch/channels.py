@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
-from .._arrays import ACCUMULATION, Array, device_of, dtype_name, dtype_name_or_none, library_of
-from .._layout import reshape, reshape_contiguous
+from .._arrays import (
+    ACCUMULATION,
+    Array,
+    Library,
+    device_of,
+    dtype_name,
+    dtype_name_or_none,
+    library_of,
+)
+from .._layout import reshape_contiguous, reshaper
 from ..backend import GENERIC, Choice, choose
 from . import checks
 from .plans import GRADIENTS, Conversion, Plan, are_ready, cast_statistic, flat, must_widen
@@ -96,22 +105,26 @@ def _plan(
     primitive: Primitive,
     spec: ChannelsSpec,
     axis: int,
-    arrays: tuple[Array, *tuple[Array | None, ...]],
+    arrays: tuple[Any, ...],
     *,
     acc_arrays: tuple[Array | None, ...] = (),
     widens: bool = False,
 ) -> Plan:
     """Return the plan for such arrays, x the first; the others are as in `RowsPlan`."""
     x = arrays[0]
-    shape = tuple(x.shape)
+    shape, library = tuple(x.shape), library_of(x)
     choice = _choice(primitive, spec, axis, x)
     passthrough = (
         not (choice.keeps_axes or widens)
         and shape == spec.shape
         and are_ready(spec.dtype, arrays, acc_arrays)
     )
-    conversions = _conversions(spec, shape, choice)
-    return Plan(primitive, spec, choice, conversions, passthrough=passthrough, widens=widens)
+    conversions = _conversions(spec, shape, choice, library)
+    if primitive == "channels_backward":  # whose kernels get dy first
+        x, dy, *others = arrays
+        arrays = dy, x, *others
+    flags = {"passthrough": passthrough, "widens": widens}
+    return Plan(primitive, spec, choice, conversions, *arrays, **flags)
 
 
 def _choice(primitive: Primitive, spec: ChannelsSpec, axis: int, x: Array) -> Choice:
@@ -128,7 +141,7 @@ def _choice(primitive: Primitive, spec: ChannelsSpec, axis: int, x: Array) -> Ch
 
 
 def _conversions(
-    spec: ChannelsSpec, shape: tuple[int, ...], choice: Choice
+    spec: ChannelsSpec, shape: tuple[int, ...], choice: Choice, library: Library
 ) -> dict[str, Conversion]:
     """Return conversions for a kernel on (B, C, S), or for one on arrays that keep their axes."""
 
@@ -147,10 +160,13 @@ def _conversions(
     return {
         "x": Conversion(
             lambda x: reshape_contiguous(x, spec.shape, (), choice.ascontiguous),
-            partial(reshape, shape=shape),
+            reshaper(library, shape),
+            spec.shape,
         ),
-        "statistic": Conversion(lambda values: flat(cast(values)), unchanged),
-        "parameter": Conversion(flat, unchanged),
+        "statistic": Conversion(
+            lambda values: flat(cast(values)), unchanged, spec.shape[1:2], ACCUMULATION[spec.dtype]
+        ),
+        "parameter": Conversion(flat, unchanged, spec.shape[1:2]),
     }
 
 

@@ -207,9 +207,15 @@ class ChunksPlan(RowsPlan):
     """X is chunked: one task for each chunk if chunks hold whole rows, else by its axes."""
 
     def __init__(
-        self, primitive: Primitive, spec: RowsSpec, view: RowsView, choice: Choice, call: ChunkCall
+        self,
+        primitive: Primitive,
+        spec: RowsSpec,
+        view: RowsView,
+        choice: Choice,
+        *arrays: Array | None,
+        call: ChunkCall,
     ) -> None:
-        super().__init__(primitive, spec, view, choice)
+        super().__init__(primitive, spec, view, choice, *arrays)
         self._chunks = Chunks(call, view)
 
     def y(

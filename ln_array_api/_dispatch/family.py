@@ -11,7 +11,7 @@ from typing import Any
 
 from .._arrays import Array, device_of, dtype_name, has_symbols, library_of
 from ..backend import Choice, choose_family
-from .plans import Conversion, Plan, as_rows
+from .plans import Plan, as_rows
 from .specs import FamilyPrimitive, FamilySpec
 from .views import RowsView
 
@@ -19,12 +19,12 @@ from .views import RowsView
 def family_plan(
     primitive: FamilyPrimitive,
     x: Array,
+    arrays: tuple[Array | None, ...],
     view: RowsView,
     generic: Callable[..., Any],
-    conversions: Callable[[RowsView, Choice, str], dict[str, Conversion]] = as_rows,
     **details: Any,
 ) -> Plan:
-    """Return the plan for x, which a kernel gets as ``view.rows``, by `conversions`.
+    """Return the plan for such arrays, x among them, which a kernel gets as ``view.rows``.
 
     `generic` computes the same of the caller's arrays. The other fields of `FamilySpec` are
     `details`.
@@ -33,7 +33,8 @@ def family_plan(
     if isinstance(chosen, str):
         return operations_plan(x, chosen, generic)
     spec, choice = chosen
-    return Plan(primitive, spec, choice, conversions(view, choice, spec.dtype))
+    conversions = as_rows(view, choice, spec.dtype, library_of(x))
+    return Plan(primitive, spec, choice, conversions, *arrays)
 
 
 def choose_kernel(

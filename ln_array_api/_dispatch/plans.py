@@ -7,8 +7,17 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, NamedTuple
 
-from .._arrays import ACCUMULATION, Array, dtype_name_or_none, library_of, native_dtype, signatures
-from .._layout import ascontiguous, reshape, reshape_contiguous, reshaped
+from .._arrays import (
+    ACCUMULATION,
+    Array,
+    Library,
+    dtype_name_or_none,
+    has_dtype,
+    library_of,
+    native_dtype,
+    signatures,
+)
+from .._layout import ascontiguous, reshape, reshape_contiguous, reshaped, reshaper
 from ..backend import Choice
 from .specs import SIGNATURES, ChannelsSpec, FamilySpec, RowsSpec
 from .views import RowsView
@@ -21,22 +30,46 @@ class Conversion(NamedTuple):
 
     to_kernel: Callable[[Array], Array]
     from_kernel: Callable[[Array], Array]
+    shape: tuple[int, ...] | None = None
+    """The shape that a kernel gets, of a contiguous array with its axes in order."""
+    dtype: str | None = None
+    """The dtype that a kernel gets, where `to_kernel` casts to one."""
+
+    def of(self, x: Array | None) -> Callable[[Array], Array] | None:
+        """Return the least that makes arrays like x fit a kernel; None is nothing."""
+        if x is None:
+            return None
+        library = library_of(x)
+        if self.shape is None or not library.is_contiguous(x):
+            return self.to_kernel
+        if self.dtype is not None and not has_dtype(x, self.dtype):
+            return self.to_kernel
+        return None if tuple(x.shape) == self.shape else reshaper(library, self.shape)
 
 
-def as_rows(view: RowsView, choice: Choice, dtype: str) -> dict[str, Conversion]:
+def as_rows(view: RowsView, choice: Choice, dtype: str, library: Library) -> dict[str, Conversion]:
     """Conversions for a kernel on rows: contiguous, x as (M, N), statistics as (M, 1)."""
     rows, permutation, column = view.rows, view.permutation, (view.rows[0], 1)
+    parameter = (math.prod(view.parameter),)
     return {
         "x": Conversion(
-            lambda x: reshape_contiguous(x, rows, permutation, choice.ascontiguous), view.from_rows
+            lambda x: reshape_contiguous(x, rows, permutation, choice.ascontiguous),
+            view.from_rows if permutation else reshaper(library, view.shape),
+            None if permutation else rows,
         ),
         "statistic": Conversion(
             lambda values: reshape_contiguous(cast_statistic(values, dtype), column),
-            partial(reshape, shape=view.statistic),
+            reshaper(library, view.statistic),
+            column,
+            ACCUMULATION[dtype],
         ),
-        "parameter": Conversion(flat, partial(reshape, shape=view.parameter)),
-        "other": Conversion(ascontiguous, lambda result: result),
+        "parameter": Conversion(flat, reshaper(library, view.parameter), parameter),
+        "other": Conversion(ascontiguous, _unchanged),
     }
+
+
+def _unchanged(values: Array) -> Array:
+    return values
 
 
 def with_axes(view: RowsView, dtype: str) -> dict[str, Conversion]:
@@ -66,11 +99,11 @@ class Plan:
         spec: RowsSpec | ChannelsSpec | FamilySpec,
         choice: Choice,
         conversions: dict[str, Conversion] | None = None,
-        *,
+        *arrays: Array | None,
         passthrough: bool = False,
         widens: bool = False,
     ) -> None:
-        """Plan for a kernel, whose arrays and results are as `SIGNATURES` tells.
+        """Plan for a kernel and such arrays; these and its results are as `SIGNATURES` tells.
 
         `passthrough` is whether arrays go to the kernel, and its results to the caller, unchanged;
         so they do without `conversions`. `widens` is whether gamma is widened: see `widened`.
@@ -81,7 +114,12 @@ class Plan:
         self.widens = widens
         if conversions is not None:
             takes, gives = SIGNATURES[primitive]
-            self._to_kernel = [conversions[each].to_kernel for each in takes]
+            self._to_kernel = [
+                conversions[kind].to_kernel
+                if widens and kind == "parameter"
+                else conversions[kind].of(each)
+                for kind, each in zip(takes, arrays, strict=True)
+            ]
             self._from_kernel = [conversions[each].from_kernel for each in gives]
 
     def run(self, *arrays: Array | None) -> Any:
@@ -95,8 +133,8 @@ class Plan:
 
     def _converted(self, arrays: tuple[Array | None, ...]) -> list[Array | None]:
         return [
-            None if each is None else to_kernel(each)
-            for each, to_kernel in zip(arrays, self._to_kernel, strict=False)
+            each if to_kernel is None or each is None else to_kernel(each)
+            for each, to_kernel in zip(arrays, self._to_kernel, strict=True)
         ]
 
     def _restored(self, results: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
@@ -143,11 +181,18 @@ class RowsPlan(Plan):
         returns in that dtype.
         """
         keeps_axes = choice.keeps_axes
+        if primitive == "rows_backward":  # whose kernels get dy first
+            x, dy, *others = arrays
+            arrays = dy, x, *others
+        library = library_of(arrays[0])
         super().__init__(
             primitive,
             spec,
             choice,
-            with_axes(view, spec.dtype) if keeps_axes else as_rows(view, choice, spec.dtype),
+            with_axes(view, spec.dtype)
+            if keeps_axes
+            else as_rows(view, choice, spec.dtype, library),
+            *arrays,
             passthrough=not (keeps_axes or widens)
             and view.is_rows
             and are_ready(spec.dtype, arrays, acc_arrays),
@@ -199,7 +244,9 @@ class RowsPlan(Plan):
         if self.passthrough and (out is None or library_of(out).is_contiguous(out)):
             y = self.kernel_of_y(x, gamma, beta, out=out)[0]
             return y if out is None else out
-        return self._forward(self.kernel_of_y, x, gamma, beta, out)[0]
+        target = self._target(out)
+        y = self.kernel_of_y(*self._converted((x, gamma, beta)), out=target)[0]
+        return self._placed(y, out, target)
 
     def forward(
         self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None = None
@@ -208,27 +255,27 @@ class RowsPlan(Plan):
         if self.passthrough and (out is None or library_of(out).is_contiguous(out)):
             y, mean, rstd = self.kernel(x, gamma, beta, out=out)
             return y if out is None else out, mean, rstd
-        return self._forward(self.kernel, x, gamma, beta, out)
+        target = self._target(out)
+        y, mean, rstd = self.kernel(*self._converted((x, gamma, beta)), out=target)
+        _, of_mean, of_rstd = self._from_kernel
+        mean = None if mean is None else of_mean(mean)
+        return self._placed(y, out, target), mean, of_rstd(rstd)
 
-    def _forward(
-        self,
-        kernel: Callable[..., Any],
-        x: Array,
-        gamma: Array | None,
-        beta: Array | None,
-        out: Array | None,
-    ) -> Any:
-        target = out
-        if out is not None and not self.choice.keeps_axes:
-            library = library_of(out)
-            fits = not self.view.permutation and library.is_contiguous(out)
-            target = library.reshape(out, self.view.rows) if fits else None
-        results = kernel(*self._converted((x, gamma, beta)), out=target)
+    def _target(self, out: Array | None) -> Array | None:
+        """Return what a kernel may write y to."""
+        if out is None or self.choice.keeps_axes:
+            return out
+        library = library_of(out)
+        fits = not self.view.permutation and library.is_contiguous(out)
+        return library.reshape(out, self.view.rows) if fits else None
+
+    def _placed(self, y: Array, out: Array | None, target: Array | None) -> Array:
+        """Return y in x's shape, in `out` where that is given."""
         if out is None:
-            return self._restored(results)
+            return self._from_kernel[0](y)
         if target is None:
-            out[...] = self._from_kernel[0](results[0])
-        return (out, *self._restored((None, *results[1:]))[1:])
+            out[...] = self._from_kernel[0](y)
+        return out
 
 
 def are_ready(
@@ -247,16 +294,21 @@ def flat(parameter: Array) -> Array:
 
 def cast_statistic(values: Array, dtype: str) -> Array:
     """Cast a statistic of x to the accumulation dtype; `dtype` is that of x."""
+    acc_dtype = ACCUMULATION[dtype]
+    if has_dtype(values, acc_dtype):
+        return values
     xp = library_of(values).xp
-    return xp.astype(values, getattr(xp, ACCUMULATION[dtype]), copy=False)
+    return xp.astype(values, getattr(xp, acc_dtype), copy=False)
 
 
 def cast_gradient(values: Array | None, *arrays: Array | None) -> Array | None:
     """Cast a gradient to the dtype of the last array that is given."""
     if values is None:
         return None
-    dtype = native_dtype([each for each in arrays if each is not None][-1])
-    return library_of(values).xp.astype(values, dtype, copy=False)
+    last = [each for each in arrays if each is not None][-1]
+    if values.dtype == last.dtype:
+        return values
+    return library_of(values).xp.astype(values, native_dtype(last), copy=False)
 
 
 def finish_gradient(

@@ -18,7 +18,6 @@ from .._arrays import (
     dtype_name,
     dtype_name_or_none,
     library_of,
-    native_dtype,
     signatures,
     strides_of,
     to_acc_dtype,
@@ -28,7 +27,7 @@ from ..kernels import rows
 from . import checks
 from .cache import cache_plan
 from .chunks import CHUNKS_REASON, ChunkCall, ChunksPlan
-from .plans import GRADIENTS, RowsPlan, must_widen
+from .plans import GRADIENTS, RowsPlan, cast_gradient, must_widen
 from .specs import Layout, Primitive, RowsSpec
 from .views import Grouping, Over, RowsView, view_of
 
@@ -270,7 +269,7 @@ class _NormScaling:
         """Return the gradient of gamma from that of gamma / sqrt(n)."""
         if dgamma is None or gamma is None:
             return None
-        return library_of(gamma).xp.astype(dgamma / self.sqrt_n, native_dtype(gamma), copy=False)
+        return cast_gradient(dgamma / self.sqrt_n, gamma)
 
 
 class NormPlan:
@@ -320,7 +319,7 @@ def _plan(
     """Return the plan for such arrays; in a backward call, dy is the next after x."""
     if library_of(x).lazy:
         choice = generic_choice(primitive, spec, view, CHUNKS_REASON)
-        return ChunksPlan(primitive, spec, view, choice, call)
+        return ChunksPlan(primitive, spec, view, choice, x, *others, call=call)
     if 0 in (spec.groups, spec.repeat):
         choice = generic_choice(primitive, spec, view, "x is empty")
     else:

@@ -25,7 +25,7 @@ OF_ROWS = (
     Fault(
         "out of another layout is not written",
         PLANS,
-        "            out[...] = self._from_kernel[0](results[0])\n",
+        "            out[...] = self._from_kernel[0](y)\n",
         "            pass\n",
         suite("test_out", backend="numpy"),
     ),
@@ -75,7 +75,7 @@ OF_ROWS = (
     Fault(
         "a rstd wider than the accumulation dtype reaches a kernel",
         PLANS,
-        "return xp.astype(values, getattr(xp, ACCUMULATION[dtype]), copy=False)",
+        "return xp.astype(values, getattr(xp, acc_dtype), copy=False)",
         "return values",
         unit("test_rows.py"),
     ),
@@ -103,8 +103,8 @@ OF_ROWS = (
     Fault(
         "gradients of parameters have the dtype of x",
         PLANS,
-        "if each is not None][-1])",
-        "if each is not None][0])",
+        "last = [each for each in arrays if each is not None][-1]",
+        "last = [each for each in arrays if each is not None][0]",
         suite("test_wider_parameters"),
     ),
     Fault(
@@ -124,8 +124,8 @@ OF_ROWS = (
     Fault(
         "dgamma is not in the shape of the normalised axes",
         PLANS,
-        "Conversion(flat, partial(reshape, shape=view.parameter)),",
-        "Conversion(flat, lambda values: values),",
+        "Conversion(flat, reshaper(library, view.parameter), parameter),",
+        "Conversion(flat, lambda values: values, parameter),",
         suite("test_axes"),
     ),
     Fault(
@@ -304,8 +304,8 @@ OF_NORMS = (
     Fault(
         "dg of weight_norm is not rescaled",
         ROWS,
-        "dgamma / self.sqrt_n, native_dtype(gamma)",
-        "dgamma, native_dtype(gamma)",
+        "cast_gradient(dgamma / self.sqrt_n, gamma)",
+        "cast_gradient(dgamma, gamma)",
         suite("test_cases and weight_norm"),
     ),
     Fault(
