@@ -117,7 +117,7 @@ def batch_instance_norm(
     Returns
     -------
     array
-        Of x's library, device, shape and dtype.
+        The mix of both, of x's library, device, shape and dtype.
 
     Notes
     -----

@@ -56,7 +56,7 @@ def batch_norm(
     Returns
     -------
     array
-        Of x's library, device, shape and dtype.
+        Like x: each channel normalised by its given statistics.
 
     Notes
     -----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ._arrays import Array, Axis, dtype_name_or_none
 from ._dispatch import checks
@@ -39,10 +39,9 @@ def _checked(
     return view
 
 
-def _forward_plan(
-    func_name: str, x: Array, alpha: Array, gamma: Array | None, beta: Array | None, axis: Axis
-) -> Plan:
-    view = _checked(func_name, x, alpha, gamma, beta, axis)
+def _forward_plan(func_name: str, x: Array, *others: Any) -> Plan:
+    view = _checked(func_name, x, *others)
+    alpha, gamma, beta, _ = others
     generic = partial(tanh.tanh_forward, shape=view.broadcast_parameter)
     view = of_elements(view, parameters=gamma is not None or beta is not None)
     return family_plan(
@@ -59,18 +58,11 @@ def _forward_plan(
     )
 
 
-def _backward_plan(
-    func_name: str,
-    dy: Array,
-    x: Array,
-    alpha: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: Axis,
-    need: tuple[str, ...],
-) -> Plan:
+def _backward_plan(func_name: str, dy: Array, x: Array, *others: Any) -> Plan:
+    *inputs, need = others
+    alpha, gamma, _, _ = inputs
     need = checks.need(func_name, need, TanhGradients._fields)
-    view = _checked(func_name, x, alpha, gamma, beta, axis)
+    view = _checked(func_name, x, *inputs)
     checks.gradient(func_name, x, dy=dy)
     needs = "dx" in need, "dalpha" in need, "dgamma" in need and gamma is not None, "dbeta" in need
     generic = partial(
@@ -123,7 +115,7 @@ def dynamic_tanh(
     Returns
     -------
     array
-        Of x's library, device, shape and dtype.
+        The tangents, of x's library, device, shape and dtype.
 
     Notes
     -----
@@ -161,7 +153,7 @@ def dynamic_tanh_forward(
     Returns
     -------
     y : array
-        Of x's shape and dtype.
+        As from `dynamic_tanh`.
 
     Examples
     --------

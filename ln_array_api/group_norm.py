@@ -97,11 +97,8 @@ def group_norm_forward(
 
     Returns
     -------
-    y : array
-        Of x's shape and dtype.
-    mean, rstd : array
-        Mean and 1 / sqrt(var + epsilon) of each group, of shape (B, num_groups); in float32 for
-        16-bit x, else in x's dtype. NaN where the groups are empty.
+    y, mean, rstd : array
+        As from `layer_norm_forward`; mean and rstd of each group, of shape (B, num_groups).
 
     Examples
     --------

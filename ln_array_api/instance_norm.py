@@ -33,7 +33,7 @@ def instance_norm(
     Returns
     -------
     array
-        Of x's library, device, shape and dtype.
+        Like x: each channel of each sample normalised.
 
     Notes
     -----
@@ -74,11 +74,8 @@ def instance_norm_forward(
 
     Returns
     -------
-    y : array
-        Of x's shape and dtype.
-    mean, rstd : array
-        Mean and 1 / sqrt(var + epsilon) of each channel of each sample, of shape (B, C); in float32
-        for 16-bit x, else in x's dtype. NaN where there is nothing to take them of.
+    y, mean, rstd : array
+        As from `layer_norm_forward`; mean and rstd of each instance, of shape (B, C).
 
     Examples
     --------

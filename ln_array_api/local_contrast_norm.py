@@ -131,7 +131,7 @@ def local_contrast_norm(
     Returns
     -------
     array
-        Of x's library, device, shape and dtype.
+        The contrasts, of x's library, device, shape and dtype.
 
     Raises
     ------
@@ -174,11 +174,8 @@ def local_contrast_norm_forward(
 
     Returns
     -------
-    y : array
-        Of x's shape and dtype.
-    mean, rstd : array
-        Mean and 1 / sqrt(var + epsilon) of the window around each element, of x's shape; in float32
-        for 16-bit x, else in x's dtype.
+    y, mean, rstd : array
+        As from `layer_norm_forward`, all of x's shape: those of the window around each element.
 
     Examples
     --------
@@ -221,7 +218,7 @@ def local_contrast_norm_backward(
     Returns
     -------
     dx : array or None
-        Of x's shape and dtype.
+        Like x.
 
     Notes
     -----

@@ -100,7 +100,7 @@ def power_norm(
     Returns
     -------
     array
-        Of x's library, device, shape and dtype.
+        The powers at length 1, of x's library, device, shape and dtype.
 
     Raises
     ------
@@ -137,11 +137,8 @@ def power_norm_forward(
 
     Returns
     -------
-    y : array
-        Of x's shape and dtype.
-    norm : array
-        sqrt(sum(z²) + epsilon), of x's rank with length 1 in place of each axis that it is taken
-        over; in float32 for 16-bit x, else in x's dtype. NaN where those axes are empty.
+    y, norm : array
+        As from `unit_norm_forward`, with the norm of the powers.
 
     Examples
     --------

@@ -88,11 +88,8 @@ def rms_norm_forward(
 
     Returns
     -------
-    y : array
-        Of x's shape and dtype.
-    rstd : array
-        1 / sqrt(mean(x²) + epsilon), of x's rank with length 1 in place of each normalised axis;
-        in float32 for 16-bit x, else in x's dtype. NaN where the normalised axes are empty.
+    y, rstd : array
+        As from `layer_norm_forward`, with rstd = 1 / sqrt(mean(x²) + epsilon).
 
     Examples
     --------
@@ -134,10 +131,8 @@ def rms_norm_backward(
 
     Returns
     -------
-    dx : array or None
-        Of x's shape and dtype.
-    dgamma : array or None
-        Of gamma's shape and dtype; None where gamma is absent.
+    dx, dgamma : array or None
+        As from `layer_norm_backward`.
 
     Notes
     -----

@@ -115,7 +115,7 @@ def switchable_norm(
     Returns
     -------
     array
-        Of x's library, device, shape and dtype.
+        x by the mixed statistics, of its library, device, shape and dtype.
 
     Notes
     -----

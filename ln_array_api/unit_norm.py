@@ -25,7 +25,7 @@ def unit_norm(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> Arra
     Returns
     -------
     array
-        Of x's library, device, shape and dtype.
+        The rows at length 1, of x's library, device, shape and dtype.
 
     See Also
     --------
@@ -97,7 +97,7 @@ def unit_norm_backward(
     Returns
     -------
     dx : array or None
-        Of x's shape and dtype.
+        The gradient, of x's shape and dtype.
 
     Notes
     -----

@@ -35,7 +35,7 @@ def weight_standardization(w: Array, /, *, axis: int = 0, epsilon: float = EPSIL
     Returns
     -------
     array
-        Of w's library, device, shape and dtype.
+        The standardized weights, of w's library, device, shape and dtype.
 
     Raises
     ------
@@ -72,11 +72,8 @@ def weight_standardization_forward(
 
     Returns
     -------
-    y : array
-        Of w's shape and dtype.
-    mean, rstd : array
-        Mean and 1 / sqrt(var + epsilon) of each slice, of shape (w.shape[axis],); in float32 for
-        16-bit w, else in w's dtype.
+    y, mean, rstd : array
+        As from `layer_norm_forward`; mean and rstd of each slice, of shape (w.shape[axis],).
 
     Examples
     --------
@@ -119,7 +116,7 @@ def weight_standardization_backward(
     Returns
     -------
     dw : array or None
-        Of w's shape and dtype.
+        The gradient, like w.
 
     Examples
     --------
