@@ -27,7 +27,7 @@ def _both(forward: Any, backward: Any, x: Any, *parameters: Any, **options: Any)
 
 
 def calls(dtype: np.dtype[Any]) -> dict[str, Callable[[], Any]]:
-    """Calls of which each needs other kernels than the rest, for arrays of a dtype."""
+    """Return calls that each need kernels of their own, for arrays of a dtype."""
     rows, image, gamma = np.ones((2, 16), dtype), np.ones((2, 16, 64), dtype), np.ones(16, dtype)
     layer = ln.layer_norm_forward, ln.layer_norm_backward
     rms = ln.rms_norm_forward, ln.rms_norm_backward

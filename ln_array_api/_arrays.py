@@ -47,7 +47,7 @@ class Library(NamedTuple):
     writable: bool
     """Whether its arrays can be written in place, so that `out` makes sense."""
     lazy: bool
-    """Whether its arrays are chunked graphs, whose axes had better be left alone."""
+    """Whether its arrays are chunked graphs, whose axes should not be reshaped."""
     signature: Callable[[Array], Hashable]
     """The properties of an array that a plan may depend on: dtype, shape, device, layout."""
     reshape: Callable[[Array, tuple[int, ...]], Array]
@@ -101,7 +101,7 @@ def _recognise(x: Array) -> Library:
         )
     if isinstance(x, np.ndarray) and (hasattr(type(x), "unit") or hasattr(type(x), "units")):
         raise TypeError(
-            f"{type(x).__name__} has units, which results would not have; pass its numbers alone, "
+            f"{type(x).__name__} has units, which results would not have; pass its values only, "
             "for example x.value"
         )
     try:
@@ -179,8 +179,8 @@ def _numpy_ascontiguous(x: Array) -> Array:
 
 
 def _torch_signature(x: Array) -> Hashable:
-    lies = x.layout, x.is_contiguous(), x.is_neg()
-    return type(x), x.dtype, x.shape, x.device, lies
+    layout = x.layout, x.is_contiguous(), x.is_neg()
+    return type(x), x.dtype, x.shape, x.device, layout
 
 
 #: Strides tell more than a flag would, and cost half as much.
@@ -223,7 +223,7 @@ def _tensors_may_overlap(a: Array, b: Array) -> bool:
     return bool(first < second + b.nbytes and second < first + a.nbytes)
 
 
-#: Types of arrays that are nothing but memory; a subclass may be anything.
+#: Types of arrays whose memory is all of their state; subclasses may have more.
 _PLAIN = "ndarray", "Tensor"
 _MAY_OVERLAP: dict[str, Callable[[Any, Any], bool]] = {
     "numpy": np.may_share_memory,
@@ -345,7 +345,7 @@ def is_torch_array(x: Any) -> bool:
 def computes_in_float64(x: Array) -> bool:
     """Whether what is computed from x may be in float64.
 
-    JAX has it where it is asked for alone, and Metal, as a device of torch, does not have it.
+    JAX has float64 only if it is enabled, and Metal, as a device of torch, does not have it.
     """
     if is_torch_array(x):
         return bool(x.device.type != "mps")
@@ -377,12 +377,12 @@ def is_unknown(length: Any) -> bool:
 
 
 def has_symbols(x: Array) -> bool:
-    """Whether lengths of x are symbols, of which nothing may be asked (torch's, JAX's)."""
+    """Whether lengths of x are symbols of torch or JAX, whose values must not be read."""
     return not all(isinstance(length, int | float) for length in x.shape)
 
 
 def memory_format_of(x: Any) -> Any:
-    """Torch's memory format of a tensor whose channels, on axis 1, lie last; None for others."""
+    """Return torch's channels-last memory format if x has it, else None."""
     try:
         if isinstance(x, np.ndarray) or library_of(x).name != "torch":
             return None

@@ -22,9 +22,9 @@ class Operation(NamedTuple):
     picture: str = "features"
     """The part of docs/normalized-axes.svg that shows it: see docs/normalized_axes.py."""
     primitive: str = "rows"
-    """The kind of primitives of which it is made."""
+    """The kind of primitives that it uses."""
     without_kernels: str = "operations"
-    """Of what it is made where no backend has kernels for its primitives."""
+    """What it uses where no backend has kernels for its primitives."""
     forward: str = ""
     """What README.md remarks on its function that ends in ``_forward``."""
 

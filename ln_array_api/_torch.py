@@ -1,10 +1,10 @@
 """For torch's compiler: the public functions go into its graphs as they are.
 
-Dynamo reads Python code, of which it does not know all that is in here: locks, caches, context
-variables. So it is told to leave the functions alone. What comes after it runs them on tensors
-without memory, and sees the operations that they consist of. To tell it takes a module of torch
-that takes a second to import, and that programs which compile nothing never import. Therefore it is
-told as soon as that module has been imported, by whoever needs it.
+Dynamo traces Python code, but it does not support locks, caches and context variables, which the
+functions use. So the functions are registered as leaves of its graphs; the later stages run them on
+tensors without memory, and see the operations in them. Registering needs a module of torch that
+takes a second to import, and that programs which compile nothing never import. So it is done when
+another module imports it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def allow_in_graphs(functions: Iterable[Callable[..., Any]]) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds Dynamo where it is, and has it told after its import."""
+    """Finds Dynamo, and registers the functions after its import."""
 
     def __init__(self, functions: tuple[Callable[..., Any], ...]) -> None:
         self._functions = functions
@@ -60,7 +60,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Loads a module as another loader does, and then does one thing more."""
+    """Loads a module by another loader, and calls a function after that."""
 
     def __init__(self, loader: Any, afterwards: Callable[[ModuleType], None]) -> None:
         self._loader, self._afterwards = loader, afterwards

@@ -122,8 +122,8 @@ def batch_instance_norm(
     Notes
     -----
     From Nam and Kim, "Batch-Instance Normalization for Adaptively Style-Invariant Neural
-    Networks", arXiv:1805.07925. Accuracy and special values are as in `layer_norm`, of which
-    either half is an application. On torch tensors and JAX arrays the result can be differentiated
+    Networks", arXiv:1805.07925. Accuracy and special values are as in `layer_norm`: each
+    half is an application of it. On torch tensors and JAX arrays the result can be differentiated
     by those frameworks.
 
     Examples

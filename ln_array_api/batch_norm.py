@@ -125,7 +125,7 @@ def batch_norm_forward(
     -----
     After Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167, algorithm 1. The statistics
     are those of each channel over all other axes. The error does not grow with the mean, a constant
-    channel gives exactly beta, and a NaN spoils its own channel alone.
+    channel gives exactly beta, and a NaN spoils only its own channel.
 
     On torch tensors and JAX arrays y, mean and rstd can be differentiated by those frameworks. The
     running statistics are no part of their graphs, so keeping them does not keep a graph.

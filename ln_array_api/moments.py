@@ -14,7 +14,7 @@ from .kernels.moments import moments, two_sum
 
 @dataclass(frozen=True, eq=False, slots=True)  # whether arrays are equal is no yes or no
 class Moments:
-    """Count, mean and sum of squared deviations, of which those of parts give those of the whole.
+    """Count, mean and sum of squared deviations; those of parts merge into those of the whole.
 
     `Moments.of` takes them of an array and `merge` makes those of two arrays into those of both,
     wherever the parts are: chunks, batches that come one after another, shards on other machines.
@@ -39,7 +39,7 @@ class Moments:
     variance", 1983, equations (2.1). The difference of two means is what these depend on, and
     rounded means of a million times the standard deviation have no correct digit of it in float32.
     That is why the rest of each mean is kept. Statistics of more than two parts may be merged in
-    any order; the results differ in rounding alone.
+    any order; the results differ only in rounding.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """The plans of calls: made once for each kind of call, then found by one look-up.
 
 A kind of call is all that a plan may depend on: dtypes, shapes, devices and layouts of arrays,
-options and their types, and the backend that was asked for. A plan holds no arrays, since the next
-call of its kind has others, some of which are a framework's tracers.
+options and their types, and the requested backend. A plan holds no arrays: the next call of its
+kind has others, and a framework's tracers must not outlive their call.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ class _Anew(str):
 
 
 def is_planning_anew() -> bool:
-    """Whether this call is one of which `plan_made_by` wants the plan."""
+    """Whether this call runs in `plan_made_by`, for its plan only."""
     return isinstance(requested_backend(), _Anew)
 
 
 class _PlanMade(Exception):  # noqa: N818 - no error
-    """Ends a call of which only the plan is wanted."""
+    """Ends a call in `plan_made_by`."""
 
     def __init__(self, plan: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tensors of torch that lie in memory with their channels last, and come back so."""
+"""Tensors of torch in the memory format channels_last: read in place, returned in that format."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .._arrays import Array, F, memory_format_of
 
 
 def is_of(rank: int) -> Callable[[Any], bool]:
-    """Whether what is given is a tensor of a rank."""
+    """Return a test for tensors of a rank."""
     return lambda x: hasattr(x, "movedim") and x.ndim == rank
 
 
 def keeps_channels_last(function: F) -> F:
-    """Let a function of channels read x where it lies, if axis 1 of it is the last in memory.
+    """Let a function of channels read x in place, if its axis 1 is the last in memory.
 
     A tensor in such a memory format is one with its channels on the last axis whose axes have been
     permuted, which any function with a `channel_axis` takes.

@@ -35,15 +35,15 @@ class ChunkCall(NamedTuple):
     need: tuple[str, ...]
     """Of a backward call."""
     backend: str | None
-    """What has been asked for by `use_backend`."""
+    """The backend requested by `use_backend`."""
 
     def forward(self, x: Array, gamma: Array | None, beta: Array | None) -> Any:
-        """Y, mean and rstd of a chunk."""
+        """Return y, mean and rstd of a chunk."""
         with self._asked_for():
             return self._plan(x, gamma, beta).forward(x, gamma, beta)
 
     def y(self, x: Array, gamma: Array | None, beta: Array | None) -> Array:
-        """Y of a chunk alone."""
+        """Return y of a chunk."""
         with self._asked_for():
             return self._plan(x, gamma, beta).y(x, gamma, beta)
 
@@ -102,11 +102,11 @@ class Chunks:
         self._parameter = tuple(new_axes) if self._is_shared else view.parameter_axes
 
     def y(self, x: Array, gamma: Array | None, beta: Array | None) -> Array:
-        """Y, in the chunks of x."""
+        """Return y, in the chunks of x."""
         return self._each(self.call.y, x, x.dtype, *self._given(x, gamma, beta))
 
     def forward(self, x: Array, gamma: Array | None, beta: Array | None) -> tuple[Any, Any, Any]:
-        """Y, mean and rstd."""
+        """Return y, mean and rstd."""
         results = self._each(self.call.forward, x, x.dtype, *self._given(x, gamma, beta))
         acc_dtype = getattr(library_of(x).xp, ACCUMULATION[dtype_name(x.dtype)])
         y, rstd = self._part(results, 0, x.dtype), self._statistics(results, 2, acc_dtype)
@@ -115,7 +115,7 @@ class Chunks:
     def backward(
         self, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
     ) -> tuple[Any, Any, Any]:
-        """Dx, and dgamma and dbeta in the accumulation dtype."""
+        """Return dx, and dgamma and dbeta in the accumulation dtype."""
         statistics = [self._rechunk_like(x, each, self._statistic) for each in (mean, rstd)]
         dy = self._rechunk_like(x, dy, self._x)
         arrays = [x, self._x, *_argument(statistics[0], self._statistic)]
@@ -157,7 +157,7 @@ class Chunks:
     def _part(
         self, results: Array, number: int, dtype: Any, axes: tuple[int, ...] = (), **options: Any
     ) -> Array:
-        """One of the results of each chunk, an array of some axes."""
+        """Return one of the results of each chunk, an array of some axes."""
         from dask.array import blockwise
 
         axes = axes or self._x
@@ -259,12 +259,12 @@ def _are_equal(chunks: Any, others: Any) -> bool:
 
 
 def _argument(values: Any, axes: tuple[int, ...] | None) -> tuple[Any, Any]:
-    """An argument of blockwise, and its axes, if it is an array."""
+    """Return an argument of blockwise, and its axes, if it is an array."""
     return values, None if values is None else axes
 
 
 def _pick(results: Any, number: int) -> Array:
-    """One of a chunk's results, which come in lists where axes are left out."""
+    """Return one of a chunk's results, which are in lists where axes are omitted."""
     while isinstance(results, list):
         (results,) = results
     return results[number]

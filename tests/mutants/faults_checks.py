@@ -68,8 +68,8 @@ OF_ARRAYS = (
     Fault(
         "torch's signature lacks the layout",
         ARRAYS,
-        "lies = x.layout, x.is_contiguous(), x.is_neg()",
-        "lies = x.layout, x.is_neg()",
+        "layout = x.layout, x.is_contiguous(), x.is_neg()",
+        "layout = x.layout, x.is_neg()",
         unit("test_arrays.py"),
     ),
 )
