@@ -79,7 +79,7 @@ def test_the_example_of_an_operation_passes_the_suite(tree: Path) -> None:
     passed = re.search(r"^(\d+) passed, \d+ deselected", told, re.MULTILINE)
     assert passed, told
     assert int(passed[1]) > 500
-    own = "tests/test_support.py", "-k", "declared or docstring or tables or hold_no or numpy"
+    own = "tests/test_support.py", "-k", "every_operation or docstring or tables"
     told = pytest_in(tree, *own)
     assert re.search(r"^\d+ passed", told, re.MULTILINE), told
 
