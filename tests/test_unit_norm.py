@@ -53,3 +53,20 @@ def test_arguments_are_called_by_their_names_here() -> None:
         ln.unit_norm_backward(x, x, np.ones(2))
     with pytest.raises(ValueError, match=r"need must be a tuple of names out of \('dx',\)"):
         ln.unit_norm_backward(x, x, np.ones((2, 1)), need=("dgamma",))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "generic"])
+def test_gradients_of_many_short_rows_are_off_by_ten_ulp_at_most(backend: str) -> None:
+    """Of the largest term in a row, by a norm that is rounded to float32."""
+    rng = np.random.default_rng(3)
+    x = rng.lognormal(0, 1, (1 << 17, 6)).astype(np.float32)
+    dy = rng.random(x.shape).astype(np.float32)
+    with ln.use_backend(backend):
+        dx = ln.unit_norm_backward(dy, x, ln.unit_norm_forward(x).norm).dx
+    x64, dy64 = x.astype(np.float64), dy.astype(np.float64)
+    norm = np.sqrt(np.sum(x64**2, axis=1, keepdims=True) + 1e-12)
+    y = x64 / norm
+    projection = np.sum(dy64 * y, axis=1, keepdims=True)
+    terms = np.maximum(dy64, y * projection).max(axis=1, keepdims=True) / norm
+    error = abs(dx - (dy64 - y * projection) / norm) / (terms * np.finfo(np.float32).eps)
+    assert error.max() <= 10

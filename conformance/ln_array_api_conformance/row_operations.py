@@ -27,7 +27,7 @@ def rms_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     return {"y": affine(x * rstd, inputs, axis), "rstd": rstd}
 
 
-@row_operation(statistics=("norm",), epsilon=1e-12)
+@row_operation(statistics=("norm",), epsilon=1e-12, scales_rows=False)
 def unit_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     """Divide x by its Euclidean norm."""
     x = inputs["x"]

@@ -228,13 +228,7 @@ def _new_backward_plan(
 
     if scaling is None:
         return plan_for(rstd, gamma)
-    rstd, scaled = scaling.rstd(rstd), scaling.gamma(x, gamma)
-    plan = plan_for(rstd, scaled)
-    divides = gamma is None and plan.choice.backend == "generic"
-    if divides and dtype_name(x.dtype) in ACCUMULATION.values():
-        # One pass more, but dx is rounded less often than with a gamma of 1 / sqrt(n).
-        return NormPlan(plan_for(rstd, None), scaling, divides=True)
-    return NormPlan(plan, scaling)
+    return NormPlan(plan_for(scaling.rstd(rstd), scaling.gamma(x, gamma)), scaling)
 
 
 class _NormScaling:
@@ -260,11 +254,6 @@ class _NormScaling:
         with np.errstate(all="ignore"):
             return self.sqrt_n / norm
 
-    def quotient(self, dx: Array) -> Array:
-        """Return dx / sqrt(n)."""
-        with np.errstate(all="ignore"):
-            return dx / self.sqrt_n
-
     def dgamma(self, dgamma: Array | None, gamma: Array | None) -> Array | None:
         """Return the gradient of gamma from that of gamma / sqrt(n)."""
         if dgamma is None or gamma is None:
@@ -275,11 +264,10 @@ class _NormScaling:
 class NormPlan:
     """A plan whose rows are divided by their norm, by a plan that divides by root mean squares."""
 
-    def __init__(self, plan: RowsPlan, scaling: _NormScaling, *, divides: bool = False) -> None:
-        """Plan for rows of root mean squares; `divides` is whether dx is divided by sqrt(n)."""
+    def __init__(self, plan: RowsPlan, scaling: _NormScaling) -> None:
         self.primitive, self.spec, self.choice = plan.primitive, plan.spec, plan.choice
         self.takes, self.remember = plan.takes, plan.remember
-        self._plan, self._scaling, self._divides = plan, scaling, divides
+        self._plan, self._scaling = plan, scaling
 
     def y(
         self, x: Array, gamma: Array | None, beta: None = None, out: Array | None = None
@@ -299,10 +287,8 @@ class NormPlan:
     ) -> tuple[Array | None, Array | None, None]:
         """Return dx, dgamma and no dbeta."""
         scaling = self._scaling
-        rstd, scaled = scaling.rstd(norm), None if self._divides else scaling.gamma(x, gamma)
+        rstd, scaled = scaling.rstd(norm), scaling.gamma(x, gamma)
         dx, dgamma, _ = self._plan.backward(dy, x, mean, rstd, scaled, beta)
-        if self._divides and dx is not None:
-            dx = scaling.quotient(dx)
         return dx, scaling.dgamma(dgamma, gamma), None
 
 

@@ -318,8 +318,8 @@ OF_NORMS = (
     Fault(
         "gradients by the norm take it for rstd",
         ROWS,
-        "rstd, scaled = scaling.rstd(norm), None if",
-        "rstd, scaled = norm, None if",
+        "rstd, scaled = scaling.rstd(norm), scaling.gamma(x, gamma)",
+        "rstd, scaled = norm, scaling.gamma(x, gamma)",
         suite("test_cases and unit_norm"),
     ),
 )
