@@ -18,6 +18,7 @@ from .._arrays import (
     dtype_name,
     dtype_name_or_none,
     library_of,
+    on_device_of,
     signatures,
     strides_of,
     to_acc_dtype,
@@ -137,7 +138,8 @@ def _new_forward_plan(
     epsilon = checks.epsilon(func_name, epsilon, x.dtype)
     scaling = _NormScaling(view) if operation.by_norm else None
     if scaling is not None:
-        gamma, epsilon = scaling.gamma(x, gamma), epsilon / scaling.sqrt_n**2
+        with on_device_of(x):
+            gamma, epsilon = scaling.gamma(x, gamma), epsilon / scaling.sqrt_n**2
     spec = _spec(operation, x, gamma, view)
     spec = spec._replace(beta=dtype_name_or_none(beta), epsilon=epsilon)
     call = ChunkCall(func_name, over, operation.center, epsilon, (), requested_backend())
@@ -228,7 +230,9 @@ def _new_backward_plan(
 
     if scaling is None:
         return plan_for(rstd, gamma)
-    return NormPlan(plan_for(scaling.rstd(rstd), scaling.gamma(x, gamma)), scaling)
+    with on_device_of(x):
+        rstd, gamma = scaling.rstd(rstd), scaling.gamma(x, gamma)
+    return NormPlan(plan_for(rstd, gamma), scaling)
 
 
 class _NormScaling:
