@@ -26,6 +26,7 @@ from test_stages import calls as stage_calls
 
 import ln_array_api as ln
 from ln_array_api import backend, caffe2
+from ln_array_api._dispatch import cache
 from ln_array_api._support import PLACES, backend_of
 
 LIBRARY = CuPy()
@@ -190,16 +191,7 @@ SCENARIOS: dict[str, Callable[[str, str], Scenario]] = {
     "Moments": of_moments,
     "caffe2": of_caffe2,
 }
-#: The operations that compute outside of plans.
-OUTSIDE = (
-    "weight_norm",
-    "power_norm",
-    "batch_instance_norm",
-    "switchable_norm",
-    "local_contrast_norm",
-    "dynamic_tanh",
-)
-PLANNED = [name for name in SCENARIOS if name not in OUTSIDE and name != "Moments"]
+PLANNED = [name for name in SCENARIOS if name != "Moments"]
 #: The device of the arrays and the current one.
 DIRECTIONS = [(1, 0), (0, 1)]
 
@@ -258,25 +250,9 @@ def test_plans_that_do_not_enter_a_device_are_noticed(
 ) -> None:
     if peer_access:
         request.getfixturevalue("_peer_access")
-    monkeypatch.setattr(backend, "bound_to_device", lambda device, current_device, call: call)
+    monkeypatch.setattr(cache, "bound_to_device", lambda device, current_device, call: call)
     with pytest.raises(NOTICED):
         check(SCENARIOS[name]("sliced", "transposed"), 1, 0)
-
-
-@pytest.mark.usefixtures("_backend")
-@pytest.mark.parametrize("peer_access", [False, True])
-@pytest.mark.parametrize("name", OUTSIDE)
-def test_operations_that_do_not_enter_a_device_are_noticed(
-    name: str, peer_access: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if peer_access:
-        request.getfixturevalue("_peer_access")
-    operation = OPERATIONS[name]
-    for function in (operation.function, operation.forward, operation.backward):
-        with monkeypatch.context() as unguarded:
-            unguarded.setattr(ln, function.__name__, inspect.unwrap(function))
-            with pytest.raises(NOTICED):
-                check(of_main_case(operation, "sliced", "transposed"), 1, 0)
 
 
 def test_every_public_operation_is_here() -> None:
