@@ -15,7 +15,8 @@ from ln_array_api_backends.cupy import rows_dispatch
 from test_kernels import DTYPES, Case
 
 import ln_array_api as ln
-from ln_array_api import _arrays, _rows, backend
+from ln_array_api import _arrays, backend
+from ln_array_api._dispatch.rows import LAYER, forward_plan
 
 
 def launches(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
@@ -140,10 +141,10 @@ def test_a_call_costs_the_host_as_much_as_two_additions_at_most(
 def test_several_devices_add_a_microsecond_at_most(request: pytest.FixtureRequest) -> None:
     """The call is on the current device."""
     x, gamma, beta = arrays("float32", 64)
-    call = ("layer_norm", x, gamma, beta, -1, 1e-5, None)
-    several = _rows.forward_plan(*call, center=True)
+    call = ("layer_norm", LAYER, x, gamma, beta, -1, 1e-5)
+    several = forward_plan(*call)
     request.getfixturevalue("_one_device")
-    one = _rows.forward_plan(*call, center=True)
+    one = forward_plan(*call)
     best, give_up = {}, time.monotonic() + 30
     while not best or (best[several] > best[one] + LIMIT_OF_GUARD and time.monotonic() < give_up):
         for plan in (one, several):
