@@ -30,14 +30,14 @@ _LARGEST_ALPHA = 2.0**100
 
 
 class NormForward(NamedTuple):
-    """What `power_norm_forward` and `unit_norm_forward` give."""
+    """What `power_norm_forward` gives."""
 
     y: Array
     norm: Array
 
 
 class NormGradients(NamedTuple):
-    """What their backward functions give; None stands for what was not asked for."""
+    """What `power_norm_backward` and `unit_norm_backward` give; None is what was not wanted."""
 
     dx: Array | None
 
@@ -137,8 +137,11 @@ def power_norm_forward(
 
     Returns
     -------
-    y, norm : array
-        As from `unit_norm_forward`, with the norm of the powers.
+    y : array
+        Of x's shape and dtype.
+    norm : array
+        sqrt(sum(z²) + epsilon), of x's rank with length 1 in place of each axis that it is taken
+        over; in float32 for 16-bit x, else in x's dtype. NaN where those axes are empty.
 
     Examples
     --------

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ._arrays import Array, Axis
-from ._dispatch.rows import Names, RowsOperation, backward_plan, forward_plan
-from .power_norm import EPSILON, NormForward, NormGradients
+from ._dispatch.rows import RowsOperation, backward_plan, forward_plan
+from .power_norm import EPSILON, NormGradients
+from .rms_norm import RMSForward
 
-_OPERATION = RowsOperation(by_norm=True, gradients=("dx",), names=Names(rstd="norm"))
+_OPERATION = RowsOperation(by_norm=True, gradients=("dx",))
 
 
 def unit_norm(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> Array:
@@ -51,8 +52,8 @@ def unit_norm(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> Arra
     return forward_plan("unit_norm", _OPERATION, x, None, None, axis, epsilon).y(x, None, None)
 
 
-def unit_norm_forward(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> NormForward:
-    """Unit norm, with the norms that its gradient needs.
+def unit_norm_forward(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON) -> RMSForward:
+    """Unit norm, with the statistic that its gradient needs.
 
     Parameters
     ----------
@@ -63,25 +64,26 @@ def unit_norm_forward(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON)
     -------
     y : array
         Of x's shape and dtype.
-    norm : array
-        sqrt(sum(x²) + epsilon), of x's rank with length 1 in place of each normalised axis; in
-        float32 for 16-bit x, else in x's dtype. NaN where those axes are empty.
+    rstd : array
+        1 / sqrt((sum(x²) + epsilon) / n) with n elements in a row, as from `rms_norm_forward`. The
+        norm is sqrt(n) / rstd; by it, rounded, the gradient would be less accurate.
 
     Examples
     --------
     >>> import numpy as np
     >>> import ln_array_api as ln
-    >>> ln.unit_norm_forward(np.asarray([[3.0, 4.0], [0.0, -0.1]])).norm.round(3)
+    >>> y, rstd = ln.unit_norm_forward(np.asarray([[3.0, 4.0], [0.0, -0.1]]))
+    >>> (np.sqrt(2) / rstd).round(3)
     array([[5. ],
            [0.1]])
     """
     plan = forward_plan("unit_norm_forward", _OPERATION, x, None, None, axis, epsilon)
-    y, _, norm = plan.forward(x, None, None)
-    return NormForward(y, norm)
+    y, _, rstd = plan.forward(x, None, None)
+    return RMSForward(y, rstd)
 
 
 def unit_norm_backward(
-    dy: Array, x: Array, norm: Array, /, *, axis: Axis = -1, need: tuple[str, ...] = ("dx",)
+    dy: Array, x: Array, rstd: Array, /, *, axis: Axis = -1, need: tuple[str, ...] = ("dx",)
 ) -> NormGradients:
     """Gradient of unit norm with respect to x.
 
@@ -89,7 +91,7 @@ def unit_norm_backward(
     ----------
     dy, x, axis
         As for `layer_norm_backward`, as are the errors.
-    norm : array
+    rstd : array
         From `unit_norm_forward`.
     need : tuple of str, default: all
         Which gradients to compute: "dx" is the only one.
@@ -101,19 +103,17 @@ def unit_norm_backward(
 
     Notes
     -----
-    With y = x / norm, the gradient is ``dx = (dy - y * sum(dy * y)) / norm``. It is computed with
-    the saved norm, whose rounding enters the last term three times: the error stays below 10 ulp of
-    the largest term, where that of RMS norm stays below 8.
+    With y = x / norm, the gradient is ``dx = (dy - y * sum(dy * y)) / norm``.
 
     Examples
     --------
     >>> import numpy as np
     >>> import ln_array_api as ln
     >>> x = np.asarray([[3.0, 4.0]])
-    >>> y, norm = ln.unit_norm_forward(x)
-    >>> ln.unit_norm_backward(np.asarray([[1.0, 0.0]]), x, norm).dx.round(3)
+    >>> y, rstd = ln.unit_norm_forward(x)
+    >>> ln.unit_norm_backward(np.asarray([[1.0, 0.0]]), x, rstd).dx.round(3)
     array([[ 0.128, -0.096]])
     """
-    arrays = dy, x, None, norm, None
+    arrays = dy, x, None, rstd, None
     plan = backward_plan("unit_norm_backward", _OPERATION, *arrays, None, axis, need)
     return NormGradients(plan.backward(*arrays)[0])

@@ -25,6 +25,7 @@ class WeightNormGradients(NamedTuple):
 
 _OPERATION = RowsOperation(
     by_norm=True,
+    saves_norm=True,
     gradients=("dx", "dgamma"),
     needs_gamma=True,
     names=Names(x="v", dy="dw", rstd="norm", gamma="g", dx="dv", dgamma="dg"),

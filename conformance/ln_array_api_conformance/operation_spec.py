@@ -211,8 +211,8 @@ def row_operation(
 ) -> Callable[[Definition], OperationSpec]:
     """As `operation`, for one that normalises over `axis`; parameters have the axes' shape.
 
-    Its statistics keep the axes. One of them is "rstd", with which x_hat has a mean square of 1, or
-    "norm", with which x_hat has a sum of squares of 1.
+    Its statistics keep the axes. Its definition returns "rstd", with which x_hat has a mean square of
+    1, or "norm" (among other statistics), with which x_hat has a sum of squares of 1.
     """
     cases = {
         "last axis": row_case((3, 3, 33), parameters),

@@ -234,7 +234,7 @@ def row_gradients(
     results = define({**inputs, **absent})
     x_hat, g = results["y"], dy * values.get("gamma", ones)
     # x_hat is x times rstd, whose mean square is 1, or x / norm, whose sum of squares is 1.
-    slope, n = (results["rstd"], x.shape[1]) if "rstd" in results else (1 / results["norm"], 1)
+    slope, n = (1 / results["norm"], 1) if "norm" in results else (results["rstd"], x.shape[1])
     projection = abs(np.sum(g * x_hat, axis=-1, keepdims=True)) / n
     terms = np.maximum(
         np.max(abs(g), axis=-1, keepdims=True),

@@ -27,13 +27,14 @@ def rms_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     return {"y": affine(x * rstd, inputs, axis), "rstd": rstd}
 
 
-@row_operation(statistics=("norm",), epsilon=1e-12, scales_rows=False)
+@row_operation(statistics=("rstd",), epsilon=1e-12)
 def unit_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     """Divide x by its Euclidean norm."""
     x = inputs["x"]
     squares = np.sum(x * x, axis=options.get("axis", -1), keepdims=True)
     norm = square_root(squares + options["epsilon"])
-    return {"y": x / norm, "norm": norm}
+    rstd = square_root(x.size // squares.size * np.ones_like(norm)) / norm
+    return {"y": x / norm, "norm": norm, "rstd": rstd}
 
 
 @row_operation(

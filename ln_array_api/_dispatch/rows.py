@@ -57,7 +57,9 @@ class RowsOperation:
     center: bool = False
     """Whether the mean is subtracted, as in layer norm."""
     by_norm: bool = False
-    """Whether rows are divided by sqrt(sum(x²) + epsilon), which is saved in place of rstd."""
+    """Whether rows are divided by their norm, sqrt(sum(x²) + epsilon)."""
+    saves_norm: bool = False
+    """Whether the norm is saved in place of rstd, with which gradients are more accurate."""
     gradients: tuple[str, ...] = GRADIENTS
     """The gradients that there are, by the names here."""
     needs_gamma: bool = False
@@ -136,7 +138,7 @@ def _new_forward_plan(
 ) -> SomePlan:
     view = _checked_view(func_name, operation, x, gamma, beta, over)
     epsilon = checks.epsilon(func_name, epsilon, x.dtype)
-    scaling = _NormScaling(view) if operation.by_norm else None
+    scaling = _NormScaling(view, operation.saves_norm) if operation.by_norm else None
     if scaling is not None:
         with on_device_of(x):
             gamma, epsilon = scaling.gamma(x, gamma), epsilon / scaling.sqrt_n**2
@@ -161,7 +163,7 @@ def backward_plan(
 ) -> SomePlan:
     """Return the plan of a backward call, made if there is none; a wrong call raises here.
 
-    For a plan `by_norm`, `rstd` is the norm.
+    If the operation saves the norm, `rstd` is that.
     """
     if type(over) is not int and not isinstance(over, Grouping):
         over = checks.canonical_axis(func_name, over)
@@ -210,7 +212,7 @@ def _new_backward_plan(
     checks.gradient(func_name, x, names.x, **{names.dy: dy})
     statistics = {names.mean: mean, names.rstd: rstd} if operation.center else {names.rstd: rstd}
     checks.saved(func_name, x, view.statistic, names.x, **statistics)
-    scaling = _NormScaling(view) if operation.by_norm else None
+    scaling = _NormScaling(view, operation.saves_norm) if operation.by_norm else None
     call = ChunkCall(func_name, over, operation.center, 0.0, needed, requested_backend())
 
     def plan_for(rstd: Array, gamma: Array | None) -> RowsPlan:
@@ -231,7 +233,7 @@ def _new_backward_plan(
     if scaling is None:
         return plan_for(rstd, gamma)
     with on_device_of(x):
-        rstd, gamma = scaling.rstd(rstd), scaling.gamma(x, gamma)
+        rstd, gamma = scaling.statistic(rstd), scaling.gamma(x, gamma)
     return NormPlan(plan_for(rstd, gamma), scaling)
 
 
@@ -241,9 +243,9 @@ class _NormScaling:
     sqrt(sum(x²) + epsilon) is sqrt(n) times the root of the mean of x² plus epsilon / n.
     """
 
-    def __init__(self, view: RowsView) -> None:
+    def __init__(self, view: RowsView, saves_norm: bool) -> None:
         self.sqrt_n = math.sqrt(max(view.rows[1], 1))
-        self._shape = view.parameter
+        self._shape, self._saves_norm = view.parameter, saves_norm
 
     def gamma(self, x: Array, gamma: Array | None) -> Array:
         """Return gamma / sqrt(n), where an absent gamma is 1."""
@@ -253,10 +255,12 @@ class _NormScaling:
         dtype = getattr(xp, ACCUMULATION[dtype_name(x.dtype)])
         return xp.full(self._shape, 1 / self.sqrt_n, dtype=dtype, device=creation_device(x))
 
-    def rstd(self, norm: Array) -> Array:
-        """Return rstd from the norm; the norm from rstd as well."""
+    def statistic(self, values: Array) -> Array:
+        """Return what is saved from rstd; rstd from what is saved as well."""
+        if not self._saves_norm:
+            return values
         with np.errstate(all="ignore"):
-            return self.sqrt_n / norm
+            return self.sqrt_n / values
 
     def dgamma(self, dgamma: Array | None, gamma: Array | None) -> Array | None:
         """Return the gradient of gamma from that of gamma / sqrt(n)."""
@@ -282,16 +286,16 @@ class NormPlan:
     def forward(
         self, x: Array, gamma: Array | None, beta: None = None, out: Array | None = None
     ) -> tuple[Array, None, Array]:
-        """Return y, no mean, and the norm."""
+        """Return y, no mean, and the norm or rstd."""
         y, _, rstd = self._plan.forward(x, self._scaling.gamma(x, gamma), beta, out)
-        return y, None, self._scaling.rstd(rstd)
+        return y, None, self._scaling.statistic(rstd)
 
     def backward(
-        self, dy: Array, x: Array, mean: None, norm: Array, gamma: Array | None, beta: None = None
+        self, dy: Array, x: Array, mean: None, saved: Array, gamma: Array | None, beta: None = None
     ) -> tuple[Array | None, Array | None, None]:
         """Return dx, dgamma and no dbeta."""
         scaling = self._scaling
-        rstd, scaled = scaling.rstd(norm), scaling.gamma(x, gamma)
+        rstd, scaled = scaling.statistic(saved), scaling.gamma(x, gamma)
         dx, dgamma, _ = self._plan.backward(dy, x, mean, rstd, scaled, beta)
         return dx, scaling.dgamma(dgamma, gamma), None
 

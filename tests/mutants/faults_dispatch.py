@@ -311,16 +311,16 @@ OF_NORMS = (
     Fault(
         "the norm is an rstd",
         ROWS,
-        "return y, None, self._scaling.rstd(rstd)",
+        "return y, None, self._scaling.statistic(rstd)",
         "return y, None, rstd",
-        suite("test_cases and unit_norm"),
+        suite("test_cases and weight_norm"),
     ),
     Fault(
         "gradients by the norm take it for rstd",
         ROWS,
-        "rstd, scaled = scaling.rstd(norm), scaling.gamma(x, gamma)",
-        "rstd, scaled = norm, scaling.gamma(x, gamma)",
-        suite("test_cases and unit_norm"),
+        "rstd, scaled = scaling.statistic(saved), scaling.gamma(x, gamma)",
+        "rstd, scaled = saved, scaling.gamma(x, gamma)",
+        suite("test_cases and weight_norm"),
     ),
 )
 
