@@ -44,18 +44,9 @@ def _forward_plan(func_name: str, x: Array, *others: Any) -> Plan:
     alpha, gamma, beta, _ = others
     generic = partial(tanh.tanh_forward, shape=view.broadcast_parameter)
     view = of_elements(view, parameters=gamma is not None or beta is not None)
-    return family_plan(
-        "tanh_forward",
-        x,
-        (x, alpha, gamma, beta),
-        view,
-        generic,
-        groups=view.groups,
-        repeat=view.repeat,
-        alpha=dtype_name_or_none(alpha),
-        gamma=dtype_name_or_none(gamma),
-        beta=dtype_name_or_none(beta),
-    )
+    arrays = x, alpha, gamma, beta
+    dtypes = _dtypes(alpha=alpha, gamma=gamma, beta=beta)
+    return family_plan("tanh_forward", x, arrays, view, generic, **dtypes)
 
 
 def _backward_plan(func_name: str, dy: Array, x: Array, *others: Any) -> Plan:
@@ -72,19 +63,13 @@ def _backward_plan(func_name: str, dy: Array, x: Array, *others: Any) -> Plan:
         need=needs,
     )
     view = of_elements(view, parameters=gamma is not None or "dbeta" in need)
-    return family_plan(
-        "tanh_backward",
-        x,
-        (dy, x, alpha, gamma),
-        view,
-        generic,
-        groups=view.groups,
-        repeat=view.repeat,
-        alpha=dtype_name_or_none(alpha),
-        gamma=dtype_name_or_none(gamma),
-        dy=dtype_name_or_none(dy),
-        need=needs,
-    )
+    arrays = dy, x, alpha, gamma
+    dtypes = _dtypes(alpha=alpha, gamma=gamma, dy=dy)
+    return family_plan("tanh_backward", x, arrays, view, generic, need=needs, **dtypes)
+
+
+def _dtypes(**arrays: Array | None) -> dict[str, str | None]:
+    return {name: dtype_name_or_none(each) for name, each in arrays.items()}
 
 
 def dynamic_tanh(

@@ -93,19 +93,19 @@ class OperationSpec:
     @property
     def function(self) -> Callable[..., Any]:
         """`function(*inputs, **options)` returns y; where no function does, it is `forward`."""
-        return getattr(ln, self.name)  # type: ignore[no-any-return]
+        return _public(self.name)
 
     @property
     def forward(self) -> Callable[..., Any]:
         """Returns y and the statistics; where no function does, it is `function`."""
         if not self.has_backward:
             return self.function
-        return getattr(ln, self._stem + "_forward")  # type: ignore[no-any-return]
+        return _public(self._stem + "_forward")
 
     @property
     def backward(self) -> Callable[..., Any]:
         """`backward(dy, *saved, **options)` returns the gradients."""
-        return getattr(ln, self._stem + "_backward")  # type: ignore[no-any-return]
+        return _public(self._stem + "_backward")
 
     @property
     def _stem(self) -> str:
@@ -190,6 +190,11 @@ class OperationSpec:
         return [each for each in cases if not self.needs_values or 0 in each.shapes["gamma"]]
 
 
+def _public(name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(ln, name)
+    return function
+
+
 def operation(**description: Any) -> Callable[[Definition], OperationSpec]:
     """Make the description of an operation out of its definition, which has its name."""
     return lambda definition: OperationSpec(
@@ -211,8 +216,8 @@ def row_operation(
 ) -> Callable[[Definition], OperationSpec]:
     """As `operation`, for one that normalises over `axis`; parameters have the axes' shape.
 
-    Its statistics keep the axes. Its definition returns "rstd", with which x_hat has a mean square of
-    1, or "norm" (among other statistics), with which x_hat has a sum of squares of 1.
+    Its statistics keep the axes. Its definition returns "rstd", with which x_hat has a mean square
+    of 1, or "norm" (among other statistics), with which x_hat has a sum of squares of 1.
     """
     cases = {
         "last axis": row_case((3, 3, 33), parameters),

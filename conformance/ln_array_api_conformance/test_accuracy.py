@@ -54,7 +54,7 @@ def test_constant_values(
 def test_cases(operation: OperationSpec, library: Library, dtype: str, case: str) -> None:
     """All places of the axes, and all options."""
     check(operation, library, operation.cases[case], "mean 100 sigma", dtype)
-    if "alpha" in operation.cases[case].options:  # a power of which may lose the sign
+    if "alpha" in operation.cases[case].options:  # whose power may lose the sign
         check(operation, library, operation.cases[case], "normal", dtype, gradients=False)
 
 
@@ -74,7 +74,7 @@ def test_a_small_epsilon_counts_beside_given_statistics(
 
 
 def test_without(operation: OperationSpec, library: Library, dtype: str) -> None:
-    """Each optional input left out, alone."""
+    """Omit each optional input in turn."""
     for name in operation.optional:
         check(operation, library, operation.main_case, "normal", dtype, without=name)
 

@@ -53,7 +53,7 @@ def test_the_same_bits_at_every_call(
 def test_batch_invariance(
     operation: OperationSpec, library: Library, lengths: tuple[int, ...]
 ) -> None:
-    """A row's y, statistics and dx, alone, among others, and in another place."""
+    """A row gives the same bits by itself, among others, and in another place."""
     names = ("y", *operation.statistics, "dx")
     for dtype, n in product(library.dtypes, lengths):
         x = rows("lognormal", dtype, 37, n)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 from .._arrays import (
     ACCUMULATION,
@@ -46,7 +45,7 @@ def forward_plan(
         )
     checks.fraction(func_name, "momentum", momentum)
     spec = spec._replace(epsilon=checks.epsilon(func_name, epsilon, x.dtype))
-    return _plan("channels_forward", spec, axis, (x, gamma, beta))
+    return _plan("channels_forward", spec, axis, x, (x, gamma, beta))
 
 
 def inference_plan(
@@ -64,7 +63,7 @@ def inference_plan(
     _check_params(func_name, x, axis, required={"mean": mean, "var": var})
     spec = spec._replace(epsilon=checks.epsilon(func_name, epsilon, x.dtype))
     arrays = (x, mean, var, gamma, beta)
-    return _plan("channels_inference", spec, axis, arrays, acc_arrays=(mean, var))
+    return _plan("channels_inference", spec, axis, x, arrays, acc_arrays=(mean, var))
 
 
 def backward_plan(
@@ -95,7 +94,8 @@ def backward_plan(
         "channels_backward",
         spec,
         axis,
-        (x, dy, mean, rstd, gamma),
+        x,
+        (dy, x, mean, rstd, gamma),
         acc_arrays=(mean, rstd, x if gamma is None else gamma, beta),
         widens=widens,
     )
@@ -105,13 +105,13 @@ def _plan(
     primitive: Primitive,
     spec: ChannelsSpec,
     axis: int,
-    arrays: tuple[Any, ...],
+    x: Array,
+    arrays: tuple[Array | None, ...],
     *,
     acc_arrays: tuple[Array | None, ...] = (),
     widens: bool = False,
 ) -> Plan:
-    """Return the plan for such arrays, x the first; the others are as in `RowsPlan`."""
-    x = arrays[0]
+    """Return the plan for x and such arrays, in the order in which the kernel takes them."""
     shape, library = tuple(x.shape), library_of(x)
     choice = _choice(primitive, spec, axis, x)
     passthrough = (
@@ -120,9 +120,6 @@ def _plan(
         and are_ready(spec.dtype, arrays, acc_arrays)
     )
     conversions = _conversions(spec, shape, choice, library)
-    if primitive == "channels_backward":  # whose kernels get dy first
-        x, dy, *others = arrays
-        arrays = dy, x, *others
     flags = {"passthrough": passthrough, "widens": widens}
     return Plan(primitive, spec, choice, conversions, *arrays, **flags)
 

@@ -218,19 +218,15 @@ class ChunksPlan(RowsPlan):
         super().__init__(primitive, spec, view, choice, *arrays)
         self._chunks = Chunks(call, view)
 
-    def y(
-        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None = None
-    ) -> Array:
+    def y(self, x: Array, *others: Any) -> Array:
         if hold_rows(x, self.view):
-            return self._chunks.y(x, gamma, beta)
-        return super().y(x, gamma, beta, out)
+            return self._chunks.y(x, *others[:2])
+        return super().y(x, *others)
 
-    def forward(
-        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None = None
-    ) -> Any:
+    def forward(self, x: Array, *others: Any) -> Any:
         if hold_rows(x, self.view):
-            return self._chunks.forward(x, gamma, beta)
-        return super().forward(x, gamma, beta, out)
+            return self._chunks.forward(x, *others[:2])
+        return super().forward(x, *others)
 
     def backward(
         self,

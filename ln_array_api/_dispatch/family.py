@@ -26,9 +26,10 @@ def family_plan(
 ) -> Plan:
     """Return the plan for such arrays, x among them, which a kernel gets as ``view.rows``.
 
-    `generic` computes the same of the caller's arrays. The other fields of `FamilySpec` are
-    `details`.
+    `generic` computes the same of the caller's arrays. What `view` does not tell of `FamilySpec`
+    is in `details`.
     """
+    details |= {"groups": view.groups, "repeat": view.repeat}
     chosen = choose_kernel(primitive, x, view.rows, **details)
     if isinstance(chosen, str):
         return operations_plan(x, chosen, generic)

@@ -181,9 +181,6 @@ class RowsPlan(Plan):
         returns in that dtype.
         """
         keeps_axes = choice.keeps_axes
-        if primitive == "rows_backward":  # whose kernels get dy first
-            x, dy, *others = arrays
-            arrays = dy, x, *others
         library = library_of(arrays[0])
         super().__init__(
             primitive,

@@ -145,7 +145,7 @@ def _new_forward_plan(
     spec = _spec(operation, x, gamma, view)
     spec = spec._replace(beta=dtype_name_or_none(beta), epsilon=epsilon)
     call = ChunkCall(func_name, over, operation.center, epsilon, (), requested_backend())
-    plan = _plan("rows_forward", spec, view, call, x, gamma, beta)
+    plan = _plan("rows_forward", spec, view, call, x, x, gamma, beta)
     return plan if scaling is None else NormPlan(plan, scaling)
 
 
@@ -224,10 +224,10 @@ def _new_backward_plan(
             gamma=ACCUMULATION[dtype] if widens else spec.gamma,
             need=("dx" in needed, "dgamma" in needed and gamma is not None, "dbeta" in needed),
         )
-        arrays = x, dy, mean, rstd, gamma
+        arrays = dy, x, mean, rstd, gamma
         acc_arrays = mean, rstd, x if gamma is None else gamma, beta
         return _plan(
-            "rows_backward", spec, view, call, *arrays, acc_arrays=acc_arrays, widens=widens
+            "rows_backward", spec, view, call, x, *arrays, acc_arrays=acc_arrays, widens=widens
         )
 
     if scaling is None:
@@ -306,24 +306,24 @@ def _plan(
     view: RowsView,
     call: ChunkCall,
     x: Array,
-    *others: Array | None,
+    *arrays: Array | None,
     acc_arrays: tuple[Array | None, ...] = (),
     widens: bool = False,
 ) -> RowsPlan:
-    """Return the plan for such arrays; in a backward call, dy is the next after x."""
+    """Return the plan for x and such arrays, in the order in which the kernel takes them."""
     if library_of(x).lazy:
         choice = generic_choice(primitive, spec, view, CHUNKS_REASON)
-        return ChunksPlan(primitive, spec, view, choice, x, *others, call=call)
+        return ChunksPlan(primitive, spec, view, choice, *arrays, call=call)
     if 0 in (spec.groups, spec.repeat):
         choice = generic_choice(primitive, spec, view, "x is empty")
     else:
-        dy = view.grouped_strides(strides_of(others[0])) if primitive == "rows_backward" else None
+        dy = view.grouped_strides(strides_of(arrays[0])) if primitive == "rows_backward" else None
         strides = view.grouped_strides(strides_of(x)) or ()
         layout = Layout(view.grouped_shape, view.axes, view.parameter_axes, strides, dy)
         choice = choose(primitive, spec, layout)
         if choice.backend == "generic":
             choice = generic_choice(primitive, spec, view, choice.reason)
-    return RowsPlan(primitive, spec, view, choice, x, *others, acc_arrays=acc_arrays, widens=widens)
+    return RowsPlan(primitive, spec, view, choice, *arrays, acc_arrays=acc_arrays, widens=widens)
 
 
 def generic_choice(primitive: Primitive, spec: RowsSpec, view: RowsView, reason: str) -> Choice:

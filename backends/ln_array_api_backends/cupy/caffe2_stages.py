@@ -99,7 +99,7 @@ STAGES = {
 
 @cache
 def stage(name: str, *scalars: str) -> Any:
-    """Return the kernel of a stage, of which the inputs in `scalars` are numbers."""
+    """Return the kernel of a stage; its inputs in `scalars` are numbers."""
     return build(f"caffe2_{name}", STAGES[name], scalars)
 
 

@@ -196,7 +196,7 @@ def preamble() -> str:
 
 
 def build(name: str, kernel: Elementwise, scalars: tuple[str, ...]) -> Any:
-    """Build an elementwise kernel, of which the inputs in `scalars` are numbers, not arrays."""
+    """Build an elementwise kernel; its inputs in `scalars` are numbers, not arrays."""
     names = [each.split()[-1] for each in kernel.inputs]
     inputs = [
         f"float64 {name}" if name in scalars else declared

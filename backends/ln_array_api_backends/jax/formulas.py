@@ -71,7 +71,7 @@ def tangents(
 def along_statistics(
     x: Any, mean: Any, rstd: Any, of_mean: Any, of_rstd: Any, *, axes: tuple[int, ...]
 ) -> Any:
-    """Return the cotangent of x from those of mean and rstd, one of which may be None."""
+    """Return the cotangent of x from those of mean and rstd; one may be None."""
     xp = library_of(x).xp
     n = max(math.prod(x.shape[axis] for axis in axes), 1)
     added = xp.zeros(x.shape, dtype=rstd.dtype)

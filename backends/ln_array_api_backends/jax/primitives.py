@@ -33,7 +33,7 @@ def filled(given: Given, arrays: Iterable[Any]) -> list[Any]:
 
 
 def bind(primitive: Any, *arrays: Any, **options: Any) -> list[Any]:
-    """Return the results of a primitive for its arguments, some of which are None.
+    """Return the results of a primitive for its arguments; some are None.
 
     Where a sharding is part of an array's type, the formula runs instead: JAX derives the sharding
     of results from its operations.

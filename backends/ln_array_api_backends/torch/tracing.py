@@ -28,7 +28,7 @@ except AttributeError as error:  # these are not public, but there are no public
 
 
 def is_traced(*tensors: torch.Tensor | None) -> bool:
-    """Whether torch has to trace a call with these tensors, each of which may be None."""
+    """Whether torch has to trace a call with these tensors; each may be None."""
     for each in tensors:
         if type(each) not in PLAIN:
             return True
