@@ -185,17 +185,13 @@ def batch_norm_backward(
 
     Parameters
     ----------
-    dy, x, gamma, beta, need
-        As for `layer_norm_backward`, as are the errors; gamma and beta have shape (C,).
-    mean, rstd : array
-        From `batch_norm_forward`.
-    channel_axis : int, default: 1
-        As in the forward pass.
+    dy, x, mean, rstd, gamma, beta, channel_axis, need
+        As for `group_norm_backward`, as are the errors; mean and rstd from `batch_norm_forward`.
 
     Returns
     -------
     dx, dgamma, dbeta : array or None
-        As from `layer_norm_backward`, dgamma and dbeta of shape (C,).
+        As from `group_norm_backward`.
 
     Notes
     -----

@@ -107,22 +107,13 @@ def instance_norm_backward(
 
     Parameters
     ----------
-    dy, x, gamma, beta, need
-        As for `layer_norm_backward`, as are the errors; gamma and beta have shape (C,).
-    mean, rstd : array
-        From `instance_norm_forward`.
-    channel_axis
-        As in the forward pass.
+    dy, x, mean, rstd, gamma, beta, channel_axis, need
+        As for `group_norm_backward`, as are the errors; mean and rstd from `instance_norm_forward`.
 
     Returns
     -------
     dx, dgamma, dbeta : array or None
-        As from `layer_norm_backward`, dgamma and dbeta of shape (C,).
-
-    Notes
-    -----
-    As for `layer_norm_backward`, with dgamma and dbeta summed over the batch and the spatial axes,
-    in a fixed order.
+        As from `group_norm_backward`.
 
     Examples
     --------

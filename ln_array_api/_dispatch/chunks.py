@@ -53,18 +53,14 @@ class ChunkCall(NamedTuple):
         operation = LAYER if self.center else RMS
         return forward_plan(self.func_name, operation, x, gamma, beta, self.over, self.epsilon)
 
-    def backward(
-        self,
-        dy: Array,
-        x: Array,
-        mean: Array | None,
-        rstd: Array,
-        gamma: Array | None,
-        shape: tuple[int, ...],
-    ) -> tuple[Any, ...]:
-        """Return dx of a chunk, and its partial sums of dgamma and dbeta, not rounded yet."""
+    def backward(self, *arrays: Any) -> tuple[Any, ...]:
+        """Return dx of a chunk, and its partial sums of dgamma and dbeta, not rounded yet.
+
+        The last array is the shape of beta instead.
+        """
         from .rows import LAYER, RMS, backward_plan
 
+        dy, x, mean, rstd, gamma, shape = arrays
         xp = library_of(x).xp
         acc_dtype = rstd.dtype
         gamma = None if gamma is None else xp.astype(gamma, acc_dtype, copy=False)
@@ -228,21 +224,14 @@ class ChunksPlan(RowsPlan):
             return self._chunks.forward(x, *others[:2])
         return super().forward(x, *others)
 
-    def backward(
-        self,
-        dy: Array,
-        x: Array,
-        mean: Array | None,
-        rstd: Array,
-        gamma: Array | None,
-        beta: Array | None = None,
-    ) -> Any:
+    def backward(self, *arrays: Any) -> Any:
+        dy, x, mean, rstd, gamma, *others = arrays
         if not hold_rows(x, self.view):
-            return super().backward(dy, x, mean, rstd, gamma, beta)
+            return super().backward(*arrays)
         rstd = cast_statistic(rstd, self.spec.dtype)
         mean = None if mean is None else cast_statistic(mean, self.spec.dtype)
         dx, dgamma, dbeta = self._chunks.backward(dy, x, mean, rstd, gamma)
-        return dx, cast_gradient(dgamma, x, gamma), cast_gradient(dbeta, x, gamma, beta)
+        return dx, cast_gradient(dgamma, x, gamma), cast_gradient(dbeta, x, gamma, *others)
 
 
 def _are_equal(chunks: Any, others: Any) -> bool:

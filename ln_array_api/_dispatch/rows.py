@@ -17,6 +17,7 @@ from .._arrays import (
     device_of,
     dtype_name,
     dtype_name_or_none,
+    has_dtype,
     library_of,
     on_device_of,
     signatures,
@@ -111,7 +112,7 @@ def forward_plan(
     except (KeyError, RuntimeError, TypeError):  # a type not seen before, or what is refused below
         key = plan = None
     if plan is None:
-        plan = _new_forward_plan(func_name, operation, x, gamma, beta, over, epsilon)
+        plan = _new_forward_plan(func_name, operation, (x, gamma, beta), over, epsilon)
         if out is not None:
             _check_out(func_name, plan, out, x, gamma, beta)
         cache_plan(key, plan, x)
@@ -128,17 +129,12 @@ def _check_out(
 
 
 def _new_forward_plan(
-    func_name: str,
-    operation: RowsOperation,
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    over: Over,
-    epsilon: float,
+    func_name: str, operation: RowsOperation, arrays: tuple[Any, ...], over: Over, epsilon: float
 ) -> SomePlan:
+    x, gamma, beta = arrays
     view = _checked_view(func_name, operation, x, gamma, beta, over)
     epsilon = checks.epsilon(func_name, epsilon, x.dtype)
-    scaling = _NormScaling(view, operation.saves_norm) if operation.by_norm else None
+    scaling = _NormScaling(view, operation, gamma) if operation.by_norm else None
     if scaling is not None:
         with on_device_of(x):
             gamma, epsilon = scaling.gamma(x, gamma), epsilon / scaling.sqrt_n**2
@@ -188,7 +184,8 @@ def backward_plan(
     except (KeyError, RuntimeError, TypeError):
         key = plan = None
     if plan is None:
-        plan = _new_backward_plan(func_name, operation, dy, x, mean, rstd, gamma, beta, over, need)
+        arrays = dy, x, mean, rstd, gamma, beta
+        plan = _new_backward_plan(func_name, operation, arrays, over, need)
         cache_plan(key, plan, x)
     return plan
 
@@ -196,15 +193,11 @@ def backward_plan(
 def _new_backward_plan(
     func_name: str,
     operation: RowsOperation,
-    dy: Array,
-    x: Array,
-    mean: Array | None,
-    rstd: Array,
-    gamma: Array | None,
-    beta: Array | None,
+    arrays: tuple[Any, ...],
     over: Over,
     need: tuple[str, ...],
 ) -> SomePlan:
+    dy, x, mean, rstd, gamma, beta = arrays
     names = operation.names
     need = operation.check_need(func_name, need)
     needed = tuple(each for each in GRADIENTS if getattr(names, each) in need)
@@ -212,7 +205,7 @@ def _new_backward_plan(
     checks.gradient(func_name, x, names.x, **{names.dy: dy})
     statistics = {names.mean: mean, names.rstd: rstd} if operation.center else {names.rstd: rstd}
     checks.saved(func_name, x, view.statistic, names.x, **statistics)
-    scaling = _NormScaling(view, operation.saves_norm) if operation.by_norm else None
+    scaling = _NormScaling(view, operation, gamma) if operation.by_norm else None
     call = ChunkCall(func_name, over, operation.center, 0.0, needed, requested_backend())
 
     def plan_for(rstd: Array, gamma: Array | None) -> RowsPlan:
@@ -243,15 +236,18 @@ class _NormScaling:
     sqrt(sum(x²) + epsilon) is sqrt(n) times the root of the mean of x² plus epsilon / n.
     """
 
-    def __init__(self, view: RowsView, saves_norm: bool) -> None:
+    def __init__(self, view: RowsView, operation: RowsOperation, gamma: Array | None) -> None:
         self.sqrt_n = math.sqrt(max(view.rows[1], 1))
-        self._shape, self._saves_norm = view.parameter, saves_norm
+        self._shape, self._saves_norm = view.parameter, operation.saves_norm
+        self._casts_gamma = gamma is not None and not has_dtype(
+            gamma, ACCUMULATION[dtype_name(gamma.dtype)]
+        )
 
     def gamma(self, x: Array, gamma: Array | None) -> Array:
         """Return gamma / sqrt(n), where an absent gamma is 1."""
         xp = library_of(x).xp
         if gamma is not None:
-            return to_acc_dtype(xp, gamma) / self.sqrt_n
+            return (to_acc_dtype(xp, gamma) if self._casts_gamma else gamma) / self.sqrt_n
         dtype = getattr(xp, ACCUMULATION[dtype_name(x.dtype)])
         return xp.full(self._shape, 1 / self.sqrt_n, dtype=dtype, device=creation_device(x))
 
