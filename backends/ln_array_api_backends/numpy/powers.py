@@ -19,6 +19,7 @@ from .row_passes import write_row
 from .simd import (
     absolute,
     broadcast,
+    broadcast_like,
     dtype_limits,
     fma,
     fmax,
@@ -123,7 +124,7 @@ def forward(x, y, norm, exponent, epsilon, non_temporal, start, stop):
     n = x.shape[1]
     x_ptr, y_ptr = data_pointer(x), data_pointer(y)
     ones_vec = ones(norm)
-    zero = broadcast(scalar_like(0.0 if exponent < 1 else -0.0, ones_vec))
+    zero = broadcast_like(0.0 if exponent < 1 else -0.0, ones_vec)
     for row in range(start, stop):
         log, row_norm = log_of_norm(x_ptr, row * n, n, ones_vec, exponent, epsilon)
         norm[row] = scalar_like(row_norm, ones_vec)

@@ -176,6 +176,14 @@ def compute_approx_mean(x, x_offset, n, scale):
 
 
 @njit(**INLINE)
+def approx_mean_or_zero(mean, x, x_offset, n, scale):
+    """Return the approximate mean of a row, or 0 for RMS norm, where `mean` is None."""
+    if mean is None:
+        return scalar_like(0.0, scale)
+    return compute_approx_mean(x, x_offset, n, scale)
+
+
+@njit(**INLINE)
 def sample_size(n, scale):
     """Return how many elements of a row `compute_approx_mean` reads."""
     width = lanes(scale)

@@ -14,7 +14,7 @@ from .row_passes import (
     PendingRow,
     Row,
     RowConstants,
-    compute_approx_mean,
+    approx_mean_or_zero,
     deviation_lane_sums,
     deviation_sums,
     finish_row,
@@ -28,6 +28,7 @@ from .row_passes import (
 )
 from .simd import (
     broadcast,
+    broadcast_like,
     first_lane,
     if_present,
     lanes,
@@ -35,7 +36,6 @@ from .simd import (
     ones,
     reduce_add,
     reduce_add_rows,
-    scalar_like,
     zeros,
 )
 from .tasks import task_of
@@ -112,14 +112,6 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, non_temporal
         normalise_blocks(
             data_pointer(x), n, affine, out, epsilon, prefetch_distance, rows_per_block, start, stop
         )
-
-
-@njit(**INLINE)
-def approx_mean_or_zero(mean, x, x_offset, n, ones_vec):
-    """Return the approximate mean of a row, or 0 for RMS norm, where `mean` is None."""
-    if mean is None:
-        return reduce_add(zeros(ones_vec))
-    return compute_approx_mean(x, x_offset, n, ones_vec)
 
 
 @njit(**INLINE)
@@ -237,7 +229,7 @@ def compute_approx_means(mean, x, x_offset, n, ones_vec, count, approx_means, sa
             first = load_broadcast(x, x_offset + k * n, ones_vec)
             approx_means[k] = first_lane(first)
             store(samples, k * lanes(ones_vec), sample_sum(x, x_offset + k * n, n, ones_vec, first))
-        inv_count = broadcast(scalar_like(1.0 / sample_size(n, ones_vec), ones_vec))
+        inv_count = broadcast_like(1.0 / sample_size(n, ones_vec), ones_vec)
         store(
             approx_means,
             0,
