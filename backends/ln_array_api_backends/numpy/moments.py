@@ -14,22 +14,26 @@ from numba import njit
 
 from .compile import CALLED, INLINE
 from .doubles import from_float64, reciprocal_sqrt, zeros_float64
-from .row_passes import approx_mean_or_zero, compensated_add, deviation_sums, with_compensation
+from .row_passes import (
+    approx_mean_or_zero,
+    compensated_add,
+    deviation_sums,
+    largest_magnitudes,
+    with_compensation,
+)
 from .simd import (
-    absolute,
     all_at_most,
     broadcast,
     broadcast_like,
     dtype_limits,
     first_lane,
-    fmax,
     lanes,
     reduce_add_rows,
     reduce_max,
     scalar_like,
     zeros,
 )
-from .vector_memory import load_vector, store
+from .vector_memory import store
 
 
 @njit(**INLINE)
@@ -71,16 +75,10 @@ def scale_factor(x, pieces, ones_vec, epsilon):
     """Return the power of two that scales max(abs(x), sqrt(epsilon)) to nearly 1, within limits."""
     min_normal, _, _ = dtype_limits(ones_vec)
     max_exponent = -math.frexp(min_normal)[1] - 22
-    width = lanes(ones_vec)
     max_abs = zeros(ones_vec)
     start, n, num_pieces, stride = pieces
     for piece in range(num_pieces):
-        x_offset, j = start + piece * stride, 0
-        while j < n:
-            max_abs = fmax(
-                max_abs, absolute(load_vector(x, x_offset + j, min(width, n - j), ones_vec))
-            )
-            j += width
+        max_abs = largest_magnitudes(max_abs, x, start + piece * stride, n)
     size = max(float(reduce_max(max_abs)), math.sqrt(epsilon))
     if not 0.0 < size < math.inf:
         return 1.0
@@ -121,14 +119,9 @@ def scaled_moments(x, pieces, inv_count, ones_vec, mean_or_none, epsilon):
                 0.0,
                 scalar_like(epsilon_rstd, ones_vec),
             )
-        return (
-            scalar_like(factor, ones_vec),
-            approx_mean,
-            scalar_like(mean_residual, ones_vec),
-            0.0,
-            scalar_like(epsilon_rstd / factor, ones_vec),
-        )
-    scaled_rstd = compute_rstd(variance, epsilon * factor * factor, ones_vec)
+        scaled_rstd = scalar_like(epsilon_rstd / factor, ones_vec)
+    else:
+        scaled_rstd = compute_rstd(variance, epsilon * factor * factor, ones_vec)
     return (
         scalar_like(factor, ones_vec),
         approx_mean,

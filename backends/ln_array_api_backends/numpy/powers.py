@@ -15,14 +15,13 @@ from numba import njit
 from .compile import CALLED, INLINE
 from .doubles import from_float64, to_float64, zeros_float64
 from .elementary import exp2, log2
-from .row_passes import write_row
+from .row_passes import largest_magnitudes, write_row
 from .simd import (
     absolute,
     broadcast,
     broadcast_like,
     dtype_limits,
     fma,
-    fmax,
     lanes,
     ones,
     reduce_add,
@@ -65,12 +64,7 @@ def sum_of_powers(x, x_offset, n, ones_vec, exponent, neg_shift):
 @njit(**INLINE)
 def max_magnitude(x, x_offset, n, ones_vec):
     """Return the largest magnitude of n elements, without NaN, or 1 if all are 0."""
-    max_abs = zeros(ones_vec)
-    width = lanes(ones_vec)
-    j = 0
-    while j < n:
-        max_abs = fmax(max_abs, absolute(load_vector(x, x_offset + j, min(width, n - j), ones_vec)))
-        j += width
+    max_abs = largest_magnitudes(zeros(ones_vec), x, x_offset, n)
     size = scalar_like(reduce_max(max_abs), zeros_float64(ones_vec))
     return size if size > 0 else 1.0
 

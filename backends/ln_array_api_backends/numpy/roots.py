@@ -14,8 +14,8 @@ from numba import njit
 
 from .compile import CALLED, INLINE
 from .doubles import from_float64, zeros_float64
-from .row_passes import PREFETCH_BYTES, accumulate_row, write_row
-from .rows_forward import LANES, MAX_BLOCK_BYTES, PREFETCH_MIN_ROW_BYTES
+from .row_passes import accumulate_row, prefetch_distance_of, write_row
+from .rows_forward import LANES, MAX_BLOCK_BYTES
 from .simd import (
     absolute,
     all_at_most,
@@ -121,9 +121,7 @@ def forward(x, y, norm, epsilon, non_temporal, start, stop):
     zero = zeros_float64(ones_vec)
     lanes64 = lanes(zero)
     (_, _, max_float64), (_, _, max_number) = dtype_limits(zero), dtype_limits(ones_vec)
-    prefetch_distance = (
-        PREFETCH_BYTES // size if non_temporal or n * size >= PREFETCH_MIN_ROW_BYTES else 0
-    )
+    prefetch_distance = prefetch_distance_of(n, size, non_temporal)
     rows_per_block = choose_rows_per_block(n, size, lanes64)
     sums, inv_norms = stack_alloc(zero, SUMS), stack_alloc(ones_vec, LANES)
     for begin in range(start, stop, rows_per_block):
@@ -209,9 +207,7 @@ def backward(dy, x, norm, dx, non_temporal, start, stop):
     ones_vec = ones(norm)
     zero = zeros_float64(ones_vec)
     lanes64 = lanes(zero)
-    prefetch_distance = (
-        PREFETCH_BYTES // size if non_temporal or n * size >= PREFETCH_MIN_ROW_BYTES else 0
-    )
+    prefetch_distance = prefetch_distance_of(n, size, non_temporal)
     rows_per_block = choose_rows_per_block(n, 2 * size, lanes64)
     sums, inv_norms = stack_alloc(zero, SUMS), stack_alloc(ones_vec, LANES)
     projections = stack_alloc(ones_vec, LANES)

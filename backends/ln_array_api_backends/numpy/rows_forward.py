@@ -10,7 +10,6 @@ from .compile import CALLED, INLINE, ONCE
 from .doubles import to_float64, zeros_float64
 from .moments import finalize_moments, finalize_moments_lanes, reduce_add_float64, unscaled_mean
 from .row_passes import (
-    PREFETCH_BYTES,
     PendingRow,
     Row,
     RowConstants,
@@ -20,6 +19,7 @@ from .row_passes import (
     finish_row,
     normalise_two_rows,
     normalised,
+    prefetch_distance_of,
     sample_size,
     sample_sum,
     short_deviation_sums,
@@ -51,8 +51,6 @@ from .vector_memory import (
 
 #: Largest row for which L2 holds this row and the next.
 MAX_CACHED_ROW_BYTES = 128 << 10
-#: Smallest row from which on the next rows are prefetched, also without non-temporal stores.
-PREFETCH_MIN_ROW_BYTES = 1024
 #: Largest size of a block of rows: most of L1. A block has at most as many rows as a vector has
 #: lanes.
 MAX_BLOCK_BYTES = 24 << 10
@@ -96,9 +94,7 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, non_temporal
     n, size = x.shape[1], x.itemsize
     affine = Affine(data_pointer(gamma), data_pointer(beta), groups, repeat)
     out = Output(data_pointer(y), data_pointer(mean), data_pointer(rstd), non_temporal)
-    prefetch_distance = (
-        PREFETCH_BYTES // size if non_temporal or n * size >= PREFETCH_MIN_ROW_BYTES else 0
-    )
+    prefetch_distance = prefetch_distance_of(n, size, non_temporal)
     if (
         non_temporal
         and repeat is None
