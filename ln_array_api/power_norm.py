@@ -20,7 +20,7 @@ from ._dispatch.cache import is_planning_anew, plan_of
 from ._dispatch.family import family_plan
 from ._dispatch.plans import Plan
 from ._dispatch.rows import RMS, backward_plan, forward_plan
-from ._dispatch.views import RowsView, view_of
+from ._dispatch.views import RowsView, checked_view
 from ._layout import broadcast_like
 from .kernels.powers import powers_backward, powers_forward, signed_power
 
@@ -44,8 +44,7 @@ class NormGradients(NamedTuple):
 
 def _checked(func_name: str, x: Array, alpha: float, axis: Axis) -> tuple[RowsView, float]:
     """Return the view of x as rows, and alpha."""
-    checks.array(func_name, "x", x)
-    view = view_of(func_name, checks.canonical_axis(func_name, axis), tuple(x.shape))
+    view = checked_view(func_name, axis, x)
     return view, min(checks.positive(func_name, "alpha", alpha), _LARGEST_ALPHA)
 
 

@@ -13,7 +13,7 @@ from ._dispatch import checks
 from ._dispatch.cache import plan_of
 from ._dispatch.instances import Instances, InstancesPlan
 from ._dispatch.plans import finish_gradient
-from ._dispatch.views import ChannelGroups, RowsView, view_of
+from ._dispatch.views import ChannelGroups, RowsView, checked_view
 from ._layout import broadcast_like
 from .kernels.reductions import sum_over
 from .kernels.switchable import Mix, rstd_of, softmax, softmax_gradient
@@ -48,9 +48,7 @@ def _checked(
     channel_axis: int,
     epsilon: float,
 ) -> tuple[RowsView, float]:
-    checks.array(func_name, "x", x)
-    view = view_of(func_name, ChannelGroups(None, channel_axis), tuple(x.shape))
-    checks.parameters(func_name, x, view, gamma=gamma, beta=beta)
+    view = checked_view(func_name, ChannelGroups(None, channel_axis), x, gamma=gamma, beta=beta)
     for name, values in (("mean_weights", mean_weights), ("var_weights", var_weights)):
         checks.operand(func_name, name, values, x, (3,), "for instance, layer and batch")
     return view, checks.epsilon(func_name, epsilon, x.dtype)
