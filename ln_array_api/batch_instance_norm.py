@@ -156,13 +156,10 @@ def batch_instance_norm_forward(
 
     Returns
     -------
-    y : array
-        Of x's shape and dtype.
-    batch_mean, batch_rstd : array
-        Mean and 1 / sqrt(var + epsilon) of each channel, of shape (C,); in float32 for 16-bit x,
-        else in x's dtype. NaN where there is nothing to take them of.
+    y, batch_mean, batch_rstd : array
+        As from `layer_norm_forward`; batch_mean and batch_rstd of each channel, of shape (C,).
     instance_mean, instance_rstd : array
-        Likewise of each channel of each sample, of shape (B, C).
+        As from `instance_norm_forward`.
 
     Examples
     --------
@@ -273,17 +270,12 @@ def batch_instance_norm_backward(
 
     Parameters
     ----------
-    dy, x, gamma, beta
-        As for `layer_norm_backward`, as are the errors; gamma and beta have shape (C,).
-    rho : array
-        As in the forward pass.
+    dy, x, gamma, beta, need
+        As for `group_norm_backward`, as are the errors; `need` may name "drho" as well.
     batch_mean, batch_rstd, instance_mean, instance_rstd : array
         From `batch_instance_norm_forward`.
-    channel_axis : int, default: 1
+    rho, channel_axis
         As in the forward pass.
-    need : tuple of str, default: all
-        Which gradients to compute, out of "dx", "drho", "dgamma" and "dbeta". The others are None
-        and cost nothing.
 
     Returns
     -------
@@ -292,7 +284,7 @@ def batch_instance_norm_backward(
     drho : array or None
         Of shape (C,) and rho's dtype.
     dgamma, dbeta : array or None
-        As from `layer_norm_backward`, of shape (C,).
+        As from `group_norm_backward`.
 
     Notes
     -----

@@ -164,15 +164,10 @@ def dynamic_tanh_backward(
 
     Parameters
     ----------
-    dy, x, gamma, beta
-        As for `layer_norm_backward`, as are the errors.
-    alpha : array
-        The steepness in the forward pass.
-    axis : int or tuple of ints, default: -1
+    dy, x, gamma, beta, need
+        As for `layer_norm_backward`, as are the errors; `need` may name "dalpha" as well.
+    alpha, axis
         As in the forward pass.
-    need : tuple of str, default: all
-        Which gradients to compute, out of "dx", "dalpha", "dgamma" and "dbeta". The others are
-        None and cost nothing.
 
     Returns
     -------

@@ -157,11 +157,9 @@ def switchable_norm_forward(
 
     Returns
     -------
-    y : array
-        Of x's shape and dtype.
-    mean, var : array
-        Mean and biased variance of each channel of each sample, of shape (B, C); in float32 for
-        16-bit x, else in x's dtype. NaN where there is nothing to take them of.
+    y, mean, var : array
+        As from `layer_norm_forward`, with the biased variance in place of rstd; mean and var of
+        each channel of each sample, of shape (B, C).
 
     Examples
     --------
@@ -268,17 +266,13 @@ def switchable_norm_backward(
 
     Parameters
     ----------
-    dy, x, gamma, beta
-        As for `layer_norm_backward`, as are the errors; gamma and beta have shape (C,).
-    mean_weights, var_weights : array
-        As in the forward pass.
+    dy, x, gamma, beta, need
+        As for `group_norm_backward`, as are the errors; `need` may name "dmean_weights" and
+        "dvar_weights" as well.
     mean, var : array
         From `switchable_norm_forward`.
-    channel_axis, epsilon
+    mean_weights, var_weights, channel_axis, epsilon
         As in the forward pass.
-    need : tuple of str, default: all
-        Which gradients to compute, out of "dx", "dmean_weights", "dvar_weights", "dgamma" and
-        "dbeta". The others are None and cost nothing.
 
     Returns
     -------
@@ -287,7 +281,7 @@ def switchable_norm_backward(
     dmean_weights, dvar_weights : array or None
         Of shape (3,) and the dtype of the weights, with respect to these before the softmax.
     dgamma, dbeta : array or None
-        As from `layer_norm_backward`, of shape (C,).
+        As from `group_norm_backward`.
 
     Notes
     -----
