@@ -42,7 +42,7 @@ FAULTS = (
                 "partials + blockIdx.x * sums_per_row",
                 "partials + blockIdx.x * 9",
             ),
-            "a partial sum left out": ("step < rows ? terms", "step < rows - 1 ? terms"),
+            "a partial sum left out": ("step < rows) sum", "step < rows - 1) sum"),
         },
     ),
     *faults(
@@ -125,7 +125,7 @@ FAULTS = (
     ),
     *faults(
         *("float32", 12000),
-        {"the first chunk read in place of all": ("::load(x + c, x_al", "::load(x, x_al")},
+        {"the first chunk loaded in place of all": (".load(x + c, x_al", ".load(x, x_al")},
     ),
     *faults(
         *LONG,
@@ -203,7 +203,7 @@ FAULTS = (
     *faults(
         *ODD,
         {
-            "no tail": ("j < count ? static_cast<T>(ptr[j])", "false ? T(ptr[j])"),
+            "no tail": ("if (j < count) elements[j]", "if (false) elements[j]"),
             "no tail of parameters": ("j < count ? static_cast<A>(ptr[j])", "false ? A(ptr[j])"),
             "a tail that counts twice": ("if (j >= count) deviation[j] = 0", "deviation[j] *= 2"),
         },
@@ -233,9 +233,9 @@ FAULTS = (
     *faults(
         *ODD,
         {
-            "an element too many": ("j < count ? static_cast<T>(ptr", "true ? T(ptr"),
+            "an element too many": ("if (j < count) elements[j]", "if (true) elements[j]"),
             "a parameter too many": ("j < count ? static_cast<A>(ptr", "true ? A(ptr"),
-            "a chunk that is not whole": ("n % VEC == 0 && is_aligned", "is_aligned"),
+            "a chunk that is not whole": ("if (aligned && n - c >= VEC)", "if (aligned && n > c)"),
             "out-of-bounds load": (LOAD, LOAD.replace("count == VEC", "true")),
             "out-of-bounds store": (
                 "if (aligned && count == VEC) {\n        store",
@@ -251,7 +251,10 @@ FAULTS = (
         *WARP,
         {
             "parameters that are not aligned": (LOAD, LOAD.replace("aligned && ", "")),
-            "a chunk that is not aligned": ("n % VEC == 0 && is_aligned<VEC>(ptr)", "n % VEC == 0"),
+            "a chunk that is not aligned": (
+                "const bool aligned = is_aligned<VEC>(ptr)",
+                "const bool aligned = true",
+            ),
         },
         by=(SIMULATOR,),
         offset=1,

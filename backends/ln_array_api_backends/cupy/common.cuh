@@ -141,7 +141,17 @@ struct RawChunk {
     template <class Source>
     __device__ void load(const Source* ptr, int count) {
 #pragma unroll
-        for (int j = 0; j < VEC; ++j) elements[j] = j < count ? static_cast<T>(ptr[j]) : T(0);
+        for (int i = 0; i < VECTORS; ++i) vectors[i] = {};
+#pragma unroll
+        for (int j = 0; j < VEC; ++j)
+            if (j < count) elements[j] = static_cast<T>(ptr[j]);
+    }
+    template <class Source>
+    __device__ void load(const Source* ptr, bool aligned, int count) {
+        if (aligned && count >= VEC)
+            load(ptr);
+        else
+            load(ptr, count);
     }
     // Give the elements in their accumulation dtype.
     template <class A>
@@ -162,17 +172,17 @@ struct RawChunk {
 template <int THREADS, class Source, class T, int VEC, int CHUNKS>
 __device__ void load_chunks(const Source* ptr, int n, int thread,
                             RawChunk<T, VEC> (&chunks)[CHUNKS]) {
-    const bool whole = n % VEC == 0 && is_aligned<VEC>(ptr);
+    const bool aligned = is_aligned<VEC>(ptr);
 #pragma unroll
     for (int i = 0; i < CHUNKS; ++i) {
         const int c = (i * THREADS + thread) * VEC;
-        if (whole && c < n) chunks[i].load(ptr + c);
+        if (aligned && n - c >= VEC) chunks[i].load(ptr + c);
     }
-    if (whole) return;
+    if (aligned && n % VEC == 0) return;
 #pragma unroll
     for (int i = 0; i < CHUNKS; ++i) {
         const int c = (i * THREADS + thread) * VEC;
-        chunks[i].load(ptr + c, n - c);
+        if (!aligned || n - c < VEC) chunks[i].load(ptr + c, n - c);
     }
 }
 

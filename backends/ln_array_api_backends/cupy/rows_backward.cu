@@ -69,7 +69,7 @@ struct Narrower<A, B, false> {
 };
 
 // A thread's chunks of a row of x and of dy, or of a tile of it. They stay in registers, or unless
-// IN_REGISTERS are read by each visit.
+// IN_REGISTERS are loaded by each visit, which is one chunk ahead.
 template <class T, class Dy, int THREADS, int CHUNKS, bool IN_REGISTERS>
 struct RowPairTile {
     using A = Accumulator<T>;
@@ -78,8 +78,11 @@ struct RowPairTile {
     const T* x;
     const Dy* dy;
     int n, thread;
-    RawChunk<T, VEC> x_chunks[IN_REGISTERS ? CHUNKS : 1];
-    RawChunk<D, VEC> dy_chunks[IN_REGISTERS ? CHUNKS : 1];
+    static constexpr int KEPT = IN_REGISTERS ? CHUNKS : 2;
+    // Where elements of dy are narrowed, they are waited for when they are loaded.
+    static constexpr bool LOADS_NEXT_ROW = IN_REGISTERS && sizeof(D) == sizeof(Dy);
+    RawChunk<T, VEC> x_chunks[KEPT];
+    RawChunk<D, VEC> dy_chunks[KEPT];
 
     __device__ RowPairTile(int n, int thread) : n(n), thread(thread) {}
 
@@ -91,6 +94,14 @@ struct RowPairTile {
         load_chunks<THREADS>(dy, n, thread, dy_chunks);
     }
 
+    // Load chunk i, unless the row has fewer.
+    __device__ void load_chunk(int i, bool x_aligned, bool dy_aligned) {
+        const int c = (i * THREADS + thread) * VEC;
+        if (c >= n) return;
+        x_chunks[i % KEPT].load(x + c, x_aligned, n - c);
+        dy_chunks[i % KEPT].load(dy + c, dy_aligned, n - c);
+    }
+
     // Call `visit` with the number of each chunk, its deviations and values of dy, both 0 beyond
     // the row, how many they are, and the index of the first.
     template <class Gradient, class Visit>
@@ -98,18 +109,15 @@ struct RowPairTile {
         const bool x_aligned = is_aligned<VEC>(x), dy_aligned = is_aligned<VEC>(dy);
         int begin = thread * VEC;
         forget(begin);  // as in the forward pass
+        if (!IN_REGISTERS) load_chunk(0, x_aligned, dy_aligned);
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
+            if (!IN_REGISTERS && i + 1 < CHUNKS) load_chunk(i + 1, x_aligned, dy_aligned);
             const int c = begin + i * THREADS * VEC, count = n - c;
             if (count <= 0) continue;
             A deviation[VEC], d[VEC];
-            if constexpr (IN_REGISTERS) {
-                x_chunks[i].convert(deviation);
-                dy_chunks[i].convert(d);
-            } else {
-                ::load(x + c, x_aligned, min(VEC, count), deviation);
-                ::load(dy + c, dy_aligned, min(VEC, count), d);
-            }
+            x_chunks[i % KEPT].convert(deviation);
+            dy_chunks[i % KEPT].convert(d);
 #pragma unroll
             for (int j = 0; j < VEC; ++j) deviation[j] = row_grad.deviation(deviation[j]);
             if (count >= VEC) {
@@ -200,12 +208,12 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, MIN_BLOCKS_PER_SM<WARPS * R
     RowGradient<A, CENTER> row_grad, next_grad;
     const Index step = groups * num_partials * ROWS;
     Index r = group_index + groups * (Index(partial) * ROWS + row_of_block);
-    if (IN_REGISTERS && r < m) {
+    if (Tile::LOADS_NEXT_ROW && r < m) {
         next_grad = {mean, rstd, r};
         next_row.load(x + r * n, dy + r * n);
     }
     for (; r < m; r += step) {
-        if (!IN_REGISTERS) {
+        if (!Tile::LOADS_NEXT_ROW) {
             row_grad = {mean, rstd, r};
             row.load(x + r * n, dy + r * n);
         } else {
@@ -352,9 +360,10 @@ __global__ void __launch_bounds__(COLUMNS* THREAD_ROWS)
             T loaded[LOADS];
 #pragma unroll
             for (int k = 0; k < LOADS; ++k)
-                loaded[k] = r + k * step < rows ? terms[(r + k * step) * width + c] : T(0);
+                if (r + k * step < rows) loaded[k] = terms[(r + k * step) * width + c];
 #pragma unroll
-            for (int k = 0; k < LOADS; ++k) sum.add(static_cast<A>(loaded[k]));
+            for (int k = 0; k < LOADS; ++k)
+                if (r + k * step < rows) sum.add(static_cast<A>(loaded[k]));
         }
     shared_sums[thread_row][column] = sum.total();
     __syncthreads();
