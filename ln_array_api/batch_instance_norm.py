@@ -13,11 +13,10 @@ from ._dispatch import checks
 from ._dispatch.cache import plan_of
 from ._dispatch.instances import Instances, InstancesPlan
 from ._dispatch.plans import finish_gradient
-from ._dispatch.views import ChannelGroups, RowsView, view_of
+from ._dispatch.views import ChannelGroups, RowsView, checked_view
 from ._layout import broadcast_like
 from .kernels.instances import common_mean, common_rstd
-from .kernels.reductions import sum_over
-from .kernels.rows import astype_like
+from .kernels.reductions import wide_sum
 from .layer_norm import EPSILON
 
 
@@ -43,9 +42,7 @@ class BatchInstanceGradients(NamedTuple):
 def _checked(
     func_name: str, x: Array, rho: Array, gamma: Array | None, beta: Array | None, channel_axis: int
 ) -> RowsView:
-    checks.array(func_name, "x", x)
-    view = view_of(func_name, ChannelGroups(None, channel_axis), tuple(x.shape))
-    checks.parameters(func_name, x, view, gamma=gamma, beta=beta)
+    view = checked_view(func_name, ChannelGroups(None, channel_axis), x, gamma=gamma, beta=beta)
     checks.parameter(func_name, "rho", rho, x, view)
     return view
 
@@ -159,13 +156,10 @@ def batch_instance_norm_forward(
 
     Returns
     -------
-    y : array
-        Of x's shape and dtype.
-    batch_mean, batch_rstd : array
-        Mean and 1 / sqrt(var + epsilon) of each channel, of shape (C,); in float32 for 16-bit x,
-        else in x's dtype. NaN where there is nothing to take them of.
+    y, batch_mean, batch_rstd : array
+        As from `layer_norm_forward`; batch_mean and batch_rstd of each channel, of shape (C,).
     instance_mean, instance_rstd : array
-        Likewise of each channel of each sample, of shape (B, C).
+        As from `instance_norm_forward`.
 
     Examples
     --------
@@ -225,6 +219,7 @@ def _backward(
     mixture, scale = broadcast_like(rho, mean, shape), broadcast_like(gamma, mean, shape)
     of_batch, of_instance = _scales(mixture, scale)
     instances, n = Instances(plan, x, dy), max(view.rows[1], 1)
+    total = partial(wide_sum, xp, axes=(0,), fused=False)
     if not has_symbols(x) and n == 1:  # no element differs from the mean of its instance
         of_instance = 0 * of_instance
     mean_residual, sum_dy, by_instance = instances.sums(mean, rstd)
@@ -232,8 +227,8 @@ def _backward(
     with np.errstate(all="ignore"):
         # The x̂ of the batch is that of the instance times a ratio, plus a shift.
         ratio, shift = common / rstd, common_mean(xp, mean, mean_residual, 0)[1] * common
-        by_batch = _total(xp, by_instance * ratio + sum_dy * shift)
-        dbeta = _total(xp, sum_dy)
+        by_batch = total(by_instance * ratio + sum_dy * shift)
+        dbeta = total(sum_dy)
         if "dx" in need:
             in_batch = of_batch * ratio
             count = max(x.shape[0], 1) * n
@@ -242,7 +237,7 @@ def _backward(
                 -(in_batch * ratio * (by_batch / count) + of_instance * (by_instance / n)),
                 -(in_batch * ((dbeta + shift * by_batch) / count) + of_instance * (sum_dy / n)),
             )
-        by_instance = _total(xp, by_instance)
+        by_instance = total(by_instance)
         if "drho" in need:
             drho = by_batch - by_instance
             drho = drho if scale is None else drho * scale
@@ -254,11 +249,6 @@ def _backward(
         finish_gradient(dgamma, view.parameter, x, gamma),
         finish_gradient(dbeta if "dbeta" in need else None, view.parameter, x, gamma, beta),
     )
-
-
-def _total(xp: Any, values: Array) -> Array:
-    """Sum the values of instances over the batch."""
-    return astype_like(xp, sum_over(xp, values, (0,), fused=False, wide=True), values)
 
 
 def batch_instance_norm_backward(
@@ -280,17 +270,12 @@ def batch_instance_norm_backward(
 
     Parameters
     ----------
-    dy, x, gamma, beta
-        As for `layer_norm_backward`, as are the errors; gamma and beta have shape (C,).
-    rho : array
-        As in the forward pass.
+    dy, x, gamma, beta, need
+        As for `group_norm_backward`, as are the errors; `need` may name "drho" as well.
     batch_mean, batch_rstd, instance_mean, instance_rstd : array
         From `batch_instance_norm_forward`.
-    channel_axis : int, default: 1
+    rho, channel_axis
         As in the forward pass.
-    need : tuple of str, default: all
-        Which gradients to compute, out of "dx", "drho", "dgamma" and "dbeta". The others are None
-        and cost nothing.
 
     Returns
     -------
@@ -299,7 +284,7 @@ def batch_instance_norm_backward(
     drho : array or None
         Of shape (C,) and rho's dtype.
     dgamma, dbeta : array or None
-        As from `layer_norm_backward`, of shape (C,).
+        As from `group_norm_backward`.
 
     Notes
     -----

@@ -107,11 +107,8 @@ def batch_norm_forward(
 
     Returns
     -------
-    y : array
-        Of x's shape and dtype.
-    mean, rstd : array
-        Mean and 1 / sqrt(var + epsilon) of each channel, of shape (C,), where var is the biased
-        variance; in float32 for 16-bit x, else in x's dtype.
+    y, mean, rstd : array
+        As from `layer_norm_forward`; mean and rstd of each channel, of shape (C,).
     running_mean, running_var : array or None
         ``(1 - momentum) * running + momentum * batch``, of the shape and dtype of the given ones;
         None where these are absent. A batch's part in running_var is its unbiased variance.

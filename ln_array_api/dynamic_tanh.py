@@ -10,7 +10,7 @@ from ._dispatch import checks
 from ._dispatch.cache import plan_of
 from ._dispatch.family import family_plan
 from ._dispatch.plans import Plan, cast_gradient
-from ._dispatch.views import RowsView, of_elements, view_of
+from ._dispatch.views import RowsView, checked_view, of_elements
 from .kernels import tanh
 
 
@@ -32,9 +32,7 @@ class TanhGradients(NamedTuple):
 def _checked(
     func_name: str, x: Array, alpha: Array, gamma: Array | None, beta: Array | None, axis: Axis
 ) -> RowsView:
-    checks.array(func_name, "x", x)
-    view = view_of(func_name, checks.canonical_axis(func_name, axis), tuple(x.shape))
-    checks.parameters(func_name, x, view, gamma=gamma, beta=beta)
+    view = checked_view(func_name, axis, x, gamma=gamma, beta=beta)
     checks.operand(func_name, "alpha", alpha, x, (), "that of a single number")
     return view
 
@@ -166,15 +164,10 @@ def dynamic_tanh_backward(
 
     Parameters
     ----------
-    dy, x, gamma, beta
-        As for `layer_norm_backward`, as are the errors.
-    alpha : array
-        The steepness in the forward pass.
-    axis : int or tuple of ints, default: -1
+    dy, x, gamma, beta, need
+        As for `layer_norm_backward`, as are the errors; `need` may name "dalpha" as well.
+    alpha, axis
         As in the forward pass.
-    need : tuple of str, default: all
-        Which gradients to compute, out of "dx", "dalpha", "dgamma" and "dbeta". The others are
-        None and cost nothing.
 
     Returns
     -------

@@ -48,13 +48,9 @@ def group_norm(
 
     Raises
     ------
-    TypeError
-        If an argument is no array, or of another library or of an unsupported dtype.
-    ValueError
-        If num_groups does not divide C, channel_axis is out of range or the batch axis, epsilon is
-        negative or not finite, or a shape does not fit.
-    DeviceMismatchError
-        If the arrays are not on one device.
+    TypeError, ValueError, DeviceMismatchError
+        As for `layer_norm`; ValueError also if num_groups does not divide C, or channel_axis is out
+        of range or the batch axis.
 
     Notes
     -----

@@ -27,8 +27,7 @@ def instance_norm(
     x, gamma, beta, channel_axis
         As for `group_norm`, as are the errors.
     epsilon : float, default: 1e-5
-        Added to the variance, inside the root. Finite and at least 0; with 0 a constant
-        channel gives NaN.
+        As for `group_norm`.
 
     Returns
     -------

@@ -125,8 +125,7 @@ def local_contrast_norm(
     spatial_axes : int or tuple of ints, default: (-2, -1)
         The axes that windows extend along, in any place and order; an int for one.
     epsilon : float, default: 1e-5
-        Added to the variance, inside the root. Finite and at least 0; with 0 a constant window
-        gives NaN.
+        As for `layer_norm`; a window is a row of its own.
 
     Returns
     -------
@@ -205,15 +204,13 @@ def local_contrast_norm_backward(
 
     Parameters
     ----------
-    dy, x
-        As for `layer_norm_backward`, as are the errors.
+    dy, x, need
+        As for `layer_norm_backward`, as are the errors; dx is the only gradient.
     mean, rstd : array
         From `local_contrast_norm_forward`. `mean` is checked but not used: it is rounded, so the
         means are recomputed from x.
     size, spatial_axes
         As in the forward pass.
-    need : tuple of str, default: all
-        Which gradients to compute: "dx" is the only one.
 
     Returns
     -------

@@ -20,7 +20,7 @@ from ._dispatch.cache import is_planning_anew, plan_of
 from ._dispatch.family import family_plan
 from ._dispatch.plans import Plan
 from ._dispatch.rows import RMS, backward_plan, forward_plan
-from ._dispatch.views import RowsView, view_of
+from ._dispatch.views import RowsView, checked_view
 from ._layout import broadcast_like
 from .kernels.powers import powers_backward, powers_forward, signed_power
 
@@ -44,8 +44,7 @@ class NormGradients(NamedTuple):
 
 def _checked(func_name: str, x: Array, alpha: float, axis: Axis) -> tuple[RowsView, float]:
     """Return the view of x as rows, and alpha."""
-    checks.array(func_name, "x", x)
-    view = view_of(func_name, checks.canonical_axis(func_name, axis), tuple(x.shape))
+    view = checked_view(func_name, axis, x)
     return view, min(checks.positive(func_name, "alpha", alpha), _LARGEST_ALPHA)
 
 
@@ -92,10 +91,9 @@ def power_norm(
     x, axis
         As for `layer_norm`, as are the errors.
     alpha : float, default: 0.5
-        The exponent, more than 0. With 1 this is division by the Euclidean norm.
+        The exponent, more than 0. With 1 this is `unit_norm`.
     epsilon : float, default: 1e-12
-        Added to the sum of squares, inside the root. Finite and at least 0; with 0 a row of zeros
-        gives NaN.
+        As for `unit_norm`.
 
     Returns
     -------
@@ -137,11 +135,8 @@ def power_norm_forward(
 
     Returns
     -------
-    y : array
-        Of x's shape and dtype.
-    norm : array
-        sqrt(sum(z²) + epsilon), of x's rank with length 1 in place of each axis that it is taken
-        over; in float32 for 16-bit x, else in x's dtype. NaN where those axes are empty.
+    y, norm : array
+        As y and rstd from `layer_norm_forward`, with norm = sqrt(sum(z²) + epsilon).
 
     Examples
     --------
@@ -217,14 +212,12 @@ def power_norm_backward(
 
     Parameters
     ----------
-    dy, x
-        As for `layer_norm_backward`, as are the errors.
+    dy, x, need
+        As for `layer_norm_backward`, as are the errors; dx is the only gradient.
     norm : array
         From `power_norm_forward`.
     alpha, axis
         As in the forward pass.
-    need : tuple of str, default: all
-        Which gradients to compute: "dx" is the only one.
 
     Returns
     -------

@@ -122,12 +122,10 @@ def rms_norm_backward(
 
     Parameters
     ----------
-    dy, x, gamma, axis
-        As for `layer_norm_backward`, as are the errors.
+    dy, x, gamma, axis, need
+        As for `layer_norm_backward`, as are the errors; the gradients are dx and dgamma.
     rstd : array
         From `rms_norm_forward`.
-    need : tuple of str, default: both
-        Which gradients to compute, out of "dx" and "dgamma". The others are None and cost nothing.
 
     Returns
     -------

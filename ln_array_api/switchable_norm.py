@@ -13,7 +13,7 @@ from ._dispatch import checks
 from ._dispatch.cache import plan_of
 from ._dispatch.instances import Instances, InstancesPlan
 from ._dispatch.plans import finish_gradient
-from ._dispatch.views import ChannelGroups, RowsView, view_of
+from ._dispatch.views import ChannelGroups, RowsView, checked_view
 from ._layout import broadcast_like
 from .kernels.reductions import sum_over
 from .kernels.switchable import Mix, rstd_of, softmax, softmax_gradient
@@ -48,9 +48,7 @@ def _checked(
     channel_axis: int,
     epsilon: float,
 ) -> tuple[RowsView, float]:
-    checks.array(func_name, "x", x)
-    view = view_of(func_name, ChannelGroups(None, channel_axis), tuple(x.shape))
-    checks.parameters(func_name, x, view, gamma=gamma, beta=beta)
+    view = checked_view(func_name, ChannelGroups(None, channel_axis), x, gamma=gamma, beta=beta)
     for name, values in (("mean_weights", mean_weights), ("var_weights", var_weights)):
         checks.operand(func_name, name, values, x, (3,), "for instance, layer and batch")
     return view, checks.epsilon(func_name, epsilon, x.dtype)
@@ -159,11 +157,9 @@ def switchable_norm_forward(
 
     Returns
     -------
-    y : array
-        Of x's shape and dtype.
-    mean, var : array
-        Mean and biased variance of each channel of each sample, of shape (B, C); in float32 for
-        16-bit x, else in x's dtype. NaN where there is nothing to take them of.
+    y, mean, var : array
+        As from `layer_norm_forward`, with the biased variance in place of rstd; mean and var of
+        each channel of each sample, of shape (B, C).
 
     Examples
     --------
@@ -270,17 +266,13 @@ def switchable_norm_backward(
 
     Parameters
     ----------
-    dy, x, gamma, beta
-        As for `layer_norm_backward`, as are the errors; gamma and beta have shape (C,).
-    mean_weights, var_weights : array
-        As in the forward pass.
+    dy, x, gamma, beta, need
+        As for `group_norm_backward`, as are the errors; `need` may name "dmean_weights" and
+        "dvar_weights" as well.
     mean, var : array
         From `switchable_norm_forward`.
-    channel_axis, epsilon
+    mean_weights, var_weights, channel_axis, epsilon
         As in the forward pass.
-    need : tuple of str, default: all
-        Which gradients to compute, out of "dx", "dmean_weights", "dvar_weights", "dgamma" and
-        "dbeta". The others are None and cost nothing.
 
     Returns
     -------
@@ -289,7 +281,7 @@ def switchable_norm_backward(
     dmean_weights, dvar_weights : array or None
         Of shape (3,) and the dtype of the weights, with respect to these before the softmax.
     dgamma, dbeta : array or None
-        As from `layer_norm_backward`, of shape (C,).
+        As from `group_norm_backward`.
 
     Notes
     -----

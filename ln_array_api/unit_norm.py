@@ -62,11 +62,9 @@ def unit_norm_forward(x: Array, /, *, axis: Axis = -1, epsilon: float = EPSILON)
 
     Returns
     -------
-    y : array
-        Of x's shape and dtype.
-    rstd : array
-        1 / sqrt((sum(x²) + epsilon) / n) with n elements in a row, as from `rms_norm_forward`. The
-        norm is sqrt(n) / rstd; by it, rounded, the gradient would be less accurate.
+    y, rstd : array
+        As from `rms_norm_forward`, with rstd = 1 / sqrt((sum(x²) + epsilon) / n) for n elements in
+        a row. The norm is sqrt(n) / rstd; by it, rounded, the gradient would be less accurate.
 
     Examples
     --------
@@ -89,12 +87,10 @@ def unit_norm_backward(
 
     Parameters
     ----------
-    dy, x, axis
-        As for `layer_norm_backward`, as are the errors.
+    dy, x, axis, need
+        As for `layer_norm_backward`, as are the errors; dx is the only gradient.
     rstd : array
         From `unit_norm_forward`.
-    need : tuple of str, default: all
-        Which gradients to compute: "dx" is the only one.
 
     Returns
     -------

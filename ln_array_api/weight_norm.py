@@ -84,11 +84,9 @@ def weight_norm_forward(v: Array, g: Array, /, *, axis: int = 0) -> WeightNormFo
 
     Returns
     -------
-    w : array
-        Of v's shape and dtype.
-    norm : array
-        Of each slice of v, of shape (v.shape[axis],); in float32 for 16-bit v, else in v's dtype.
-        NaN where slices are empty.
+    w, norm : array
+        As y and rstd from `layer_norm_forward`; norm of each slice of v, of shape
+        (v.shape[axis],).
 
     Examples
     --------
@@ -118,16 +116,12 @@ def weight_norm_backward(
 
     Parameters
     ----------
-    dw : array
-        Gradient of the loss with respect to w, as dy of `layer_norm_backward`, as are the errors.
-    v, g : array
-        The direction and the length in the forward pass.
+    dw, need
+        As dy and need of `layer_norm_backward`, as are the errors; the gradients are dv and dg.
     norm : array
         From `weight_norm_forward`.
-    axis : int, default: 0
+    v, g, axis
         As in the forward pass.
-    need : tuple of str, default: both
-        Which gradients to compute, out of "dv" and "dg". The others are None and cost nothing.
 
     Returns
     -------

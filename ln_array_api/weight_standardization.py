@@ -29,8 +29,7 @@ def weight_standardization(w: Array, /, *, axis: int = 0, epsilon: float = EPSIL
     axis : int, default: 0
         The axis that is kept, of output channels: statistics are over all others.
     epsilon : float, default: 1e-5
-        Added to the variance, inside the root. Finite and at least 0; with 0 a constant slice
-        gives NaN.
+        As for `layer_norm`.
 
     Returns
     -------
@@ -102,16 +101,12 @@ def weight_standardization_backward(
 
     Parameters
     ----------
-    dy : array
-        Gradient of the loss with respect to y, as for `layer_norm_backward`, as are the errors.
-    w : array
-        The weights of the forward pass.
+    dy, need
+        As for `layer_norm_backward`, as are the errors; dw is the only gradient.
     mean, rstd : array
         From `weight_standardization_forward`.
-    axis : int, default: 0
+    w, axis
         As in the forward pass.
-    need : tuple of str, default: all
-        Which gradients to compute: "dw" is the only one.
 
     Returns
     -------

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ln_array_api import backend, use_backend
+from ln_array_api.kernels import reductions, rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))  # tests are no package
 
@@ -23,6 +25,20 @@ def _same_numbers_in_any_order(request: pytest.FixtureRequest) -> None:
     rng = getattr(request.module, "RNG", None) if request.module else None
     if rng is not None:
         rng.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
+@pytest.fixture
+def sums(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Collect the axes of the sums that the generic kernels take."""
+    taken, real = [], reductions.sum_over
+
+    def counted(xp: Any, x: Any, axes: tuple[int, ...], **how: bool) -> Any:
+        taken.append(axes)
+        return real(xp, x, axes, **how)
+
+    for module in (reductions, rows):
+        monkeypatch.setattr(module, "sum_over", counted)
+    return taken
 
 
 @pytest.fixture

@@ -188,6 +188,16 @@ def batch_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     return {"y": affine(x_hat, inputs, axis)}
 
 
+#: Of operations that mix statistics of instances.
+_OF_INSTANCES: dict[str, tuple[Any, ...]] = {
+    "channels first": ((3, 2, 3, 4),),
+    "channels last": ((2, 3, 5, 4), {"channel_axis": -1}),
+    "channels between": ((2, 3, 4, 5), {"channel_axis": 2}),
+    "no spatial axes": ((5, 3),),
+    "one sample": ((1, 3, 7),),
+}
+
+
 def _moments(x: Any, axis: int) -> list[tuple[Any, Any]]:
     """Return mean and variance of each instance, of each layer and of the batch."""
     spatial = tuple(each for each in range(1, x.ndim) if each != axis % x.ndim)
@@ -205,16 +215,7 @@ def _moments(x: Any, axis: int) -> list[tuple[Any, Any]]:
         *("x", "batch_mean", "batch_rstd", "instance_mean", "instance_rstd"),
         *("rho", "gamma", "beta"),
     ),
-    cases=_cases(
-        ("rho", "gamma", "beta"),
-        {
-            "channels first": ((3, 2, 3, 4),),
-            "channels last": ((2, 3, 5, 4), {"channel_axis": -1}),
-            "channels between": ((2, 3, 4, 5), {"channel_axis": 2}),
-            "no spatial axes": ((5, 3),),
-            "one sample": ((1, 3, 7),),
-        },
-    ),
+    cases=_cases(("rho", "gamma", "beta"), _OF_INSTANCES),
     group_max=_by_channels,
     bad_options=CHANNEL_AXIS,
     per_sample=False,
@@ -242,14 +243,7 @@ def batch_instance_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues
     saved=("x", "mean", "var", "mean_weights", "var_weights", "gamma"),
     cases=_cases(
         ("mean_weights", "var_weights", "gamma", "beta"),
-        {
-            "channels first": ((3, 2, 3, 4),),
-            "channels last": ((2, 3, 5, 4), {"channel_axis": -1}),
-            "channels between": ((2, 3, 4, 5), {"channel_axis": 2}),
-            "no spatial axes": ((5, 3),),
-            "one sample": ((1, 3, 7),),
-            "a large epsilon": ((2, 3, 4), {"epsilon": 1.0}),
-        },
+        {**_OF_INSTANCES, "a large epsilon": ((2, 3, 4), {"epsilon": 1.0})},
     ),
     group_max=_by_channels_and_samples,
     bad_options=CHANNEL_AXIS,

@@ -90,18 +90,23 @@ def check_statistic(name: str, actual: Any, expected: Any, max_abs: Any, dtype: 
     assert np.all(error <= tolerance), (name, error)
 
 
-def check_forward(
+def check_passes(
     spec: OperationSpec,
     library: Library,
     case: Case,
     np_inputs: NumpyInputs,
-    actual: Any,
+    result: Any,
+    gradients: Any,
     dtype: str,
+    *,
+    sample: int | None = None,
 ) -> None:
-    """Check y and the statistics of a call against the definition."""
-    named = actual._asdict()
+    """Check y and the statistics of a call against the definition; the gradients unless None."""
+    named = result._asdict()
     results = {name: None if each is None else library.numpy(each) for name, each in named.items()}
     check_results(spec, np_inputs, case.options, results, dtype)
+    if gradients is not None:
+        check_gradients(spec, library, case, np_inputs, gradients, dtype, sample=sample)
 
 
 def spread(size: int, number: int) -> np.ndarray:
@@ -207,9 +212,8 @@ def check(
     dy = library.array(gradient_of_y(spec, case, dtype))
     lib_inputs = calls.arrays(library, np_inputs)
     result, actual = calls.forward_backward(spec, library, dy, lib_inputs, **case.options)
-    check_forward(spec, library, case, np_inputs, result, dtype)
-    if gradients:
-        check_gradients(spec, library, case, np_inputs, actual, dtype, sample=sample)
+    checked = actual if gradients else None
+    check_passes(spec, library, case, np_inputs, result, checked, dtype, sample=sample)
 
 
 def columns_for(x: np.ndarray, sample: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from . import operation_calls as calls
 from . import tolerances
-from .checks import check_forward, check_gradients, check_rows, expected_y, told
+from .checks import check_passes, check_rows, expected_y, told
 from .inputs import generator
 from .libraries import DTYPES, Layout, Library
 from .operation_spec import OperationSpec, gradient_of_y, make_inputs
@@ -106,8 +106,7 @@ def test_layouts(operation: OperationSpec, library: Library, layout: str) -> Non
         result, gradients = calls.forward_backward(
             operation, library, dy, lib_inputs, **case.options
         )
-        check_forward(operation, library, case, np_inputs, result, dtype)
-        check_gradients(operation, library, case, np_inputs, gradients, dtype)
+        check_passes(operation, library, case, np_inputs, result, gradients, dtype)
 
 
 @pytest.mark.needs("byte order")

@@ -17,7 +17,16 @@ from .._arrays import (
 from .._layout import reshape_contiguous, reshaper
 from ..backend import GENERIC, Choice, choose
 from . import checks
-from .plans import GRADIENTS, Conversion, Plan, are_ready, cast_statistic, flat, must_widen
+from .plans import (
+    GRADIENTS,
+    Conversion,
+    Plan,
+    are_contiguous,
+    cast_statistic,
+    flat,
+    have_acc_dtype,
+    must_widen,
+)
 from .specs import ChannelsSpec, Primitive
 
 
@@ -117,7 +126,8 @@ def _plan(
     passthrough = (
         not (choice.keeps_axes or widens)
         and shape == spec.shape
-        and are_ready(spec.dtype, arrays, acc_arrays)
+        and are_contiguous(arrays)
+        and have_acc_dtype(spec.dtype, acc_arrays)
     )
     conversions = _conversions(spec, shape, choice, library)
     flags = {"passthrough": passthrough, "widens": widens}

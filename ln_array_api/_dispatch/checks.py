@@ -87,13 +87,6 @@ def parameter(
     operand(func_name, name, value, x, view.parameter, view.shape_text, x_name=x_name)
 
 
-def parameters(func_name: str, x: Array, view: Any, **values: Array | None) -> None:
-    """Check parameters of x, given by name; None is absent."""
-    for name, value in values.items():
-        if value is not None:
-            parameter(func_name, name, value, x, view)
-
-
 def gradient(func_name: str, x: Array, x_name: str = "x", **values: Any) -> None:
     """Check the gradient of a result of x's shape, given by name."""
     for name, value in values.items():

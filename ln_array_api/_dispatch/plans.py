@@ -112,6 +112,8 @@ class Plan:
         self.kernel: Callable[..., Any] = choice.kernel
         self.passthrough = passthrough or conversions is None
         self.widens = widens
+        #: Whether gradients come from the kernel in the dtypes of x, gamma and beta.
+        self.gives_dtypes = self.passthrough
         if conversions is not None:
             takes, gives = SIGNATURES[primitive]
             self._to_kernel = [
@@ -155,8 +157,8 @@ class Plan:
         beta: Array | None = None,
     ) -> Any:
         """Return dx, dgamma and dbeta in the dtypes of x, gamma and beta."""
-        if self.passthrough:
-            return self.kernel(dy, x, mean, rstd, gamma)
+        if self.gives_dtypes:
+            return self.run(dy, x, mean, rstd, gamma)
         scale = widened(gamma, beta, self.spec.dtype) if self.widens else gamma
         dx, dgamma, dbeta = self.run(dy, x, mean, rstd, scale)
         return dx, cast_gradient(dgamma, x, gamma), cast_gradient(dbeta, x, gamma, beta)
@@ -182,6 +184,7 @@ class RowsPlan(Plan):
         """
         keeps_axes = choice.keeps_axes
         library = library_of(arrays[0])
+        gives_dtypes = not (keeps_axes or widens) and have_acc_dtype(spec.dtype, acc_arrays)
         super().__init__(
             primitive,
             spec,
@@ -190,11 +193,10 @@ class RowsPlan(Plan):
             if keeps_axes
             else as_rows(view, choice, spec.dtype, library),
             *arrays,
-            passthrough=not (keeps_axes or widens)
-            and view.is_rows
-            and are_ready(spec.dtype, arrays, acc_arrays),
+            passthrough=gives_dtypes and view.is_rows and are_contiguous(arrays),
             widens=widens,
         )
+        self.gives_dtypes = gives_dtypes
         self.view = view
         #: The kernel without statistics, for calls that need y only.
         self.kernel_of_y: Callable[..., Any] = (
@@ -275,13 +277,14 @@ class RowsPlan(Plan):
         return out
 
 
-def are_ready(
-    dtype: str, arrays: tuple[Array | None, ...], acc_arrays: tuple[Array | None, ...]
-) -> bool:
-    """Whether arrays are contiguous, and those of `acc_arrays` in the accumulation dtype."""
-    return all(each is None or library_of(each).is_contiguous(each) for each in arrays) and {
-        dtype_name_or_none(each) for each in acc_arrays
-    } <= {None, ACCUMULATION[dtype]}
+def are_contiguous(arrays: tuple[Array | None, ...]) -> bool:
+    """Whether all arrays that are given are contiguous."""
+    return all(each is None or library_of(each).is_contiguous(each) for each in arrays)
+
+
+def have_acc_dtype(dtype: str, arrays: tuple[Array | None, ...]) -> bool:
+    """Whether all arrays that are given have the accumulation dtype of x's."""
+    return {dtype_name_or_none(each) for each in arrays} <= {None, ACCUMULATION[dtype]}
 
 
 def flat(parameter: Array) -> Array:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
-from .._arrays import Array
+from .._arrays import Array, Axis
 from .._layout import reshape_contiguous, restore_shape
 from . import checks
 
@@ -218,3 +218,17 @@ def view_of(func_name: str, over: Over, shape: tuple[int, ...], x_name: str = "x
     if isinstance(over, Grouping):
         return over.view(func_name, x_name, shape)
     return over_axes(shape, checks.axes(func_name, over, shape, name=x_name))
+
+
+def checked_view(
+    func_name: str, over: Axis | Grouping, x: Array, **parameters: Array | None
+) -> RowsView:
+    """Check x, the axes and parameters, of which None is absent, and return the view as rows."""
+    checks.array(func_name, "x", x)
+    if not isinstance(over, Grouping):
+        over = checks.canonical_axis(func_name, over)
+    view = view_of(func_name, over, tuple(x.shape))
+    for name, value in parameters.items():
+        if value is not None:
+            checks.parameter(func_name, name, value, x, view)
+    return view

@@ -18,7 +18,7 @@ import numpy as np
 
 from .._arrays import Array, dtype_name, library_of, native_dtype, to_acc_dtype
 from .._layout import ascontiguous
-from .reductions import sum_over
+from .reductions import wide_sum
 from .rows import astype_like, normalise, scale_epsilon, x_hat_from_stats
 
 
@@ -122,12 +122,11 @@ def channels_backward(
     with np.errstate(all="ignore"):
         x, dy = ascontiguous(x), astype_like(xp, ascontiguous(dy), rstd)
         if need_dx or need_dbeta:
-            dbeta = astype_like(xp, sum_over(xp, dy, axes, fused=False, wide=True), dy)
+            dbeta = wide_sum(xp, dy, axes, fused=False)
         if need_dx or need_dgamma:
             mean, rstd = (_broadcast_channels(xp, x, axis, each) for each in (mean, rstd))
             x_hat = x_hat_from_stats(xp, x, mean, rstd, axes=axes)
-            dgamma = sum_over(xp, dy * x_hat, axes, fused=False, wide=True)
-            dgamma = astype_like(xp, dgamma, dy)
+            dgamma = wide_sum(xp, dy * x_hat, axes, fused=False)
         if need_dx:
             dx = (dy - dbeta / n) - x_hat * (dgamma / n)
             scale = rstd

@@ -41,6 +41,11 @@ def sum_over(
     return total
 
 
+def wide_sum(xp: Any, x: Array, axes: tuple[int, ...], *, fused: bool = True) -> Array:
+    """Return a wide sum as `sum_over` does, rounded once to the dtype of x."""
+    return xp.astype(sum_over(xp, x, axes, fused=fused, wide=True), x.dtype, copy=False)
+
+
 def _sum_over(xp: Any, x: Array, axes: tuple[int, ...], dtype: Any) -> Array:
     if library_of(x).lazy:
         return _by_chunks(partial(_sum_over, dtype=dtype), x, axes, dtype)

@@ -29,7 +29,7 @@ import numpy as np
 
 from .._arrays import Array, computes_in_float64, dtype_name, library_of, native_dtype, to_acc_dtype
 from .._layout import ascontiguous
-from .reductions import largest_magnitude, one_of_each, sum_over
+from .reductions import largest_magnitude, one_of_each, sum_over, wide_sum
 
 
 class ScaleRule(NamedTuple):
@@ -306,12 +306,12 @@ def normalise_backward(
     with np.errstate(all="ignore"):
         x, dy = ascontiguous(x), astype_like(xp, ascontiguous(dy), rstd)
         if need_dbeta:
-            dbeta = astype_like(xp, sum_over(xp, dy, reduced_axes, wide=True), dy)
+            dbeta = wide_sum(xp, dy, reduced_axes)
         if not (need_dx or need_dgamma):
             return dx, dgamma, dbeta
         x_hat = x_hat_from_stats(xp, x, mean, rstd, axes=axes)
         if need_dgamma:
-            dgamma = astype_like(xp, sum_over(xp, dy * x_hat, reduced_axes, wide=True), dy)
+            dgamma = wide_sum(xp, dy * x_hat, reduced_axes)
         if need_dx:
             g = dy if gamma is None else dy * astype_like(xp, gamma, dy)
             dx = g - x_hat * (sum_over(xp, g * x_hat, axes, fused=False) / max(n, 1))

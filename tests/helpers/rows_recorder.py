@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from ln_array_api_conformance.libraries import NumPy
 
 from ln_array_api.backend import RowsSpec
 from ln_array_api.kernels import rows
 
 SHAPE = (3, 4, 5)
-
-
 AXES: tuple[int | tuple[int, ...], ...] = (-1, 0, 1, (1, 2), (2, 0), (0, 1, 2))
 
 
@@ -20,30 +19,13 @@ class Subclass(np.ndarray):
     """A subclass that changes nothing."""
 
 
-def frozen(a: np.ndarray) -> np.ndarray:
-    x = a.copy()
-    x.flags.writeable = False
-    return x
-
-
-def unaligned(a: np.ndarray) -> np.ndarray:
-    x = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
-    x[...] = a
-    return x
-
-
+_OF_NUMPY = NumPy().layouts()
+frozen, unaligned = _OF_NUMPY["read-only"], _OF_NUMPY["unaligned"]
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "contiguous": lambda a: a.copy(),
-    "Fortran order": np.asfortranarray,
-    "every second": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
-    "part of rows": lambda a: np.concatenate([a, a], axis=-1)[..., : a.shape[-1]],
+    **_OF_NUMPY,
     "part of columns": lambda a: np.concatenate([a, a], axis=0)[: a.shape[0]],
-    "backwards": lambda a: a[..., ::-1].copy()[..., ::-1],
     "upside down": lambda a: a[::-1].copy()[::-1],
-    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder("S")),
-    "unaligned": unaligned,
-    "read-only": frozen,
-    "subclass": lambda a: a.copy().view(Subclass),
     "strided subclass": lambda a: np.repeat(a, 2, axis=-1).view(Subclass)[..., ::2],
 }
 

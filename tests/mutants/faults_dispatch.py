@@ -82,8 +82,8 @@ OF_ROWS = (
     Fault(
         "plain rows with a wide rstd reach a kernel unconverted",
         PLANS,
-        "    } <= {None, ACCUMULATION[dtype]}\n",
-        "    } <= {None, *ACCUMULATION}\n",
+        "<= {None, ACCUMULATION[dtype]}\n",
+        "<= {None, *ACCUMULATION}\n",
         unit("test_rows.py"),
     ),
     Fault(
@@ -200,15 +200,15 @@ OF_CHANNELS = (
     Fault(
         "channels of another layout reach a kernel uncopied",
         CHANNELS,
-        "and are_ready(spec.dtype, arrays, acc_arrays)",
-        "and are_ready(spec.dtype, (), acc_arrays)",
+        "and are_contiguous(arrays)",
+        "and are_contiguous(())",
         unit("test_channels.py"),
     ),
     Fault(
         "wide statistics of channels reach a kernel unconverted",
         CHANNELS,
-        "and are_ready(spec.dtype, arrays, acc_arrays)",
-        "and are_ready(spec.dtype, arrays, ())",
+        "and have_acc_dtype(spec.dtype, acc_arrays)",
+        "and have_acc_dtype(spec.dtype, ())",
         unit("test_channels.py"),
     ),
     Fault(

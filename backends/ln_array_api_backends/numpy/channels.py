@@ -10,10 +10,10 @@ from numba import njit
 
 from .compile import CALLED, INLINE
 from .doubles import accumulate, sum_in_float64, zeros_float64
-from .moments import compute_rstd, deviation_sums_of_pieces, finalize_moments, unscaled_mean
+from .moments import compute_rstd, moments_of_pieces, unscaled_mean
 from .row_gradients import DxConstants, Gradients, Source, gradient_lane_sums, write_dx
 from .row_passes import Row, RowConstants, compute_approx_mean, normalised, write_row
-from .simd import broadcast, first_lane, ones, range_scale, reduce_add, scalar_like
+from .simd import broadcast, broadcast_like, first_lane, ones, range_scale, reduce_add, scalar_like
 from .tasks import task_of
 from .vector_memory import data_pointer, fence, load_broadcast
 
@@ -43,25 +43,27 @@ def store_stats(
     rstd[channel] = scaled_rstd * factor
 
 
+@njit(**INLINE)
+def piece_lengths(x, non_temporal):
+    """Return how many pieces a channel has, their length, stride and the prefetch distance."""
+    samples, channels, n = x.shape
+    stride = channels * n
+    return samples, n, stride, stride if non_temporal else 0  # the next piece is prefetched
+
+
 @njit(**CALLED)
 def forward(x, gamma, beta, y, mean, var, rstd, epsilon, non_temporal, start, stop):
     """Normalise channels start to stop. Channels with squares out of range are scaled."""
-    samples, channels, n = x.shape
+    samples, n, stride, prefetch_distance = piece_lengths(x, non_temporal)
     x_ptr, y_ptr = data_pointer(x), data_pointer(y)
     gamma_ptr, beta_ptr = data_pointer(gamma), data_pointer(beta)
-    ones_vec, mean_or_none = ones(rstd), data_pointer(mean)
-    inv_count = 1.0 / (samples * n)
-    stride = channels * n
-    prefetch_distance = stride if non_temporal else 0  # the next piece is prefetched
+    ones_vec, inv_count = ones(rstd), 1.0 / (samples * n)
     for channel in range(start, stop):
         pieces = (channel * n, n, samples, stride)
         approx_mean = approx_channel_mean(x_ptr, pieces, ones_vec)
-        deviation, square = deviation_sums_of_pieces(
-            x_ptr, pieces, ones_vec, broadcast(-approx_mean), prefetch_distance
-        )
-        factor, approx_mean, mean_residual, variance, scaled_rstd = finalize_moments(
-            x_ptr, pieces, inv_count, ones_vec, mean_or_none, epsilon, approx_mean, deviation,
-            square,
+        factor, approx_mean, mean_residual, variance, scaled_rstd = moments_of_pieces(
+            x_ptr, pieces, inv_count, ones_vec, data_pointer(mean), epsilon, approx_mean,
+            prefetch_distance,
         )  # fmt: skip
         store_stats(
             mean, var, rstd, channel, factor, approx_mean, mean_residual, variance, scaled_rstd
@@ -104,14 +106,12 @@ def inference(x, mean, var, gamma, beta, y, epsilon, non_temporal, start, stop):
 @njit(**CALLED)
 def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, non_temporal, start, stop):
     """Process channels start to stop."""
-    samples, channels, n = x.shape
+    samples, n, stride, prefetch_distance = piece_lengths(x, non_temporal)
     dy_ptr, x_ptr = data_pointer(dy), data_pointer(x)
     gamma_ptr, dx_ptr = data_pointer(gamma), data_pointer(dx)
     mean_ptr, rstd_ptr = data_pointer(mean), data_pointer(rstd)
     ones_vec = ones(rstd)
     zero, inv_count = zeros_float64(ones_vec), 1.0 / (samples * n)
-    stride = channels * n
-    prefetch_distance = stride if non_temporal else 0
     gradients = Gradients(dx_ptr, None, None, 0)
     for channel in range(start, stop):
         mu = load_broadcast(mean_ptr, channel, ones_vec)
@@ -137,17 +137,12 @@ def backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, non_temporal, start, s
             dbeta[channel] = sum_dy
         if dx is not None:
             g = load_broadcast(gamma_ptr, channel, ones_vec)
-            neg_mean_g = broadcast(scalar_like(-sum_dy * inv_count, ones_vec))
-            neg_projection = broadcast(scalar_like(-sum_dy_x_hat * inv_count, ones_vec))
+            neg_mean_g = broadcast_like(-sum_dy * inv_count, ones_vec)
+            neg_projection = broadcast_like(-sum_dy_x_hat * inv_count, ones_vec)
             if gamma is not None:
                 neg_mean_g, neg_projection = neg_mean_g * g, neg_projection * g
-            constants = DxConstants(
-                mu,
-                r,
-                broadcast(scalar_like(-x_hat_mean, ones_vec)),
-                neg_mean_g,
-                neg_projection,
-            )
+            x_hat_correction = broadcast_like(-x_hat_mean, ones_vec)
+            constants = DxConstants(mu, r, x_hat_correction, neg_mean_g, neg_projection)
             for sample in range(samples):
                 x_offset = channel * n + sample * stride
                 source = Source(dy_ptr, x_ptr, x_offset, g, 0)

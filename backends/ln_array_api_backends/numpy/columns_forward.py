@@ -21,7 +21,7 @@ from .column_sums import clear, compensation_for, flush_sums, reduce_blocks, sum
 from .compile import CALLED, INLINE
 from .moments import compute_rstd, finalize_moments
 from .row_passes import SQUARES_PER_FLUSH
-from .simd import broadcast, first_lane, fma, lanes, ones, scalar_like, zeros
+from .simd import broadcast_like, first_lane, fma, lanes, ones, scalar_like, zeros
 from .tasks import FINISHED, arguments, task_of
 from .vector_memory import (
     data_pointer,
@@ -49,7 +49,7 @@ def approx_channel_means(x, table, n, first, count):
     columns, padded = x.shape[1], table.size // FORWARD_TABLES
     x_ptr, table_ptr, ones_vec = data_pointer(x), data_pointer(table), ones(table)
     num_samples = min(count, MAX_SAMPLE_ROWS)
-    inv_count = broadcast(scalar_like(1.0 / num_samples, ones_vec))
+    inv_count = broadcast_like(1.0 / num_samples, ones_vec)
     for j in range(0, padded, lanes(ones_vec)):
         anchor = load_partial(x_ptr, first * columns + j, columns - j, ones_vec)
         difference_sum = zeros(ones_vec)

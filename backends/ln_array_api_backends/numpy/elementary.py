@@ -25,10 +25,10 @@ from .simd import (
     at_least,
     at_most,
     broadcast,
+    broadcast_like,
     call_lanewise,
     fma,
     lanewise,
-    scalar_like,
     with_sign_of,
 )
 
@@ -198,12 +198,6 @@ def power_of_two(typing: Any, shifted: Any) -> Any:
         return builder.bitcast(builder.add(exponent, one), args[0].type)
 
     return shifted(shifted), generate
-
-
-@njit(**INLINE)
-def broadcast_like(value, like):
-    """Broadcast a number to a vector like another."""
-    return broadcast(scalar_like(value, like))
 
 
 @njit(**INLINE)

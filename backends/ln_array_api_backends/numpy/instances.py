@@ -10,7 +10,7 @@ from numba import njit
 
 from .compile import CALLED, INLINE
 from .doubles import accumulate, sum_in_float64, zeros_float64
-from .moments import deviation_sums_of_pieces, finalize_moments
+from .moments import moments_of_pieces
 from .row_gradients import DxConstants, Gradients, Source, gradient_lane_sums, write_dx
 from .row_passes import (
     PREFETCH_BYTES,
@@ -21,7 +21,7 @@ from .row_passes import (
     normalised,
     write_row,
 )
-from .simd import broadcast, first_lane, ones, range_scale, reduce_add, scalar_like, zeros
+from .simd import first_lane, ones, range_scale, reduce_add, scalar_like, zeros
 from .tasks import task_of
 from .vector_memory import data_pointer, fence, load_broadcast
 
@@ -35,12 +35,9 @@ def statistics(x, mean, mean_residual, var, rstd, epsilon, is_large, start, stop
     for row in range(start, stop):
         pieces = (row * n, n, 1, n)
         approx_mean = compute_approx_mean(x_ptr, row * n, n, ones_vec)
-        deviation, square = deviation_sums_of_pieces(
-            x_ptr, pieces, ones_vec, broadcast(-approx_mean), prefetch_distance
-        )
-        factor, approx_mean, residual, variance, scaled_rstd = finalize_moments(
-            x_ptr, pieces, inv_count, ones_vec, mean_or_none, epsilon, approx_mean, deviation,
-            square,
+        factor, approx_mean, residual, variance, scaled_rstd = moments_of_pieces(
+            x_ptr, pieces, inv_count, ones_vec, mean_or_none, epsilon, approx_mean,
+            prefetch_distance,
         )  # fmt: skip
         rounded_mean, residual = compensated_add(approx_mean, zero, residual)
         mean[row, 0], mean_residual[row, 0] = rounded_mean / factor, residual / factor

@@ -14,22 +14,26 @@ from numba import njit
 
 from .compile import CALLED, INLINE
 from .doubles import from_float64, reciprocal_sqrt, zeros_float64
-from .row_passes import compensated_add, compute_approx_mean, deviation_sums, with_compensation
+from .row_passes import (
+    approx_mean_or_zero,
+    compensated_add,
+    deviation_sums,
+    largest_magnitudes,
+    with_compensation,
+)
 from .simd import (
-    absolute,
     all_at_most,
     broadcast,
+    broadcast_like,
     dtype_limits,
     first_lane,
-    fmax,
     lanes,
-    reduce_add,
     reduce_add_rows,
     reduce_max,
     scalar_like,
     zeros,
 )
-from .vector_memory import load_vector, store
+from .vector_memory import store
 
 
 @njit(**INLINE)
@@ -71,16 +75,10 @@ def scale_factor(x, pieces, ones_vec, epsilon):
     """Return the power of two that scales max(abs(x), sqrt(epsilon)) to nearly 1, within limits."""
     min_normal, _, _ = dtype_limits(ones_vec)
     max_exponent = -math.frexp(min_normal)[1] - 22
-    width = lanes(ones_vec)
     max_abs = zeros(ones_vec)
     start, n, num_pieces, stride = pieces
     for piece in range(num_pieces):
-        x_offset, j = start + piece * stride, 0
-        while j < n:
-            max_abs = fmax(
-                max_abs, absolute(load_vector(x, x_offset + j, min(width, n - j), ones_vec))
-            )
-            j += width
+        max_abs = largest_magnitudes(max_abs, x, start + piece * stride, n)
     size = max(float(reduce_max(max_abs)), math.sqrt(epsilon))
     if not 0.0 < size < math.inf:
         return 1.0
@@ -101,10 +99,8 @@ def compute_rstd(variance, epsilon, ones_vec):
 def scaled_moments(x, pieces, inv_count, ones_vec, mean_or_none, epsilon):
     """Return a factor, and of x * factor: approximate mean, its residual, variance and rstd."""
     factor = scale_factor(x, pieces, ones_vec, epsilon)
-    unit, scale = scalar_like(1.0, ones_vec), broadcast(scalar_like(factor, ones_vec))
-    approx_mean = reduce_add(zeros(ones_vec))
-    if mean_or_none is not None:
-        approx_mean = compute_approx_mean(x, pieces[0], pieces[1], scale)
+    unit, scale = scalar_like(1.0, ones_vec), broadcast_like(factor, ones_vec)
+    approx_mean = approx_mean_or_zero(mean_or_none, x, pieces[0], pieces[1], scale)
     mean_residual, variance = moments_about(x, pieces, inv_count, scale, approx_mean, mean_or_none)
     if mean_or_none is not None:
         approx_mean = scalar_like(approx_mean + mean_residual, ones_vec)
@@ -123,14 +119,9 @@ def scaled_moments(x, pieces, inv_count, ones_vec, mean_or_none, epsilon):
                 0.0,
                 scalar_like(epsilon_rstd, ones_vec),
             )
-        return (
-            scalar_like(factor, ones_vec),
-            approx_mean,
-            scalar_like(mean_residual, ones_vec),
-            0.0,
-            scalar_like(epsilon_rstd / factor, ones_vec),
-        )
-    scaled_rstd = compute_rstd(variance, epsilon * factor * factor, ones_vec)
+        scaled_rstd = scalar_like(epsilon_rstd / factor, ones_vec)
+    else:
+        scaled_rstd = compute_rstd(variance, epsilon * factor * factor, ones_vec)
     return (
         scalar_like(factor, ones_vec),
         approx_mean,
@@ -162,6 +153,19 @@ def finalize_moments(
         scalar_like(mean_residual, ones_vec),
         variance,
         scaled_rstd,
+    )
+
+
+@njit(**INLINE)
+def moments_of_pieces(
+    x, pieces, inv_count, ones_vec, mean_or_none, epsilon, approx_mean, prefetch_distance
+):
+    """Return what `finalize_moments` does, and take the sums about an approximate mean first."""
+    deviation, square = deviation_sums_of_pieces(
+        x, pieces, ones_vec, broadcast(-approx_mean), prefetch_distance
+    )
+    return finalize_moments(
+        x, pieces, inv_count, ones_vec, mean_or_none, epsilon, approx_mean, deviation, square
     )
 
 

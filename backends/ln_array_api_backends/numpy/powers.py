@@ -15,13 +15,13 @@ from numba import njit
 from .compile import CALLED, INLINE
 from .doubles import from_float64, to_float64, zeros_float64
 from .elementary import exp2, log2
-from .row_passes import write_row
+from .row_passes import largest_magnitudes, write_row
 from .simd import (
     absolute,
     broadcast,
+    broadcast_like,
     dtype_limits,
     fma,
-    fmax,
     lanes,
     ones,
     reduce_add,
@@ -64,12 +64,7 @@ def sum_of_powers(x, x_offset, n, ones_vec, exponent, neg_shift):
 @njit(**INLINE)
 def max_magnitude(x, x_offset, n, ones_vec):
     """Return the largest magnitude of n elements, without NaN, or 1 if all are 0."""
-    max_abs = zeros(ones_vec)
-    width = lanes(ones_vec)
-    j = 0
-    while j < n:
-        max_abs = fmax(max_abs, absolute(load_vector(x, x_offset + j, min(width, n - j), ones_vec)))
-        j += width
+    max_abs = largest_magnitudes(zeros(ones_vec), x, x_offset, n)
     size = scalar_like(reduce_max(max_abs), zeros_float64(ones_vec))
     return size if size > 0 else 1.0
 
@@ -123,7 +118,7 @@ def forward(x, y, norm, exponent, epsilon, non_temporal, start, stop):
     n = x.shape[1]
     x_ptr, y_ptr = data_pointer(x), data_pointer(y)
     ones_vec = ones(norm)
-    zero = broadcast(scalar_like(0.0 if exponent < 1 else -0.0, ones_vec))
+    zero = broadcast_like(0.0 if exponent < 1 else -0.0, ones_vec)
     for row in range(start, stop):
         log, row_norm = log_of_norm(x_ptr, row * n, n, ones_vec, exponent, epsilon)
         norm[row] = scalar_like(row_norm, ones_vec)

@@ -14,14 +14,15 @@ from numba import njit
 
 from .compile import CALLED, INLINE
 from .doubles import from_float64, zeros_float64
-from .row_passes import PREFETCH_BYTES, accumulate_row, write_row
-from .rows_forward import LANES, MAX_BLOCK_BYTES, PREFETCH_MIN_ROW_BYTES
+from .row_passes import accumulate_row, prefetch_distance_of, write_row
+from .rows_forward import LANES, MAX_BLOCK_BYTES
 from .simd import (
     absolute,
     all_at_most,
     at_least,
     at_most,
     broadcast,
+    broadcast_like,
     dtype_limits,
     first_lane,
     fma,
@@ -30,7 +31,6 @@ from .simd import (
     ones,
     reduce_add,
     reduce_add_rows,
-    scalar_like,
     square_root,
     where_not_zero,
     with_sign_of,
@@ -88,7 +88,7 @@ def scaled(values, scale):
 @njit(**INLINE)
 def scaled_norm(x, x_offset, n, ones_vec, epsilon):
     """Return the norm of a row whose sum of magnitudes overflows float64."""
-    downscale = broadcast(scalar_like(DOWNSCALE, ones_vec))
+    downscale = broadcast_like(DOWNSCALE, ones_vec)
     row = Row(x, None, x_offset, (ones_vec, downscale), 0)
     downscaled_sum = reduce_add(accumulate_row(magnitudes, row, n, ones_vec))
     return math.sqrt(downscaled_sum + epsilon * DOWNSCALE) / SQRT_DOWNSCALE
@@ -121,9 +121,7 @@ def forward(x, y, norm, epsilon, non_temporal, start, stop):
     zero = zeros_float64(ones_vec)
     lanes64 = lanes(zero)
     (_, _, max_float64), (_, _, max_number) = dtype_limits(zero), dtype_limits(ones_vec)
-    prefetch_distance = (
-        PREFETCH_BYTES // size if non_temporal or n * size >= PREFETCH_MIN_ROW_BYTES else 0
-    )
+    prefetch_distance = prefetch_distance_of(n, size, non_temporal)
     rows_per_block = choose_rows_per_block(n, size, lanes64)
     sums, inv_norms = stack_alloc(zero, SUMS), stack_alloc(ones_vec, LANES)
     for begin in range(start, stop, rows_per_block):
@@ -178,18 +176,12 @@ def dx_constants(inv_norm, neg_projection):
     multiplied one after the other: neither result is further from 1 than the last. If it is less,
     the two inverses are multiplied first if one is less and the other greater than 1.
     """
-    ones_vec = ones_like(inv_norm)
-    infinite = broadcast(scalar_like(math.inf, inv_norm))
+    ones_vec = broadcast_like(1.0, inv_norm)
+    infinite = broadcast_like(math.inf, inv_norm)
     is_small = first_lane(inv_norm) < 1
     first = infinite if is_small else ones_vec
     second = ones_vec if is_small else infinite
-    return inv_norm, neg_projection, inv_norm * broadcast(scalar_like(0.5, inv_norm)), first, second
-
-
-@njit(**INLINE)
-def ones_like(vector):
-    """Return a vector of ones like another."""
-    return broadcast(scalar_like(1.0, vector))
+    return inv_norm, neg_projection, inv_norm * broadcast_like(0.5, inv_norm), first, second
 
 
 @njit(**INLINE)
@@ -199,8 +191,8 @@ def dx_vector(row, j, count):
     x = load_vector(row.x, row.offset + j, count, inv_norm)
     sqrt_abs_x = square_root(absolute(x))
     y = with_sign_of(sqrt_abs_x * inv_norm, x)
-    inv_sqrt_abs_x = ones_like(sqrt_abs_x) / sqrt_abs_x
-    clamped = at_least(at_most(inv_sqrt_abs_x, first), ones_like(sqrt_abs_x))
+    inv_sqrt_abs_x = broadcast_like(1.0, sqrt_abs_x) / sqrt_abs_x
+    clamped = at_least(at_most(inv_sqrt_abs_x, first), broadcast_like(1.0, sqrt_abs_x))
     dy = load_vector(row.dy, row.offset + j, count, inv_norm)
     dx = fma(y, neg_projection, dy) * (half * clamped) * at_most(inv_sqrt_abs_x, second)
     return where_not_zero(x, dx)
@@ -215,9 +207,7 @@ def backward(dy, x, norm, dx, non_temporal, start, stop):
     ones_vec = ones(norm)
     zero = zeros_float64(ones_vec)
     lanes64 = lanes(zero)
-    prefetch_distance = (
-        PREFETCH_BYTES // size if non_temporal or n * size >= PREFETCH_MIN_ROW_BYTES else 0
-    )
+    prefetch_distance = prefetch_distance_of(n, size, non_temporal)
     rows_per_block = choose_rows_per_block(n, 2 * size, lanes64)
     sums, inv_norms = stack_alloc(zero, SUMS), stack_alloc(ones_vec, LANES)
     projections = stack_alloc(ones_vec, LANES)

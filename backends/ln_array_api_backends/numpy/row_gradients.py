@@ -140,6 +140,13 @@ def gradient_lane_sums(source, n, mean, rstd, prefetch_distance):
 
 
 @njit(**INLINE)
+def horizontal_sums(lane_sums):
+    """Return the sums over all lanes of three vectors, each in every lane."""
+    a, b, c = lane_sums
+    return broadcast(reduce_add(a)), broadcast(reduce_add(b)), broadcast(reduce_add(c))
+
+
+@njit(**INLINE)
 def gradient_sums_of_segments(source, n, segments, mean, rstd):
     """Return the broadcast sums of a row of segments of n elements, each with one gamma."""
     zero = zeros(rstd)
@@ -148,12 +155,10 @@ def gradient_sums_of_segments(source, n, segments, mean, rstd):
     for segment in range(segments):
         g = load_broadcast(source.gamma, source.param_offset + segment, rstd)
         piece = Source(source.dy, source.x, source.offset + segment * n, g, 0)
-        a, b, c = gradient_lane_sums(piece, n, mean, rstd, 0)
-        sum_d, comp_d = compensated_add(sum_d, comp_d, broadcast(reduce_add(a)))
-        sum_g, comp_g = compensated_add(sum_g, comp_g, broadcast(reduce_add(b)))
-        sum_g_x_hat, comp_g_x_hat = compensated_add(
-            sum_g_x_hat, comp_g_x_hat, broadcast(reduce_add(c))
-        )
+        a, b, c = horizontal_sums(gradient_lane_sums(piece, n, mean, rstd, 0))
+        sum_d, comp_d = compensated_add(sum_d, comp_d, a)
+        sum_g, comp_g = compensated_add(sum_g, comp_g, b)
+        sum_g_x_hat, comp_g_x_hat = compensated_add(sum_g_x_hat, comp_g_x_hat, c)
     return sum_d + comp_d, sum_g + comp_g, sum_g_x_hat + comp_g_x_hat
 
 

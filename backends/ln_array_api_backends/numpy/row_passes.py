@@ -14,7 +14,7 @@ from numba import njit
 
 from .compile import INLINE, MAP, ONCE
 from .doubles import accumulate, sum_in_float64, zeros_float64
-from .simd import first_lane, fma, lanes, reduce_add, scalar_like, zero_tail, zeros
+from .simd import absolute, first_lane, fma, fmax, lanes, reduce_add, scalar_like, zero_tail, zeros
 from .vector_memory import (
     elements_to_alignment,
     load,
@@ -36,6 +36,8 @@ TERMS_PER_FLUSH = 16
 SQUARES_PER_FLUSH = 8
 #: Prefetch distance in bytes.
 PREFETCH_BYTES = 8192
+#: Smallest row from which on the next rows are prefetched, also without non-temporal stores.
+PREFETCH_MIN_ROW_BYTES = 1024
 
 
 class RowConstants(NamedTuple):
@@ -173,6 +175,32 @@ def compute_approx_mean(x, x_offset, n, scale):
     first = load_broadcast(x, x_offset, scale) * scale
     sum_ = reduce_add(sample_sum(x, x_offset, n, scale, first))
     return first_lane(first) + sum_ * scalar_like(1.0 / sample_size(n, scale), scale)
+
+
+@njit(**INLINE)
+def approx_mean_or_zero(mean, x, x_offset, n, scale):
+    """Return the approximate mean of a row, or 0 for RMS norm, where `mean` is None."""
+    if mean is None:
+        return scalar_like(0.0, scale)
+    return compute_approx_mean(x, x_offset, n, scale)
+
+
+@njit(**INLINE)
+def largest_magnitudes(max_abs, x, x_offset, n):
+    """Return the larger of each lane and the magnitudes of n elements in it; NaN does not count."""
+    width = lanes(max_abs)
+    j = 0
+    while j < n:
+        values = load_vector(x, x_offset + j, min(width, n - j), max_abs)
+        max_abs = fmax(max_abs, absolute(values))
+        j += width
+    return max_abs
+
+
+@njit(**INLINE)
+def prefetch_distance_of(n, size, non_temporal):
+    """Return how many elements of `size` bytes ahead the next rows of n elements are prefetched."""
+    return PREFETCH_BYTES // size if non_temporal or n * size >= PREFETCH_MIN_ROW_BYTES else 0
 
 
 @njit(**INLINE)

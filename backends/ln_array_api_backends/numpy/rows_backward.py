@@ -18,6 +18,7 @@ from .row_gradients import (
     Source,
     gradient_lane_sums,
     gradient_sums_of_segments,
+    horizontal_sums,
     write_dx,
     write_dx2,
     write_dx4,
@@ -25,15 +26,13 @@ from .row_gradients import (
 from .row_passes import PREFETCH_BYTES
 from .rows_forward import MAX_CACHED_ROW_BYTES
 from .simd import (
-    broadcast,
+    broadcast_like,
     fma,
     if_present,
     lanes,
     ones,
     range_scale,
-    reduce_add,
     reduce_add4,
-    scalar_like,
     zeros,
 )
 from .tasks import reducing_task_of
@@ -113,7 +112,7 @@ def backward(
     dgamma_ptr, dbeta_ptr = data_pointer(dgamma), data_pointer(dbeta)
     mean_ptr, rstd_ptr = data_pointer(mean), data_pointer(rstd)
     ones_vec = ones(rstd)
-    inv_count = broadcast(scalar_like(1.0 / n, ones_vec))
+    inv_count = broadcast_like(1.0 / n, ones_vec)
     sums_prefetch_distance = (
         PREFETCH_BYTES // size if non_temporal and n * size > MAX_CACHED_ROW_BYTES else 0
     )
@@ -143,11 +142,10 @@ def backward(
                     source, n, mean_ptr, rstd_ptr, row, sums_prefetch_distance, ones_vec
                 )
             elif repeat is None:
-                a, b, c = lane_sums_of_row(
+                lane_sums = lane_sums_of_row(
                     source, n, mean_ptr, rstd_ptr, row, sums_prefetch_distance, ones_vec
                 )
-                sum_d, sum_g = broadcast(reduce_add(a)), broadcast(reduce_add(b))
-                sum_g_x_hat = broadcast(reduce_add(c))
+                sum_d, sum_g, sum_g_x_hat = horizontal_sums(lane_sums)
             else:
                 mu = load_broadcast(mean_ptr, row, ones_vec)
                 r = load_broadcast(rstd_ptr, row, ones_vec)

@@ -10,16 +10,16 @@ from .compile import CALLED, INLINE, ONCE
 from .doubles import to_float64, zeros_float64
 from .moments import finalize_moments, finalize_moments_lanes, reduce_add_float64, unscaled_mean
 from .row_passes import (
-    PREFETCH_BYTES,
     PendingRow,
     Row,
     RowConstants,
-    compute_approx_mean,
+    approx_mean_or_zero,
     deviation_lane_sums,
     deviation_sums,
     finish_row,
     normalise_two_rows,
     normalised,
+    prefetch_distance_of,
     sample_size,
     sample_sum,
     short_deviation_sums,
@@ -28,6 +28,7 @@ from .row_passes import (
 )
 from .simd import (
     broadcast,
+    broadcast_like,
     first_lane,
     if_present,
     lanes,
@@ -35,7 +36,6 @@ from .simd import (
     ones,
     reduce_add,
     reduce_add_rows,
-    scalar_like,
     zeros,
 )
 from .tasks import task_of
@@ -51,8 +51,6 @@ from .vector_memory import (
 
 #: Largest row for which L2 holds this row and the next.
 MAX_CACHED_ROW_BYTES = 128 << 10
-#: Smallest row from which on the next rows are prefetched, also without non-temporal stores.
-PREFETCH_MIN_ROW_BYTES = 1024
 #: Largest size of a block of rows: most of L1. A block has at most as many rows as a vector has
 #: lanes.
 MAX_BLOCK_BYTES = 24 << 10
@@ -96,9 +94,7 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, non_temporal
     n, size = x.shape[1], x.itemsize
     affine = Affine(data_pointer(gamma), data_pointer(beta), groups, repeat)
     out = Output(data_pointer(y), data_pointer(mean), data_pointer(rstd), non_temporal)
-    prefetch_distance = (
-        PREFETCH_BYTES // size if non_temporal or n * size >= PREFETCH_MIN_ROW_BYTES else 0
-    )
+    prefetch_distance = prefetch_distance_of(n, size, non_temporal)
     if (
         non_temporal
         and repeat is None
@@ -112,14 +108,6 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, non_temporal
         normalise_blocks(
             data_pointer(x), n, affine, out, epsilon, prefetch_distance, rows_per_block, start, stop
         )
-
-
-@njit(**INLINE)
-def approx_mean_or_zero(mean, x, x_offset, n, ones_vec):
-    """Return the approximate mean of a row, or 0 for RMS norm, where `mean` is None."""
-    if mean is None:
-        return reduce_add(zeros(ones_vec))
-    return compute_approx_mean(x, x_offset, n, ones_vec)
 
 
 @njit(**INLINE)
@@ -237,7 +225,7 @@ def compute_approx_means(mean, x, x_offset, n, ones_vec, count, approx_means, sa
             first = load_broadcast(x, x_offset + k * n, ones_vec)
             approx_means[k] = first_lane(first)
             store(samples, k * lanes(ones_vec), sample_sum(x, x_offset + k * n, n, ones_vec, first))
-        inv_count = broadcast(scalar_like(1.0 / sample_size(n, ones_vec), ones_vec))
+        inv_count = broadcast_like(1.0 / sample_size(n, ones_vec), ones_vec)
         store(
             approx_means,
             0,

@@ -162,6 +162,17 @@ def scalar_like(typing: Any, value: Any, like: Any) -> Any:
 
 
 @intrinsic
+def broadcast_like(typing: Any, value: Any, like: Any) -> Any:
+    """Cast a number to the dtype of a vector, and broadcast it to as many lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        number = context.cast(builder, args[0], value, like.scalar)
+        return build_broadcast(builder, number, like.lanes)
+
+    return like(value, like), generate
+
+
+@intrinsic
 def dtype_limits(typing: Any, like: Any) -> Any:
     """Return the smallest normal number of a dtype, and the safe range of a mean square.
 

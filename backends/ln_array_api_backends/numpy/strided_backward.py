@@ -14,7 +14,7 @@ from .gradient_sums import empty_or_none, put_first
 from .row_gradients import DxConstants, deviation, exact_x_hat, scaled_dy
 from .row_passes import TERMS_PER_FLUSH
 from .simd import (
-    broadcast,
+    broadcast_like,
     fma,
     if_present,
     lanes,
@@ -23,7 +23,6 @@ from .simd import (
     range_scale,
     reduce_add,
     reduce_add4,
-    scalar_like,
     zeros,
 )
 from .strided_forward import LANES, prefetch_tile, tile_of
@@ -118,7 +117,7 @@ def gradient_sums_of_tile(dy, x, tile, mean, gamma, table, sums, compensation):
             flush_tile_sums(sums_ptr, compensation_ptr, j, width, mean, first)
             j += num_lanes
     reduce_blocks(sums, compensation, sums.size)
-    inv_count = broadcast(scalar_like(1.0 / n, ones_vec))
+    inv_count = broadcast_like(1.0 / n, ones_vec)
     for j in range(0, count, num_lanes):
         r = load(table_ptr, width + j, ones_vec)
         _, unscale = range_scale(r)

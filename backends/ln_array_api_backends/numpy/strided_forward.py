@@ -19,16 +19,7 @@ from .compile import CALLED, INLINE
 from .doubles import zeros_float64
 from .moments import finalize_moments, finalize_moments_lanes, unscaled_mean
 from .row_passes import SQUARES_PER_FLUSH, RowConstants, apply_affine, x_hat
-from .simd import (
-    broadcast,
-    fma,
-    if_present,
-    lanes,
-    negative,
-    ones,
-    scalar_like,
-    zeros,
-)
+from .simd import broadcast_like, fma, if_present, lanes, negative, ones, zeros
 from .tasks import task_of
 from .vector_memory import (
     data_pointer,
@@ -82,7 +73,7 @@ def compute_approx_means(x, tile, table):
     x_offset, _, count, _, n, inner = tile
     table_ptr, ones_vec = data_pointer(table), ones(table)
     num_samples = min(n, MAX_SAMPLE_ELEMENTS)
-    inv_count = broadcast(scalar_like(1.0 / num_samples, ones_vec))
+    inv_count = broadcast_like(1.0 / num_samples, ones_vec)
     for j in range(0, count, lanes(ones_vec)):
         anchor = load_partial(x, x_offset + j, count - j, ones_vec)
         difference_sum = zeros(ones_vec)

@@ -130,6 +130,20 @@ def can_use_non_temporal(dx, x_offset, non_temporal, like):
     return non_temporal and elements_to_alignment(dx, x_offset, like) == 0
 
 
+@njit(**INLINE)
+def store_sum(into, i, sums, rest, like):
+    """Store the sum over the lanes of a float64 pair of vectors, unless `into` is None."""
+    if into is not None:
+        into[i] = reduce_add(sum_in_float64(sums, rest, like))
+
+
+@njit(**INLINE)
+def flush_if_present(sums, compensation, i, values):
+    """Call `flush_sums` unless sums is None."""
+    if sums is not None:
+        flush_sums(sums, compensation, i, values)
+
+
 @njit(**CALLED)
 def backward(
     dy, x, alpha, gamma, dx, dalpha, dgamma, dbeta, length, segment, parameters, non_temporal,
@@ -153,21 +167,11 @@ def backward(
             b, rest_b = accumulate(b, rest_b, bb)
             c, rest_c = accumulate(c, rest_c, cc)
             j += width
-        if dbeta is not None:
-            dbeta[i] = reduce_add(sum_in_float64(a, rest_a, alpha_vec))
-        if dgamma is not None:
-            dgamma[i] = reduce_add(sum_in_float64(b, rest_b, alpha_vec))
-        if dalpha is not None:
-            dalpha[i] = reduce_add(sum_in_float64(c, rest_c, alpha_vec))
+        store_sum(dbeta, i, a, rest_a, alpha_vec)
+        store_sum(dgamma, i, b, rest_b, alpha_vec)
+        store_sum(dalpha, i, c, rest_c, alpha_vec)
     if non_temporal:
         fence()
-
-
-@njit(**INLINE)
-def flush_if_present(sums, compensation, i, values):
-    """Call `flush_sums` unless sums is None."""
-    if sums is not None:
-        flush_sums(sums, compensation, i, values)
 
 
 @njit(**CALLED)
@@ -206,8 +210,7 @@ def backward_of_columns(
                 flush_if_present(dgamma_ptr, dgamma_comp_ptr, sums_offset + j, bb)
                 c, rest = accumulate(c, rest, cc)
                 j += width
-        if dalpha is not None:
-            dalpha[i] = reduce_add(sum_in_float64(c, rest, alpha_vec))
+        store_sum(dalpha, i, c, rest, alpha_vec)
     if non_temporal:
         fence()
 

@@ -10,17 +10,7 @@ from __future__ import annotations
 from numba import njit
 
 from .compile import CALLED, INLINE, ONCE
-from .simd import (
-    absolute,
-    broadcast,
-    fma,
-    lanes,
-    negative,
-    ones,
-    scalar_like,
-    where_at_least,
-    zeros,
-)
+from .simd import absolute, broadcast_like, fma, lanes, negative, ones, where_at_least, zeros
 from .tasks import task_of
 from .vector_memory import (
     data_pointer,
@@ -32,7 +22,7 @@ from .vector_memory import (
     unrelated,
 )
 from .window_runs import BLOCK, first_step, merge_windows
-from .windows_forward import load_tile, pitch_of, tile_of, workspace
+from .windows_forward import load_tile, tile_of, workspace
 
 #: Fields of a tile: x; offsets of runs along rows and of windows; total, moment and weight of each
 #: window; two more for sums, which otherwise reuse fields that are no longer needed.
@@ -146,9 +136,9 @@ def store_terms(
     fields, across_ptr, down_ptr = data_pointer(space), data_pointer(across), data_pointer(down)
     # rstd / factor overflows in a constant window of large values. Its two factors do not, and are
     # multiplied by the deviation, which is 0 there, one after the other.
-    lift = broadcast(scalar_like(lift_of(factor), ones_vec))
-    steepness = broadcast(scalar_like(lift_of(factor) if factor < 1 else 1.0 / factor, ones_vec))
-    remaining_scale = broadcast(scalar_like(1.0 / (factor * LIFT) if factor < 1 else 1.0, ones_vec))
+    lift = broadcast_like(lift_of(factor), ones_vec)
+    steepness = broadcast_like(lift_of(factor) if factor < 1 else 1.0 / factor, ones_vec)
+    remaining_scale = broadcast_like(1.0 / (factor * LIFT) if factor < 1 else 1.0, ones_vec)
     rows, columns = shape
     for row in range(rows):
         i, q = row - before[0], row * pitch
@@ -177,8 +167,8 @@ def store_terms(
 def write_dx(space, x, sums, dy, rstd, dx, o, rows, columns, pitch, width, factor, ones_vec):
     """Write dx of a tile, from element o on."""
     fields = data_pointer(space)
-    lift = broadcast(scalar_like(lift_of(factor), ones_vec))
-    unlift = broadcast(scalar_like(1.0 / lift_of(factor), ones_vec))
+    lift = broadcast_like(lift_of(factor), ones_vec)
+    unlift = broadcast_like(1.0 / lift_of(factor), ones_vec)
     for i in range(rows):
         for j in range(0, columns, lanes(ones_vec)):
             q, p = i * pitch + j, o + i * width + j
@@ -204,9 +194,9 @@ def backward(
     dy_ptr, x_ptr, rstd_ptr = data_pointer(dy), data_pointer(x), data_pointer(rstd)
     dx_ptr, ones_vec = data_pointer(dx), ones(across)
     _, height, width = x.shape
-    pitch = pitch_of(columns + 4 * radius_across, ones_vec)
-    space, field, field_stride = workspace(rows + 4 * radius_down, pitch, FIELDS, across)
-    f = field_stride
+    space, field, f, pitch = workspace(
+        rows + 4 * radius_down, columns + 4 * radius_across, FIELDS, across
+    )
     for unit in range(start, stop):
         plane, row, column, num_rows, num_columns = tile_of(unit, x.shape, rows, columns)
         # The windows that contain elements of the tile, and x in these windows.

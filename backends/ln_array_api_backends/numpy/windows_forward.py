@@ -14,13 +14,12 @@ from numba import njit
 from .compile import CALLED, INLINE, ONCE
 from .simd import (
     absolute,
-    broadcast,
+    broadcast_like,
     dtype_limits,
     fmax,
     lanes,
     ones,
     reduce_max,
-    scalar_like,
     square_root,
     where_at_least,
     zeros,
@@ -69,7 +68,7 @@ def scale_factor(max_abs, epsilon, ones_vec):
 @njit(**ONCE)
 def scale_field(space, o, count, factor, ones_vec):
     """Multiply `count` numbers of a field, rounded up to whole vectors, by a factor."""
-    field, factors = data_pointer(space), broadcast(scalar_like(factor, ones_vec))
+    field, factors = data_pointer(space), broadcast_like(factor, ones_vec)
     for j in range(0, count, lanes(ones_vec)):
         store(field, o + j, load(field, o + j, ones_vec) * factors)
 
@@ -122,26 +121,21 @@ def tile_of(unit, shape, rows, columns):
 
 
 @njit(**INLINE)
-def pitch_of(places, ones_vec):
-    """Return the stride of the rows of a field: whole vectors, and one after the last place.
+def workspace(rows, places, count, like):
+    """Allocate `count` fields; return the array, the first offset, and the strides.
 
-    The number of vectors is odd, so that a column of vectors is spread over all cache sets.
-    """
-    return (-(-places // lanes(ones_vec)) + 1 | 1) * lanes(ones_vec)
-
-
-@njit(**INLINE)
-def workspace(rows, pitch, count, like):
-    """Allocate `count` fields; return the array, the offset of the first, and their stride.
-
-    Functions get the array and not a pointer, since Numba frees it after its last use.
+    These are the stride of the fields and that of their rows, the pitch: whole vectors, and one
+    after the last place. The number of vectors is odd, so that a column of vectors is spread over
+    all cache sets. Functions get the array and not a pointer, since Numba frees it after its last
+    use.
     """
     ones_vec = ones(like)
+    pitch = (-(-places // lanes(ones_vec)) + 1 | 1) * lanes(ones_vec)
     field_stride = (
         -(-rows * pitch // (PAGE_VECTORS * lanes(ones_vec))) * PAGE_VECTORS + FIELD_OFFSET
     ) * lanes(ones_vec)
     space = np.empty(count * field_stride + lanes(ones_vec), like.dtype)
-    return space, elements_to_alignment(data_pointer(space), 0, ones_vec), field_stride
+    return space, elements_to_alignment(data_pointer(space), 0, ones_vec), field_stride, pitch
 
 
 @njit(**CALLED)
@@ -156,10 +150,10 @@ def write_tile(
     if epsilon > 0:
         variance_epsilon = max(epsilon * factor * factor, min_normal)
         epsilon_rstd = min(1.0 / math.sqrt(epsilon), max_number)
-    variance_epsilon = broadcast(scalar_like(variance_epsilon, ones_vec))
-    epsilon_rstd = broadcast(scalar_like(epsilon_rstd, ones_vec))
-    scale = broadcast(scalar_like(factor, ones_vec))
-    unscale = broadcast(scalar_like(1.0 / factor, ones_vec))
+    variance_epsilon = broadcast_like(variance_epsilon, ones_vec)
+    epsilon_rstd = broadcast_like(epsilon_rstd, ones_vec)
+    scale = broadcast_like(factor, ones_vec)
+    unscale = broadcast_like(1.0 / factor, ones_vec)
     centre = radius[0] * pitch + radius[1]
     for i in range(rows):
         for j in range(0, columns, lanes(ones_vec)):
@@ -190,25 +184,15 @@ def forward(
     x_ptr, y_ptr, mean_ptr = data_pointer(x), data_pointer(y), data_pointer(mean)
     rstd_ptr, ones_vec = data_pointer(rstd), ones(across)
     _, height, width = x.shape
-    pitch = pitch_of(columns + 2 * radius_across, ones_vec)
-    space, field, field_stride = workspace(rows + 2 * radius_down, pitch, FIELDS, across)
+    space, field, field_stride, pitch = workspace(
+        rows + 2 * radius_down, columns + 2 * radius_across, FIELDS, across
+    )
     for unit in range(start, stop):
         plane, row, column, num_rows, num_columns = tile_of(unit, x.shape, rows, columns)
         top, high = row - radius_down, num_rows + 2 * radius_down
         left, wide = column - radius_across, num_columns + 2 * radius_across
         factor = load_tile(
-            x_ptr,
-            plane,
-            height,
-            width,
-            top,
-            high,
-            left,
-            wide,
-            space,
-            field,
-            pitch,
-            epsilon,
+            x_ptr, plane, height, width, top, high, left, wide, space, field, pitch, epsilon,
             ones_vec,
         )  # fmt: skip
         offset = merge_windows(

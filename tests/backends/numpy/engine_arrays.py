@@ -63,6 +63,16 @@ def moved(array: np.ndarray, offset: int) -> np.ndarray:
     return copy
 
 
+def some_rows(m: int) -> list[Any]:
+    """Return numbers of some of m rows: single ones, consecutive ones, and all in another order."""
+    ranges = ((0, 3), (1, m), (3, 20), (m - 2, m))
+    return [
+        *([row] for row in {*range(7), m - 1}),
+        *(np.arange(m)[first:last] for first, last in ranges),
+        np.random.default_rng(m).permutation(m),
+    ]
+
+
 def same(actual: Iterable[Any], expected: Iterable[Any]) -> None:
     """Check that arrays have the same bits, dtypes and shapes, or are both None."""
     for own, right in zip(actual, expected, strict=True):

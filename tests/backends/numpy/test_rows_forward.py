@@ -17,6 +17,7 @@ from engine_arrays import (
     bits,
     moved,
     parameters,
+    some_rows,
     threads_set_to,
     viewed,
 )
@@ -82,9 +83,10 @@ CASES = [
     *(("float32", kind, center) for kind in PARAMETERS for center in (True, False)),
     *((dtype, "both", True) for dtype in ("float64", "float16", "bfloat16")),
 ]
+every_case = pytest.mark.parametrize(("dtype", "kind", "center"), CASES)
 
 
-@pytest.mark.parametrize(("dtype", "kind", "center"), CASES)
+@every_case
 def test_rows_do_not_depend_on_how_many_there_are_nor_on_their_place(
     dtype: str, kind: str, center: bool
 ) -> None:
@@ -93,18 +95,11 @@ def test_rows_do_not_depend_on_how_many_there_are_nor_on_their_place(
         x, given = mixed(dtype, m, n), parameters(dtype, n, kind)
         together = run(x, *given, center=center)
         assert np.isfinite(together.y[:5].astype(np.float32)).all()
-        for row in {0, 1, 2, 3, 4, 5, 6, m - 1}:
-            same(run(x[row : row + 1].copy(), *given, center=center), together, [row])
-        for first, last in ((0, 3), (1, m), (3, 20), (m - 1, m)):
-            same(run(x[first:last].copy(), *given, center=center), together, slice(first, last))
-        order = np.random.default_rng(n).permutation(m)
-        same(run(x[order], *given, center=center), together, order)
+        for some in some_rows(m):
+            same(run(x[some], *given, center=center), together, some)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kind", "center"),
-    CASES,
-)
+@every_case
 def test_rows_do_not_depend_on_stores_nor_on_alignment(dtype: str, kind: str, center: bool) -> None:
     step = DTYPES[dtype].itemsize
     for n in (*LENGTHS, 40_000):
