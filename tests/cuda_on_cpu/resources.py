@@ -20,8 +20,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from machine_code import disassemble, loads_in_flight
-
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "cuda-kernels.md"
 KEPT = HERE.parents[1] / ".cuda_on_cpu" / "resources"
@@ -34,11 +32,6 @@ REDUCE_VECTORS = {"plane_moments", "plane_sums", "column_moments", "column_sums"
 WITH_VECTOR_WIDTH = REDUCE_VECTORS | {"channels_normalise", "channels_dx"}
 #: A block stores only a few results. All other kernels must store vectors.
 SCALAR_STORES = SCALAR_LOADS | REDUCE_VECTORS | {"segment_moments", "segment_sums"}
-#: Numbers of vectors, of which the page has the least.
-VECTOR_FIELDS = ("vector_loads", "vector_stores", "in_flight")
-#: How many arrays a kernel over rows reads. Its last template number is that of a thread's chunks.
-ARRAYS_IN_CHUNKS = dict.fromkeys(("rows_forward", "segment_moments", "segments_forward"), 1)
-ARRAYS_IN_CHUNKS |= dict.fromkeys(("rows_backward", "segment_sums", "segments_backward"), 2)
 REGISTERS, WARP = 65536, 32
 
 
@@ -71,8 +64,6 @@ class Usage(NamedTuple):
     """Blocks per multiprocessor that its launch bounds ensure."""
     vector_loads: int
     vector_stores: int
-    in_flight: int
-    """Vectors that a thread has asked for when it first waits for one, by the machine code."""
 
     def blocks(self, on: Multiprocessor) -> int:
         """Return how many blocks fit on a multiprocessor; threads get multiples of 8 registers."""
@@ -92,24 +83,8 @@ class Usage(NamedTuple):
             f"room for {self.blocks(on)} blocks, not {claimed}": self.blocks(on) < claimed,
             "no load of 128 bits": loads and not self.vector_loads,
             "no store of 128 bits": stores and not self.vector_stores,
-            f"a wait for {self.in_flight} vectors, not {vectors_of_row(name)}": (
-                self.in_flight < vectors_of_row(name)
-            ),
         }
         return [fault for fault, is_present in wrong.items() if is_present]
-
-
-def vectors_of_row(name: str) -> int:
-    """Return how many vectors of x and dy a kernel over rows loads before it uses any.
-
-    Rows that are read twice are loaded one chunk ahead.
-    """
-    kernel, _, arguments = name.partition("<")
-    if kernel not in ARRAYS_IN_CHUNKS:
-        return 0
-    is_read_twice = kernel == "rows_backward" and re.search(r"\d, false", arguments)
-    chunks = 2 if is_read_twice else int(re.findall(r"\b\d+\b", arguments)[-1])
-    return ARRAYS_IN_CHUNKS[kernel] * chunks
 
 
 class Row(NamedTuple):
@@ -157,7 +132,6 @@ def compiled(
         sys.exit(nvrtc.getProgramLog(program))
     told = {match[1]: match for match in _TOLD.finditer(nvrtc.getProgramLog(program))}
     bodies = {match[1]: match[2] for match in _ENTRY.finditer(nvrtc.getPTX(program).decode())}
-    codes = disassemble(nvrtc.getCUBIN(program))
     usages = {}
     for name in names:
         lowered = nvrtc.getLoweredName(program, name)
@@ -172,7 +146,6 @@ def compiled(
             _number(r"\.minnctapersm (\d+)", body, 1),
             len(re.findall(r"ld\.global\S*\.v4\.[bfu]32|ld\.global\S*\.v2\.[bfu]64", body)),
             len(re.findall(r"st\.global\S*\.v4\.[bfu]32|st\.global\S*\.v2\.[bfu]64", body)),
-            next(iter(loads_in_flight(codes[lowered])), 0),
         )
     KEPT.mkdir(exist_ok=True)
     kept.write_text(json.dumps(usages))
@@ -239,7 +212,7 @@ def lines(usages: dict[str, dict[str, Usage]]) -> dict[Row, str]:
             least, most = min(e.registers for e in here), max(e.registers for e in here)
             registers = str(most) if least == most else f"{least}-{most}"
             cells.append(f"{registers} ({min(each.blocks(on) for each in here)})")
-        vectors = [min(each[k] for each in some) for k in map(Usage._fields.index, VECTOR_FIELDS)]
+        vectors = min(e.vector_loads for e in some), min(e.vector_stores for e in some)
         facts = [some[0].threads, some[0].claimed, max(each.shared for each in some), *vectors]
         words = [f"{row.kernel}<{row.shape}>", row.dtype, row.parameters or "x's", len(names)]
         table[row] = "| " + " | ".join(map(str, [*words, *facts, *cells])) + " |"
@@ -270,9 +243,7 @@ The columns are:
 - *kernels*: the number of kernels in this row, which differ in flags and in these wider dtypes.
 - *threads* of a block; *claimed*: the blocks per multiprocessor that the launch bounds ensure.
 - *shared*: bytes of shared memory; *loads*, *stores*: the fewest loads and stores of 128 bits in
-  the code of a kernel; *in flight*: the fewest vectors of 128 bits that a thread has asked for when
-  it first waits for one, by the machine code. Kernels over rows have asked for all chunks of x, and
-  of dy, or for two where a row is too long to be kept.
+  the code of a kernel.
 - For each architecture, the registers of a thread, and in brackets the blocks that fit on a
   multiprocessor.
 
@@ -290,8 +261,8 @@ def preface(sources: dict[str, str], options: set[str]) -> str:
         count=len(sources),
         version=".".join(map(str, nvrtc.getVersion())),
         digest=digest(sources, options),
-        heads=" | ".join(["in flight", *(f"sm_{each}" for each in ARCHITECTURES)]),
-        rules="---|---|---|" + "---:|" * (7 + len(ARCHITECTURES)),
+        heads=" | ".join(f"sm_{each}" for each in ARCHITECTURES),
+        rules="---|---|---|" + "---:|" * (6 + len(ARCHITECTURES)),
     )
 
 

@@ -6,13 +6,13 @@ from planted_faults import ADDRESS, RESULT, SIMULATOR, THREAD, UNDEFINED, faults
 from test_long_rows import two_tile_segments
 
 BARRIER = "        __syncthreads();\n"
-EXCHANGED = "#pragma unroll\n        for (int k = 0; k < K; ++k) values[k] = warp_values"
+EXCHANGED = "#pragma unroll\n        for (int k = 0; k < K; ++k) values[k] = lane"
 SHUFFLE = "value += __shfl_xor_sync(ALL_LANES, value, flip);"
 STORED_SUMS = "values[i][j];\n            __syncthreads();\n"
 REDUCED_SUMS = "block_partials[c] = sum;\n            }\n"
 STORED_COLUMNS = "shared_sums[thread_row][column] = sum.total();\n"
 LOAD = "if (aligned && count == VEC) {\n        load_vec"
-SUM_G_X_HAT = "sums[0] += g[j] * (deviation[j] * row_grad.rstd);"
+SUM_G_X_HAT = "sums[0] += g[j] * (deviation[k][j] * row_grad.rstd);"
 BLOCK, WARP, ODD, LONG = ("float32", 1600), ("float32", 40), ("float32", 41), ("float32", 40001)
 
 FAULTS = (
@@ -37,17 +37,17 @@ FAULTS = (
     *faults(
         *BLOCK,
         {
-            "sums of two warps only": ("lane % WARPS]", "lane % 2]"),
+            "sums of warps that do not exist": ("lane < WARPS ? warp", "true ? warp"),
             "partial sums stored at the wrong stride": (
                 "partials + blockIdx.x * sums_per_row",
                 "partials + blockIdx.x * 9",
             ),
-            "a partial sum left out": ("step < rows) sum", "step < rows - 1) sum"),
+            "a partial sum left out": ("r < rows;\n", "r < rows - 1;\n"),
         },
     ),
     *faults(
         *("float32", 100),
-        {"half of a warp's sum": ("int flip = LANES / 2; flip", "int flip = LANES / 4; flip")},
+        {"half of a warp's sum": ("int flip = WARP / 2; flip", "int flip = WARP / 4; flip")},
     ),
     *faults(
         *WARP,
@@ -125,7 +125,7 @@ FAULTS = (
     ),
     *faults(
         *("float32", 12000),
-        {"the first chunk loaded in place of all": (".load(x + c, x_al", ".load(x, x_al")},
+        {"x and dy not read again": ("if (!IN_REGISTERS) read(i, row_grad);", "")},
     ),
     *faults(
         *LONG,
@@ -202,40 +202,12 @@ FAULTS = (
     ),
     *faults(
         *ODD,
-        {
-            "no tail": ("if (j < count) elements[j]", "if (false) elements[j]"),
-            "no tail of parameters": ("j < count ? static_cast<A>(ptr[j])", "false ? A(ptr[j])"),
-            "a tail that counts twice": ("if (j >= count) deviation[j] = 0", "deviation[j] *= 2"),
-        },
+        {"no tail": ("j < count ? static_cast<A>(ptr[j])", "false ? A(ptr[j])")},
     ),
     *faults(
         *ODD,
         {
-            "rows out of range not read again": ("c < n; c += THREADS * VEC", "false; c = n"),
-            "a tail not read again": ("const int count = min(VEC, n - c);", "const int count = 1;"),
-        },
-        magnitude=1e30,
-    ),
-    *faults(
-        *WARP,
-        {
-            "the same row loaded twice": (
-                "next_row.load(x + (r + step) * n",
-                "next_row.load(x + r * n",
-            ),
-            "statistics of the row before": (
-                "next_grad = {mean, rstd, r + step}",
-                "next_grad = {mean, rstd, r}",
-            ),
-        },
-        rows=9000,
-    ),
-    *faults(
-        *ODD,
-        {
-            "an element too many": ("if (j < count) elements[j]", "if (true) elements[j]"),
-            "a parameter too many": ("j < count ? static_cast<A>(ptr", "true ? A(ptr"),
-            "a chunk that is not whole": ("if (aligned && n - c >= VEC)", "if (aligned && n > c)"),
+            "an element too many": ("j < count ? static_cast<A>(ptr", "true ? A(ptr"),
             "out-of-bounds load": (LOAD, LOAD.replace("count == VEC", "true")),
             "out-of-bounds store": (
                 "if (aligned && count == VEC) {\n        store",
@@ -249,13 +221,7 @@ FAULTS = (
     *faults(*BLOCK, {"too little shared memory": ("2 * 3 * WARPS;", "2 * WARPS;")}, by=(ADDRESS,)),
     *faults(
         *WARP,
-        {
-            "parameters that are not aligned": (LOAD, LOAD.replace("aligned && ", "")),
-            "a chunk that is not aligned": (
-                "const bool aligned = is_aligned<VEC>(ptr)",
-                "const bool aligned = true",
-            ),
-        },
+        {"a vector that is not aligned": (LOAD, LOAD.replace("aligned && ", ""))},
         by=(SIMULATOR,),
         offset=1,
     ),

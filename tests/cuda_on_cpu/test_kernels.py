@@ -54,7 +54,6 @@ class Case:
         wide: bool = False,
         offset: int = 0,
         mean: float = 3,
-        magnitude: float = 1,
         epsilon: float = EPSILON,
         x: np.ndarray | None = None,
     ) -> None:
@@ -65,7 +64,7 @@ class Case:
         size = groups * n // repeat
         draw = rng.standard_normal
         self.plain = [
-            (magnitude * (mean + draw((m, n))) if x is None else x).astype(DTYPES[dtype]),
+            (mean + draw((m, n)) if x is None else x).astype(DTYPES[dtype]),
             draw(size).astype(DTYPES[parameter]),
             draw(size).astype(DTYPES[parameter]) if center else None,
             draw((m, n)).astype(DTYPES["float32" if wide and dtype != "float64" else dtype]),

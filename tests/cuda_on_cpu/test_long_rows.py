@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ln_array_api_backends.cupy import rows_dispatch
 from ln_array_api_backends.cupy.launch_config import (
-    FORWARD_CHUNKS,
+    MAX_CHUNKS,
     TARGET_WARPS,
     RowSplit,
     ceil_div,
@@ -133,7 +133,7 @@ def test_a_non_finite_value_affects_only_its_row(value: float) -> None:
 
 
 def test_few_long_rows_fill_a_gpu() -> None:
-    cut = split_row("float32", 1 << 18, FORWARD_CHUNKS)
+    cut = split_row("float32", 1 << 18, MAX_CHUNKS["float32"])
     assert 16 * min(cut.segments, cut.tiles) * cut.warps >= TARGET_WARPS
 
 

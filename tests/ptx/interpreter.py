@@ -212,11 +212,6 @@ class _Blocks:
                 return value.astype(f"u{size}")
         return self._value(operand, f"b{8 * size}")
 
-    def _extended(self, value: Array, name: str, kind: str) -> Array:
-        """Extend what is loaded by zeros, if the register is wider."""
-        size = SIZES.get(self.kernel.registers.get(name, ""), 0)
-        return value.astype(f"u{size}") if kind[0] == "u" and size > value.itemsize else value
-
     def _set(self, name: str, value: Array, active: Array) -> None:
         """Write the bits of a value to a register, in active threads."""
         if name == "_":
@@ -309,7 +304,7 @@ class _Blocks:
             for place, name in enumerate(parts):
                 whole = np.zeros(active.shape, f"u{size}")
                 whole[active] = elements[:, place]
-                self._set(str(name), self._extended(whole, str(name), kind), active)
+                self._set(str(name), whole, active)
         else:
             values = [np.broadcast_to(self._stored(each, size), active.shape) for each in parts]
             access(addresses, active, size, count, np.stack([e[active] for e in values], axis=1))

@@ -166,8 +166,8 @@ FAULTS = (
     ),
     Fault(
         "elements loaded one by one",
-        "const bool aligned = is_aligned<VEC>(ptr)",
-        "const bool aligned = false",
+        "min(VEC, n - c), values[i]",
+        "n - c, values[i]",
         BLOCK,
         "rows_forward reads x in",
     ),

@@ -22,11 +22,6 @@ struct MemoryTile {
             visit(values, VEC, 0);
         }
     }
-    template <class Visit>
-    __device__ void for_each_chunk_again(Visit visit) const {
-        for_each_chunk(visit);
-    }
-    __device__ void load() const {}  // since nothing is kept
     __device__ A first() const { return static_cast<A>(x[start.offset * VEC]); }
 };
 

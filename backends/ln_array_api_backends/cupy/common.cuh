@@ -15,8 +15,6 @@ __device__ inline double reciprocal_sqrt(double x) { return rsqrt(x); }
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr int VEC_BYTES = 16;
-// Threads of the largest block. Each has 64 registers.
-constexpr int MAX_THREADS = 1024;
 
 // Blocks that a multiprocessor must have registers for. Without a number, the compiler aims at more
 // of the smaller blocks, and spills a register or two for it.
@@ -103,89 +101,6 @@ __device__ void load(const T* ptr, bool aligned, int count, A (&values)[VEC]) {
     }
 }
 
-// A number that is known at compile time, in place of one that is not.
-template <int VALUE>
-struct Constant {
-    __device__ constexpr operator int() const { return VALUE; }
-};
-
-// Make the compiler forget the value of a variable, so that what depends on it is computed when it
-// is needed, and not kept in registers.
-template <class Word>
-__device__ void forget(Word& word) {
-    asm volatile("" : "+r"(word));
-}
-
-// The VEC elements of a chunk in their own dtype. In that of accumulation they would take more
-// registers, so each use converts them.
-template <class T, int VEC>
-struct RawChunk {
-    static constexpr int VECTORS = VEC * int(sizeof(T)) / VEC_BYTES;
-    union {
-        uint4 vectors[VECTORS];
-        T elements[VEC];
-    };
-
-    // Load all of a chunk from an aligned address.
-    template <class Source>
-    __device__ void load(const Source* ptr) {
-        if constexpr (sizeof(Source) == sizeof(T)) {
-#pragma unroll
-            for (int i = 0; i < VECTORS; ++i)
-                vectors[i] = *reinterpret_cast<const uint4*>(ptr + i * (VEC / VECTORS));
-        } else {
-            load_vec<true>(ptr, elements);
-        }
-    }
-    // Load the first `count` elements, and zeros for the others.
-    template <class Source>
-    __device__ void load(const Source* ptr, int count) {
-#pragma unroll
-        for (int i = 0; i < VECTORS; ++i) vectors[i] = {};
-#pragma unroll
-        for (int j = 0; j < VEC; ++j)
-            if (j < count) elements[j] = static_cast<T>(ptr[j]);
-    }
-    template <class Source>
-    __device__ void load(const Source* ptr, bool aligned, int count) {
-        if (aligned && count >= VEC)
-            load(ptr);
-        else
-            load(ptr, count);
-    }
-    // Give the elements in their accumulation dtype.
-    template <class A>
-    __device__ void convert(A (&values)[VEC]) const {
-        RawChunk chunk;
-#pragma unroll
-        for (int i = 0; i < VECTORS; ++i) {
-            uint4 words = vectors[i];
-            forget(words.x), forget(words.y), forget(words.z), forget(words.w);
-            chunk.vectors[i] = words;
-        }
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) values[j] = static_cast<A>(chunk.elements[j]);
-    }
-};
-
-// Load a thread's chunks of the n elements from `ptr` on, all before any is used.
-template <int THREADS, class Source, class T, int VEC, int CHUNKS>
-__device__ void load_chunks(const Source* ptr, int n, int thread,
-                            RawChunk<T, VEC> (&chunks)[CHUNKS]) {
-    const bool aligned = is_aligned<VEC>(ptr);
-#pragma unroll
-    for (int i = 0; i < CHUNKS; ++i) {
-        const int c = (i * THREADS + thread) * VEC;
-        if (aligned && n - c >= VEC) chunks[i].load(ptr + c);
-    }
-    if (aligned && n % VEC == 0) return;
-#pragma unroll
-    for (int i = 0; i < CHUNKS; ++i) {
-        const int c = (i * THREADS + thread) * VEC;
-        if (!aligned || n - c < VEC) chunks[i].load(ptr + c, n - c);
-    }
-}
-
 // Store the first `count` elements of a vector.
 template <class T, class A, int VEC>
 __device__ void store(T* ptr, bool aligned, int count, const A (&values)[VEC]) {
@@ -239,19 +154,18 @@ struct ParamView {
     }
 };
 
-// Add up the values of each LANES lanes of a warp.
-template <int LANES = WARP, class A>
+template <class A>
 __device__ A warp_reduce_add(A value) {
 #pragma unroll
-    for (int flip = LANES / 2; flip > 0; flip /= 2)
+    for (int flip = WARP / 2; flip > 0; flip /= 2)
         value += __shfl_xor_sync(ALL_LANES, value, flip);
     return value;
 }
 
-template <int LANES = WARP, class A>
+template <class A>
 __device__ A warp_reduce_max(A value) {
 #pragma unroll
-    for (int flip = LANES / 2; flip > 0; flip /= 2)
+    for (int flip = WARP / 2; flip > 0; flip /= 2)
         value = max(value, __shfl_xor_sync(ALL_LANES, value, flip));
     return value;
 }
@@ -281,7 +195,7 @@ struct WarpGroup {
         if constexpr (WARPS > 1) {
             exchange(values);
 #pragma unroll
-            for (int k = 0; k < K; ++k) values[k] = warp_reduce_add<WARPS>(values[k]);
+            for (int k = 0; k < K; ++k) values[k] = warp_reduce_add(values[k]);
         }
     }
 
@@ -290,13 +204,13 @@ struct WarpGroup {
         A values[1] = {warp_reduce_max(value)};
         if constexpr (WARPS > 1) {
             exchange(values);
-            values[0] = warp_reduce_max<WARPS>(values[0]);
+            values[0] = warp_reduce_max(values[0]);
         }
         return values[0];
     }
 
   private:
-    // Give lane w of each WARPS lanes the values of warp w, which are those of its first lane.
+    // Give lane w of every warp the values of warp w, which are those of its first lane.
     template <int K>
     __device__ void exchange(A (&values)[K]) {
         const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -308,6 +222,6 @@ struct WarpGroup {
         }
         __syncthreads();
 #pragma unroll
-        for (int k = 0; k < K; ++k) values[k] = warp_values[k * WARPS + lane % WARPS];
+        for (int k = 0; k < K; ++k) values[k] = lane < WARPS ? warp_values[k * WARPS + lane] : A(0);
     }
 };

@@ -10,10 +10,9 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 WARP, CHUNK_BYTES = 32, 16
 #: Rows in a block where each row has one warp.
 ROWS_PER_BLOCK = 4
-#: Chunks of a row that a thread keeps in registers in the forward pass.
-FORWARD_CHUNKS = 4
-#: The same in the backward pass, which also keeps dy, the next row and two sums for each element.
-BACKWARD_CHUNKS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 4}
+#: Chunks of a row that a thread keeps in registers: as many as the backward pass, which also keeps
+#: dy and two sums for each element, can have without spilling.
+MAX_CHUNKS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 4}
 LONG_ROW_WARPS = 16
 #: Warps that fill a large GPU. Sums over rows are split for so many on every GPU.
 TARGET_WARPS = 4224
@@ -58,10 +57,7 @@ class BlockShape(NamedTuple):
 
 def forward_shape(dtype: str, n: int) -> BlockShape | None:
     """Return the smallest shape for rows of n elements, or None if a block cannot hold them."""
-    shape = _smallest(dtype, n, FORWARD_CHUNKS, (4, 8, 16, 32))
-    if shape or dtype != "float32":
-        return shape
-    return _smallest(dtype, n, 2 * FORWARD_CHUNKS, (32,))
+    return _smallest(dtype, n, MAX_CHUNKS[dtype], (4, 8, 16, 32))
 
 
 def backward_shape(
@@ -82,7 +78,7 @@ def backward_shape(
 
 def backward_chunks(dtype: str, indexing: ParamIndexing) -> int:
     """Return how many chunks a thread can keep; REPEATED indexing needs registers of its own."""
-    return BACKWARD_CHUNKS[dtype] // (2 if indexing == ParamIndexing.REPEATED else 1)
+    return MAX_CHUNKS[dtype] // (2 if indexing == ParamIndexing.REPEATED else 1)
 
 
 def _smallest(dtype: str, n: int, max_chunks: int, warps: tuple[int, ...]) -> BlockShape | None:

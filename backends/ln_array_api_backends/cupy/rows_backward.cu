@@ -17,7 +17,6 @@ struct RowGradient {
     A x_hat_mean;  // the mean of x_hat if it is computed with the rounded mean
     A mean_g, projection;
 
-    __device__ RowGradient() {}
     __device__ RowGradient(const A* means, const A* rstds, Index r)
         : mean(CENTER ? means[r] : A(0)), rstd(rstds[r]) {}
 
@@ -58,92 +57,61 @@ __device__ void reduce_row(Group& warp_group, A (&sums)[3]) {
     }
 }
 
-// A or B, whichever has fewer bytes.
-template <class A, class B, bool IS_FIRST = (sizeof(A) < sizeof(B))>
-struct Narrower {
-    using type = A;
-};
-template <class A, class B>
-struct Narrower<A, B, false> {
-    using type = B;
-};
-
 // A thread's chunks of a row of x and of dy, or of a tile of it. They stay in registers, or unless
-// IN_REGISTERS are loaded by each visit, which is one chunk ahead.
+// IN_REGISTERS are read again by the second pass.
 template <class T, class Dy, int THREADS, int CHUNKS, bool IN_REGISTERS>
 struct RowPairTile {
     using A = Accumulator<T>;
     static constexpr int VEC = FULL_VEC<T>;
-    using D = typename Narrower<Dy, A>::type;  // an element of dy is kept in
     const T* x;
     const Dy* dy;
+    bool x_aligned, dy_aligned;
     int n, thread;
-    static constexpr int KEPT = IN_REGISTERS ? CHUNKS : 2;
-    // Where elements of dy are narrowed, they are waited for when they are loaded.
-    static constexpr bool LOADS_NEXT_ROW = IN_REGISTERS && sizeof(D) == sizeof(Dy);
-    RawChunk<T, VEC> x_chunks[KEPT];
-    RawChunk<D, VEC> dy_chunks[KEPT];
+    A deviation[IN_REGISTERS ? CHUNKS : 1][VEC], d[IN_REGISTERS ? CHUNKS : 1][VEC];
 
-    __device__ RowPairTile(int n, int thread) : n(n), thread(thread) {}
+    __device__ RowPairTile(const T* x, const Dy* dy, int n, int thread)
+        : x(x), dy(dy), x_aligned(is_aligned<VEC>(x)), dy_aligned(is_aligned<VEC>(dy)), n(n),
+          thread(thread) {}
 
-    __device__ void load(const T* x_row, const Dy* dy_row) {
-        x = x_row;
-        dy = dy_row;
-        if (!IN_REGISTERS) return;
-        load_chunks<THREADS>(x, n, thread, x_chunks);
-        load_chunks<THREADS>(dy, n, thread, dy_chunks);
+    __device__ int offset(int i) const { return (i * THREADS + thread) * VEC; }
+
+    // Read chunk i of dy and x, the latter as deviations.
+    template <class Gradient>
+    __device__ void read(int i, const Gradient& row_grad) {
+        const int c = offset(i), count = min(VEC, n - c), k = IN_REGISTERS ? i : 0;
+        load(x + c, x_aligned, count, deviation[k]);
+        load(dy + c, dy_aligned, count, d[k]);
+#pragma unroll
+        for (int j = 0; j < VEC; ++j)
+            deviation[k][j] = j < count ? row_grad.deviation(deviation[k][j]) : A(0);
     }
 
-    // Load chunk i, unless the row has fewer.
-    __device__ void load_chunk(int i, bool x_aligned, bool dy_aligned) {
-        const int c = (i * THREADS + thread) * VEC;
-        if (c >= n) return;
-        x_chunks[i % KEPT].load(x + c, x_aligned, n - c);
-        dy_chunks[i % KEPT].load(dy + c, dy_aligned, n - c);
+    template <class Gradient>
+    __device__ void read(const Gradient& row_grad) {
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) read(i, row_grad);
     }
 
-    // Call `visit` with the number of each chunk, its deviations and values of dy, both 0 beyond
-    // the row, how many they are, and the index of the first.
-    template <class Gradient, class Visit>
-    __device__ void for_each_chunk(const Gradient& row_grad, Visit visit) {
-        const bool x_aligned = is_aligned<VEC>(x), dy_aligned = is_aligned<VEC>(dy);
-        int begin = thread * VEC;
-        forget(begin);  // as in the forward pass
-        if (!IN_REGISTERS) load_chunk(0, x_aligned, dy_aligned);
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) {
-            if (!IN_REGISTERS && i + 1 < CHUNKS) load_chunk(i + 1, x_aligned, dy_aligned);
-            const int c = begin + i * THREADS * VEC, count = n - c;
-            if (count <= 0) continue;
-            A deviation[VEC], d[VEC];
-            x_chunks[i % KEPT].convert(deviation);
-            dy_chunks[i % KEPT].convert(d);
-#pragma unroll
-            for (int j = 0; j < VEC; ++j) deviation[j] = row_grad.deviation(deviation[j]);
-            if (count >= VEC) {
-                visit(i, deviation, d, Constant<VEC>(), c);
-            } else {
-#pragma unroll
-                for (int j = 0; j < VEC; ++j)
-                    if (j >= count) deviation[j] = 0;
-                visit(i, deviation, d, count, c);
-            }
-        }
-    }
-
-    // Add up the sums that RowGradient::finish takes.
+    // Read all chunks, and add up the sums that RowGradient::finish takes.
     template <class Gradient, class Gammas>
     __device__ void add_to(A (&sums)[3], const Gradient& row_grad, const Gammas& gammas) {
         const A scale = range_scale(row_grad.rstd);
-        for_each_chunk(row_grad, [&](int, const A(&deviation)[VEC], A(&g)[VEC], auto count, int c) {
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) {
+            const int c = offset(i), count = min(VEC, n - c), k = IN_REGISTERS ? i : 0;
+            if (count <= 0) continue;
+            read(i, row_grad);
+            A g[VEC];
+#pragma unroll
+            for (int j = 0; j < VEC; ++j) g[j] = d[k][j];
             multiply(gammas, c, count, g);
 #pragma unroll
             for (int j = 0; j < VEC; ++j) {
-                sums[0] += g[j] * (deviation[j] * row_grad.rstd);
-                sums[1] += deviation[j] * scale;
+                sums[0] += g[j] * (deviation[k][j] * row_grad.rstd);
+                sums[1] += deviation[k][j] * scale;
                 sums[2] += g[j];
             }
-        });
+        }
     }
 
     // Write dx, unless it is null, and add the row to the gradients of parameters.
@@ -151,21 +119,25 @@ struct RowPairTile {
     __device__ void write_dx(const Gradient& row_grad, const Gammas& gammas, T* dx,
                              A (&dgamma_acc)[CHUNKS][S], A (&dbeta_acc)[CHUNKS][S]) {
         const bool dx_aligned = is_aligned<VEC>(dx);
-        for_each_chunk(row_grad, [&](int i, const A(&deviation)[VEC], A(&g)[VEC], auto count,
-                                     int c) {
-            A x_hat[VEC];
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) {
+            const int c = offset(i), count = min(VEC, n - c), k = IN_REGISTERS ? i : 0;
+            if (count <= 0) continue;
+            if (!IN_REGISTERS) read(i, row_grad);
+            A x_hat[VEC], g[VEC];
 #pragma unroll
             for (int j = 0; j < VEC; ++j) {
-                x_hat[j] = row_grad.x_hat(deviation[j]);
+                x_hat[j] = row_grad.x_hat(deviation[k][j]);
+                g[j] = d[k][j];
                 dgamma_acc[i][j % S] += g[j] * x_hat[j];
                 dbeta_acc[i][j % S] += g[j];
             }
-            if (!dx) return;
+            if (!dx) continue;
             multiply(gammas, c, count, g);
 #pragma unroll
             for (int j = 0; j < VEC; ++j) g[j] = row_grad.dx(x_hat[j], g[j]);
             store(dx + c, dx_aligned, count, g);
-        });
+        }
     }
 };
 
@@ -185,7 +157,6 @@ __device__ void store_partials(const A (&values)[CHUNKS][S], A* partials, int n,
 }
 
 // Rows in registers, as in the forward pass. Each thread sums the gradients of its own elements.
-// While it processes a row, it loads the next.
 template <class T, class Dy, class Gamma, int WARPS, int ROWS, int CHUNKS, bool IN_REGISTERS,
           bool CENTER, ParamIndexing INDEXING>
 __global__ void __launch_bounds__(WARPS* ROWS* WARP, MIN_BLOCKS_PER_SM<WARPS * ROWS * WARP>)
@@ -203,27 +174,11 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, MIN_BLOCKS_PER_SM<WARPS * R
     const unsigned partial = blockIdx.x / groups, group_index = blockIdx.x % groups;
     const ParamView<Gamma, INDEXING> gammas(gamma, group_index, n, repeat);
     A dgamma_acc[CHUNKS][S] = {}, dbeta_acc[CHUNKS][S] = {};
-    using Tile = RowPairTile<T, Dy, THREADS, CHUNKS, IN_REGISTERS>;
-    Tile row(int(n), thread), next_row(int(n), thread);
-    RowGradient<A, CENTER> row_grad, next_grad;
-    const Index step = groups * num_partials * ROWS;
-    Index r = group_index + groups * (Index(partial) * ROWS + row_of_block);
-    if (Tile::LOADS_NEXT_ROW && r < m) {
-        next_grad = {mean, rstd, r};
-        next_row.load(x + r * n, dy + r * n);
-    }
-    for (; r < m; r += step) {
-        if (!Tile::LOADS_NEXT_ROW) {
-            row_grad = {mean, rstd, r};
-            row.load(x + r * n, dy + r * n);
-        } else {
-            row_grad = next_grad;
-            row = next_row;
-            if (r + step < m) {
-                next_grad = {mean, rstd, r + step};
-                next_row.load(x + (r + step) * n, dy + (r + step) * n);
-            }
-        }
+    for (Index r = group_index + groups * (Index(partial) * ROWS + row_of_block); r < m;
+         r += groups * num_partials * ROWS) {
+        RowGradient<A, CENTER> row_grad(mean, rstd, r);
+        RowPairTile<T, Dy, THREADS, CHUNKS, IN_REGISTERS> row(x + r * n, dy + r * n, int(n),
+                                                              thread);
         A sums[3] = {};
         row.add_to(sums, row_grad, gammas);
         reduce_row<CENTER>(warp_group, sums);
@@ -282,8 +237,8 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
         const Index offset = r * n + tile;
         const int count = int(min(Index(TILE), end - tile));
         const ParamView<Gamma, INDEXING> gammas(gamma, r % groups, n, repeat, tile);
-        RowPairTile<T, Dy, WARPS * WARP, CHUNKS, true> row(count, warp_group.thread());
-        row.load(x + offset, dy + offset);
+        RowPairTile<T, Dy, WARPS * WARP, CHUNKS, false> row(x + offset, dy + offset, count,
+                                                            warp_group.thread());
         A sums[3] = {};
         row.add_to(sums, row_grad, gammas);
 #pragma unroll
@@ -323,8 +278,8 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
     for (Index r = group_index + Index(groups) * partial; r < m; r += groups * num_partials) {
         const Index offset = r * n + begin;
         RowGradient<A, CENTER> row_grad(mean, rstd, r);
-        RowPairTile<T, Dy, THREADS, CHUNKS, true> row(count, thread);
-        row.load(x + offset, dy + offset);
+        RowPairTile<T, Dy, THREADS, CHUNKS, true> row(x + offset, dy + offset, count, thread);
+        row.read(row_grad);
         A sums[3] = {};
 #pragma unroll
         for (int k = 0; k < 3; ++k)
@@ -338,9 +293,6 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
     if (dbeta) store_partials<THREADS>(dbeta_acc, dbeta + first, count / (VEC / S), thread);
 }
 
-// Terms of a sum that a thread loads before it adds up any.
-constexpr int LOADS = 8;
-
 // Add up each column of `rows` rows of `first`, in `num_partials` partial sums, where one would be
 // too few to fill a GPU. Blocks whose y is 1 do the same for `second`.
 template <class T, class A, class Result, int COLUMNS, int THREAD_ROWS>
@@ -353,18 +305,11 @@ __global__ void __launch_bounds__(COLUMNS* THREAD_ROWS)
     const int column = threadIdx.x % COLUMNS, thread_row = threadIdx.x / COLUMNS;
     const Index c = Index(blockIdx.x / num_partials) * COLUMNS + column;
     const Index partial = blockIdx.x % num_partials;
-    const Index step = Index(num_partials) * THREAD_ROWS;
     CompensatedSum<A> sum;
     if (c < width)
-        for (Index r = partial * THREAD_ROWS + thread_row; r < rows; r += LOADS * step) {
-            T loaded[LOADS];
-#pragma unroll
-            for (int k = 0; k < LOADS; ++k)
-                if (r + k * step < rows) loaded[k] = terms[(r + k * step) * width + c];
-#pragma unroll
-            for (int k = 0; k < LOADS; ++k)
-                if (r + k * step < rows) sum.add(static_cast<A>(loaded[k]));
-        }
+        for (Index r = partial * THREAD_ROWS + thread_row; r < rows;
+             r += Index(num_partials) * THREAD_ROWS)
+            sum.add(static_cast<A>(terms[r * width + c]));
     shared_sums[thread_row][column] = sum.total();
     __syncthreads();
     if (thread_row > 0 || c >= width) return;

@@ -12,10 +12,9 @@ from ln_array_api.backend import Primitive, RowsSpec
 
 from .kernel_launch import C_NAME, accumulation_dtype, bind_launch, get_kernel, read_sources
 from .launch_config import (
-    BACKWARD_CHUNKS,
     CHUNK_BYTES,
-    FORWARD_CHUNKS,
     ITEMSIZE,
+    MAX_CHUNKS,
     TARGET_WARPS,
     WARP,
     ParamIndexing,
@@ -55,7 +54,7 @@ def describe(primitive: Primitive, spec: RowsSpec) -> str:
     """Say how rows are distributed over threads."""
     dtype, n = spec.dtype, spec.shape[1]
     if primitive == "rows_forward":
-        return str(forward_shape(dtype, n) or split_row(dtype, n, FORWARD_CHUNKS))
+        return str(forward_shape(dtype, n) or split_row(dtype, n, MAX_CHUNKS[dtype]))
     indexing = ParamIndexing.of(dtype, spec.repeat)
     shape = backward_shape(dtype, n, indexing, spec.gamma)
     return str(shape or split_row(dtype, n, backward_chunks(dtype, indexing)))
@@ -78,7 +77,7 @@ def _forward(spec: RowsSpec, memory: Any) -> Callable[..., Any]:
             *(m, n, *group_args, 1 / n, spec.epsilon),
         )
     else:
-        split = split_row(spec.dtype, n, FORWARD_CHUNKS)
+        split = split_row(spec.dtype, n, MAX_CHUNKS[spec.dtype])
         segment_args = (np.uint32(split.segments), split.length)
         workspace_bytes = m * split.segments * NUM_MOMENTS * acc_dtype.itemsize
         launch_segments = bind_launch(
@@ -153,7 +152,7 @@ def _backward(spec: RowsSpec, memory: Any) -> Callable[..., Any]:
         if num_param_grads:
             target = TARGET_WARPS // max(shape.warps, shape.rows)
             num_partials = choose_num_partials(num_partials, groups, target)
-        in_registers = shape.chunks <= BACKWARD_CHUNKS[spec.dtype]
+        in_registers = shape.chunks <= MAX_CHUNKS[spec.dtype]
         launch_backward = bind_launch(
             memory,
             kernel("rows_backward", *names, *shape, in_registers, *flags),

@@ -1,56 +1,34 @@
 // The forward pass over rows; see ln_array_api.kernels.rows for the mathematics.
 //
-// Rows that fit into a block's registers are read once, by `rows_forward`, unless their squares are
-// out of range. Longer rows are split, by their length alone. `segment_moments` has a block for
-// each segment of a row. `segments_forward` has a block for each tile, which is as much of a row as
-// a block keeps in registers; each block merges all moments of its row.
+// Rows that fit into a block's registers are read once, by `rows_forward`. Longer rows are split,
+// by their length alone. `segment_moments` has a block for each segment of a row.
+// `segments_forward` has a block for each tile, which is as much of a row as a block keeps in
+// registers; each block merges all moments of its row.
 
-// A thread's chunks of a row, or of a tile of it, in registers: as many bytes as in memory, since
-// each visit converts them.
+// A thread's chunks of a row, or of a tile of it, in registers.
 template <class T, int THREADS, int CHUNKS>
 struct RowTile {
     using A = Accumulator<T>;
     static constexpr int VEC = FULL_VEC<T>;
-    const T* ptr;
+    A values[CHUNKS][VEC];
     int n, thread;
-    RawChunk<T, VEC> chunks[CHUNKS];
 
-    __device__ RowTile(const T* row, int n, int thread) : ptr(row), n(n), thread(thread) { load(); }
-
-    __device__ void load() { load_chunks<THREADS>(ptr, n, thread, chunks); }
+    __device__ RowTile(const T* row, int n, int thread) : n(n), thread(thread) {
+        const bool aligned = is_aligned<VEC>(row);
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) {
+            const int c = (i * THREADS + thread) * VEC;
+            load(row + c, aligned, min(VEC, n - c), values[i]);
+        }
+    }
 
     // Call `visit` with the values of each chunk, their number, and the index of the first.
     template <class Visit>
     __device__ void for_each_chunk(Visit visit) const {
-        // Each visit computes the indices of chunks anew, since to keep them takes registers. Where
-        // these are few, the assembler must not know them either: it knows no result of a shuffle.
-        int begin = thread * VEC;
-        if (THREADS == MAX_THREADS) begin = __shfl_xor_sync(ALL_LANES, begin, 0);
-        int remaining = n - begin;
-        forget(remaining);
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
-            const int c = begin + i * THREADS * VEC, count = remaining - i * THREADS * VEC;
-            if (count <= 0) continue;
-            A values[VEC];
-            chunks[i].convert(values);
-            if (count >= VEC)
-                visit(values, Constant<VEC>(), c);
-            else
-                visit(values, count, c);
-        }
-    }
-
-    // The same with the chunks read again, and converted one after the other.
-    template <class Visit>
-    __device__ void for_each_chunk_again(Visit visit) const {
-#pragma unroll 1
-        for (int c = thread * VEC; c < n; c += THREADS * VEC) {
-            const int count = min(VEC, n - c);
-            A values[VEC];
-#pragma unroll
-            for (int j = 0; j < VEC; ++j) values[j] = j < count ? static_cast<A>(ptr[c + j]) : A(0);
-            visit(values, count, c);
+            const int c = (i * THREADS + thread) * VEC;
+            if (c < n) visit(values[i], min(VEC, n - c), c);
         }
     }
 };
@@ -105,76 +83,67 @@ struct alignas(16) Moments {
     }
 };
 
-// The moments of a row times `scale`, of which `for_each_chunk` visits each thread's chunks.
-// `first` is any element of the row, and `inv_count` is 1 over their number.
-template <bool CENTER, int VEC, class ForEachChunk, class Group, class A>
-__device__ Moments<A> moments_with_scale(ForEachChunk for_each_chunk, Group& warp_group, A first,
-                                         A inv_count, A scale, A exponent) {
-    A approx_mean = 0;
-    if (CENTER) {
-        CompensatedSum<A> sum;
-        for_each_chunk([&](const A(&x)[VEC], auto count, int) {
-            A chunk_sum = 0;
-#pragma unroll
-            for (int j = 0; j < VEC; ++j)
-                if (j < count) chunk_sum += x[j] * scale - first * scale;
-            sum.add(chunk_sum);
-        });
-        A total[1] = {sum.total()};
-        warp_group.reduce_add(total);
-        approx_mean = first * scale + total[0] * inv_count;
-    }
-    CompensatedSum<A> sum_d, sum_d2;
-    for_each_chunk([&](const A(&x)[VEC], auto count, int) {
-        A chunk_d = 0, chunk_d2 = 0;
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) {
-            if (j < count) {
-                const A d = x[j] * scale - approx_mean;
-                if (CENTER) chunk_d += d;
-                chunk_d2 += d * d;
-            }
-        }
-        if (CENTER) sum_d.add(chunk_d);
-        sum_d2.add(chunk_d2);
-    });
-    A totals[2] = {sum_d2.total(), sum_d.total()};
-    if (CENTER) {
-        warp_group.reduce_add(totals);
-    } else {
-        A total_d2[1] = {totals[0]};
-        warp_group.reduce_add(total_d2);
-        totals[0] = total_d2[0];
-    }
-    const A mean_residual = totals[1] * inv_count;
-    const A variance = totals[0] * inv_count - mean_residual * mean_residual;
-    return {approx_mean, mean_residual, variance, exponent};
-}
-
-// The moments of a row of which each thread of a group has a tile. Where squares are out of range,
-// the row is read again and scaled; and again for what follows, so that it takes no registers here.
+// The moments of a row of which each thread of a group has a tile. `first` is any element of the
+// row, and `inv_count` is 1 over their number.
 template <bool CENTER, class Tile, class Group, class A = typename Tile::A>
-__device__ Moments<A> moments(Tile& row, Group& warp_group, A first, A inv_count,
+__device__ Moments<A> moments(const Tile& row, Group& warp_group, A first, A inv_count,
                               double epsilon) {
     constexpr int VEC = Tile::VEC;
-    const Moments<A> unscaled = moments_with_scale<CENTER, VEC>(
-        [&](auto visit) { row.for_each_chunk(visit); }, warp_group, first, inv_count, A(1), A(0));
-    const A variance_plus_epsilon = unscaled.variance + A(epsilon);
-    if (variance_plus_epsilon >= Limits<A>::min_mean_square &&
-        variance_plus_epsilon <= Limits<A>::max_finite)
-        return unscaled;
-    A max_abs = 0;
-    row.for_each_chunk_again([&](const A(&x)[VEC], int, int) {
+    A scale = 1, exponent = 0;
+    for (bool scaled = false;; scaled = true) {
+        A approx_mean = 0;
+        if (CENTER) {
+            CompensatedSum<A> sum;
+            row.for_each_chunk([&](const A(&x)[VEC], int count, int) {
+                A chunk_sum = 0;
 #pragma unroll
-        for (int j = 0; j < VEC; ++j) max_abs = max(max_abs, abs(x[j]));
-    });
-    const int target =
-        min(target_exponent(warp_group.reduce_max(max_abs)), target_exponent_of_square(epsilon));
-    const Moments<A> scaled = moments_with_scale<CENTER, VEC>(
-        [&](auto visit) { row.for_each_chunk_again(visit); }, warp_group, first, inv_count,
-        scalbn(A(1), target), A(target));
-    row.load();
-    return scaled;
+                for (int j = 0; j < VEC; ++j)
+                    if (j < count) chunk_sum += x[j] * scale - first * scale;
+                sum.add(chunk_sum);
+            });
+            A total[1] = {sum.total()};
+            warp_group.reduce_add(total);
+            approx_mean = first * scale + total[0] * inv_count;
+        }
+        CompensatedSum<A> sum_d, sum_d2;
+        row.for_each_chunk([&](const A(&x)[VEC], int count, int) {
+            A chunk_d = 0, chunk_d2 = 0;
+#pragma unroll
+            for (int j = 0; j < VEC; ++j) {
+                if (j < count) {
+                    const A d = x[j] * scale - approx_mean;
+                    if (CENTER) chunk_d += d;
+                    chunk_d2 += d * d;
+                }
+            }
+            if (CENTER) sum_d.add(chunk_d);
+            sum_d2.add(chunk_d2);
+        });
+        A totals[2] = {sum_d2.total(), sum_d.total()};
+        if (CENTER) {
+            warp_group.reduce_add(totals);
+        } else {
+            A total_d2[1] = {totals[0]};
+            warp_group.reduce_add(total_d2);
+            totals[0] = total_d2[0];
+        }
+        const A mean_residual = totals[1] * inv_count;
+        const A variance = totals[0] * inv_count - mean_residual * mean_residual;
+        const A variance_plus_epsilon = variance + A(epsilon);
+        if (scaled || (variance_plus_epsilon >= Limits<A>::min_mean_square &&
+                       variance_plus_epsilon <= Limits<A>::max_finite))
+            return {approx_mean, mean_residual, variance, exponent};
+        A max_abs = 0;
+        row.for_each_chunk([&](const A(&x)[VEC], int count, int) {
+#pragma unroll
+            for (int j = 0; j < VEC; ++j)
+                if (j < count) max_abs = max(max_abs, abs(x[j]));
+        });
+        const int target = min(target_exponent(warp_group.reduce_max(max_abs)),
+                               target_exponent_of_square(epsilon));
+        exponent = A(target);
+        scale = scalbn(A(1), target);
+    }
 }
 
 // What normalises an element of a row: (x * scale - approx_mean - mean_residual) * scaled_rstd.
@@ -207,7 +176,7 @@ __device__ void normalise(const Tile& row, const Statistics<A>& row_stats, const
                           const Betas& betas, T* y) {
     constexpr int VEC = Tile::VEC;
     const bool aligned = is_aligned<VEC>(y);
-    row.for_each_chunk([&](const A(&values)[VEC], auto count, int c) {
+    row.for_each_chunk([&](const A(&values)[VEC], int count, int c) {
         A result[VEC], parameters[VEC];
 #pragma unroll
         for (int j = 0; j < VEC; ++j)
@@ -243,9 +212,8 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, MIN_BLOCKS_PER_SM<WARPS * R
     const Index r = Index(blockIdx.x) * ROWS + warp_group.index();
     if (r >= m) return;
     const T* const x_row = x + r * n;
-    const T first_element = x_row[0];  // used only when all loads have been issued
-    RowTile<T, WARPS * WARP, CHUNKS> row(x_row, int(n), warp_group.thread());
-    const A first = static_cast<A>(first_element);
+    const A first = static_cast<A>(x_row[0]);
+    const RowTile<T, WARPS * WARP, CHUNKS> row(x_row, int(n), warp_group.thread());
     const Statistics<A> row_stats(moments<CENTER>(row, warp_group, first, A(inv_count), epsilon),
                                   epsilon);
     if (warp_group.thread() == 0) {
@@ -274,10 +242,9 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
     for (Index tile = begin; tile < end; tile += TILE) {
         const int count = int(min(Index(TILE), end - tile));
         const T* const x_tile = x_row + tile;
-        const T first = *x_tile;
-        RowTile<T, WARPS * WARP, CHUNKS> row(x_tile, count, warp_group.thread());
+        const RowTile<T, WARPS * WARP, CHUNKS> row(x_tile, count, warp_group.thread());
         const Moments<A> tile_moments =
-            moments<CENTER>(row, warp_group, static_cast<A>(first), 1 / A(count), epsilon);
+            moments<CENTER>(row, warp_group, static_cast<A>(*x_tile), 1 / A(count), epsilon);
         if (tile == begin)
             segment = tile_moments;
         else
