@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 _FUNCTION = re.compile(r"^\.text\.(\w+):$", re.MULTILINE)
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([\w.]+)\s*([^;]*);")
+_LABEL = re.compile(r"^\s*(\.L_\w+):")
+_TARGET = re.compile(r"`\((\.L_\w+)\)")
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([\w.]+)\s*([^;]*);")
 _REGISTER = re.compile(r"\bR(\d+)(\.64)?")
 _VECTOR = ".128"
 
@@ -60,34 +61,72 @@ def disassemble(cubin: bytes) -> dict[str, str]:
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def blocks(code: str) -> Iterator[list[Instruction]]:
-    """Yield the instructions between labels and branches."""
-    block: list[Instruction] = []
+class Block(NamedTuple):
+    """Instructions without a branch between them, and the blocks that may follow, by number."""
+
+    instructions: list[Instruction]
+    successors: list[int]
+
+    @property
+    def is_of_elements(self) -> bool:
+        """Whether it mostly accesses single elements."""
+        vectors = sum(each.loads_vector for each in self.instructions)
+        return sum(each.accesses_element for each in self.instructions) > vectors + 3
+
+
+def blocks(code: str) -> list[Block]:
+    """Return the blocks of a function, of which the first is its beginning."""
+    parts: list[list[Instruction]] = [[]]
+    numbers: dict[str, int] = {}
+    ends: dict[int, tuple[str | None, bool]] = {}
     for line in code.splitlines():
-        match = _INSTRUCTION.search(line)
-        if match:
-            block.append(Instruction(match[1], tuple(match[2].split(", "))))
-        if block and (not match or match[1].startswith(("BRA", "EXIT", "RET"))):
-            yield block
-            block = []
-    yield block
+        label, match = _LABEL.match(line), _INSTRUCTION.search(line)
+        if label:
+            parts.append([])
+            numbers[label[1]] = len(parts) - 1
+        elif match:
+            guard, opcode, operands = match.groups()
+            parts[-1].append(Instruction(opcode, tuple(operands.split(", "))))
+            if opcode.startswith(("BRA", "EXIT", "RET")):
+                target = _TARGET.search(operands)
+                # Operands before the target are further conditions.
+                goes_on = bool(guard) or (target is not None and operands[0] in "!PU")
+                ends[len(parts) - 1] = target and target[1], goes_on
+                parts.append([])
+    result = []
+    for number, part in enumerate(parts):
+        target, goes_on = ends.get(number, (None, True))
+        following = [] if target is None else [numbers[target]]
+        following += [number + 1] if goes_on and number + 1 < len(parts) else []
+        result.append(Block(part, following))
+    return result
 
 
-def loads_in_flight(code: str) -> list[int]:
-    """Return how many vectors have been asked for at each wait for some, in the order of the code.
+def loads_in_flight(code: str, waits: int) -> int:
+    """Return the least number of vectors that have been asked for at the first `waits` waits.
 
-    Blocks that mostly access single elements are left out.
+    It is that of the best path, which is that of aligned rows of whole chunks: every other one
+    leaves out loads. It does not go back, nor through blocks that mostly access single elements.
     """
-    counts, pending, number = [], set[int](), 0
-    for block in blocks(code):
-        vectors = sum(each.loads_vector for each in block)
-        if sum(each.accesses_element for each in block) > vectors + 3:
-            continue
-        for each in block:
+    parts, best = blocks(code), 0
+    paths = [(0, frozenset[int](), 0, waits, 1 << 30)]
+    seen = set(paths)
+    while paths:
+        number, pending, loads, left, least = paths.pop()
+        for each in parts[number].instructions:
             if pending & each.read:
-                counts.append(number)
-                pending, number = set(), 0
+                least, pending, left = min(least, loads), frozenset(), left - 1
+                loads = 0
+                if left == 0:
+                    break
             if each.loads_vector:
-                pending |= each.written
-                number += 1
-    return counts
+                pending, loads = pending | each.written, loads + 1
+        if left == 0:
+            best = max(best, least)
+            continue
+        for following in parts[number].successors:
+            path = following, pending, loads, left, least
+            if following > number and path not in seen and not parts[following].is_of_elements:
+                seen.add(path)
+                paths.append(path)
+    return best

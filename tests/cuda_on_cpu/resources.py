@@ -102,14 +102,23 @@ class Usage(NamedTuple):
 def vectors_of_row(name: str) -> int:
     """Return how many vectors of x and dy a kernel over rows loads before it uses any.
 
-    Rows that are read twice are loaded one chunk ahead.
+    Rows that are read twice are loaded chunk by chunk: 16 bits one at a time, else one ahead.
     """
     kernel, _, arguments = name.partition("<")
     if kernel not in ARRAYS_IN_CHUNKS:
         return 0
     is_read_twice = kernel == "rows_backward" and re.search(r"\d, false", arguments)
-    chunks = 2 if is_read_twice else int(re.findall(r"\b\d+\b", arguments)[-1])
+    chunks = int(re.findall(r"\b\d+\b", arguments)[-1])
+    if is_read_twice:
+        chunks = 2 if row_of(name).dtype in ("float32", "float64") else 1
     return ARRAYS_IN_CHUNKS[kernel] * chunks
+
+
+def waits_of_row(name: str) -> int:
+    """Return at how many waits that holds: also at the second, where the next row is loaded."""
+    kernel, _, arguments = name.partition("<")
+    loads_next = kernel == "rows_backward" and re.search(r", [48], 1, |, 16, 1, \d, true", arguments)
+    return 2 if loads_next and not row_of(name).parameters else 1
 
 
 class Row(NamedTuple):
@@ -172,7 +181,7 @@ def compiled(
             _number(r"\.minnctapersm (\d+)", body, 1),
             len(re.findall(r"ld\.global\S*\.v4\.[bfu]32|ld\.global\S*\.v2\.[bfu]64", body)),
             len(re.findall(r"st\.global\S*\.v4\.[bfu]32|st\.global\S*\.v2\.[bfu]64", body)),
-            next(iter(loads_in_flight(codes[lowered])), 0),
+            loads_in_flight(codes[lowered], waits_of_row(name)),
         )
     KEPT.mkdir(exist_ok=True)
     kept.write_text(json.dumps(usages))

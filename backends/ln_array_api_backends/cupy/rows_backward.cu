@@ -69,18 +69,22 @@ struct Narrower<A, B, false> {
 };
 
 // A thread's chunks of a row of x and of dy, or of a tile of it. They stay in registers, or unless
-// IN_REGISTERS are loaded by each visit, which is one chunk ahead.
+// IN_REGISTERS are loaded by each visit, AHEAD chunks before their turn.
 template <class T, class Dy, int THREADS, int CHUNKS, bool IN_REGISTERS>
 struct RowPairTile {
     using A = Accumulator<T>;
     static constexpr int VEC = FULL_VEC<T>;
     using D = typename Narrower<Dy, A>::type;  // an element of dy is kept in
+    // Chunks that are loaded before their turn, where registers suffice.
+    static constexpr int AHEAD = sizeof(T) < sizeof(A) ? 0 : 1;
     const T* x;
     const Dy* dy;
     int n, thread;
-    static constexpr int KEPT = IN_REGISTERS ? CHUNKS : 2;
-    // Where elements of dy are narrowed, they are waited for when they are loaded.
-    static constexpr bool LOADS_NEXT_ROW = IN_REGISTERS && sizeof(D) == sizeof(Dy);
+    static constexpr int KEPT = IN_REGISTERS ? CHUNKS : AHEAD + 1;
+    // Rows of a warp have others on the multiprocessor beside them. Where elements of dy are
+    // narrowed, they are waited for when they are loaded.
+    static constexpr bool LOADS_NEXT_ROW =
+        IN_REGISTERS && THREADS > WARP && sizeof(D) == sizeof(Dy);
     RawChunk<T, VEC> x_chunks[KEPT];
     RawChunk<D, VEC> dy_chunks[KEPT];
 
@@ -109,10 +113,10 @@ struct RowPairTile {
         const bool x_aligned = is_aligned<VEC>(x), dy_aligned = is_aligned<VEC>(dy);
         int begin = thread * VEC;
         forget(begin);  // as in the forward pass
-        if (!IN_REGISTERS) load_chunk(0, x_aligned, dy_aligned);
+        if (!IN_REGISTERS && AHEAD > 0) load_chunk(0, x_aligned, dy_aligned);
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
-            if (!IN_REGISTERS && i + 1 < CHUNKS) load_chunk(i + 1, x_aligned, dy_aligned);
+            if (!IN_REGISTERS && i + AHEAD < CHUNKS) load_chunk(i + AHEAD, x_aligned, dy_aligned);
             const int c = begin + i * THREADS * VEC, count = n - c;
             if (count <= 0) continue;
             A deviation[VEC], d[VEC];
