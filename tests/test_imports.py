@@ -69,6 +69,19 @@ print(*sorted(new - sys.stdlib_module_names))
     assert run(code, tmp_path) == "array_api_compat ln_array_api numpy"
 
 
+def test_importing_the_library_does_without_what_takes_long(tmp_path: Path) -> None:
+    """Modules of the standard library that others need, and what they import themselves."""
+    code = """
+import sys
+import array_api_compat, numpy
+before = set(sys.modules)
+import ln_array_api
+slow = {"importlib.abc", "importlib.metadata", "importlib.resources", "tempfile"}
+print(*sorted(slow & (set(sys.modules) - before)))
+"""
+    assert run(code, tmp_path) == ""
+
+
 def test_calling_the_library_on_numpy_imports_no_other_array_library(tmp_path: Path) -> None:
     code = """
 import sys

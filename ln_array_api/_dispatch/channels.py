@@ -123,14 +123,10 @@ def _plan(
     """Return the plan for x and such arrays, in the order in which the kernel takes them."""
     shape, library = tuple(x.shape), library_of(x)
     choice = _choice(primitive, spec, axis, x)
-    passthrough = (
-        not (choice.keeps_axes or widens)
-        and shape == spec.shape
-        and are_contiguous(arrays)
-        and have_acc_dtype(spec.dtype, acc_arrays)
-    )
+    gives_dtypes = not choice.keeps_axes and have_acc_dtype(spec.dtype, acc_arrays)
+    passthrough = gives_dtypes and shape == spec.shape and are_contiguous(arrays)
     conversions = _conversions(spec, shape, choice, library)
-    flags = {"passthrough": passthrough, "widens": widens}
+    flags = {"passthrough": passthrough, "gives_dtypes": gives_dtypes, "widens": widens}
     return Plan(primitive, spec, choice, conversions, *arrays, **flags)
 
 

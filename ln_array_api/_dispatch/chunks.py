@@ -56,7 +56,7 @@ class ChunkCall(NamedTuple):
     def backward(self, *arrays: Any) -> tuple[Any, ...]:
         """Return dx of a chunk, and its partial sums of dgamma and dbeta, not rounded yet.
 
-        The last array is the shape of beta instead.
+        Takes dy, x, mean, rstd and gamma of the chunk, and the shape of beta.
         """
         from .rows import LAYER, RMS, backward_plan
 

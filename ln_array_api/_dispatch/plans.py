@@ -101,19 +101,21 @@ class Plan:
         conversions: dict[str, Conversion] | None = None,
         *arrays: Array | None,
         passthrough: bool = False,
+        gives_dtypes: bool = False,
         widens: bool = False,
     ) -> None:
         """Plan for a kernel and such arrays; these and its results are as `SIGNATURES` tells.
 
         `passthrough` is whether arrays go to the kernel, and its results to the caller, unchanged;
-        so they do without `conversions`. `widens` is whether gamma is widened: see `widened`.
+        so they do without `conversions`. `gives_dtypes` is whether gradients come from the kernel
+        in the dtypes of x, gamma and beta, as they always do then. `widens` is whether gamma is
+        widened: see `widened`.
         """
         self.primitive, self.spec, self.choice = primitive, spec, choice
         self.kernel: Callable[..., Any] = choice.kernel
         self.passthrough = passthrough or conversions is None
         self.widens = widens
-        #: Whether gradients come from the kernel in the dtypes of x, gamma and beta.
-        self.gives_dtypes = self.passthrough
+        self.gives_dtypes = gives_dtypes or self.passthrough
         if conversions is not None:
             takes, gives = SIGNATURES[primitive]
             self._to_kernel = [
@@ -184,7 +186,7 @@ class RowsPlan(Plan):
         """
         keeps_axes = choice.keeps_axes
         library = library_of(arrays[0])
-        gives_dtypes = not (keeps_axes or widens) and have_acc_dtype(spec.dtype, acc_arrays)
+        gives_dtypes = not keeps_axes and have_acc_dtype(spec.dtype, acc_arrays)
         super().__init__(
             primitive,
             spec,
@@ -194,9 +196,9 @@ class RowsPlan(Plan):
             else as_rows(view, choice, spec.dtype, library),
             *arrays,
             passthrough=gives_dtypes and view.is_rows and are_contiguous(arrays),
+            gives_dtypes=gives_dtypes,
             widens=widens,
         )
-        self.gives_dtypes = gives_dtypes
         self.view = view
         #: The kernel without statistics, for calls that need y only.
         self.kernel_of_y: Callable[..., Any] = (

@@ -31,7 +31,7 @@ from .cache import cache_plan
 from .chunks import CHUNKS_REASON, ChunkCall, ChunksPlan
 from .plans import GRADIENTS, RowsPlan, cast_gradient, must_widen
 from .specs import Layout, Primitive, RowsSpec
-from .views import Grouping, Over, RowsView, view_of
+from .views import Grouping, Over, RowsView, checked_view
 
 
 class Names(NamedTuple):
@@ -347,12 +347,10 @@ def _checked_view(
 ) -> RowsView:
     """Check x, gamma and beta, and return the view of x as rows."""
     names = operation.names
-    checks.array(func_name, names.x, x)
-    view = view_of(func_name, over, tuple(x.shape), names.x)
-    if gamma is not None or operation.needs_gamma:
+    parameters = {names.gamma: gamma, names.beta: beta}
+    view = checked_view(func_name, over, x, names.x, **parameters)
+    if gamma is None and operation.needs_gamma:
         checks.parameter(func_name, names.gamma, gamma, x, view, names.x)
-    if beta is not None:
-        checks.parameter(func_name, names.beta, beta, x, view, names.x)
     return view
 
 

@@ -221,14 +221,14 @@ def view_of(func_name: str, over: Over, shape: tuple[int, ...], x_name: str = "x
 
 
 def checked_view(
-    func_name: str, over: Axis | Grouping, x: Array, **parameters: Array | None
+    func_name: str, over: Axis | Grouping, x: Array, x_name: str = "x", **parameters: Array | None
 ) -> RowsView:
-    """Check x, the axes and parameters, of which None is absent, and return the view as rows."""
-    checks.array(func_name, "x", x)
+    """Check x, the axes and the parameters that are given; return the view of x as rows."""
+    checks.array(func_name, x_name, x)
     if not isinstance(over, Grouping):
         over = checks.canonical_axis(func_name, over)
-    view = view_of(func_name, over, tuple(x.shape))
+    view = view_of(func_name, over, tuple(x.shape), x_name)
     for name, value in parameters.items():
         if value is not None:
-            checks.parameter(func_name, name, value, x, view)
+            checks.parameter(func_name, name, value, x, view, x_name)
     return view

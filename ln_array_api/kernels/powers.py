@@ -46,7 +46,7 @@ def signed_power(x: Array, alpha: float) -> Array:
     xp, x_acc = library_of(x).xp, to_acc_dtype(library_of(x).xp, x)
     if alpha == 1:
         return x_acc
-    # Not by `sign`, which synchronises: array_api_compat looks for NaN in CuPy's arrays.
+    # Not by `sign`, which looks for NaN in CuPy's arrays, and so waits for them.
     signed = xp.copysign(power(xp, xp.where(x_acc == 0, 1.0, xp.abs(x_acc)), alpha), x_acc)
     return xp.where(x_acc == 0, 0.0, signed)
 

@@ -131,8 +131,8 @@ OF_ROWS = (
     Fault(
         "a wrong beta is accepted",
         ROWS,
-        "        checks.parameter(func_name, names.beta, beta, x, view, names.x)\n",
-        "        pass\n",
+        "parameters = {names.gamma: gamma, names.beta: beta}",
+        "parameters = {names.gamma: gamma}",
         unit("test_checks.py"),
     ),
     Fault(
