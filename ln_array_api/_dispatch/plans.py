@@ -159,6 +159,8 @@ class Plan:
         beta: Array | None = None,
     ) -> Any:
         """Return dx, dgamma and dbeta in the dtypes of x, gamma and beta."""
+        if self.passthrough:
+            return self.kernel(dy, x, mean, rstd, gamma)
         if self.gives_dtypes:
             return self.run(dy, x, mean, rstd, gamma)
         scale = widened(gamma, beta, self.spec.dtype) if self.widens else gamma
