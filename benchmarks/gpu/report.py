@@ -19,6 +19,8 @@ PREDICTIONS = ROOT / "docs" / "predicted-speed.json"
 #: Names of devices in that file, by CUDA's names.
 PREDICTED = {
     "NVIDIA H100 80GB HBM3": "H100 SXM",
+    "NVIDIA H200": "H200 SXM",
+    "NVIDIA B200": "B200",
     "NVIDIA A100-SXM4-80GB": "A100 80GB",
     "NVIDIA L4": "L4",
 }
@@ -49,7 +51,7 @@ class Progress(NamedTuple):
 
 
 def predictions(device: str) -> dict[Case, float]:
-    """Return microseconds on a device, for the cases in docs/predicted-speed.md."""
+    """Return microseconds on a device, for the cases over rows in docs/predicted-speed.md."""
     if device not in PREDICTED:
         return {}
     everything = json.loads(PREDICTIONS.read_text(encoding="utf-8"))
@@ -58,6 +60,7 @@ def predictions(device: str) -> dict[Case, float]:
             PREDICTED[device]
         ]["predicted"]
         for each in everything["table"]
+        if each["shape"] == f"{each['m']}x{each['n']}"
     }
 
 

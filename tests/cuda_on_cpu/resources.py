@@ -20,6 +20,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import machine_code
+from machine_code import disassemble, loads_in_flight
+
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "cuda-kernels.md"
 KEPT = HERE.parents[1] / ".cuda_on_cpu" / "resources"
@@ -32,6 +35,11 @@ REDUCE_VECTORS = {"plane_moments", "plane_sums", "column_moments", "column_sums"
 WITH_VECTOR_WIDTH = REDUCE_VECTORS | {"channels_normalise", "channels_dx"}
 #: A block stores only a few results. All other kernels must store vectors.
 SCALAR_STORES = SCALAR_LOADS | REDUCE_VECTORS | {"segment_moments", "segment_sums"}
+#: Numbers of vectors, of which the page has the least.
+VECTOR_FIELDS = ("vector_loads", "vector_stores", "in_flight")
+#: How many arrays a kernel over rows reads. Its last template number is that of a thread's chunks.
+ARRAYS_IN_CHUNKS = dict.fromkeys(("rows_forward", "segment_moments", "segments_forward"), 1)
+ARRAYS_IN_CHUNKS |= dict.fromkeys(("rows_backward", "segment_sums", "segments_backward"), 2)
 REGISTERS, WARP = 65536, 32
 
 
@@ -64,6 +72,8 @@ class Usage(NamedTuple):
     """Blocks per multiprocessor that its launch bounds ensure."""
     vector_loads: int
     vector_stores: int
+    in_flight: int
+    """Vectors that a thread has asked for when it first waits for one, by the machine code."""
 
     def blocks(self, on: Multiprocessor) -> int:
         """Return how many blocks fit on a multiprocessor; threads get multiples of 8 registers."""
@@ -77,14 +87,73 @@ class Usage(NamedTuple):
         loads = kernel not in SCALAR_LOADS and has_vectors(name)
         stores = kernel not in SCALAR_STORES and has_vectors(name)
         claimed = min(self.claimed, on.threads // self.threads)
+        row = row_kernel(name)
+        needed = row.vectors_in_flight if row else 0
         wrong = {
             f"a stack of {self.stack} bytes": self.stack > 0,
             f"{self.spilled} bytes of registers spilled": self.spilled > 0,
             f"room for {self.blocks(on)} blocks, not {claimed}": self.blocks(on) < claimed,
             "no load of 128 bits": loads and not self.vector_loads,
             "no store of 128 bits": stores and not self.vector_stores,
+            f"a wait for {self.in_flight} vectors, not {needed}": self.in_flight < needed,
         }
         return [fault for fault, is_present in wrong.items() if is_present]
+
+
+class RowKernel(NamedTuple):
+    """What a kernel over rows loads, from its template arguments."""
+
+    kernel: str
+    arrays: int
+    """How many arrays it reads: x, or x and dy."""
+    dtype: str
+    threads: int
+    chunks: int
+    is_read_twice: bool
+    narrows_dy: bool
+
+    @property
+    def loads_next_row(self) -> bool:
+        """Whether it loads the next row while it processes one."""
+        has_others_beside = self.threads <= WARP
+        return self.kernel == "rows_backward" and not (
+            has_others_beside or self.is_read_twice or self.narrows_dy
+        )
+
+    @property
+    def vectors_in_flight(self) -> int:
+        """How many vectors it asks for, at least, before it uses any.
+
+        A row that is read twice is loaded chunk by chunk: 16 bits one at a time, else one ahead. A
+        double of dy that is kept as a float is waited for with its chunk. Rows of float64 fill the
+        registers, so that the compiler decides how much it loads ahead.
+        """
+        if self.is_read_twice:
+            vectors = 4 if self.dtype in ("float32", "float64") else 2
+        elif self.narrows_dy:
+            vectors = self.chunks + 2
+        else:
+            vectors = self.arrays * self.chunks
+        return 1 if self.dtype == "float64" else vectors
+
+
+def row_kernel(name: str) -> RowKernel | None:
+    """Return what a kernel over rows loads, and None for other kernels."""
+    kernel, _, arguments = name.partition("<")
+    if kernel not in ARRAYS_IN_CHUNKS:
+        return None
+    arrays, dtype = ARRAYS_IN_CHUNKS[kernel], row_of(name).dtype
+    threads, *_, chunks = (int(each) for each in re.findall(r"\b\d+\b", arguments))
+    dy = arguments.split(", ")[1]
+    return RowKernel(
+        kernel,
+        arrays,
+        dtype,
+        threads,
+        chunks,
+        kernel == "rows_backward" and bool(re.search(r"\d, false", arguments)),
+        arrays == 2 and dy == "double" and dtype != "float64",
+    )
 
 
 class Row(NamedTuple):
@@ -116,7 +185,10 @@ def compiled(
     import cupy
     from cupy_backends.cuda.libs import nvrtc
 
-    key = repr((source, options, names, architecture, nvrtc.getVersion(), Usage._fields))
+    counting = [
+        Path(each).read_text(encoding="utf-8") for each in (__file__, machine_code.__file__)
+    ]
+    key = repr((source, options, names, architecture, nvrtc.getVersion(), counting))
     kept = KEPT / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if kept.exists():
         return {name: Usage(*each) for name, each in json.loads(kept.read_text()).items()}
@@ -132,8 +204,12 @@ def compiled(
         sys.exit(nvrtc.getProgramLog(program))
     told = {match[1]: match for match in _TOLD.finditer(nvrtc.getProgramLog(program))}
     bodies = {match[1]: match[2] for match in _ENTRY.finditer(nvrtc.getPTX(program).decode())}
+    codes = disassemble(nvrtc.getCUBIN(program))
     usages = {}
     for name in names:
+        row = row_kernel(name)
+        # Where the next row is loaded, it must be so at the second wait as well.
+        waits = 2 if row and row.loads_next_row else 1
         lowered = nvrtc.getLoweredName(program, name)
         _, stack, stores, loads, registers, rest = told[lowered].groups()
         body = bodies[lowered]
@@ -146,6 +222,7 @@ def compiled(
             _number(r"\.minnctapersm (\d+)", body, 1),
             len(re.findall(r"ld\.global\S*\.v4\.[bfu]32|ld\.global\S*\.v2\.[bfu]64", body)),
             len(re.findall(r"st\.global\S*\.v4\.[bfu]32|st\.global\S*\.v2\.[bfu]64", body)),
+            loads_in_flight(codes[lowered], waits, name.startswith("segments_backward")),
         )
     KEPT.mkdir(exist_ok=True)
     kept.write_text(json.dumps(usages))
@@ -212,7 +289,7 @@ def lines(usages: dict[str, dict[str, Usage]]) -> dict[Row, str]:
             least, most = min(e.registers for e in here), max(e.registers for e in here)
             registers = str(most) if least == most else f"{least}-{most}"
             cells.append(f"{registers} ({min(each.blocks(on) for each in here)})")
-        vectors = min(e.vector_loads for e in some), min(e.vector_stores for e in some)
+        vectors = [min(each[k] for each in some) for k in map(Usage._fields.index, VECTOR_FIELDS)]
         facts = [some[0].threads, some[0].claimed, max(each.shared for each in some), *vectors]
         words = [f"{row.kernel}<{row.shape}>", row.dtype, row.parameters or "x's", len(names)]
         table[row] = "| " + " | ".join(map(str, [*words, *facts, *cells])) + " |"
@@ -243,7 +320,10 @@ The columns are:
 - *kernels*: the number of kernels in this row, which differ in flags and in these wider dtypes.
 - *threads* of a block; *claimed*: the blocks per multiprocessor that the launch bounds ensure.
 - *shared*: bytes of shared memory; *loads*, *stores*: the fewest loads and stores of 128 bits in
-  the code of a kernel.
+  the code of a kernel; *in flight*: the fewest vectors of 128 bits that a thread has asked for when
+  it first waits for one, by the machine code. Kernels over rows have asked for all chunks of x, and
+  of dy, before they use any; for one or two of each where a row is too long to be kept; and for as
+  many as the compiler chose where x is float64, whose rows fill the registers.
 - For each architecture, the registers of a thread, and in brackets the blocks that fit on a
   multiprocessor.
 
@@ -261,8 +341,8 @@ def preface(sources: dict[str, str], options: set[str]) -> str:
         count=len(sources),
         version=".".join(map(str, nvrtc.getVersion())),
         digest=digest(sources, options),
-        heads=" | ".join(f"sm_{each}" for each in ARCHITECTURES),
-        rules="---|---|---|" + "---:|" * (6 + len(ARCHITECTURES)),
+        heads=" | ".join(["in flight", *(f"sm_{each}" for each in ARCHITECTURES)]),
+        rules="---|---|---|" + "---:|" * (7 + len(ARCHITECTURES)),
     )
 
 

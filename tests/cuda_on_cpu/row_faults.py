@@ -6,13 +6,13 @@ from planted_faults import ADDRESS, RESULT, SIMULATOR, THREAD, UNDEFINED, faults
 from test_long_rows import two_tile_segments
 
 BARRIER = "        __syncthreads();\n"
-EXCHANGED = "#pragma unroll\n        for (int k = 0; k < K; ++k) values[k] = lane"
+EXCHANGED = "#pragma unroll\n        for (int k = 0; k < K; ++k) values[k] = warp_values"
 SHUFFLE = "value += __shfl_xor_sync(ALL_LANES, value, flip);"
 STORED_SUMS = "values[i][j];\n            __syncthreads();\n"
 REDUCED_SUMS = "block_partials[c] = sum;\n            }\n"
 STORED_COLUMNS = "shared_sums[thread_row][column] = sum.total();\n"
 LOAD = "if (aligned && count == VEC) {\n        load_vec"
-SUM_G_X_HAT = "sums[0] += g[j] * (deviation[k][j] * row_grad.rstd);"
+SUM_G_X_HAT = "sums[0] += g[j] * (deviation[j] * row_grad.rstd);"
 BLOCK, WARP, ODD, LONG = ("float32", 1600), ("float32", 40), ("float32", 41), ("float32", 40001)
 
 FAULTS = (
@@ -37,17 +37,17 @@ FAULTS = (
     *faults(
         *BLOCK,
         {
-            "sums of warps that do not exist": ("lane < WARPS ? warp", "true ? warp"),
+            "sums of two warps only": ("lane % WARPS]", "lane % 2]"),
             "partial sums stored at the wrong stride": (
                 "partials + blockIdx.x * sums_per_row",
                 "partials + blockIdx.x * 9",
             ),
-            "a partial sum left out": ("r < rows;\n", "r < rows - 1;\n"),
+            "a partial sum left out": ("step < rows) sum", "step < rows - 1) sum"),
         },
     ),
     *faults(
         *("float32", 100),
-        {"half of a warp's sum": ("int flip = WARP / 2; flip", "int flip = WARP / 4; flip")},
+        {"half of a warp's sum": ("int flip = LANES / 2; flip", "int flip = LANES / 4; flip")},
     ),
     *faults(
         *WARP,
@@ -57,7 +57,7 @@ FAULTS = (
     *faults(
         *WARP,
         {
-            "mean residual not subtracted": ("- row_stats.mean_residual", ""),
+            "mean residual not subtracted": ("-mean_residual * scaled_rstd", "A(0)"),
             "mean of x_hat not subtracted": (
                 "CENTER ? fma(deviation, rstd, -x_hat_mean) : deviation * rstd",
                 "deviation * rstd",
@@ -125,7 +125,7 @@ FAULTS = (
     ),
     *faults(
         *("float32", 12000),
-        {"x and dy not read again": ("if (!IN_REGISTERS) read(i, row_grad);", "")},
+        {"the first chunk loaded in place of all": (".load(x + c, x_al", ".load(x, x_al")},
     ),
     *faults(
         *LONG,
@@ -182,8 +182,8 @@ FAULTS = (
         *("bfloat16", 40),
         {
             "16 bits rounded twice": (
-                "result[j] *= parameters[j];",
-                "result[j] = static_cast<A>(static_cast<T>(result[j] * parameters[j]));",
+                "fma(result[j], scales[j], shifts[j]);",
+                "static_cast<A>(static_cast<T>(result[j] * scales[j])) + shifts[j];",
             )
         },
     ),
@@ -202,18 +202,68 @@ FAULTS = (
     ),
     *faults(
         *ODD,
-        {"no tail": ("j < count ? static_cast<A>(ptr[j])", "false ? A(ptr[j])")},
+        {
+            "no tail": ("if (j < count) elements[j]", "if (false) elements[j]"),
+            "no tail of parameters": ("j < count ? static_cast<A>(ptr[j])", "false ? A(ptr[j])"),
+            "a tail that counts twice": ("if (j >= count) deviation[j] = 0", "deviation[j] *= 2"),
+        },
     ),
     *faults(
         *ODD,
         {
-            "an element too many": ("j < count ? static_cast<A>(ptr", "true ? A(ptr"),
+            "rows out of range not read again": ("c < n; c += THREADS * VEC", "false; c = n"),
+            "a tail not read again": ("const int count = min(VEC, n - c);", "const int count = 1;"),
+        },
+        magnitude=1e30,
+    ),
+    *faults(
+        *BLOCK,
+        {
+            "the same row loaded twice": (
+                "next_row.load(x + (r + step) * n",
+                "next_row.load(x + r * n",
+            ),
+            "statistics of the row before": (
+                "next_grad = {mean, rstd, r + step}",
+                "next_grad = {mean, rstd, r}",
+            ),
+        },
+        rows=1100,
+    ),
+    *faults(
+        *ODD,
+        {
+            "rows of a warp that diverge": (
+                "thread_group.holds_in_warp(is_in_range)",
+                "is_in_range",
+            ),
+            "rows of a warp that end apart": (
+                "const Index end = m + groups * Index(row_of_block % ROWS_OF_WARP);",
+                "const Index end = m;",
+            ),
+        },
+        by=(SIMULATOR,),
+        magnitude=1e30,
+        rows=10,
+    ),
+    *faults(
+        *ODD,
+        {"a row beyond the last": ("row.n = exists ? int(n) : 0;", "row.n = int(n);")},
+        by=(ADDRESS,),
+        rows=10,
+    ),
+    *faults(
+        *ODD,
+        {
+            "an element too many": ("if (j < count) elements[j]", "if (true) elements[j]"),
+            "a parameter too many": ("j < count ? static_cast<A>(ptr", "true ? A(ptr"),
+            "a chunk that is not whole": ("if (aligned && n - c >= VEC)", "if (aligned && n > c)"),
             "out-of-bounds load": (LOAD, LOAD.replace("count == VEC", "true")),
             "out-of-bounds store": (
                 "if (aligned && count == VEC) {\n        store",
                 "if (aligned) {\n        store",
             ),
-            "a row too many": ("if (r >= m) return;", "if (r > m) return;"),
+            "a row too many": ("const bool exists = r < m;", "const bool exists = r <= m;"),
             "a column too many": ("if (c < width)", "if (c <= width)"),
         },
         by=(ADDRESS,),
@@ -221,7 +271,13 @@ FAULTS = (
     *faults(*BLOCK, {"too little shared memory": ("2 * 3 * WARPS;", "2 * WARPS;")}, by=(ADDRESS,)),
     *faults(
         *WARP,
-        {"a vector that is not aligned": (LOAD, LOAD.replace("aligned && ", ""))},
+        {
+            "parameters that are not aligned": (LOAD, LOAD.replace("aligned && ", "")),
+            "a chunk that is not aligned": (
+                "const bool aligned = is_aligned<VEC>(ptr)",
+                "const bool aligned = true",
+            ),
+        },
         by=(SIMULATOR,),
         offset=1,
     ),
@@ -229,8 +285,8 @@ FAULTS = (
         *WARP,
         {
             "a thread number that overflows": (
-                "WARPS == 1 ? threadIdx.x % WARP",
-                "WARPS == 1 ? int(threadIdx.x % WARP) + 0x7fffffff - 0x7fffffff",
+                "WARPS == 1 ? threadIdx.x % LANES",
+                "WARPS == 1 ? int(threadIdx.x % LANES) + 0x7fffffff - 0x7fffffff",
             )
         },
         by=(UNDEFINED,),

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from ln_array_api_backends.cupy import backend, rows_dispatch
 from ln_array_api_backends.cupy.launch_config import (
-    LONG_ROW_WARPS,
+    LONG_ROW_THREADS,
     BlockShape,
     RowSplit,
     ceil_div,
@@ -27,7 +27,7 @@ from source_change import change_source
 from test_kernels import Case, bits
 
 BEYOND = 1 << 32
-TILE = BlockShape(LONG_ROW_WARPS, 1, 2).capacity("float16")
+TILE = BlockShape(LONG_ROW_THREADS, 1, 2).capacity("float16")
 NORESERVE = 0x4000  # on Linux; Python 3.13 has a name for it
 FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
 
@@ -77,7 +77,7 @@ def last_segment(monkeypatch: pytest.MonkeyPatch) -> bool:
     length, end = split_row("float16", BEYOND, 2).length + 8 * TILE, TILE + 1
     segments = BEYOND // length + 2
     n = (segments - 1) * length + end
-    cut = RowSplit(LONG_ROW_WARPS, 2, ceil_div(n, TILE), segments, length)
+    cut = RowSplit(LONG_ROW_THREADS, 2, ceil_div(n, TILE), segments, length)
     assert n - end > BEYOND
     monkeypatch.setattr(rows_dispatch, "split_row", lambda *arguments: cut)
     rng = np.random.default_rng(1)

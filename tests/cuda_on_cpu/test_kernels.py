@@ -54,6 +54,7 @@ class Case:
         wide: bool = False,
         offset: int = 0,
         mean: float = 3,
+        magnitude: float = 1,
         epsilon: float = EPSILON,
         x: np.ndarray | None = None,
     ) -> None:
@@ -64,7 +65,7 @@ class Case:
         size = groups * n // repeat
         draw = rng.standard_normal
         self.plain = [
-            (mean + draw((m, n)) if x is None else x).astype(DTYPES[dtype]),
+            (magnitude * (mean + draw((m, n))) if x is None else x).astype(DTYPES[dtype]),
             draw(size).astype(DTYPES[parameter]),
             draw(size).astype(DTYPES[parameter]) if center else None,
             draw((m, n)).astype(DTYPES["float32" if wide and dtype != "float64" else dtype]),
@@ -295,3 +296,16 @@ def test_sums_over_many_rows(m: int, n: int, groups: int, repeat: int) -> None:
     terms = m * repeat // groups
     for actual, expected in zip(case.run()[4:], case.expected()[4:], strict=True):
         np.testing.assert_allclose(actual.get(), expected, rtol=0, atol=terms * 1e-6)
+
+
+@pytest.mark.parametrize("n", [7, 16, 23, 64])
+def test_y_of_many_short_rows(n: int) -> None:
+    """Few elements do not average out roundings, and among many rows some have all of them."""
+    m = 60000
+    case = Case("float32", m, n, mean=0)
+    plain, gamma, beta = (each.astype(np.float64) for each in case.plain[:3])
+    x_hat, _, _ = rows.rows_forward(plain, None, None, epsilon=EPSILON, **case.options)
+    y, _, _ = backend.rows_forward(case.x, case.gamma, case.beta, epsilon=EPSILON, **case.options)
+    scale = np.maximum(np.abs(x_hat * gamma).max(1), np.abs(beta).max())
+    ulp = np.spacing(scale.astype(np.float32)).astype(np.float64)[:, None]
+    assert (np.abs(y.get() - (x_hat * gamma + beta)) / ulp).max() <= 4

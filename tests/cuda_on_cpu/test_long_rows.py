@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from ln_array_api_backends.cupy import rows_dispatch
 from ln_array_api_backends.cupy.launch_config import (
-    MAX_CHUNKS,
+    FORWARD_CHUNKS,
     TARGET_WARPS,
+    WARP,
     RowSplit,
     ceil_div,
     split_row,
@@ -133,8 +134,8 @@ def test_a_non_finite_value_affects_only_its_row(value: float) -> None:
 
 
 def test_few_long_rows_fill_a_gpu() -> None:
-    cut = split_row("float32", 1 << 18, MAX_CHUNKS["float32"])
-    assert 16 * min(cut.segments, cut.tiles) * cut.warps >= TARGET_WARPS
+    cut = split_row("float32", 1 << 18, FORWARD_CHUNKS)
+    assert 16 * min(cut.segments, cut.tiles) * cut.threads >= TARGET_WARPS * WARP
 
 
 @pytest.mark.parametrize("n", [16385, 1 << 22, (1 << 22) + 1, (1 << 31) + 1, 1 << 40])

@@ -41,9 +41,10 @@ class Kernels(NamedTuple):
 
 
 def row_case(fault: Fault, rows: int | None = None) -> test_kernels.Case:
-    if rows is None:
-        rows = 12 if fault.shape < 16000 else 3
-    return test_kernels.Case(fault.dtype, rows, fault.shape, **fault.options)
+    options = {"rows": 12 if fault.shape < 16000 else 3, **fault.options}
+    if rows is not None:
+        options["rows"] = rows
+    return test_kernels.Case(fault.dtype, options.pop("rows"), fault.shape, **options)
 
 
 def check_rows(case: test_kernels.Case) -> None:

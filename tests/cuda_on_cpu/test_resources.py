@@ -8,9 +8,11 @@ import sys
 import cupy_on_cpu
 import pytest
 import resources
+from ln_array_api_backends.cupy import launch_config, rows_dispatch
+from ln_array_api_backends.cupy.launch_config import forward_shape
 from resources import ARCHITECTURES, Row, Usage, row_of
 
-GOOD = Usage(0, 0, 64, 96, 128, 4, 8, 4)
+GOOD = Usage(0, 0, 64, 96, 128, 4, 8, 4, 4)
 KERNELS = """
 template <int N>
 __global__ void __launch_bounds__(1024) many_values(float* x) {
@@ -47,6 +49,81 @@ def test_faults(change: dict[str, int], fault: str) -> None:
     on = ARCHITECTURES["80"]
     assert GOOD.faults("rows<float>", on) == []
     assert GOOD._replace(**change).faults("rows<float>", on) == [fault]
+
+
+@pytest.mark.parametrize(
+    ("name", "vectors"),
+    [
+        ("rows_forward<float, float, float, 256, 1, 4, true, PER_ELEMENT>", 4),
+        ("segment_moments<__nv_bfloat16, 512, 4, false>", 4),
+        ("rows_backward<__half, __half, float, 512, 1, 2, true, false, REPEATED>", 4),
+        ("rows_backward<float, float, float, 512, 1, 8, false, true, PER_ELEMENT>", 4),
+        ("segments_backward<float, float, float, 512, 4, true, PER_CHUNK>", 8),
+        ("rows_backward<float, double, float, 32, 4, 4, true, true, PER_ELEMENT>", 6),
+        ("rows_backward<double, double, double, 256, 1, 4, true, true, PER_ELEMENT>", 1),
+        ("reduce_partials<float, float, float, 32, 32>", 0),
+    ],
+)
+def test_vectors_of_a_row(name: str, vectors: int) -> None:
+    row = resources.row_kernel(name)
+    assert (row.vectors_in_flight if row else 0) == vectors
+    usage = GOOD._replace(registers=32, threads=128, in_flight=vectors)
+    assert usage.faults(name, ARCHITECTURES["80"]) == []
+    if vectors:
+        fault = f"a wait for {vectors - 1} vectors, not {vectors}"
+        fewer = usage._replace(in_flight=vectors - 1)
+        assert fewer.faults(name, ARCHITECTURES["80"]) == [fault]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("rows_backward<__half, __half, __half, 32, 4, 1, true, true, PER_CHUNK>", False),
+        ("rows_backward<__half, __half, __half, 128, 1, 2, true, true, REPEATED>", True),
+        ("rows_backward<__half, __half, __half, 512, 1, 4, false, true, PER_CHUNK>", False),
+        ("rows_backward<float, double, float, 512, 1, 4, true, true, PER_CHUNK>", False),
+        ("rows_forward<float, float, float, 256, 1, 4, true, PER_ELEMENT>", False),
+    ],
+)
+def test_which_kernels_load_the_next_row(name: str, expected: bool) -> None:
+    row = resources.row_kernel(name)
+    assert row is not None
+    assert row.loads_next_row == expected
+
+
+#: Changes of the code that loads chunks, after which a kernel waits more than once for a row.
+EARLY_USES = {
+    "a load used early": (
+        "chunks[i].load(ptr + c);",
+        "{ chunks[i].load(ptr + c); if (chunks[i].vectors[0].x == 7) chunks[i].vectors[0].y = 0; }",
+    ),
+    "a conversion in a branch": (
+        "chunks[i].load(ptr + c);",
+        "{ float v[VEC]; load_vec<true>(ptr + c, v); "
+        "for (int j = 0; j < VEC; ++j) chunks[i].elements[j] = T(v[j]); }",
+    ),
+}
+
+
+@pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="the same under a sanitizer")
+@pytest.mark.parametrize("what", EARLY_USES)
+def test_an_early_use_is_found(what: str) -> None:
+    name = "rows_forward<__nv_bfloat16, __nv_bfloat16, __nv_bfloat16, 256, 1, 4, true, PER_ELEMENT>"
+    right, (old, new) = rows_dispatch.source(), EARLY_USES[what]
+    assert right.count(old) == 1
+    for source, is_right in ((right, True), (right.replace(old, new), False)):
+        usages = resources.compiled(source, ("-std=c++17",), (name,), "90")
+        assert (usages[name].faults(name, ARCHITECTURES["90"]) == []) == is_right
+
+
+@pytest.mark.parametrize(("dtype", "n"), [("bfloat16", 1 << 15), ("float32", 1 << 15)])
+def test_rows_that_a_block_can_hold_are_read_once(
+    dtype: str, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "a block of 32 warps" in str(forward_shape(dtype, n))
+    assert forward_shape(dtype, n + 1) is None
+    monkeypatch.setattr(launch_config, "FORWARD_CHUNKS", 2)
+    assert forward_shape(dtype, n) is None  # a launch too many would be found
 
 
 @pytest.mark.parametrize("name", ["column_sums<float, {}, 4>", "plane_moments<__half, {}, 4, 8>"])

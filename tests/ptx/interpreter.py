@@ -20,6 +20,8 @@ Array = np.ndarray[Any, Any]
 #: Threads that run at a time: so few that their registers stay in the CPU's caches.
 THREADS_AT_ONCE = 4096
 ALL_LANES = 0xFFFFFFFF
+#: Instructions at which threads wait for the others of their warp or block.
+MEETINGS = ("bar", "shfl", "vote")
 
 
 def launch(
@@ -109,7 +111,7 @@ class _Blocks:
                 break
             here = int(self.at[ready].min())
             instruction = instructions[here]
-            if instruction.opcode in ("bar", "shfl"):
+            if instruction.opcode in MEETINGS:
                 self._meet(instruction, here)
             else:
                 self._straight(here, self.at == here)
@@ -127,7 +129,7 @@ class _Blocks:
         begin, taken, target = here, None, 0
         while here < stop and taken is None:
             instruction = self.kernel.instructions[here]
-            if instruction.opcode in ("bar", "shfl"):
+            if instruction.opcode in MEETINGS:
                 break
             if instruction.opcode in ("bra", "ret"):
                 target = self._target(instruction)
@@ -159,6 +161,8 @@ class _Blocks:
             return
         if instruction.opcode == "shfl":
             self._shuffle(instruction, complete)
+        elif instruction.opcode == "vote":
+            self._vote(instruction, complete)
         elif instruction.form != "bar.sync" or instruction.operands != (Immediate(0),):
             raise PTXError(f"{instruction}: not known")
         else:
@@ -211,6 +215,11 @@ class _Blocks:
             if value.dtype.kind == "u" and value.dtype.itemsize > size:
                 return value.astype(f"u{size}")
         return self._value(operand, f"b{8 * size}")
+
+    def _extended(self, value: Array, name: str, kind: str) -> Array:
+        """Extend what is loaded by zeros, if the register is wider."""
+        size = SIZES.get(self.kernel.registers.get(name, ""), 0)
+        return value.astype(f"u{size}") if kind[0] == "u" and size > value.itemsize else value
 
     def _set(self, name: str, value: Array, active: Array) -> None:
         """Write the bits of a value to a register, in active threads."""
@@ -304,7 +313,7 @@ class _Blocks:
             for place, name in enumerate(parts):
                 whole = np.zeros(active.shape, f"u{size}")
                 whole[active] = elements[:, place]
-                self._set(str(name), whole, active)
+                self._set(str(name), self._extended(whole, str(name), kind), active)
         else:
             values = [np.broadcast_to(self._stored(each, size), active.shape) for each in parts]
             access(addresses, active, size, count, np.stack([e[active] for e in values], axis=1))
@@ -354,6 +363,13 @@ class _Blocks:
         self._set(str(targets[0]), values[other], active)
         for each in targets[1:]:
             self._set(str(each), np.ones(active.shape, bool), active)
+
+    def _vote(self, instruction: Instruction, active: Array) -> None:
+        target, source, members = instruction.operands
+        if instruction.form != "vote.sync.all.pred" or not self._is(members, ALL_LANES, active):
+            raise PTXError(f"{instruction}: not known")
+        votes = np.broadcast_to(self._value(source, "pred"), active.shape).reshape(-1, WARP)
+        self._set(str(target), np.repeat(votes.all(axis=1), WARP), active)
 
     def _is(self, operand: Operand, number: int, active: Array) -> bool:
         """Return whether a value is that number in all active threads."""

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-COLOURS = {"H100 SXM": "#440154", "A100 80GB": "#21918c", "L4": "#e08214"}
+COLOURS = {"B200": "#3b528b", "H100 SXM": "#440154", "A100 80GB": "#21918c", "L4": "#e08214"}
 STYLES = {"forward": "-", "backward": "--"}
 
 

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 from cases import DTYPES
 from fake_cupy import CuPyBackend, Device, Launch, launch_config, patched_device
+from resources import ARCHITECTURES, PAGE, Row, row_of
 
 
 class GPU(NamedTuple):
-    """Figures of a data sheet, per second and in bytes."""
+    """Figures of a data sheet, per second and in bytes; and for which architecture it is."""
 
     name: str
     bandwidth: float
     processors: int
     clock: float
     cache: int
+    architecture: str
 
 
+#: The clocks of H200 and B200 are taken to be that of H100.
 GPUS = (
-    GPU("H100 SXM", 3.35e12, 132, 1.755e9, 50 << 20),
-    GPU("A100 80GB", 2.04e12, 108, 1.41e9, 40 << 20),
-    GPU("L4", 0.3e12, 58, 2.04e9, 48 << 20),
+    GPU("H100 SXM", 3.35e12, 132, 1.755e9, 50 << 20, "90"),
+    GPU("H200 SXM", 4.8e12, 132, 1.755e9, 50 << 20, "90"),
+    GPU("B200", 7.7e12, 148, 1.755e9, 62 << 20, "100"),
+    GPU("A100 80GB", 2.04e12, 108, 1.41e9, 40 << 20, "80"),
+    GPU("L4", 0.3e12, 58, 2.04e9, 48 << 20, "80"),
 )
 #: Time of a launch, including the latency of the first block's loads and sums.
 LAUNCH_SECONDS = 2.5e-6
@@ -31,14 +38,18 @@ LAUNCH_SECONDS = 2.5e-6
 BANDWIDTH_FRACTION = 0.92
 #: Bytes that a multiprocessor loads from L2, and warps that issue an instruction.
 BYTES_PER_CLOCK, WARPS_PER_CLOCK = 64, 4
-#: Threads per multiprocessor that the kernels' launch bounds ensure.
-RESIDENT_THREADS = 512
+#: Time from a load to its data, from memory that is busy. A launch includes the first such wait.
+LATENCY_SECONDS = 0.7e-6
+#: Bytes that a thread asks for at once where it loads no vectors.
+SCALAR_BYTES = 32
 COUNTED_BLOCKS = 6
 
 SHAPES = (
     ("bfloat16", 32768, 32768),
     ("bfloat16", 32768, 8192),
     ("bfloat16", 32768, 1024),
+    ("bfloat16", 16384, 4096),
+    ("bfloat16", 8192, 8192),
     ("bfloat16", 4096, 768),
     ("float32", 1, 768),
     ("float32", 4096, 768),
@@ -47,6 +58,8 @@ SHAPES = (
     ("float32", 2048, 4096),
     ("float32", 512, 16384),
     ("float32", 16, 262144),
+    ("float32", 64, 256, 3136),
+    ("bfloat16", 64, 256, 3136),
 )
 #: Shapes in the figure: by number of rows, and by length of rows with 2**26 elements in all.
 ROWS = [(4**power, 768) for power in range(9)]
@@ -58,8 +71,39 @@ def sample(blocks: int) -> Sequence[int]:
     return np.unique(np.linspace(0, blocks - 1, COUNTED_BLOCKS).astype(int)).tolist()
 
 
+class Occupancy(NamedTuple):
+    """What docs/cuda-kernels.md tells of a kernel."""
+
+    vectors_in_flight: int
+    blocks: dict[str, int]
+    """How many fit on a multiprocessor, by its architecture."""
+
+
+@cache
+def occupancies() -> dict[Row, Occupancy]:
+    """Read the table of kernels."""
+    table = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        name, dtype, parameters, *numbers = (
+            cell.strip() for cell in line.split("|")[1:-1] or "|||"
+        )
+        if "<" in name:
+            kernel, _, shape = name.rstrip(">").partition("<")
+            fits = [
+                int(cell.partition("(")[2].rstrip(")")) for cell in numbers[-len(ARCHITECTURES) :]
+            ]
+            row = Row(kernel, dtype, shape, parameters.removeprefix("x's"))
+            in_flight = int(numbers[-len(ARCHITECTURES) - 1])
+            table[row] = Occupancy(in_flight, dict(zip(ARCHITECTURES, fits, strict=True)))
+    return table
+
+
+#: Bytes of an array, distinct ones of these that are accessed, and requested ones.
+Traffic = tuple[float, float, float]
+
+
 class Count(NamedTuple):
-    """Accesses of all blocks of a launch. Traffic: bytes of an array, distinct, and requested."""
+    """Accesses of all blocks of a launch."""
 
     kernel: str
     rows: int
@@ -67,29 +111,42 @@ class Count(NamedTuple):
     threads: int
     warp_instructions: float
     thread_instructions: float
-    traffic: tuple[tuple[float, float, float], ...]
+    reads: tuple[Traffic, ...]
+    writes: tuple[Traffic, ...]
+    occupancy: Occupancy
 
     def seconds(self, gpu: GPU) -> tuple[float, str]:
         """Return the time of the launch, and what limits it."""
         processors = min(gpu.processors, self.blocks)
         memory = min(BANDWIDTH_FRACTION * gpu.bandwidth, processors * BYTES_PER_CLOCK * gpu.clock)
-        moving = self.moved(gpu) / memory
-        issuing = self.warp_instructions / (processors * WARPS_PER_CLOCK * gpu.clock)
-        limit = "memory" if moving >= issuing else "instructions"
-        seconds = max(moving, issuing)
-        if seconds <= LAUNCH_SECONDS:
-            limit = "launch"
-        return LAUNCH_SECONDS + seconds, limit
+        times = {
+            "memory": self.moved(gpu, self.reads + self.writes) / memory,
+            "instructions": self.warp_instructions / (processors * WARPS_PER_CLOCK * gpu.clock),
+            "waits": (self.moved(gpu, self.reads) / self.asked_for(gpu) - 1) * LATENCY_SECONDS,
+        }
+        limit = max(times, key=times.__getitem__)
+        seconds = times[limit]
+        return LAUNCH_SECONDS + seconds, "launch" if seconds <= LAUNCH_SECONDS else limit
 
-    def moved(self, gpu: GPU) -> float:
+    def resident(self, gpu: GPU) -> int:
+        """Return how many blocks run at a time."""
+        return min(self.blocks, gpu.processors * self.occupancy.blocks[gpu.architecture])
+
+    def asked_for(self, gpu: GPU) -> float:
+        """Return the bytes that all running blocks have asked for while they wait for some."""
+        a_thread = 16 * self.occupancy.vectors_in_flight or SCALAR_BYTES
+        a_block = sum(requested for _, _, requested in self.reads) / self.blocks
+        return self.resident(gpu) * min(a_thread * self.threads, max(a_block, 1))
+
+    def moved(self, gpu: GPU, traffic: tuple[Traffic, ...]) -> float:
         """Return the bytes that are read from or written to memory, not caches."""
-        resident = min(self.blocks, gpu.processors * max(1, RESIDENT_THREADS // self.threads))
         # A block processes its rows one after the other.
         steps = max(self.rows, self.blocks)
-        in_flight = sum(distinct / steps for _, distinct, _ in self.traffic) * resident
+        in_use = sum(distinct / steps for _, distinct, _ in self.reads + self.writes)
+        fits = in_use * self.resident(gpu) <= gpu.cache
         return sum(
-            min(size, distinct) if in_flight <= gpu.cache or size <= gpu.cache / 4 else requested
-            for size, distinct, requested in self.traffic
+            min(size, distinct) if fits or size <= gpu.cache / 4 else requested
+            for size, distinct, requested in traffic
         )
 
 
@@ -97,10 +154,12 @@ def counted(launch: Launch, rows: int, sizes: dict[str, int]) -> Count:
     """Scale the counts of a sample of blocks to all blocks."""
     blocks, counters = int(np.prod(launch.grid)), launch.counters
     scale = blocks / counters.blocks
-    traffic = (
-        (float(sizes[name]), scale * each.distinct, scale * each.bytes)
+    reads, writes = (
+        tuple(
+            (float(sizes[name]), scale * each.distinct, scale * each.bytes)
+            for name, each in traffics.items()
+        )
         for traffics in (counters.reads, counters.writes)
-        for name, each in traffics.items()
     )
     return Count(
         launch.name,
@@ -109,47 +168,58 @@ def counted(launch: Launch, rows: int, sizes: dict[str, int]) -> Count:
         launch.block[0],
         scale * counters.warp_instructions,
         scale * counters.thread_instructions,
-        tuple(traffic),
+        reads,
+        writes,
+        occupancies()[row_of(launch.expression)],
     )
 
 
-def count(dtype: str, m: int, n: int) -> dict[str, list[Count]]:
-    """Count both passes of layer norm, on arrays of full size, of which a sample is accessed."""
-    kind, shape = DTYPES[dtype], (m, n)
+def count(dtype: str, *shape: int) -> dict[str, list[Count]]:
+    """Count both passes, on arrays of full size, of which a sample is accessed.
+
+    They are those of layer norm if x has two axes, and else those of batch norm, of (B, C, S).
+    """
+    kind, backend, need = DTYPES[dtype], CuPyBackend(), (True, True, True)
     with patched_device(Device(sample)) as device:
         zeros = device.memory.zeros
         x, dy = (zeros(shape, kind, name) for name in ("x", "dy"))
-        gamma, beta = (zeros((n,), kind, name) for name in ("gamma", "beta"))
-        options = {"center": True, "groups": 1, "repeat": 1}
-        backend = CuPyBackend()
-        _, mean, rstd = backend.rows_forward(x, gamma, beta, epsilon=1e-5, **options)
-        forward = len(device.launches)
-        backend.rows_backward(dy, x, mean, rstd, gamma, need=(True, True, True), **options)
+        gamma, beta = (zeros(shape[1:2], kind, name) for name in ("gamma", "beta"))
+        if len(shape) == 2:
+            options = {"center": True, "groups": 1, "repeat": 1}
+            _, mean, rstd = backend.rows_forward(x, gamma, beta, epsilon=1e-5, **options)
+            forward = len(device.launches)
+            backend.rows_backward(dy, x, mean, rstd, gamma, need=need, **options)
+        else:
+            _, mean, _, rstd = backend.channels_forward(x, gamma, beta, epsilon=1e-5)
+            forward = len(device.launches)
+            backend.channels_backward(dy, x, mean, rstd, gamma, need=need)
     sizes = {each.name: each.bytes.size for each in device.memory.allocations}
-    counts = [counted(each, m, sizes) for each in device.launches]
+    counts = [counted(each, shape[0], sizes) for each in device.launches]
     return {"forward": counts[:forward], "backward": counts[forward:]}
 
 
-def predictions(kinds: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each shape and pass."""
-    for dtype, m, n in kinds:
-        for direction, launches in count(dtype, m, n).items():
+def predictions(kinds: Iterable[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each pass for x of a dtype and a shape."""
+    for dtype, *shape in kinds:
+        for direction, launches in count(dtype, *shape).items():
             arrays = 2 if direction == "forward" else 3
-            least = arrays * m * n * launch_config.ITEMSIZE[dtype]
+            least = arrays * prod(shape) * launch_config.ITEMSIZE[dtype]
+            instructions = sum(each.thread_instructions for each in launches)
             row: dict[str, Any] = {
                 "pass": direction,
                 "dtype": dtype,
-                "m": m,
-                "n": n,
+                "shape": "x".join(map(str, shape)),
+                "m": shape[0],
+                "n": shape[1],
                 "kernels": [each.kernel for each in launches],
                 "bytes": least,
-                "instructions per element": sum(e.thread_instructions for e in launches) / (m * n),
+                "instructions per element": instructions / prod(shape),
             }
             for gpu in GPUS:
                 times = [each.seconds(gpu) for each in launches]
                 seconds = sum(each for each, _ in times)
                 row[gpu.name] = {
-                    "moved": sum(each.moved(gpu) for each in launches),
+                    "moved": sum(each.moved(gpu, each.reads + each.writes) for each in launches),
                     "roofline": 1e6 * least / gpu.bandwidth,
                     "predicted": 1e6 * seconds,
                     "fraction": least / gpu.bandwidth / seconds,

@@ -11,9 +11,9 @@ from predict import (
     BANDWIDTH_FRACTION,
     BYTES_PER_CLOCK,
     GPUS,
+    LATENCY_SECONDS,
     LAUNCH_SECONDS,
     LENGTHS,
-    RESIDENT_THREADS,
     ROWS,
     SHAPES,
     WARPS_PER_CLOCK,
@@ -37,15 +37,19 @@ from these assumptions:
 - A multiprocessor issues {warps} instructions per clock, at {clocks}.
   They are PTX instructions. An assembler fuses some and adds others for addresses, so this is
   rough.
+- Memory answers after {latency} µs. Until then a block has asked for no more than the vectors that
+  its threads ask for before they wait, which [the page on the kernels](cuda-kernels.md) lists with
+  the blocks that fit on a multiprocessor: bytes in flight divided by the latency limit the reads.
 - All blocks of a launch are like the few blocks that were counted.
 
-Occupancy is assumed to be the {resident} threads that launch bounds ensure. Latency that is not
-hidden, and the tail of the last blocks, are left out, so the predictions are optimistic.
+That a block computes nothing while it waits, where it is alone on its multiprocessor, and the tail
+of the last blocks are left out, so the predictions are optimistic.
 
 The least bytes are each input once and each output once. The moved bytes are those read from or
 written to the memory of an {first}. The roofline is the time of the least bytes at the full
 bandwidth, and the fraction is that time divided by the predicted time. The letter names the limit:
-**m**emory, **i**nstructions, or the **l**aunch.
+**m**emory, **i**nstructions, **w**aits for data, or the **l**aunch. Arrays of two axes are rows of
+layer norm, those of three are (B, C, S) of batch norm in training.
 
 ![Predicted time and share of the bandwidth](predicted-speed.svg)
 
@@ -79,7 +83,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         bytes=BYTES_PER_CLOCK,
         warps=WARPS_PER_CLOCK,
         clocks=", ".join(f"{1e-9 * gpu.clock:.2f}" for gpu in GPUS) + " GHz",
-        resident=RESIDENT_THREADS,
+        latency=f"{1e6 * LATENCY_SECONDS:.1f}",
         first=names[0],
     )
     gpus = " | ".join(f"{name}: roofline, predicted µs; fraction" for name in names)
@@ -88,11 +92,11 @@ def report(rows: list[dict[str, Any]]) -> str:
         f"|---|---|---:|---:|---:{'|---:' * len(GPUS)}|",
         *map(line, rows),
     ]
-    found = {(row["pass"], row["dtype"], row["m"], row["n"]): row for row in rows}
-    quack = found["forward", "bfloat16", 32768, 32768]
+    found = {(row["pass"], row["dtype"], row["shape"]): row for row in rows}
+    quack = found["forward", "bfloat16", "32768x32768"]
     published = PUBLISHED.format(
         quack=1e-3 * quack["bytes"] / quack[names[0]]["predicted"],
-        row=found["forward", "float32", 1, 768][names[0]]["predicted"],
+        row=found["forward", "float32", "1x768"][names[0]]["predicted"],
     )
     return head + "\n".join(lines) + "\n" + published
 
@@ -102,7 +106,7 @@ def line(row: dict[str, Any]) -> str:
     moved = row[GPUS[0].name]["moved"]
     cells = [
         row["pass"],
-        f"{row['dtype']} {row['m']}x{row['n']}",
+        f"{row['dtype']} {row['shape']}",
         str(len(row["kernels"])),
         f"{1e-6 * row['bytes']:,.1f}, {1e-6 * moved:,.1f}",
         f"{row['instructions per element']:.0f}",

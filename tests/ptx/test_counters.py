@@ -90,6 +90,11 @@ def problems_of_array(what: str, launch: Launch, traffic: Traffic) -> Iterator[s
     # Partial results of segments are few, and at any offset.
     if launch.name.startswith("segments_") and "reads allocation" in what:
         most_sectors += traffic.requests
+    # The first elements of rows that share a warp are in sectors of their own, and statistics of
+    # these rows in up to two.
+    if launch.name.startswith("rows_") and what.endswith((" x", " mean", " rstd")):
+        rows_of_a_warp = max(1, launch_config.WARP // int(parameters(launch)[3]))
+        most_sectors += (rows_of_a_warp - 1) * traffic.requests
     if traffic.sectors > most_sectors:
         yield f"{what} in {traffic.sectors / traffic.least_sectors:.1f} times the sectors"
 
@@ -97,10 +102,11 @@ def problems_of_array(what: str, launch: Launch, traffic: Traffic) -> Iterator[s
 def barriers(launch: Launch) -> int:
     """Return the barriers of a block with one row or tile: for reductions and shared memory."""
     given = parameters(launch)
+    shares_a_block = int(given[3]) <= launch_config.WARP
     if launch.name == "rows_forward":
-        return 0 if given[3] == "1" else 1 + (given[6] == "true")
+        return 0 if shares_a_block else 1 + (given[6] == "true")
     if launch.name == "rows_backward":
-        return 4 if given[3] == "1" else 1  # two for each gradient, or one for each row
+        return 4 if shares_a_block else 1  # two for each gradient, or one for each row
     return {
         "segment_moments": 2,
         "segments_forward": 3,
@@ -155,7 +161,7 @@ class Fault(NamedTuple):
     seen: str
 
 
-BLOCK, WARP = Case("float32", 9, 1536), Case("float32", 37, 64)
+BLOCK, SHORT = Case("float32", 9, 1536), Case("float32", 37, 200)
 FAULTS = (
     Fault(
         "contiguous chunks of a thread",
@@ -166,8 +172,8 @@ FAULTS = (
     ),
     Fault(
         "elements loaded one by one",
-        "min(VEC, n - c), values[i]",
-        "n - c, values[i]",
+        "const bool aligned = is_aligned<VEC>(ptr)",
+        "const bool aligned = false",
         BLOCK,
         "rows_forward reads x in",
     ),
@@ -181,7 +187,7 @@ FAULTS = (
     Fault(
         "a row read again",
         "normalise(row, row_stats, gammas, betas, y + r * n);",
-        "const RowTile<T, WARPS * WARP, CHUNKS> again(x_row, int(n), warp_group.thread());"
+        "const RowTile<T, THREADS, CHUNKS> again(x_row, int(n), thread_group.thread());"
         "normalise(again, row_stats, gammas, betas, y + r * n);",
         BLOCK,
         "rows_forward reads x 2.00 times",
@@ -190,11 +196,11 @@ FAULTS = (
         "a result written twice",
         "store(y + c, aligned, count, result);",
         'store(y + c, aligned, count, result); asm volatile("" ::: "memory");'
-        "store(y + c, aligned, count, parameters);",
+        "store(y + c, aligned, count, scales);",
         BLOCK,
         "rows_forward writes",
     ),
-    Fault("conflicting banks", "c + c / WARP;", "c;", WARP, "rows_backward: 4-way bank conflict"),
+    Fault("conflicting banks", "c + c / WARP;", "c;", SHORT, "rows_backward: 4-way bank conflict"),
     Fault(
         "a barrier too many",
         "buffer ^= 1;",
@@ -204,8 +210,8 @@ FAULTS = (
     ),
     Fault(
         "half of the parameters",
-        "if (betas.ptr) {",
-        "if (betas.ptr && c < row.n / 2) {",
+        "if (betas.ptr)",
+        "if (betas.ptr && c < row.n / 2)",
         BLOCK,
         "rows_forward reads 3072 of 6144 bytes of beta",
     ),

@@ -48,6 +48,7 @@ LOOP:
         ("atom.global.add.u32 %r1, [%a2], %r1;", "atom.global.add.u32: not known"),
         ("ld.volatile.global.u32 %r1, [%a2];", "ld.volatile.global.u32: not known"),
         ("ld.global.v2.u32 %r1, [%a2];", "ld.global.v2.u32: not known"),
+        ("vote.sync.any.pred %p1, %p2, -1;", "vote.sync.any.pred"),
         ("shfl.sync.idx.b32 %r1|%p1, %r1, 0, 31, -1;", "shfl.sync.idx.b32: not known"),
         ("shfl.sync.bfly.b32 %r1|%p1, %r1, 1, 31, 1;", "not known for parts of a warp"),
         ("bar.sync 1;", "bar.sync: not known"),
@@ -76,6 +77,8 @@ def test_arguments_must_match_the_parameters() -> None:
 def test_memory_and_special_registers() -> None:
     found, _ = run("ld.global.u32 %r1, [%a2]; add.s32 %r1, %r1, %r1;")
     np.testing.assert_array_equal(found, 2 * np.arange(64))
+    found, _ = run("ld.global.u16 %a4, [%a2]; shr.u64 %a5, %a4, 16; cvt.u32.u64 %r1, %a5;")
+    assert np.all(found == 0)  # a wider register is extended by zeros
     found, _ = run("mov.u32 %r1, %ntid.x;")
     assert np.all(found == 64)
 
@@ -117,6 +120,17 @@ EVEN:
     turns = np.arange(1, 64, 2) // 2 + 1
     assert counters.thread_instructions == 64 * 13 + 32 * 1 + 3 * turns.sum()
     assert counters.warp_instructions == 2 * (13 + 1) + 3 * (turns.max() + turns[15])
+
+
+def test_votes() -> None:
+    found, _ = run(
+        """
+    setp.lt.s32 %p1, %r0, 40;
+    vote.sync.all.pred %p2, %p1, -1;
+    selp.u32 %r1, 1, 0, %p2;
+    """
+    )
+    np.testing.assert_array_equal(found, np.arange(64) < 32)  # of the second warp, not all agree
 
 
 def test_shuffles_and_barriers() -> None:

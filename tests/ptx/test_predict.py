@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from predict import (
     LAUNCH_SECONDS,
     SHAPES,
     Count,
+    Occupancy,
     count,
     predictions,
     sample,
@@ -26,9 +28,9 @@ def test_the_report_is_up_to_date() -> None:
     """Compare some shapes, within a tolerance for other versions of the compiler."""
     table = json.loads(DOCS.with_suffix(".json").read_text())["table"]
     assert report(table) == DOCS.with_suffix(".md").read_text(encoding="utf-8")
-    reported = {(row["pass"], row["dtype"], row["m"], row["n"]): row for row in table}
-    for row in predictions([shape for shape in SHAPES if shape[1] * shape[2] < 1 << 23]):
-        before = reported[row["pass"], row["dtype"], row["m"], row["n"]]
+    reported = {(row["pass"], row["dtype"], row["shape"]): row for row in table}
+    for row in predictions([shape for shape in SHAPES if prod(shape[1:]) < 1 << 23]):
+        before = reported[row["pass"], row["dtype"], row["shape"]]
         assert row["kernels"] == before["kernels"], "make predictions"
         for gpu in GPUS:
             assert row[gpu.name]["predicted"] == pytest.approx(
@@ -48,14 +50,21 @@ def test_a_sample_of_blocks_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_limits_of_a_launch() -> None:
-    def seconds(blocks: int, moved: float, instructions: float) -> tuple[float, str]:
+    def seconds(
+        blocks: int, moved: float, instructions: float, vectors: int = 64
+    ) -> tuple[float, str]:
+        occupancy = Occupancy(vectors, {"90": 2})
         traffic = ((moved, moved, moved),)
-        return Count("kernel", blocks, blocks, 256, instructions, 0, traffic).seconds(H100)
+        counts = (blocks, blocks, 256, instructions, 0, traffic, (), occupancy)
+        return Count("kernel", *counts).seconds(H100)
 
-    assert seconds(1000, 1e3, 1e3) == (pytest.approx(LAUNCH_SECONDS, rel=0.01), "launch")
+    assert seconds(200, 1e3, 1e3) == (pytest.approx(LAUNCH_SECONDS, rel=0.01), "launch")
     memory = 1e9 / (BANDWIDTH_FRACTION * H100.bandwidth)
     assert seconds(1000, 1e9, 1e6) == (pytest.approx(LAUNCH_SECONDS + memory), "memory")
     assert seconds(1, 1e6, 1e3) == (pytest.approx(LAUNCH_SECONDS + 1e6 / 64 / H100.clock), "memory")
+    # With 2 blocks of 256 threads and a vector each, 8 KiB are in flight: 1.5 TB/s of 132.
+    waiting = (1e9 / (132 * 8192) - 1) * 0.7e-6
+    assert seconds(1000, 1e9, 1e6, 1) == (pytest.approx(LAUNCH_SECONDS + waiting), "waits")
     issuing = 1e9 / (4 * 132 * H100.clock)
     assert seconds(1000, 1e6, 1e9) == (pytest.approx(LAUNCH_SECONDS + issuing), "instructions")
 
@@ -64,8 +73,9 @@ def test_data_that_is_read_again() -> None:
     """It comes from L2 if the rows in flight fit."""
     sizes = [(1 << 30, 1 << 30, 3 << 30), (1 << 10, 1 << 10, 1 << 30)]
     rows = 1 << 15  # of 32 KiB: 4 MiB in flight
-    many = Count("kernel", rows, rows, 512, 0, 0, tuple(sizes))
+    reads, occupancy = tuple(sizes), Occupancy(1, {"90": 1})
+    many = Count("kernel", rows, rows, 512, 0, 0, reads, (), occupancy)
     few = many._replace(rows=1 << 10, blocks=1 << 10)  # of 1 MiB: more than the cache
-    assert many.moved(H100) == (1 << 30) + (1 << 10)
-    assert many._replace(blocks=1 << 10).moved(H100) == (1 << 30) + (1 << 10)
-    assert few.moved(H100) == (3 << 30) + (1 << 10)
+    assert many.moved(H100, reads) == (1 << 30) + (1 << 10)
+    assert many._replace(blocks=1 << 10).moved(H100, reads) == (1 << 30) + (1 << 10)
+    assert few.moved(H100, reads) == (3 << 30) + (1 << 10)

@@ -12,13 +12,13 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
                Index length) {
     using A = Accumulator<T>;
     constexpr int THREADS = WARPS * WARP;
-    __shared__ A shared[WarpGroup<A, WARPS>::SHARED];
-    WarpGroup<A, WARPS> warp_group(shared);
+    __shared__ A shared[ThreadGroup<A, WARPS * WARP>::SHARED];
+    ThreadGroup<A, WARPS * WARP> thread_group(shared);
     const unsigned channel = blockIdx.x % channels;
     const Index begin = blockIdx.x / channels * length, end = min(begin + length, vecs);
     const RowGradient<A, true> channel_grad(mean, rstd, channel);
     const A scale = range_scale(channel_grad.rstd);
-    const Index first = begin + warp_group.thread();
+    const Index first = begin + thread_group.thread();
     PlaneIterator<VEC, THREADS> it(first, channel, channels, spatial);
     A sums[NUM_SUMS] = {};
     dispatch_aligned(is_aligned<VEC>(x) && is_aligned<VEC>(dy), [&](auto aligned) {
@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
             for (int k = 0; k < NUM_SUMS; ++k) sums[k] += chunk_sums[k];
         });
     });
-    warp_group.reduce_add(sums);
-    if (warp_group.thread() > 0) return;
+    thread_group.reduce_add(sums);
+    if (thread_group.thread() > 0) return;
 #pragma unroll
     for (int k = 0; k < NUM_SUMS; ++k) part_sums[Index(k) * gridDim.x + blockIdx.x] = sums[k];
 }
@@ -126,14 +126,14 @@ __global__ void __launch_bounds__(WARPS* CHANNELS* WARP, MIN_BLOCKS_PER_SM<WARPS
                       Result* __restrict__ dgamma, Result* __restrict__ dbeta, Index channels,
                       Index spatial, Index row_length, Index rows, Index last_row_length,
                       Index length, Index parts, double inv_count) {
-    __shared__ A shared[WarpGroup<A, WARPS>::SHARED];
-    WarpGroup<A, WARPS> warp_group(shared);
-    const Index channel = Index(blockIdx.x) * CHANNELS + warp_group.index();
+    __shared__ A shared[ThreadGroup<A, WARPS * WARP>::SHARED];
+    ThreadGroup<A, WARPS * WARP> thread_group(shared);
+    const Index channel = Index(blockIdx.x) * CHANNELS + thread_group.index();
     if (channel >= channels) return;
     const PartialsLayout layout(channel, channels, spatial, row_length, rows, last_row_length,
                                 length, parts);
     CompensatedSum<A> thread_sums[NUM_SUMS];
-    for (Index entry = warp_group.thread(); entry < layout.entries; entry += WARPS * WARP) {
+    for (Index entry = thread_group.thread(); entry < layout.entries; entry += WARPS * WARP) {
         Index entry_rows;
         const Index offset = layout.offset(entry, entry_rows);
 #pragma unroll
@@ -142,8 +142,8 @@ __global__ void __launch_bounds__(WARPS* CHANNELS* WARP, MIN_BLOCKS_PER_SM<WARPS
     }
     A sums[NUM_SUMS] = {thread_sums[SUM_DY_X_HAT].total(), thread_sums[SUM_DEVIATION].total(),
                         thread_sums[SUM_DY].total()};
-    warp_group.reduce_add(sums);
-    if (warp_group.thread() > 0) return;
+    thread_group.reduce_add(sums);
+    if (thread_group.thread() > 0) return;
     RowGradient<A, true> channel_grad(mean, rstd, channel);
     channel_grad.finish(sums, A(inv_count));
     channel_constants[X_HAT_MEAN * channels + channel] = channel_grad.x_hat_mean;

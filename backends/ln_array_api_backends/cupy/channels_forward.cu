@@ -22,10 +22,15 @@ struct MemoryTile {
             visit(values, VEC, 0);
         }
     }
+    template <class Visit>
+    __device__ void for_each_chunk_again(Visit visit) const {
+        for_each_chunk(visit);
+    }
+    __device__ void load() const {}  // since nothing is kept
     __device__ A first() const { return static_cast<A>(x[start.offset * VEC]); }
 };
 
-// A group of one thread, in place of a WarpGroup.
+// A group of one thread, in place of a ThreadGroup.
 struct SingleThread {
     template <class A, int K>
     __device__ void reduce_add(A (&)[K]) {}
@@ -33,6 +38,7 @@ struct SingleThread {
     __device__ A reduce_max(A value) {
         return value;
     }
+    __device__ static bool holds_in_warp(bool condition) { return condition; }
 };
 
 // Moments of a thread's elements, which are read again because their squares may be out of range.
@@ -103,14 +109,14 @@ __device__ void merge(Moments<A>& all, const Moments<A>& other, A weight, A epsi
 // Merge the moments of all threads of a group; `weight` is a thread's share of all elements, which
 // is not 0 in the first.
 template <class Group, class A>
-__device__ Moments<A> merge_block(Group& warp_group, Moments<A> local, A weight, A epsilon) {
+__device__ Moments<A> merge_block(Group& thread_group, Moments<A> local, A weight, A epsilon) {
     int exponent = target_exponent_of_square(epsilon);
     if (weight > 0) exponent = min(exponent, local.target_exponent());
-    exponent = common_exponent<A>(warp_group, exponent);
+    exponent = common_exponent<A>(thread_group, exponent);
     local.rescale(exponent);
-    A first[1] = {warp_group.thread() == 0 ? local.approx_mean : A(0)};
-    warp_group.reduce_add(first);
-    return merge_rescaled(warp_group, local, first[0], weight, exponent);
+    A first[1] = {thread_group.thread() == 0 ? local.approx_mean : A(0)};
+    thread_group.reduce_add(first);
+    return merge_rescaled(thread_group, local, first[0], weight, exponent);
 }
 
 // The moments of each part of the `vecs` vectors of a channel. All parts but the last have `length`
@@ -122,11 +128,11 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
     using A = Accumulator<T>;
     constexpr int THREADS = WARPS * WARP;
     using Iterator = PlaneIterator<VEC, THREADS>;
-    __shared__ A shared[WarpGroup<A, WARPS>::SHARED];
-    WarpGroup<A, WARPS> warp_group(shared);
+    __shared__ A shared[ThreadGroup<A, WARPS * WARP>::SHARED];
+    ThreadGroup<A, WARPS * WARP> thread_group(shared);
     const Index begin = blockIdx.x / channels * length, end = min(begin + length, vecs);
     const bool aligned = is_aligned<VEC>(x);
-    const Iterator start(begin + warp_group.thread(), blockIdx.x % channels, channels, spatial);
+    const Iterator start(begin + thread_group.thread(), blockIdx.x % channels, channels, spatial);
     Iterator it = start;
     RunningMoments<A, 1> running;
     const auto add = [&](auto aligned, auto chunks) {
@@ -143,7 +149,7 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
         running.add(values);
     };
     dispatch_aligned(aligned, [&](auto aligned) {
-        for_each_vec<THREADS, CHUNKS>(begin + warp_group.thread(), end,
+        for_each_vec<THREADS, CHUNKS>(begin + thread_group.thread(), end,
                                       [&](auto chunks) { add(aligned, chunks); });
     });
     const int count = running.count;
@@ -152,8 +158,8 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
         local = scaled_moments(MemoryTile<T, VEC, Iterator>{x, start, count / VEC, aligned},
                                A(epsilon));
     const A weight = A(count) / A((end - begin) * VEC);
-    const Moments<A> part = merge_block(warp_group, local, weight, A(epsilon));
-    if (warp_group.thread() == 0) part_moments[blockIdx.x] = part;
+    const Moments<A> part = merge_block(thread_group, local, weight, A(epsilon));
+    if (thread_group.thread() == 0) part_moments[blockIdx.x] = part;
 }
 
 // An exponent is stored in 16 bits, so that two blocks fit into 64 KiB.
@@ -246,15 +252,15 @@ __global__ void __launch_bounds__(WARPS* CHANNELS* WARP, MIN_BLOCKS_PER_SM<WARPS
                        A* __restrict__ var, A* __restrict__ rstd, Index channels, Index spatial,
                        Index row_length, Index rows, Index last_row_length, Index length,
                        Index parts, Index count, double epsilon) {
-    __shared__ A shared[WarpGroup<A, WARPS>::SHARED];
-    WarpGroup<A, WARPS> warp_group(shared);
-    const Index channel = Index(blockIdx.x) * CHANNELS + warp_group.index();
+    __shared__ A shared[ThreadGroup<A, WARPS * WARP>::SHARED];
+    ThreadGroup<A, WARPS * WARP> thread_group(shared);
+    const Index channel = Index(blockIdx.x) * CHANNELS + thread_group.index();
     if (channel >= channels) return;
     const PartialsLayout layout(channel, channels, spatial, row_length, rows, last_row_length,
                                 length, parts);
     Moments<A> local = {};
     Index merged = 0;
-    for (Index entry = warp_group.thread(); entry < layout.entries; entry += WARPS * WARP) {
+    for (Index entry = thread_group.thread(); entry < layout.entries; entry += WARPS * WARP) {
         Index entry_rows;
         const Index offset = layout.offset(entry, entry_rows);
         if (entry_rows <= 0) continue;
@@ -264,8 +270,8 @@ __global__ void __launch_bounds__(WARPS* CHANNELS* WARP, MIN_BLOCKS_PER_SM<WARPS
         else
             merge(local, part_moments[offset], A(entry_rows) / A(merged), A(epsilon));
     }
-    const Moments<A> all = merge_block(warp_group, local, A(merged) / A(count), A(epsilon));
-    if (warp_group.thread() > 0) return;
+    const Moments<A> all = merge_block(thread_group, local, A(merged) / A(count), A(epsilon));
+    if (thread_group.thread() > 0) return;
     const Statistics<A> statistics(all, A(epsilon));
     channel_constants[SCALE * channels + channel] = statistics.scale;
     channel_constants[APPROX_MEAN * channels + channel] = statistics.approx_mean;

@@ -15,6 +15,8 @@ __device__ inline double reciprocal_sqrt(double x) { return rsqrt(x); }
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr int VEC_BYTES = 16;
+// Threads of the largest block. Each has 64 registers.
+constexpr int MAX_THREADS = 1024;
 
 // Blocks that a multiprocessor must have registers for. Without a number, the compiler aims at more
 // of the smaller blocks, and spills a register or two for it.
@@ -101,6 +103,89 @@ __device__ void load(const T* ptr, bool aligned, int count, A (&values)[VEC]) {
     }
 }
 
+// A number that is known at compile time, in place of one that is not.
+template <int VALUE>
+struct Constant {
+    __device__ constexpr operator int() const { return VALUE; }
+};
+
+// Make the compiler forget the value of a variable, so that what depends on it is computed when it
+// is needed, and not kept in registers.
+template <class Word>
+__device__ void forget(Word& word) {
+    asm volatile("" : "+r"(word));
+}
+
+// The VEC elements of a chunk in their own dtype. In that of accumulation they would take more
+// registers, so each use converts them.
+template <class T, int VEC>
+struct RawChunk {
+    static constexpr int VECTORS = VEC * int(sizeof(T)) / VEC_BYTES;
+    union {
+        uint4 vectors[VECTORS];
+        T elements[VEC];
+    };
+
+    // Load all of a chunk from an aligned address.
+    template <class Source>
+    __device__ void load(const Source* ptr) {
+        if constexpr (sizeof(Source) == sizeof(T)) {
+#pragma unroll
+            for (int i = 0; i < VECTORS; ++i)
+                vectors[i] = *reinterpret_cast<const uint4*>(ptr + i * (VEC / VECTORS));
+        } else {
+            load_vec<true>(ptr, elements);
+        }
+    }
+    // Load the first `count` elements, and zeros for the others.
+    template <class Source>
+    __device__ void load(const Source* ptr, int count) {
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) vectors[i] = {};
+#pragma unroll
+        for (int j = 0; j < VEC; ++j)
+            if (j < count) elements[j] = static_cast<T>(ptr[j]);
+    }
+    template <class Source>
+    __device__ void load(const Source* ptr, bool aligned, int count) {
+        if (aligned && count >= VEC)
+            load(ptr);
+        else
+            load(ptr, count);
+    }
+    // Give the elements in their accumulation dtype.
+    template <class A>
+    __device__ void convert(A (&values)[VEC]) const {
+        RawChunk chunk;
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) {
+            uint4 words = vectors[i];
+            forget(words.x), forget(words.y), forget(words.z), forget(words.w);
+            chunk.vectors[i] = words;
+        }
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) values[j] = static_cast<A>(chunk.elements[j]);
+    }
+};
+
+// Load a thread's chunks of the n elements from `ptr` on, all before any is used.
+template <int THREADS, class Source, class T, int VEC, int CHUNKS>
+__device__ void load_chunks(const Source* ptr, int n, int thread,
+                            RawChunk<T, VEC> (&chunks)[CHUNKS]) {
+    const bool aligned = is_aligned<VEC>(ptr);
+#pragma unroll
+    for (int i = 0; i < CHUNKS; ++i) {
+        const int c = (i * THREADS + thread) * VEC;
+        if (aligned && n - c >= VEC) chunks[i].load(ptr + c);
+    }
+    if (aligned && n % VEC == 0) return;
+#pragma unroll
+    for (int i = 0; i < CHUNKS; ++i) {
+        const int c = (i * THREADS + thread) * VEC;
+        if (!aligned || n - c < VEC) chunks[i].load(ptr + c, n - c);
+    }
+}
+
 // Store the first `count` elements of a vector.
 template <class T, class A, int VEC>
 __device__ void store(T* ptr, bool aligned, int count, const A (&values)[VEC]) {
@@ -154,63 +239,73 @@ struct ParamView {
     }
 };
 
-template <class A>
+// Add up the values of each LANES lanes of a warp.
+template <int LANES = WARP, class A>
 __device__ A warp_reduce_add(A value) {
 #pragma unroll
-    for (int flip = WARP / 2; flip > 0; flip /= 2)
+    for (int flip = LANES / 2; flip > 0; flip /= 2)
         value += __shfl_xor_sync(ALL_LANES, value, flip);
     return value;
 }
 
-template <class A>
+template <int LANES = WARP, class A>
 __device__ A warp_reduce_max(A value) {
 #pragma unroll
-    for (int flip = WARP / 2; flip > 0; flip /= 2)
+    for (int flip = LANES / 2; flip > 0; flip /= 2)
         value = max(value, __shfl_xor_sync(ALL_LANES, value, flip));
     return value;
 }
 
-// The warps that share a row. Where that is one warp, a block has several groups.
-template <class A, int WARPS>
-struct WarpGroup {
-    static constexpr int THREADS = WARPS * WARP;
+// The threads that share a row: lanes of a warp, or whole warps. A block has several groups, unless
+// a group has several warps.
+template <class A, int THREADS>
+struct ThreadGroup {
+    static constexpr int LANES = THREADS < WARP ? THREADS : WARP;
+    static constexpr int WARPS = THREADS / LANES;
     static constexpr int SHARED = WARPS == 1 ? 1 : 2 * 3 * WARPS;
 
     // Two buffers are used in turn, so that each reduction needs only one barrier.
     A* shared;
     int buffer = 0;
 
-    __device__ explicit WarpGroup(A* shared) : shared(shared) {}
+    __device__ explicit ThreadGroup(A* shared) : shared(shared) {}
 
-    __device__ static int thread() { return WARPS == 1 ? threadIdx.x % WARP : threadIdx.x; }
+    __device__ static int thread() { return WARPS == 1 ? threadIdx.x % LANES : threadIdx.x; }
     // The number of the group in its block.
-    __device__ static unsigned index() { return WARPS == 1 ? threadIdx.x / WARP : 0; }
+    __device__ static unsigned index() { return WARPS == 1 ? threadIdx.x / LANES : 0; }
+
+    // Whether a condition, which is that of a group, holds for all groups of the warp: all lanes of
+    // a warp take part in each shuffle.
+    __device__ static bool holds_in_warp(bool condition) {
+        return LANES == WARP ? condition : __all_sync(ALL_LANES, condition);
+    }
+
 
     // Gives the same bits in every thread.
     template <int K>
     __device__ void reduce_add(A (&values)[K]) {
         static_assert(K <= 3);
 #pragma unroll
-        for (int k = 0; k < K; ++k) values[k] = warp_reduce_add(values[k]);
+        for (int k = 0; k < K; ++k) values[k] = warp_reduce_add<LANES>(values[k]);
         if constexpr (WARPS > 1) {
             exchange(values);
 #pragma unroll
-            for (int k = 0; k < K; ++k) values[k] = warp_reduce_add(values[k]);
+            for (int k = 0; k < K; ++k) values[k] = warp_reduce_add<WARPS>(values[k]);
         }
     }
 
     // Of values that are not negative.
     __device__ A reduce_max(A value) {
-        A values[1] = {warp_reduce_max(value)};
+        A values[1] = {warp_reduce_max<LANES>(value)};
         if constexpr (WARPS > 1) {
             exchange(values);
-            values[0] = warp_reduce_max(values[0]);
+            values[0] = warp_reduce_max<WARPS>(values[0]);
         }
         return values[0];
     }
 
   private:
-    // Give lane w of every warp the values of warp w, which are those of its first lane.
+    // Give lane w of each WARPS lanes the values of warp w, which are those of its first lane.
     template <int K>
     __device__ void exchange(A (&values)[K]) {
         const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -222,6 +317,6 @@ struct WarpGroup {
         }
         __syncthreads();
 #pragma unroll
-        for (int k = 0; k < K; ++k) values[k] = lane < WARPS ? warp_values[k * WARPS + lane] : A(0);
+        for (int k = 0; k < K; ++k) values[k] = warp_values[k * WARPS + lane % WARPS];
     }
 };

@@ -17,6 +17,7 @@ struct RowGradient {
     A x_hat_mean;  // the mean of x_hat if it is computed with the rounded mean
     A mean_g, projection;
 
+    __device__ RowGradient() {}
     __device__ RowGradient(const A* means, const A* rstds, Index r)
         : mean(CENTER ? means[r] : A(0)), rstd(rstds[r]) {}
 
@@ -47,71 +48,106 @@ __device__ void multiply(const Gammas& gammas, int c, int count, A (&values)[VEC
 }
 
 template <bool CENTER, class Group, class A>
-__device__ void reduce_row(Group& warp_group, A (&sums)[3]) {
+__device__ void reduce_row(Group& thread_group, A (&sums)[3]) {
     if (CENTER) {
-        warp_group.reduce_add(sums);
+        thread_group.reduce_add(sums);
     } else {
         A projection[1] = {sums[0]};
-        warp_group.reduce_add(projection);
+        thread_group.reduce_add(projection);
         sums[0] = projection[0];
     }
 }
 
+// A or B, whichever has fewer bytes.
+template <class A, class B, bool IS_FIRST = (sizeof(A) < sizeof(B))>
+struct Narrower {
+    using type = A;
+};
+template <class A, class B>
+struct Narrower<A, B, false> {
+    using type = B;
+};
+
 // A thread's chunks of a row of x and of dy, or of a tile of it. They stay in registers, or unless
-// IN_REGISTERS are read again by the second pass.
+// IN_REGISTERS are loaded by each visit, AHEAD chunks before their turn.
 template <class T, class Dy, int THREADS, int CHUNKS, bool IN_REGISTERS>
 struct RowPairTile {
     using A = Accumulator<T>;
     static constexpr int VEC = FULL_VEC<T>;
+    using D = typename Narrower<Dy, A>::type;  // an element of dy is kept in
+    // Chunks that are loaded before their turn, where registers suffice.
+    static constexpr int AHEAD = sizeof(T) < sizeof(A) ? 0 : 1;
     const T* x;
     const Dy* dy;
-    bool x_aligned, dy_aligned;
     int n, thread;
-    A deviation[IN_REGISTERS ? CHUNKS : 1][VEC], d[IN_REGISTERS ? CHUNKS : 1][VEC];
+    static constexpr int KEPT = IN_REGISTERS ? CHUNKS : AHEAD + 1;
+    // Rows of a warp have others on the multiprocessor beside them. Where elements of dy are
+    // narrowed, they are waited for when they are loaded.
+    static constexpr bool LOADS_NEXT_ROW =
+        IN_REGISTERS && THREADS > WARP && sizeof(D) == sizeof(Dy);
+    RawChunk<T, VEC> x_chunks[KEPT];
+    RawChunk<D, VEC> dy_chunks[KEPT];
 
-    __device__ RowPairTile(const T* x, const Dy* dy, int n, int thread)
-        : x(x), dy(dy), x_aligned(is_aligned<VEC>(x)), dy_aligned(is_aligned<VEC>(dy)), n(n),
-          thread(thread) {}
+    __device__ RowPairTile(int n, int thread) : n(n), thread(thread) {}
 
-    __device__ int offset(int i) const { return (i * THREADS + thread) * VEC; }
-
-    // Read chunk i of dy and x, the latter as deviations.
-    template <class Gradient>
-    __device__ void read(int i, const Gradient& row_grad) {
-        const int c = offset(i), count = min(VEC, n - c), k = IN_REGISTERS ? i : 0;
-        load(x + c, x_aligned, count, deviation[k]);
-        load(dy + c, dy_aligned, count, d[k]);
-#pragma unroll
-        for (int j = 0; j < VEC; ++j)
-            deviation[k][j] = j < count ? row_grad.deviation(deviation[k][j]) : A(0);
+    __device__ void load(const T* x_row, const Dy* dy_row) {
+        x = x_row;
+        dy = dy_row;
+        if (!IN_REGISTERS) return;
+        load_chunks<THREADS>(x, n, thread, x_chunks);
+        load_chunks<THREADS>(dy, n, thread, dy_chunks);
     }
 
-    template <class Gradient>
-    __device__ void read(const Gradient& row_grad) {
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) read(i, row_grad);
+    // Load chunk i, unless the row has fewer.
+    __device__ void load_chunk(int i, bool x_aligned, bool dy_aligned) {
+        const int c = (i * THREADS + thread) * VEC;
+        if (c >= n) return;
+        x_chunks[i % KEPT].load(x + c, x_aligned, n - c);
+        dy_chunks[i % KEPT].load(dy + c, dy_aligned, n - c);
     }
 
-    // Read all chunks, and add up the sums that RowGradient::finish takes.
+    // Call `visit` with the number of each chunk, its deviations and values of dy, both 0 beyond
+    // the row, how many they are, and the index of the first.
+    template <class Gradient, class Visit>
+    __device__ void for_each_chunk(const Gradient& row_grad, Visit visit) {
+        const bool x_aligned = is_aligned<VEC>(x), dy_aligned = is_aligned<VEC>(dy);
+        int begin = thread * VEC;
+        forget(begin);  // as in the forward pass
+        if (!IN_REGISTERS && AHEAD > 0) load_chunk(0, x_aligned, dy_aligned);
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) {
+            if (!IN_REGISTERS && i + AHEAD < CHUNKS) load_chunk(i + AHEAD, x_aligned, dy_aligned);
+            const int c = begin + i * THREADS * VEC, count = n - c;
+            if (count <= 0) continue;
+            A deviation[VEC], d[VEC];
+            x_chunks[i % KEPT].convert(deviation);
+            dy_chunks[i % KEPT].convert(d);
+#pragma unroll
+            for (int j = 0; j < VEC; ++j) deviation[j] = row_grad.deviation(deviation[j]);
+            if (count >= VEC) {
+                visit(i, deviation, d, Constant<VEC>(), c);
+            } else {
+#pragma unroll
+                for (int j = 0; j < VEC; ++j)
+                    if (j >= count) deviation[j] = 0;
+                visit(i, deviation, d, count, c);
+            }
+        }
+    }
+
+    // Add up the sums that RowGradient::finish takes.
     template <class Gradient, class Gammas>
     __device__ void add_to(A (&sums)[3], const Gradient& row_grad, const Gammas& gammas) {
         const A scale = range_scale(row_grad.rstd);
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) {
-            const int c = offset(i), count = min(VEC, n - c), k = IN_REGISTERS ? i : 0;
-            if (count <= 0) continue;
-            read(i, row_grad);
-            A g[VEC];
-#pragma unroll
-            for (int j = 0; j < VEC; ++j) g[j] = d[k][j];
+        for_each_chunk(row_grad, [&](int, const A(&deviation)[VEC], A(&g)[VEC], auto count, int c) {
             multiply(gammas, c, count, g);
 #pragma unroll
             for (int j = 0; j < VEC; ++j) {
-                sums[0] += g[j] * (deviation[k][j] * row_grad.rstd);
-                sums[1] += deviation[k][j] * scale;
+                sums[0] += g[j] * (deviation[j] * row_grad.rstd);
+                sums[1] += deviation[j] * scale;
                 sums[2] += g[j];
             }
-        }
+        });
     }
 
     // Write dx, unless it is null, and add the row to the gradients of parameters.
@@ -119,25 +155,21 @@ struct RowPairTile {
     __device__ void write_dx(const Gradient& row_grad, const Gammas& gammas, T* dx,
                              A (&dgamma_acc)[CHUNKS][S], A (&dbeta_acc)[CHUNKS][S]) {
         const bool dx_aligned = is_aligned<VEC>(dx);
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) {
-            const int c = offset(i), count = min(VEC, n - c), k = IN_REGISTERS ? i : 0;
-            if (count <= 0) continue;
-            if (!IN_REGISTERS) read(i, row_grad);
-            A x_hat[VEC], g[VEC];
+        for_each_chunk(row_grad, [&](int i, const A(&deviation)[VEC], A(&g)[VEC], auto count,
+                                     int c) {
+            A x_hat[VEC];
 #pragma unroll
             for (int j = 0; j < VEC; ++j) {
-                x_hat[j] = row_grad.x_hat(deviation[k][j]);
-                g[j] = d[k][j];
+                x_hat[j] = row_grad.x_hat(deviation[j]);
                 dgamma_acc[i][j % S] += g[j] * x_hat[j];
                 dbeta_acc[i][j % S] += g[j];
             }
-            if (!dx) continue;
+            if (!dx) return;
             multiply(gammas, c, count, g);
 #pragma unroll
             for (int j = 0; j < VEC; ++j) g[j] = row_grad.dx(x_hat[j], g[j]);
             store(dx + c, dx_aligned, count, g);
-        }
+        });
     }
 };
 
@@ -157,37 +189,59 @@ __device__ void store_partials(const A (&values)[CHUNKS][S], A* partials, int n,
 }
 
 // Rows in registers, as in the forward pass. Each thread sums the gradients of its own elements.
-template <class T, class Dy, class Gamma, int WARPS, int ROWS, int CHUNKS, bool IN_REGISTERS,
+// While it processes a row, it loads the next.
+template <class T, class Dy, class Gamma, int THREADS, int ROWS, int CHUNKS, bool IN_REGISTERS,
           bool CENTER, ParamIndexing INDEXING>
-__global__ void __launch_bounds__(WARPS* ROWS* WARP, MIN_BLOCKS_PER_SM<WARPS * ROWS * WARP>)
+__global__ void __launch_bounds__(THREADS* ROWS, MIN_BLOCKS_PER_SM<THREADS * ROWS>)
     rows_backward(const Dy* __restrict__ dy, const T* __restrict__ x,
                   const Accumulator<T>* __restrict__ mean, const Accumulator<T>* __restrict__ rstd,
                   const Gamma* __restrict__ gamma, T* __restrict__ dx,
                   Accumulator<T>* __restrict__ dgamma, Accumulator<T>* __restrict__ dbeta, Index m,
                   Index n, unsigned groups, Index repeat, double inv_count, Index num_partials) {
     using A = Accumulator<T>;
-    constexpr int S = SUMS_PER_CHUNK<T, INDEXING>, THREADS = WARPS * WARP;
-    static_assert(WARPS == 1 || ROWS == 1);
-    __shared__ A shared[WarpGroup<A, WARPS>::SHARED];
-    WarpGroup<A, WARPS> warp_group(shared);
-    const int thread = warp_group.thread(), row_of_block = warp_group.index();
+    constexpr int S = SUMS_PER_CHUNK<T, INDEXING>;
+    static_assert(THREADS <= WARP || ROWS == 1);
+    __shared__ A shared[ThreadGroup<A, THREADS>::SHARED];
+    ThreadGroup<A, THREADS> thread_group(shared);
+    const int thread = thread_group.thread(), row_of_block = thread_group.index();
     const unsigned partial = blockIdx.x / groups, group_index = blockIdx.x % groups;
     const ParamView<Gamma, INDEXING> gammas(gamma, group_index, n, repeat);
     A dgamma_acc[CHUNKS][S] = {}, dbeta_acc[CHUNKS][S] = {};
-    for (Index r = group_index + groups * (Index(partial) * ROWS + row_of_block); r < m;
-         r += groups * num_partials * ROWS) {
-        RowGradient<A, CENTER> row_grad(mean, rstd, r);
-        RowPairTile<T, Dy, THREADS, CHUNKS, IN_REGISTERS> row(x + r * n, dy + r * n, int(n),
-                                                              thread);
+    using Tile = RowPairTile<T, Dy, THREADS, CHUNKS, IN_REGISTERS>;
+    Tile row(int(n), thread), next_row(int(n), thread);
+    RowGradient<A, CENTER> row_grad, next_grad;
+    const Index step = groups * num_partials * ROWS;
+    Index r = group_index + groups * (Index(partial) * ROWS + row_of_block);
+    if (Tile::LOADS_NEXT_ROW && r < m) {
+        next_grad = {mean, rstd, r};
+        next_row.load(x + r * n, dy + r * n);
+    }
+    // All rows of a warp end together: those beyond the last do without elements.
+    constexpr int ROWS_OF_WARP = THREADS < WARP ? WARP / THREADS : 1;
+    const Index end = m + groups * Index(row_of_block % ROWS_OF_WARP);
+    for (; r < end; r += step) {
+        if (!Tile::LOADS_NEXT_ROW) {
+            const bool exists = ROWS_OF_WARP == 1 || r < m;
+            row.n = exists ? int(n) : 0;
+            row_grad = {mean, rstd, exists ? r : 0};
+            row.load(x + r * n, dy + r * n);
+        } else {
+            row_grad = next_grad;
+            row = next_row;
+            if (r + step < m) {
+                next_grad = {mean, rstd, r + step};
+                next_row.load(x + (r + step) * n, dy + (r + step) * n);
+            }
+        }
         A sums[3] = {};
         row.add_to(sums, row_grad, gammas);
-        reduce_row<CENTER>(warp_group, sums);
+        reduce_row<CENTER>(thread_group, sums);
         row_grad.finish(sums, A(inv_count));
         row.write_dx(row_grad, gammas, dx ? dx + r * n : dx, dgamma_acc, dbeta_acc);
     }
     // One element is left out after every 32, so that threads S elements apart use different banks.
     constexpr auto padded = [](int c) { return c + c / WARP; };
-    __shared__ A shared_sums[ROWS][ROWS == 1 ? 1 : padded(CHUNKS * S * WARP)];
+    __shared__ A shared_sums[ROWS][ROWS == 1 ? 1 : padded(CHUNKS * S * THREADS) | 1];
     const Index sums_per_row = n / (FULL_VEC<T> / S);
 #pragma unroll
     for (int which = 0; which < 2; ++which) {
@@ -205,7 +259,7 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, MIN_BLOCKS_PER_SM<WARPS * R
                     shared_sums[row_of_block][padded((i * THREADS + thread) * S + j)] =
                         values[i][j];
             __syncthreads();
-            for (int c = threadIdx.x; c < sums_per_row; c += ROWS * WARP) {
+            for (int c = threadIdx.x; c < sums_per_row; c += ROWS * THREADS) {
                 A sum = 0;
 #pragma unroll
                 for (int row = 0; row < ROWS; ++row) sum += shared_sums[row][padded(c)];
@@ -218,17 +272,17 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, MIN_BLOCKS_PER_SM<WARPS * R
 
 // Sums over each of the `segments` segments of a row. All but the last have `length` elements. They
 // are stored at results[row][which sum][segment].
-template <class T, class Dy, class Gamma, int WARPS, int CHUNKS, bool CENTER,
+template <class T, class Dy, class Gamma, int THREADS, int CHUNKS, bool CENTER,
           ParamIndexing INDEXING>
-__global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
+__global__ void __launch_bounds__(THREADS, MIN_BLOCKS_PER_SM<THREADS>)
     segment_sums(const Dy* __restrict__ dy, const T* __restrict__ x,
                  const Accumulator<T>* __restrict__ mean, const Accumulator<T>* __restrict__ rstd,
                  const Gamma* __restrict__ gamma, Accumulator<T>* __restrict__ results, Index n,
                  unsigned groups, Index repeat, unsigned segments, Index length) {
     using A = Accumulator<T>;
-    constexpr int TILE = WARPS * WARP * CHUNKS * FULL_VEC<T>;
-    __shared__ A shared[WarpGroup<A, WARPS>::SHARED];
-    WarpGroup<A, WARPS> warp_group(shared);
+    constexpr int TILE = THREADS * CHUNKS * FULL_VEC<T>;
+    __shared__ A shared[ThreadGroup<A, THREADS>::SHARED];
+    ThreadGroup<A, THREADS> thread_group(shared);
     const unsigned r = blockIdx.x / segments, segment = blockIdx.x % segments;
     const Index begin = segment * length, end = min(begin + length, n);
     const RowGradient<A, CENTER> row_grad(mean, rstd, r);
@@ -237,25 +291,25 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
         const Index offset = r * n + tile;
         const int count = int(min(Index(TILE), end - tile));
         const ParamView<Gamma, INDEXING> gammas(gamma, r % groups, n, repeat, tile);
-        RowPairTile<T, Dy, WARPS * WARP, CHUNKS, false> row(x + offset, dy + offset, count,
-                                                            warp_group.thread());
+        RowPairTile<T, Dy, THREADS, CHUNKS, true> row(count, thread_group.thread());
+        row.load(x + offset, dy + offset);
         A sums[3] = {};
         row.add_to(sums, row_grad, gammas);
 #pragma unroll
         for (int k = 0; k < 3; ++k) thread_sums[k].add(sums[k]);
     }
     A sums[3] = {thread_sums[0].total(), thread_sums[1].total(), thread_sums[2].total()};
-    reduce_row<CENTER>(warp_group, sums);
-    if (warp_group.thread() > 0) return;
+    reduce_row<CENTER>(thread_group, sums);
+    if (thread_group.thread() > 0) return;
 #pragma unroll
     for (int k = 0; k < 3; ++k) results[(Index(r) * 3 + k) * segments + segment] = sums[k];
 }
 
 // As `rows_backward` for one of the `tiles` tiles of each row. A thread has the sums of one
 // segment.
-template <class T, class Dy, class Gamma, int WARPS, int CHUNKS, bool CENTER,
+template <class T, class Dy, class Gamma, int THREADS, int CHUNKS, bool CENTER,
           ParamIndexing INDEXING>
-__global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
+__global__ void __launch_bounds__(THREADS, MIN_BLOCKS_PER_SM<THREADS>)
     segments_backward(const Dy* __restrict__ dy, const T* __restrict__ x,
                       const Accumulator<T>* __restrict__ mean,
                       const Accumulator<T>* __restrict__ rstd, const Gamma* __restrict__ gamma,
@@ -265,11 +319,11 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
                       unsigned groups, Index repeat, double inv_count, Index num_partials,
                       unsigned segments, unsigned tiles) {
     using A = Accumulator<T>;
-    constexpr int VEC = FULL_VEC<T>, S = SUMS_PER_CHUNK<T, INDEXING>, THREADS = WARPS * WARP;
+    constexpr int VEC = FULL_VEC<T>, S = SUMS_PER_CHUNK<T, INDEXING>;
     constexpr int TILE = THREADS * CHUNKS * VEC;
-    __shared__ A shared[WarpGroup<A, WARPS>::SHARED];
-    WarpGroup<A, WARPS> warp_group(shared);
-    const unsigned thread = warp_group.thread(), partial_group = blockIdx.x / tiles;
+    __shared__ A shared[ThreadGroup<A, THREADS>::SHARED];
+    ThreadGroup<A, THREADS> thread_group(shared);
+    const unsigned thread = thread_group.thread(), partial_group = blockIdx.x / tiles;
     const unsigned group_index = partial_group % groups, partial = partial_group / groups;
     const Index begin = Index(blockIdx.x % tiles) * TILE;
     const int count = int(min(Index(TILE), n - begin));
@@ -278,13 +332,13 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
     for (Index r = group_index + Index(groups) * partial; r < m; r += groups * num_partials) {
         const Index offset = r * n + begin;
         RowGradient<A, CENTER> row_grad(mean, rstd, r);
-        RowPairTile<T, Dy, THREADS, CHUNKS, true> row(x + offset, dy + offset, count, thread);
-        row.read(row_grad);
+        RowPairTile<T, Dy, THREADS, CHUNKS, true> row(count, thread);
+        row.load(x + offset, dy + offset);
         A sums[3] = {};
 #pragma unroll
         for (int k = 0; k < 3; ++k)
             if (thread < segments) sums[k] = segment_sums[(r * 3 + k) * segments + thread];
-        reduce_row<CENTER>(warp_group, sums);
+        reduce_row<CENTER>(thread_group, sums);
         row_grad.finish(sums, A(inv_count));
         row.write_dx(row_grad, gammas, dx ? dx + offset : dx, dgamma_acc, dbeta_acc);
     }
@@ -292,6 +346,9 @@ __global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
     if (dgamma) store_partials<THREADS>(dgamma_acc, dgamma + first, count / (VEC / S), thread);
     if (dbeta) store_partials<THREADS>(dbeta_acc, dbeta + first, count / (VEC / S), thread);
 }
+
+// Terms of a sum that a thread loads before it adds up any.
+constexpr int LOADS = 8;
 
 // Add up each column of `rows` rows of `first`, in `num_partials` partial sums, where one would be
 // too few to fill a GPU. Blocks whose y is 1 do the same for `second`.
@@ -305,18 +362,26 @@ __global__ void __launch_bounds__(COLUMNS* THREAD_ROWS)
     const int column = threadIdx.x % COLUMNS, thread_row = threadIdx.x / COLUMNS;
     const Index c = Index(blockIdx.x / num_partials) * COLUMNS + column;
     const Index partial = blockIdx.x % num_partials;
+    const Index step = Index(num_partials) * THREAD_ROWS;
     CompensatedSum<A> sum;
     if (c < width)
-        for (Index r = partial * THREAD_ROWS + thread_row; r < rows;
-             r += Index(num_partials) * THREAD_ROWS)
-            sum.add(static_cast<A>(terms[r * width + c]));
+        for (Index r = partial * THREAD_ROWS + thread_row; r < rows; r += LOADS * step) {
+            T loaded[LOADS];
+#pragma unroll
+            for (int k = 0; k < LOADS; ++k)
+                if (r + k * step < rows) loaded[k] = terms[(r + k * step) * width + c];
+#pragma unroll
+            for (int k = 0; k < LOADS; ++k)
+                if (r + k * step < rows) sum.add(static_cast<A>(loaded[k]));
+        }
     shared_sums[thread_row][column] = sum.total();
     __syncthreads();
     if (thread_row > 0 || c >= width) return;
-    A total = 0;
-#pragma unroll
-    for (int row = 0; row < THREAD_ROWS; ++row) total += shared_sums[row][column];
-    (blockIdx.y == 0 ? first_sum : second_sum)[partial * width + c] = static_cast<Result>(total);
+    CompensatedSum<A> all;
+#pragma unroll 4
+    for (int row = 0; row < THREAD_ROWS; ++row) all.add(shared_sums[row][column]);
+    (blockIdx.y == 0 ? first_sum : second_sum)[partial * width + c] =
+        static_cast<Result>(all.total());
 }
 
 // The same where `repeat` sums of a row share a parameter. A warp adds up those of one parameter.

@@ -12,22 +12,28 @@ from ln_array_api.backend import Primitive, RowsSpec
 
 from .kernel_launch import C_NAME, accumulation_dtype, bind_launch, get_kernel, read_sources
 from .launch_config import (
+    BACKWARD_CHUNKS,
+    BACKWARD_TARGET_WARPS,
     CHUNK_BYTES,
+    FORWARD_CHUNKS,
     ITEMSIZE,
-    MAX_CHUNKS,
     TARGET_WARPS,
     WARP,
     ParamIndexing,
     backward_chunks,
     backward_shape,
+    backward_target,
     ceil_div,
     choose_num_partials,
     forward_shape,
     split_row,
 )
 
-#: Threads of a block that adds up partial sums: over columns, and over rows of them.
-COLUMNS, THREAD_ROWS = 32, 8
+#: Threads of a block that adds up partial sums: over columns, and over rows of them. So many have
+#: enough loads in flight where there are few columns.
+COLUMNS, THREAD_ROWS = 32, 32
+#: Warps of a block that adds up repeated partial sums.
+REPEATED_WARPS = 8
 #: Numbers in the moments of a segment, and sums over a segment.
 NUM_MOMENTS, NUM_SUMS = 4, 3
 
@@ -54,7 +60,7 @@ def describe(primitive: Primitive, spec: RowsSpec) -> str:
     """Say how rows are distributed over threads."""
     dtype, n = spec.dtype, spec.shape[1]
     if primitive == "rows_forward":
-        return str(forward_shape(dtype, n) or split_row(dtype, n, MAX_CHUNKS[dtype]))
+        return str(forward_shape(dtype, n) or split_row(dtype, n, FORWARD_CHUNKS))
     indexing = ParamIndexing.of(dtype, spec.repeat)
     shape = backward_shape(dtype, n, indexing, spec.gamma)
     return str(shape or split_row(dtype, n, backward_chunks(dtype, indexing)))
@@ -77,19 +83,19 @@ def _forward(spec: RowsSpec, memory: Any) -> Callable[..., Any]:
             *(m, n, *group_args, 1 / n, spec.epsilon),
         )
     else:
-        split = split_row(spec.dtype, n, MAX_CHUNKS[spec.dtype])
+        split = split_row(spec.dtype, n, FORWARD_CHUNKS)
         segment_args = (np.uint32(split.segments), split.length)
         workspace_bytes = m * split.segments * NUM_MOMENTS * acc_dtype.itemsize
         launch_segments = bind_launch(
             memory,
-            kernel("segment_moments", names[0], split.warps, split.chunks, center),
+            kernel("segment_moments", names[0], split.threads, split.chunks, center),
             (m * split.segments,),
             split.threads,
             *(n, *segment_args, spec.epsilon),
         )
         launch_forward = bind_launch(
             memory,
-            kernel("segments_forward", *names, split.warps, split.chunks, *flags),
+            kernel("segments_forward", *names, split.threads, split.chunks, *flags),
             (m * split.tiles,),
             split.threads,
             *(n, *group_args, *segment_args, np.uint32(split.tiles), spec.epsilon),
@@ -124,9 +130,9 @@ def _bind_reduce(
     acc_name = C_NAME[accumulation_dtype(spec.dtype).name]
     result = C_NAME[spec.gamma or spec.dtype]
     if repeat > 1:
-        grid = (ceil_div(width // repeat, THREAD_ROWS), num_gradients)
-        run = kernel("reduce_repeated_partials", acc_name, result, THREAD_ROWS)
-        return bind_launch(memory, run, grid, THREAD_ROWS * WARP, num_partials, width, repeat)
+        grid = (ceil_div(width // repeat, REPEATED_WARPS), num_gradients)
+        run = kernel("reduce_repeated_partials", acc_name, result, REPEATED_WARPS)
+        return bind_launch(memory, run, grid, REPEATED_WARPS * WARP, num_partials, width, repeat)
     if num_partials == 1 and acc_name == result:
         return None
     grid = (ceil_div(width, COLUMNS), num_gradients)
@@ -150,9 +156,9 @@ def _backward(spec: RowsSpec, memory: Any) -> Callable[..., Any]:
     if shape:
         num_partials = ceil_div(m // groups, shape.rows)
         if num_param_grads:
-            target = TARGET_WARPS // max(shape.warps, shape.rows)
+            target = backward_target(shape, m)
             num_partials = choose_num_partials(num_partials, groups, target)
-        in_registers = shape.chunks <= MAX_CHUNKS[spec.dtype]
+        in_registers = shape.chunks <= BACKWARD_CHUNKS[spec.dtype]
         launch_backward = bind_launch(
             memory,
             kernel("rows_backward", *names, *shape, in_registers, *flags),
@@ -165,20 +171,20 @@ def _backward(spec: RowsSpec, memory: Any) -> Callable[..., Any]:
         num_partials = m // groups
         if num_param_grads:
             num_partials = choose_num_partials(
-                num_partials, groups * split.tiles, TARGET_WARPS // split.warps
+                num_partials, groups * split.tiles, BACKWARD_TARGET_WARPS * WARP // split.threads
             )
         segments = np.uint32(split.segments)
         segment_sums_bytes = NUM_SUMS * m * split.segments * acc_bytes
         launch_segments = bind_launch(
             memory,
-            kernel("segment_sums", *names, split.warps, split.chunks, *flags),
+            kernel("segment_sums", *names, split.threads, split.chunks, *flags),
             (m * split.segments,),
             split.threads,
             *(n, *group_args, segments, split.length),
         )
         launch_backward = bind_launch(
             memory,
-            kernel("segments_backward", *names, split.warps, split.chunks, *flags),
+            kernel("segments_backward", *names, split.threads, split.chunks, *flags),
             (num_partials * groups * split.tiles,),
             split.threads,
             *(m, n, *group_args, 1 / n, num_partials, segments, np.uint32(split.tiles)),

@@ -1,34 +1,58 @@
 // The forward pass over rows; see ln_array_api.kernels.rows for the mathematics.
 //
-// Rows that fit into a block's registers are read once, by `rows_forward`. Longer rows are split,
-// by their length alone. `segment_moments` has a block for each segment of a row.
-// `segments_forward` has a block for each tile, which is as much of a row as a block keeps in
-// registers; each block merges all moments of its row.
+// Rows that fit into a block's registers are read once, by `rows_forward`, unless their squares are
+// out of range. Longer rows are split, by their length alone. `segment_moments` has a block for
+// each segment of a row. `segments_forward` has a block for each tile, which is as much of a row as
+// a block keeps in registers; each block merges all moments of its row.
 
-// A thread's chunks of a row, or of a tile of it, in registers.
+// A thread's chunks of a row, or of a tile of it, in registers: as many bytes as in memory, since
+// each visit converts them.
 template <class T, int THREADS, int CHUNKS>
 struct RowTile {
     using A = Accumulator<T>;
     static constexpr int VEC = FULL_VEC<T>;
-    A values[CHUNKS][VEC];
+    // They do not suffice for gamma and beta at a time.
+    static constexpr bool HAS_FEW_REGISTERS = THREADS == MAX_THREADS;
+    const T* ptr;
     int n, thread;
+    RawChunk<T, VEC> chunks[CHUNKS];
 
-    __device__ RowTile(const T* row, int n, int thread) : n(n), thread(thread) {
-        const bool aligned = is_aligned<VEC>(row);
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) {
-            const int c = (i * THREADS + thread) * VEC;
-            load(row + c, aligned, min(VEC, n - c), values[i]);
-        }
-    }
+    __device__ RowTile(const T* row, int n, int thread) : ptr(row), n(n), thread(thread) { load(); }
+
+    __device__ void load() { load_chunks<THREADS>(ptr, n, thread, chunks); }
 
     // Call `visit` with the values of each chunk, their number, and the index of the first.
     template <class Visit>
     __device__ void for_each_chunk(Visit visit) const {
+        // Each visit computes the indices of chunks anew, since to keep them takes registers. Where
+        // these are few, the assembler must not know them either: it knows no result of a shuffle.
+        int begin = thread * VEC;
+        if (HAS_FEW_REGISTERS) begin = __shfl_xor_sync(ALL_LANES, begin, 0);
+        int remaining = n - begin;
+        forget(remaining);
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
-            const int c = (i * THREADS + thread) * VEC;
-            if (c < n) visit(values[i], min(VEC, n - c), c);
+            const int c = begin + i * THREADS * VEC, count = remaining - i * THREADS * VEC;
+            if (count <= 0) continue;
+            A values[VEC];
+            chunks[i].convert(values);
+            if (count >= VEC)
+                visit(values, Constant<VEC>(), c);
+            else
+                visit(values, count, c);
+        }
+    }
+
+    // The same with the chunks read again, and converted one after the other.
+    template <class Visit>
+    __device__ void for_each_chunk_again(Visit visit) const {
+#pragma unroll 1
+        for (int c = thread * VEC; c < n; c += THREADS * VEC) {
+            const int count = min(VEC, n - c);
+            A values[VEC];
+#pragma unroll
+            for (int j = 0; j < VEC; ++j) values[j] = j < count ? static_cast<A>(ptr[c + j]) : A(0);
+            visit(values, count, c);
         }
     }
 };
@@ -83,70 +107,80 @@ struct alignas(16) Moments {
     }
 };
 
-// The moments of a row of which each thread of a group has a tile. `first` is any element of the
-// row, and `inv_count` is 1 over their number.
-template <bool CENTER, class Tile, class Group, class A = typename Tile::A>
-__device__ Moments<A> moments(const Tile& row, Group& warp_group, A first, A inv_count,
-                              double epsilon) {
-    constexpr int VEC = Tile::VEC;
-    A scale = 1, exponent = 0;
-    for (bool scaled = false;; scaled = true) {
-        A approx_mean = 0;
-        if (CENTER) {
-            CompensatedSum<A> sum;
-            row.for_each_chunk([&](const A(&x)[VEC], int count, int) {
-                A chunk_sum = 0;
-#pragma unroll
-                for (int j = 0; j < VEC; ++j)
-                    if (j < count) chunk_sum += x[j] * scale - first * scale;
-                sum.add(chunk_sum);
-            });
-            A total[1] = {sum.total()};
-            warp_group.reduce_add(total);
-            approx_mean = first * scale + total[0] * inv_count;
-        }
-        CompensatedSum<A> sum_d, sum_d2;
-        row.for_each_chunk([&](const A(&x)[VEC], int count, int) {
-            A chunk_d = 0, chunk_d2 = 0;
-#pragma unroll
-            for (int j = 0; j < VEC; ++j) {
-                if (j < count) {
-                    const A d = x[j] * scale - approx_mean;
-                    if (CENTER) chunk_d += d;
-                    chunk_d2 += d * d;
-                }
-            }
-            if (CENTER) sum_d.add(chunk_d);
-            sum_d2.add(chunk_d2);
-        });
-        A totals[2] = {sum_d2.total(), sum_d.total()};
-        if (CENTER) {
-            warp_group.reduce_add(totals);
-        } else {
-            A total_d2[1] = {totals[0]};
-            warp_group.reduce_add(total_d2);
-            totals[0] = total_d2[0];
-        }
-        const A mean_residual = totals[1] * inv_count;
-        const A variance = totals[0] * inv_count - mean_residual * mean_residual;
-        const A variance_plus_epsilon = variance + A(epsilon);
-        if (scaled || (variance_plus_epsilon >= Limits<A>::min_mean_square &&
-                       variance_plus_epsilon <= Limits<A>::max_finite))
-            return {approx_mean, mean_residual, variance, exponent};
-        A max_abs = 0;
-        row.for_each_chunk([&](const A(&x)[VEC], int count, int) {
+// The moments of a row times `scale`, of which `for_each_chunk` visits each thread's chunks.
+// `first` is any element of the row, and `inv_count` is 1 over their number.
+template <bool CENTER, int VEC, class ForEachChunk, class Group, class A>
+__device__ Moments<A> moments_with_scale(ForEachChunk for_each_chunk, Group& thread_group, A first,
+                                         A inv_count, A scale, A exponent) {
+    A approx_mean = 0;
+    if (CENTER) {
+        CompensatedSum<A> sum;
+        for_each_chunk([&](const A(&x)[VEC], auto count, int) {
+            A chunk_sum = 0;
 #pragma unroll
             for (int j = 0; j < VEC; ++j)
-                if (j < count) max_abs = max(max_abs, abs(x[j]));
+                if (j < count) chunk_sum += x[j] * scale - first * scale;
+            sum.add(chunk_sum);
         });
-        const int target = min(target_exponent(warp_group.reduce_max(max_abs)),
-                               target_exponent_of_square(epsilon));
-        exponent = A(target);
-        scale = scalbn(A(1), target);
+        A total[1] = {sum.total()};
+        thread_group.reduce_add(total);
+        approx_mean = fma(total[0], inv_count, first * scale);
     }
+    CompensatedSum<A> sum_d, sum_d2;
+    for_each_chunk([&](const A(&x)[VEC], auto count, int) {
+        A chunk_d = 0, chunk_d2 = 0;
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) {
+            if (j < count) {
+                const A d = x[j] * scale - approx_mean;
+                if (CENTER) chunk_d += d;
+                chunk_d2 = fma(d, d, chunk_d2);
+            }
+        }
+        if (CENTER) sum_d.add(chunk_d);
+        sum_d2.add(chunk_d2);
+    });
+    A totals[2] = {sum_d2.total(), sum_d.total()};
+    if (CENTER) {
+        thread_group.reduce_add(totals);
+    } else {
+        A total_d2[1] = {totals[0]};
+        thread_group.reduce_add(total_d2);
+        totals[0] = total_d2[0];
+    }
+    const A mean_residual = totals[1] * inv_count;
+    const A variance = fma(totals[0], inv_count, -mean_residual * mean_residual);
+    return {approx_mean, mean_residual, variance, exponent};
 }
 
-// What normalises an element of a row: (x * scale - approx_mean - mean_residual) * scaled_rstd.
+// The moments of a row of which each thread of a group has a tile. Where squares are out of range,
+// the row is read again and scaled; and again for what follows, so that it takes no registers here.
+template <bool CENTER, class Tile, class Group, class A = typename Tile::A>
+__device__ Moments<A> moments(Tile& row, Group& thread_group, A first, A inv_count,
+                              double epsilon) {
+    constexpr int VEC = Tile::VEC;
+    const Moments<A> unscaled = moments_with_scale<CENTER, VEC>(
+        [&](auto visit) { row.for_each_chunk(visit); }, thread_group, first, inv_count, A(1), A(0));
+    const A variance_plus_epsilon = unscaled.variance + A(epsilon);
+    const bool is_in_range = variance_plus_epsilon >= Limits<A>::min_mean_square &&
+                             variance_plus_epsilon <= Limits<A>::max_finite;
+    if (thread_group.holds_in_warp(is_in_range)) return unscaled;
+    A max_abs = 0;
+    row.for_each_chunk_again([&](const A(&x)[VEC], int, int) {
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) max_abs = max(max_abs, abs(x[j]));
+    });
+    const int target =
+        min(target_exponent(thread_group.reduce_max(max_abs)), target_exponent_of_square(epsilon));
+    const Moments<A> scaled = moments_with_scale<CENTER, VEC>(
+        [&](auto visit) { row.for_each_chunk_again(visit); }, thread_group, first, inv_count,
+        scalbn(A(1), target), A(target));
+    row.load();
+    return is_in_range ? unscaled : scaled;
+}
+
+// What normalises an element of a row: (x * scale - approx_mean - mean_residual) * scaled_rstd. Here
+// the residual is multiplied first, so that the difference is rounded once.
 template <class A>
 struct Statistics {
     A scale, approx_mean, mean_residual;
@@ -166,6 +200,9 @@ struct Statistics {
         scaled_rstd = reciprocal_sqrt(row.variance + max(A(epsilon * scale * scale), min_epsilon));
     }
 
+    __device__ A x_hat(A x) const {
+        return fma(x * scale - approx_mean, scaled_rstd, -mean_residual * scaled_rstd);
+    }
     __device__ A rstd() const { return scaled_rstd * scale; }
     __device__ A mean() const { return scalbn(approx_mean + mean_residual, -exponent); }
 };
@@ -176,47 +213,59 @@ __device__ void normalise(const Tile& row, const Statistics<A>& row_stats, const
                           const Betas& betas, T* y) {
     constexpr int VEC = Tile::VEC;
     const bool aligned = is_aligned<VEC>(y);
-    row.for_each_chunk([&](const A(&values)[VEC], int count, int c) {
-        A result[VEC], parameters[VEC];
+    row.for_each_chunk([&](const A(&values)[VEC], auto count, int c) {
+        A result[VEC], scales[VEC];
 #pragma unroll
-        for (int j = 0; j < VEC; ++j)
-            result[j] =
-                (values[j] * row_stats.scale - row_stats.approx_mean - row_stats.mean_residual) *
-                row_stats.scaled_rstd;
-        if (gammas.ptr) {
-            gammas.load(c, count, parameters);
+        for (int j = 0; j < VEC; ++j) result[j] = row_stats.x_hat(values[j]);
+        if constexpr (Tile::HAS_FEW_REGISTERS) {
+            if (gammas.ptr) {
+                gammas.load(c, count, scales);
 #pragma unroll
-            for (int j = 0; j < VEC; ++j) result[j] *= parameters[j];
-        }
-        if (betas.ptr) {
-            betas.load(c, count, parameters);
+                for (int j = 0; j < VEC; ++j) result[j] *= scales[j];
+            }
+            if (betas.ptr) {
+                betas.load(c, count, scales);
 #pragma unroll
-            for (int j = 0; j < VEC; ++j) result[j] += parameters[j];
+                for (int j = 0; j < VEC; ++j) result[j] += scales[j];
+            }
+        } else {
+            A shifts[VEC];
+#pragma unroll
+            for (int j = 0; j < VEC; ++j) {
+                scales[j] = 1;
+                shifts[j] = A(-0.);  // adds nothing, also to a -0
+            }
+            if (gammas.ptr) gammas.load(c, count, scales);
+            if (betas.ptr) betas.load(c, count, shifts);
+#pragma unroll
+            for (int j = 0; j < VEC; ++j) result[j] = fma(result[j], scales[j], shifts[j]);
         }
         store(y + c, aligned, count, result);
     });
 }
 
-// A block has ROWS rows, each for a group of WARPS warps. y may be x. mean is null where CENTER is
+// A block has ROWS rows, each for a group of THREADS threads. y may be x. mean is null where CENTER is
 // false, and gamma and beta are null where they are absent.
-template <class T, class Gamma, class Beta, int WARPS, int ROWS, int CHUNKS, bool CENTER,
+template <class T, class Gamma, class Beta, int THREADS, int ROWS, int CHUNKS, bool CENTER,
           ParamIndexing INDEXING>
-__global__ void __launch_bounds__(WARPS* ROWS* WARP, MIN_BLOCKS_PER_SM<WARPS * ROWS * WARP>)
+__global__ void __launch_bounds__(THREADS* ROWS, MIN_BLOCKS_PER_SM<THREADS * ROWS>)
     rows_forward(const T* x, const Gamma* gamma, const Beta* beta, T* y, Accumulator<T>* mean,
                  Accumulator<T>* rstd, Index m, Index n, unsigned groups, Index repeat,
                  double inv_count, double epsilon) {
     using A = Accumulator<T>;
-    static_assert(WARPS == 1 || ROWS == 1);
-    __shared__ A shared[WarpGroup<A, WARPS>::SHARED];
-    WarpGroup<A, WARPS> warp_group(shared);
-    const Index r = Index(blockIdx.x) * ROWS + warp_group.index();
-    if (r >= m) return;
-    const T* const x_row = x + r * n;
-    const A first = static_cast<A>(x_row[0]);
-    const RowTile<T, WARPS * WARP, CHUNKS> row(x_row, int(n), warp_group.thread());
-    const Statistics<A> row_stats(moments<CENTER>(row, warp_group, first, A(inv_count), epsilon),
+    static_assert(THREADS <= WARP || ROWS == 1);
+    __shared__ A shared[ThreadGroup<A, THREADS>::SHARED];
+    ThreadGroup<A, THREADS> thread_group(shared);
+    const Index r = Index(blockIdx.x) * ROWS + thread_group.index();
+    const bool exists = r < m;  // other rows of a warp do without elements
+    if (THREADS >= WARP && !exists) return;
+    const T* const x_row = x + min(r, m - 1) * n;
+    const T first_element = x_row[0];  // used only when all loads have been issued
+    RowTile<T, THREADS, CHUNKS> row(x_row, exists ? int(n) : 0, thread_group.thread());
+    const A first = static_cast<A>(first_element);
+    const Statistics<A> row_stats(moments<CENTER>(row, thread_group, first, A(inv_count), epsilon),
                                   epsilon);
-    if (warp_group.thread() == 0) {
+    if (exists && thread_group.thread() == 0) {
         rstd[r] = row_stats.rstd();
         if (CENTER) mean[r] = row_stats.mean();
     }
@@ -228,57 +277,58 @@ __global__ void __launch_bounds__(WARPS* ROWS* WARP, MIN_BLOCKS_PER_SM<WARPS * R
 
 // The moments of the `segments` segments of each row. All but the last have `length` elements. A
 // block goes through its segment tile by tile, since registers hold one tile.
-template <class T, int WARPS, int CHUNKS, bool CENTER>
-__global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
+template <class T, int THREADS, int CHUNKS, bool CENTER>
+__global__ void __launch_bounds__(THREADS, MIN_BLOCKS_PER_SM<THREADS>)
     segment_moments(const T* x, Moments<Accumulator<T>>* results, Index n, unsigned segments,
                     Index length, double epsilon) {
     using A = Accumulator<T>;
-    constexpr int TILE = WARPS * WARP * CHUNKS * FULL_VEC<T>;
-    __shared__ A shared[WarpGroup<A, WARPS>::SHARED];
-    WarpGroup<A, WARPS> warp_group(shared);
+    constexpr int TILE = THREADS * CHUNKS * FULL_VEC<T>;
+    __shared__ A shared[ThreadGroup<A, THREADS>::SHARED];
+    ThreadGroup<A, THREADS> thread_group(shared);
     const T* const x_row = x + Index(blockIdx.x / segments) * n;
     const Index begin = blockIdx.x % segments * length, end = min(begin + length, n);
     Moments<A> segment = {};
     for (Index tile = begin; tile < end; tile += TILE) {
         const int count = int(min(Index(TILE), end - tile));
         const T* const x_tile = x_row + tile;
-        const RowTile<T, WARPS * WARP, CHUNKS> row(x_tile, count, warp_group.thread());
+        const T first = *x_tile;
+        RowTile<T, THREADS, CHUNKS> row(x_tile, count, thread_group.thread());
         const Moments<A> tile_moments =
-            moments<CENTER>(row, warp_group, static_cast<A>(*x_tile), 1 / A(count), epsilon);
+            moments<CENTER>(row, thread_group, static_cast<A>(first), 1 / A(count), epsilon);
         if (tile == begin)
             segment = tile_moments;
         else
             segment.merge(tile_moments, A(count) / A(tile + count - begin));
     }
-    if (warp_group.thread() == 0) results[blockIdx.x] = segment;
+    if (thread_group.thread() == 0) results[blockIdx.x] = segment;
 }
 
 // Merge the moments of all threads of a group, as `moments` does with elements. All have the same
 // exponent. `first` is one of their means, and `weight` is a thread's share of all elements.
 template <class Group, class A>
-__device__ Moments<A> merge_rescaled(Group& warp_group, const Moments<A>& local, A first,
+__device__ Moments<A> merge_rescaled(Group& thread_group, const Moments<A>& local, A first,
                                      A weight, int exponent) {
     A total[1] = {weight * (local.approx_mean - first + local.mean_residual)};
-    warp_group.reduce_add(total);
+    thread_group.reduce_add(total);
     const A approx_mean = first + total[0];
     const A d = local.approx_mean - approx_mean + local.mean_residual;
     A totals[2] = {weight * (local.variance + d * d), weight * d};
-    warp_group.reduce_add(totals);
+    thread_group.reduce_add(totals);
     return {approx_mean, totals[1], totals[0] - totals[1] * totals[1], A(exponent)};
 }
 
 // The exponent that suits the moments of all threads of a group.
 template <class A, class Group>
-__device__ int common_exponent(Group& warp_group, int exponent) {
+__device__ int common_exponent(Group& thread_group, int exponent) {
     return Limits<A>::max_exponent -
-           int(warp_group.reduce_max(A(Limits<A>::max_exponent - exponent)));
+           int(thread_group.reduce_max(A(Limits<A>::max_exponent - exponent)));
 }
 
 // The moments of a row from those of its segments; a thread has one segment.
 template <class Group, class A>
 __device__ Moments<A> merge_segments(const Moments<A>* segment_moments, unsigned segments, Index n,
-                                     Index length, Group& warp_group, double epsilon) {
-    const unsigned thread = warp_group.thread();
+                                     Index length, Group& thread_group, double epsilon) {
+    const unsigned thread = thread_group.thread();
     Moments<A> first = segment_moments[0], local = {};
     A weight = 0;
     int exponent = min(target_exponent_of_square(epsilon), Limits<A>::max_exponent);
@@ -287,33 +337,33 @@ __device__ Moments<A> merge_segments(const Moments<A>* segment_moments, unsigned
         weight = A(min(length, n - thread * length)) / A(n);
         exponent = min(exponent, local.target_exponent());
     }
-    exponent = common_exponent<A>(warp_group, exponent);
+    exponent = common_exponent<A>(thread_group, exponent);
     first.rescale(exponent);
     local.rescale(exponent);
-    return merge_rescaled(warp_group, local, first.approx_mean, weight, exponent);
+    return merge_rescaled(thread_group, local, first.approx_mean, weight, exponent);
 }
 
 // Write y of one of the `tiles` tiles of a row. y may be x.
-template <class T, class Gamma, class Beta, int WARPS, int CHUNKS, bool CENTER,
+template <class T, class Gamma, class Beta, int THREADS, int CHUNKS, bool CENTER,
           ParamIndexing INDEXING>
-__global__ void __launch_bounds__(WARPS* WARP, MIN_BLOCKS_PER_SM<WARPS * WARP>)
+__global__ void __launch_bounds__(THREADS, MIN_BLOCKS_PER_SM<THREADS>)
     segments_forward(const T* x, const Gamma* gamma, const Beta* beta, T* y,
                      Accumulator<T>* mean, Accumulator<T>* rstd,
                      const Moments<Accumulator<T>>* segment_moments, Index n, unsigned groups,
                      Index repeat, unsigned segments, Index length, unsigned tiles,
                      double epsilon) {
     using A = Accumulator<T>;
-    constexpr int TILE = WARPS * WARP * CHUNKS * FULL_VEC<T>;
-    __shared__ A shared[WarpGroup<A, WARPS>::SHARED];
-    WarpGroup<A, WARPS> warp_group(shared);
+    constexpr int TILE = THREADS * CHUNKS * FULL_VEC<T>;
+    __shared__ A shared[ThreadGroup<A, THREADS>::SHARED];
+    ThreadGroup<A, THREADS> thread_group(shared);
     const unsigned r = blockIdx.x / tiles, tile = blockIdx.x % tiles;
     const Index begin = Index(tile) * TILE, offset = r * n + begin;
     const int count = int(min(Index(TILE), n - begin));
-    const RowTile<T, WARPS * WARP, CHUNKS> row(x + offset, count, warp_group.thread());
+    const RowTile<T, THREADS, CHUNKS> row(x + offset, count, thread_group.thread());
     const Moments<A> row_moments = merge_segments(segment_moments + Index(r) * segments, segments,
-                                                  n, length, warp_group, epsilon);
+                                                  n, length, thread_group, epsilon);
     const Statistics<A> row_stats(row_moments, epsilon);
-    if (tile == 0 && warp_group.thread() == 0) {
+    if (tile == 0 && thread_group.thread() == 0) {
         rstd[r] = row_stats.rstd();
         if (CENTER) mean[r] = row_stats.mean();
     }
