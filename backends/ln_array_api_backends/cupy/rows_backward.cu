@@ -353,7 +353,7 @@ constexpr int LOADS = 8;
 // Add up each column of `rows` rows of `first`, in `num_partials` partial sums, where one would be
 // too few to fill a GPU. Blocks whose y is 1 do the same for `second`.
 template <class T, class A, class Result, int COLUMNS, int THREAD_ROWS>
-__global__ void __launch_bounds__(COLUMNS* THREAD_ROWS)
+__global__ void __launch_bounds__(COLUMNS* THREAD_ROWS, 1)
     reduce_partials(const T* __restrict__ first, const T* __restrict__ second,
                     Result* __restrict__ first_sum, Result* __restrict__ second_sum, Index rows,
                     Index width, unsigned num_partials) {
