@@ -89,6 +89,7 @@ FAULTS = (
             ),
         },
         by=(RESULT, THREAD),
+        rows=40,
     ),
     *faults(
         *("float32", 48),

@@ -113,8 +113,10 @@ def run_with_fault(name: str, what: str) -> None:
     kernels = BOTH[name]
     (fault,) = (each for each in kernels.faults if each.what == what)
     change_source(pytest.MonkeyPatch(), kernels.dispatch, fault.old, fault.new)
-    case = row_case(fault, rows=5) if kernels is ROWS else kernels.case(fault)
-    case.run()
+    if kernels is ROWS:
+        row_case(fault, rows=fault.options.get("rows", 5)).run()
+    else:
+        kernels.case(fault).run()
 
 
 @pytest.mark.parametrize(

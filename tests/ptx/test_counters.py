@@ -99,14 +99,18 @@ def problems_of_array(what: str, launch: Launch, traffic: Traffic) -> Iterator[s
         yield f"{what} in {traffic.sectors / traffic.least_sectors:.1f} times the sectors"
 
 
+def shares_a_block(launch: Launch) -> bool:
+    """Return whether a row has a warp or less."""
+    return int(parameters(launch)[3]) <= launch_config.WARP
+
+
 def barriers(launch: Launch) -> int:
     """Return the barriers of a block with one row or tile: for reductions and shared memory."""
     given = parameters(launch)
-    shares_a_block = int(given[3]) <= launch_config.WARP
     if launch.name == "rows_forward":
-        return 0 if shares_a_block else 1 + (given[6] == "true")
+        return 0 if shares_a_block(launch) else 1 + (given[6] == "true")
     if launch.name == "rows_backward":
-        return 4 if shares_a_block else 1  # two for each gradient, or one for each row
+        return 4 if shares_a_block(launch) else 1  # two for each gradient, or one for each row
     return {
         "segment_moments": 2,
         "segments_forward": 3,
