@@ -265,9 +265,14 @@ FAULTS = (
                 "if (aligned) {\n        store",
             ),
             "a row too many": ("const bool exists = r < m;", "const bool exists = r <= m;"),
-            "a column too many": ("if (c < width)", "if (c <= width)"),
         },
         by=(ADDRESS,),
+    ),
+    *faults(
+        *ODD,
+        {"a column too many": ("if (c < width)", "if (c <= width)")},
+        by=(ADDRESS,),
+        rows=40,
     ),
     *faults(*BLOCK, {"too little shared memory": ("2 * 3 * WARPS;", "2 * WARPS;")}, by=(ADDRESS,)),
     *faults(
