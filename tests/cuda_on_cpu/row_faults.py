@@ -93,10 +93,13 @@ FAULTS = (
     ),
     *faults(
         *("float32", 48),
-        {
-            "rows of other groups": ("group_index + groups * (Index(partial)", "(Index(partial)"),
-            "parameters of the first group": ("ptr += group_index * n", "ptr += 0 * n"),
-        },
+        {"rows of other groups": ("group_index + groups * (Index(partial)", "(Index(partial)")},
+        by=(SIMULATOR,),
+        groups=3,
+    ),
+    *faults(
+        *("float32", 48),
+        {"parameters of the first group": ("ptr += group_index * n", "ptr += 0 * n")},
         groups=3,
     ),
     *faults(

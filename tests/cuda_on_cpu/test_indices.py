@@ -116,16 +116,16 @@ def test_elements_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PLANTS = (
-    ("const T* const x_row = x + r * n;", "const T* const x_row = x + int(r * n);", 64),
+    ("x + min(r, m - 1) * n;", "x + int(min(r, m - 1) * n);", 64),
     ("betas, y + r * n)", "betas, y + unsigned(r * n))", 3200),
     ("ptr += group_index * n + begin", "ptr += group_index * unsigned(n) + begin", 3200),
-    ("row(x + r * n, dy + r * n,", "row(x + int(r * n), dy + r * n,", 12000),
+    ("row.load(x + r * n,", "row.load(x + int(r * n),", 12000),
     ("dx ? dx + r * n : dx", "dx ? dx + int(r * n) : dx", 64),
     ("blockIdx.x * sums_per_row", "blockIdx.x * unsigned(sums_per_row)", 64),
     ("x + Index(blockIdx.x / segments) * n", "x + blockIdx.x / segments * int(n)", 40000),
     ("offset = r * n + begin", "offset = int(r * n + begin)", 40000),
     ("first = (partial_group * n", "first = (partial_group * unsigned(n)", 40000),
-    ("terms[r * width + c]", "terms[unsigned(r * width + c)]", 3200),
+    ("terms[(r + k * step) * width + c]", "terms[unsigned((r + k * step) * width + c)]", 3200),
     ("blockIdx.x % segments * length, end", "blockIdx.x % segments * int(length), end", 0),
     ("segment * length, end", "segment * int(length), end", 0),
     ("begin = Index(tile) * TILE", "begin = int(tile) * TILE", 0),
