@@ -75,7 +75,7 @@ class Block(NamedTuple):
 
 
 def blocks(code: str) -> list[Block]:
-    """Return the blocks of a function, of which the first is its beginning."""
+    """Return the blocks of a function in order; the first is its entry."""
     parts: list[list[Instruction]] = [[]]
     numbers: dict[str, int] = {}
     ends: dict[int, tuple[str | None, bool]] = {}

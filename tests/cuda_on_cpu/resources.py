@@ -35,7 +35,7 @@ REDUCE_VECTORS = {"plane_moments", "plane_sums", "column_moments", "column_sums"
 WITH_VECTOR_WIDTH = REDUCE_VECTORS | {"channels_normalise", "channels_dx"}
 #: A block stores only a few results. All other kernels must store vectors.
 SCALAR_STORES = SCALAR_LOADS | REDUCE_VECTORS | {"segment_moments", "segment_sums"}
-#: Numbers of vectors, of which the page has the least.
+#: Numbers of vectors. The page shows the least of each.
 VECTOR_FIELDS = ("vector_loads", "vector_stores", "in_flight")
 #: How many arrays a kernel over rows reads. Its last template number is that of a thread's chunks.
 ARRAYS_IN_CHUNKS = dict.fromkeys(("rows_forward", "segment_moments", "segments_forward"), 1)

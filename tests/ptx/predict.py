@@ -175,7 +175,7 @@ def counted(launch: Launch, rows: int, sizes: dict[str, int]) -> Count:
 
 
 def count(dtype: str, *shape: int) -> dict[str, list[Count]]:
-    """Count both passes, on arrays of full size, of which a sample is accessed.
+    """Count both passes on arrays of full size; a sample of the blocks runs.
 
     They are those of layer norm if x has two axes, and else those of batch norm, of (B, C, S).
     """

@@ -18,11 +18,6 @@ struct BoolConstant {
     static constexpr bool value = VALUE;
 };
 
-template <int VALUE>
-struct IntConstant {
-    static constexpr int value = VALUE;
-};
-
 // Compile a loop twice, once for arrays that are aligned, in which no load waits for a branch.
 template <class Loop>
 __device__ void dispatch_aligned(bool aligned, Loop loop) {
@@ -97,8 +92,8 @@ struct ColumnTile {
     __device__ void for_each_row(Visit visit) const {
         Index r = begin + thread_row;
         for (; r + (ROWS - 1) * thread_rows < end; r += ROWS * thread_rows)
-            visit(IntConstant<ROWS>());
-        for (; r < end; r += thread_rows) visit(IntConstant<1>());
+            visit(Constant<ROWS>());
+        for (; r < end; r += thread_rows) visit(Constant<1>());
     }
 };
 
@@ -107,8 +102,8 @@ struct ColumnTile {
 template <int THREADS, int CHUNKS, class Visit>
 __device__ void for_each_vec(Index vec, Index end, Visit visit) {
     for (; vec + (CHUNKS - 1) * THREADS < end; vec += CHUNKS * THREADS)
-        visit(IntConstant<CHUNKS>());
-    for (; vec < end; vec += THREADS) visit(IntConstant<1>());
+        visit(Constant<CHUNKS>());
+    for (; vec < end; vec += THREADS) visit(Constant<1>());
 }
 
 // An element of each thread for each of its columns, in shared memory, to be reduced over thread

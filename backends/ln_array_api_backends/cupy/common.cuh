@@ -106,6 +106,7 @@ __device__ void load(const T* ptr, bool aligned, int count, A (&values)[VEC]) {
 // A number that is known at compile time, in place of one that is not.
 template <int VALUE>
 struct Constant {
+    static constexpr int value = VALUE;
     __device__ constexpr operator int() const { return VALUE; }
 };
 

@@ -20,7 +20,8 @@ LONG_ROW_THREADS = 512
 TARGET_WARPS = 132 * 32
 #: The same of kernels whose registers leave room for 512 threads on a multiprocessor.
 BACKWARD_TARGET_WARPS = 132 * 16
-#: Rows of one warp each are many if so many are left for each of the former; its registers are few.
+#: Short rows use few registers, so that more warps run at once. They get TARGET_WARPS if each warp
+#: then has at least so many rows.
 MANY_ROWS_PER_WARP = 8
 #: Rows that a thread adds up one after the other: the error of a sum of n terms is about
 #: sqrt(n) / 8 ulp.

@@ -81,8 +81,8 @@ struct RowPairTile {
     const Dy* dy;
     int n, thread;
     static constexpr int KEPT = IN_REGISTERS ? CHUNKS : AHEAD + 1;
-    // Rows of a warp have others on the multiprocessor beside them. Where elements of dy are
-    // narrowed, they are waited for when they are loaded.
+    // Warps that have a row each hide the latency of each other's loads. A thread waits for
+    // elements of dy that it narrows as soon as it loads them.
     static constexpr bool LOADS_NEXT_ROW =
         IN_REGISTERS && THREADS > WARP && sizeof(D) == sizeof(Dy);
     RawChunk<T, VEC> x_chunks[KEPT];

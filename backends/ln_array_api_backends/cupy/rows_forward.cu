@@ -107,7 +107,7 @@ struct alignas(16) Moments {
     }
 };
 
-// The moments of a row times `scale`, of which `for_each_chunk` visits each thread's chunks.
+// The moments of a row times `scale`. `for_each_chunk` visits the chunks of each thread.
 // `first` is any element of the row, and `inv_count` is 1 over their number.
 template <bool CENTER, int VEC, class ForEachChunk, class Group, class A>
 __device__ Moments<A> moments_with_scale(ForEachChunk for_each_chunk, Group& thread_group, A first,
@@ -153,7 +153,7 @@ __device__ Moments<A> moments_with_scale(ForEachChunk for_each_chunk, Group& thr
     return {approx_mean, mean_residual, variance, exponent};
 }
 
-// The moments of a row of which each thread of a group has a tile. Where squares are out of range,
+// The moments of a row; each thread of a group has a tile of it. Where squares are out of range,
 // the row is read again and scaled; and again for what follows, so that it takes no registers here.
 template <bool CENTER, class Tile, class Group, class A = typename Tile::A>
 __device__ Moments<A> moments(Tile& row, Group& thread_group, A first, A inv_count,
