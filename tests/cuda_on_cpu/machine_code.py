@@ -1,4 +1,4 @@
-"""From cubins to machine code (SASS), and how many vectors it loads before it uses any.
+"""From cubins to machine code (SASS): how many vectors it loads before it uses any, and its length.
 
 A kernel that uses a vector before it has asked for the next waits for memory twice. What a kernel
 does with single elements is left out: tails of rows, and rows that are not aligned.
@@ -6,11 +6,27 @@ does with single elements is left out: tails of rows, and rows that are not alig
 
 from __future__ import annotations
 
+import heapq
 import re
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+
+
+class FastPath(NamedTuple):
+    """What a kernel does for a row of whole, aligned vectors."""
+
+    waits: int = 1
+    """How many waits are looked at: the first, or that for the next row as well."""
+    has_sums: bool = False
+    """Whether threads exchange the sums of segments before they use the row."""
+    loads: int = 0
+    """How many vectors a thread loads, and stores."""
+    stores: int = 0
+    is_loop: bool = False
+    """Whether the row is an iteration of a loop."""
+
 
 _FUNCTION = re.compile(r"^\.text\.(\w+):$", re.MULTILINE)
 _LABEL = re.compile(r"^\s*(\.L_\w+):")
@@ -27,6 +43,10 @@ class Instruction(NamedTuple):
     @property
     def loads_vector(self) -> bool:
         return self.opcode.startswith("LDG") and _VECTOR in self.opcode
+
+    @property
+    def stores_vector(self) -> bool:
+        return self.opcode.startswith("STG") and _VECTOR in self.opcode
 
     @property
     def accesses_element(self) -> bool:
@@ -67,6 +87,10 @@ class Block(NamedTuple):
     instructions: list[Instruction]
     successors: list[int]
 
+    @property
+    def ends_kernel(self) -> bool:
+        return any(each.opcode.startswith("EXIT") for each in self.instructions)
+
     def is_of_elements(self, statistics: int) -> bool:
         """Return whether it mostly accesses single elements, besides so many statistics."""
         vectors = sum(each.loads_vector for each in self.instructions)
@@ -102,17 +126,17 @@ def blocks(code: str) -> list[Block]:
     return result
 
 
-def loads_in_flight(code: str, waits: int, of_segments: bool = False) -> int:
-    """Return the least number of vectors that have been asked for at the first `waits` waits.
+def loads_in_flight(code: str, path: FastPath) -> int:
+    """Return the least number of vectors that have been asked for at the waits of a path.
 
     It is that of the best path, which is that of aligned rows of whole chunks: every other one
     leaves out loads. It does not go back, nor through blocks that mostly access single elements. It
     is not that of a thread without elements, which would load a row again to registers that another
-    load is still to fill, or exchange sums before it loads any. Only a kernel `of_segments` that
-    adds up their sums does that with elements, too.
+    load is still to fill, or exchange sums before it loads any. Only a kernel that `has_sums` does
+    that with elements, too.
     """
-    parts, best, statistics = blocks(code), 0, 6 if of_segments else 3
-    paths = [(0, frozenset[int](), 0, waits, 1 << 30)]
+    parts, best, statistics = blocks(code), 0, 6 if path.has_sums else 3
+    paths = [(0, frozenset[int](), 0, path.waits, 1 << 30)]
     seen = set(paths)
     while paths:
         number, pending, loads, left, least = paths.pop()
@@ -120,22 +144,57 @@ def loads_in_flight(code: str, waits: int, of_segments: bool = False) -> int:
             if pending & each.read:
                 least, pending, left = min(least, loads), frozenset(), left - 1
                 loads = 0
-            shares_sums = not of_segments and each.opcode.startswith("SHFL")
-            has_no_elements = shares_sums and left == waits and not loads
+            shares_sums = not path.has_sums and each.opcode.startswith("SHFL")
+            has_no_elements = shares_sums and left == path.waits and not loads
             if left == 0 or has_no_elements or (each.loads_vector and pending & each.written):
                 break
             if each.loads_vector:
                 pending, loads = pending | each.written, loads + 1
         else:
-            if left < waits and any(each <= number for each in parts[number].successors):
+            if left < path.waits and any(each <= number for each in parts[number].successors):
                 best = max(best, min(least, loads))  # the next iteration waits for them
             for following in parts[number].successors:
-                path = following, pending, loads, left, least
+                state = following, pending, loads, left, least
                 if following <= number or parts[following].is_of_elements(statistics):
                     continue
-                if path not in seen:
-                    seen.add(path)
-                    paths.append(path)
+                if state not in seen:
+                    seen.add(state)
+                    paths.append(state)
         if left == 0:
             best = max(best, least)
     return best
+
+
+def fewest_instructions(code: str, path: FastPath) -> int:
+    """Return how many instructions a thread executes for a row at least, or 0 without a path."""
+    parts = blocks(code)
+    pieces = [(0, last) for last, part in enumerate(parts) if part.ends_kernel]
+    if path.is_loop:
+        pieces = [
+            (first, last)
+            for last, part in enumerate(parts)
+            for first in part.successors
+            if first <= last
+        ]
+    lengths = (_shortest_path(parts, *piece, path.loads, path.stores) for piece in pieces)
+    return min(filter(None, lengths), default=0)
+
+
+def _shortest_path(parts: list[Block], first: int, last: int, loads: int, stores: int) -> int:
+    """Return the fewest instructions from one block to another, by Dijkstra's algorithm, or 0."""
+    paths, seen = [(0, first, 0, 0)], set()
+    while paths:
+        length, number, loaded, stored = heapq.heappop(paths)
+        if (number, loaded, stored) in seen:
+            continue
+        seen.add((number, loaded, stored))
+        part = parts[number]
+        length += len(part.instructions)
+        loaded = min(loads, loaded + sum(each.loads_vector for each in part.instructions))
+        stored = min(stores, stored + sum(each.stores_vector for each in part.instructions))
+        if number == last and (loaded, stored) == (loads, stores):
+            return length
+        for following in part.successors:
+            if number < following <= last:
+                heapq.heappush(paths, (length, following, loaded, stored))
+    return 0

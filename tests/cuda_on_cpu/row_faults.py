@@ -11,7 +11,7 @@ SHUFFLE = "value += __shfl_xor_sync(ALL_LANES, value, flip);"
 STORED_SUMS = "values[i][j];\n            __syncthreads();\n"
 REDUCED_SUMS = "block_partials[c] = sum;\n            }\n"
 STORED_COLUMNS = "shared_sums[thread_row][column] = sum.total();\n"
-LOAD = "if (aligned && count == VEC) {\n        load_vec"
+WHOLE_CHUNK = "if (aligned && count >= VEC)\n                visit(values, Constant"
 SUM_G_X_HAT = "sums[0] += g[j] * (deviation[j] * row_grad.rstd);"
 BLOCK, WARP, ODD, LONG = ("float32", 1600), ("float32", 40), ("float32", 41), ("float32", 40001)
 
@@ -105,10 +105,11 @@ FAULTS = (
     *faults(
         *("float32", 48),
         {
-            "parameters not repeated": (
-                "ptr[(repeat_offset + c + j) / repeat]",
-                "ptr[(repeat_offset + c + j) % repeat]",
-            )
+            "parameters not repeated": ("if (++uses == repeat)", "if (true)"),
+            "a parameter that begins anew": (
+                "uses = (repeat_offset + c) % repeat",
+                "uses = 0",
+            ),
         },
         repeat=3,
     ),
@@ -262,11 +263,11 @@ FAULTS = (
             "an element too many": ("if (j < count) elements[j]", "if (true) elements[j]"),
             "a parameter too many": ("j < count ? static_cast<A>(ptr", "true ? A(ptr"),
             "a chunk that is not whole": ("if (aligned && n - c >= VEC)", "if (aligned && n > c)"),
-            "out-of-bounds load": (LOAD, LOAD.replace("count == VEC", "true")),
-            "out-of-bounds store": (
-                "if (aligned && count == VEC) {\n        store",
-                "if (aligned) {\n        store",
+            "a chunk of y that is not whole": (
+                WHOLE_CHUNK,
+                WHOLE_CHUNK.replace(" && count >= VEC", ""),
             ),
+            "a result too many": ("if (j < count) ptr[j]", "if (true) ptr[j]"),
             "a row too many": ("const bool exists = r < m;", "const bool exists = r <= m;"),
         },
         by=(ADDRESS,),
@@ -281,7 +282,11 @@ FAULTS = (
     *faults(
         *WARP,
         {
-            "parameters that are not aligned": (LOAD, LOAD.replace("aligned && ", "")),
+            "parameters that are not aligned": (
+                "INDEXING != PER_ELEMENT || ::is_aligned<FULL_VEC<P>>(ptr)",
+                "true",
+            ),
+            "a result that is not aligned": (WHOLE_CHUNK, WHOLE_CHUNK.replace("aligned && ", "")),
             "a chunk that is not aligned": (
                 "const bool aligned = is_aligned<VEC>(ptr)",
                 "const bool aligned = true",

@@ -10,9 +10,11 @@ import pytest
 import resources
 from ln_array_api_backends.cupy import launch_config, rows_dispatch
 from ln_array_api_backends.cupy.launch_config import forward_shape
+from machine_code import FastPath
 from resources import ARCHITECTURES, Row, Usage, row_of
+from row_kernels import RowKernel
 
-GOOD = Usage(0, 0, 64, 96, 128, 4, 8, 4, 4)
+GOOD = Usage(0, 0, 64, 96, 128, 4, 8, 4, 4, 0)
 KERNELS = """
 template <int N>
 __global__ void __launch_bounds__(1024) many_values(float* x) {
@@ -54,20 +56,20 @@ def test_faults(change: dict[str, int], fault: str) -> None:
 @pytest.mark.parametrize(
     ("name", "vectors"),
     [
-        ("rows_forward<float, float, float, 256, 1, 4, true, PER_ELEMENT>", 4),
+        ("rows_forward<float, float, 256, 1, 4, true, PER_ELEMENT>", 4),
         ("segment_moments<__nv_bfloat16, 512, 4, false>", 4),
         ("rows_backward<__half, __half, float, 512, 1, 2, true, false, REPEATED>", 4),
         ("rows_backward<float, float, float, 512, 1, 8, false, true, PER_ELEMENT>", 4),
         ("segments_backward<float, float, float, 512, 4, true, PER_CHUNK>", 8),
-        ("rows_backward<float, double, float, 32, 4, 4, true, true, PER_ELEMENT>", 6),
+        ("rows_backward<__half, float, float, 32, 4, 2, true, true, PER_ELEMENT>", 4),
         ("rows_backward<double, double, double, 256, 1, 4, true, true, PER_ELEMENT>", 1),
         ("reduce_partials<float, float, float, 32, 32>", 0),
     ],
 )
 def test_vectors_of_a_row(name: str, vectors: int) -> None:
-    row = resources.row_kernel(name)
+    row = RowKernel.of(name)
     assert (row.vectors_in_flight if row else 0) == vectors
-    usage = GOOD._replace(registers=32, threads=128, in_flight=vectors)
+    usage = GOOD._replace(registers=32, threads=128, in_flight=vectors, instructions=100)
     assert usage.faults(name, ARCHITECTURES["80"]) == []
     if vectors:
         fault = f"a wait for {vectors - 1} vectors, not {vectors}"
@@ -81,18 +83,28 @@ def test_vectors_of_a_row(name: str, vectors: int) -> None:
         ("rows_backward<__half, __half, __half, 32, 4, 1, true, true, PER_CHUNK>", False),
         ("rows_backward<__half, __half, __half, 128, 1, 2, true, true, REPEATED>", True),
         ("rows_backward<__half, __half, __half, 512, 1, 4, false, true, PER_CHUNK>", False),
-        ("rows_backward<float, double, float, 512, 1, 4, true, true, PER_CHUNK>", False),
-        ("rows_forward<float, float, float, 256, 1, 4, true, PER_ELEMENT>", False),
+        ("rows_forward<float, float, 256, 1, 4, true, PER_ELEMENT>", False),
     ],
 )
 def test_which_kernels_load_the_next_row(name: str, expected: bool) -> None:
-    row = resources.row_kernel(name)
+    row = RowKernel.of(name)
     assert row is not None
     assert row.loads_next_row == expected
 
 
-#: Changes of the code that loads chunks, after which a kernel waits more than once for a row.
-EARLY_USES = {
+def test_instructions_of_a_row() -> None:
+    name = "rows_forward<__half, float, 256, 1, 4, true, PER_ELEMENT>"
+    row = RowKernel.of(name)
+    assert row is not None
+    assert (row.elements, row.path) == (32, FastPath(loads=20, stores=4))
+    most = row.most_instructions
+    for instructions, faults in ((most, []), (most + 1, [f"{most + 1} instructions, not {most}"])):
+        usage = GOOD._replace(registers=32, threads=256, claimed=2, instructions=instructions)
+        assert usage.faults(name, ARCHITECTURES["80"]) == faults
+
+
+#: Changes after which a kernel waits more than once for a row, or executes too much.
+SLOW_CODE = {
     "a load used early": (
         "chunks[i].load(ptr + c);",
         "{ chunks[i].load(ptr + c); if (chunks[i].vectors[0].x == 7) chunks[i].vectors[0].y = 0; }",
@@ -102,14 +114,18 @@ EARLY_USES = {
         "{ float v[VEC]; load_vec<true>(ptr + c, v); "
         "for (int j = 0; j < VEC; ++j) chunks[i].elements[j] = T(v[j]); }",
     ),
+    "a quotient for each element": (
+        "row_stats.x_hat(values[j])",
+        "row_stats.x_hat(values[j]) / (1 + row_stats.rstd())",
+    ),
 }
 
 
 @pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="the same under a sanitizer")
-@pytest.mark.parametrize("what", EARLY_USES)
-def test_an_early_use_is_found(what: str) -> None:
-    name = "rows_forward<__nv_bfloat16, __nv_bfloat16, __nv_bfloat16, 256, 1, 4, true, PER_ELEMENT>"
-    right, (old, new) = rows_dispatch.source(), EARLY_USES[what]
+@pytest.mark.parametrize("what", SLOW_CODE)
+def test_slow_code_is_found(what: str) -> None:
+    name = "rows_forward<__nv_bfloat16, __nv_bfloat16, 256, 1, 4, true, PER_ELEMENT>"
+    right, (old, new) = rows_dispatch.source(), SLOW_CODE[what]
     assert right.count(old) == 1
     for source, is_right in ((right, True), (right.replace(old, new), False)):
         usages = resources.compiled(source, ("-std=c++17",), (name,), "90")
@@ -136,7 +152,8 @@ def test_only_full_vectors_are_expected(name: str) -> None:
 @pytest.mark.skipif(cupy_on_cpu.SANITIZE != "", reason="the same under a sanitizer")
 def test_compiler_output() -> None:
     names = ["many_values<128>", "any_value<100>", "vectors<9>"]
-    usages = resources.measured(dict.fromkeys(names, KERNELS), ("-std=c++17",), names)
+    sources, on = dict.fromkeys(names, KERNELS), dict.fromkeys(ARCHITECTURES, names)
+    usages = resources.measured(sources, ("-std=c++17",), on)
     assert usages.keys() == ARCHITECTURES.keys()
     for usage in usages.values():
         spilling, stacked, vectors = (usage[name] for name in names)

@@ -136,7 +136,7 @@ for _t in ("b32", "b64"):
 for _t in DTYPES:
     if _t not in ("f16", "bf16"):
         _define(f"mov.{_t}", _same, _t, _t)
-for _t in ("b16", "b32", "b64", "s32", "s64", "u32", "u64", "f32", "f64"):
+for _t in ("b16", "b32", "b64", "u16", "s32", "s64", "u32", "u64", "f32", "f64"):
     _define(f"selp.{_t}", lambda a, b, which: np.where(which, a, b), f"{_t} {_t} pred", _t)
 
 # --- Comparisons ---------------------------------------------------------------------------------
@@ -275,6 +275,12 @@ def _to_bfloat16(a: Array) -> Array:
     return np.where(np.isnan(a), 0x7FFF, rounded).astype("u2")
 
 
+def _pair_of(to_half: Callable[[Array], Array], high: Array, low: Array) -> Array:
+    """Convert two numbers to 16 bits each, which share a register."""
+    first, second = (to_half(each).view("u2").astype("u4") for each in (high, low))
+    return first << np.uint32(16) | second
+
+
 for _t in ("f32", "f64"):
     for _name, _function in (("add", np.add), ("sub", np.subtract), ("mul", np.multiply)):
         for _mode in ("", ".rn"):
@@ -296,6 +302,8 @@ _define("cvt.f32.f16", partial(_converted, DTYPES["f32"]), "f16", "f32")
 _define("cvt.rn.f16.f32", partial(_converted, DTYPES["f16"]), "f32", "f16")
 _define("cvt.f32.bf16", _from_bfloat16, "bf16", "f32")
 _define("cvt.rn.bf16.f32", _to_bfloat16, "f32", "bf16")
+_define("cvt.rn.f16x2.f32", partial(_pair_of, partial(_converted, DTYPES["f16"])), "f32 f32", "u32")
+_define("cvt.rn.bf16x2.f32", partial(_pair_of, _to_bfloat16), "f32 f32", "u32")
 for _t in ("s16", "s32", "u32", "s64", "u64"):
     for _to in ("f32", "f64"):
         _define(f"cvt.rn.{_to}.{_t}", partial(_converted, DTYPES[_to]), _t, _to)

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from cases import DTYPES
 from fake_cupy import CuPyBackend, Device, Launch, launch_config, patched_device
-from resources import ARCHITECTURES, PAGE, Row, row_of
+from kernel_page import Entry, entries
+from resources import Row, row_of
+from row_kernels import WARP, RowKernel
 
 
 class GPU(NamedTuple):
@@ -71,31 +73,10 @@ def sample(blocks: int) -> Sequence[int]:
     return np.unique(np.linspace(0, blocks - 1, COUNTED_BLOCKS).astype(int)).tolist()
 
 
-class Occupancy(NamedTuple):
-    """What docs/cuda-kernels.md tells of a kernel."""
-
-    vectors_in_flight: int
-    blocks: dict[str, int]
-    """How many fit on a multiprocessor, by its architecture."""
-
-
 @cache
-def occupancies() -> dict[Row, Occupancy]:
-    """Read the table of kernels."""
-    table = {}
-    for line in PAGE.read_text(encoding="utf-8").splitlines():
-        name, dtype, parameters, *numbers = (
-            cell.strip() for cell in line.split("|")[1:-1] or "|||"
-        )
-        if "<" in name:
-            kernel, _, shape = name.rstrip(">").partition("<")
-            fits = [
-                int(cell.partition("(")[2].rstrip(")")) for cell in numbers[-len(ARCHITECTURES) :]
-            ]
-            row = Row(kernel, dtype, shape, parameters.removeprefix("x's"))
-            in_flight = int(numbers[-len(ARCHITECTURES) - 1])
-            table[row] = Occupancy(in_flight, dict(zip(ARCHITECTURES, fits, strict=True)))
-    return table
+def page() -> dict[Row, Entry]:
+    """Return what docs/cuda-kernels.md tells."""
+    return entries()
 
 
 #: Bytes of an array, distinct ones of these that are accessed, and requested ones.
@@ -110,10 +91,9 @@ class Count(NamedTuple):
     blocks: int
     threads: int
     warp_instructions: float
-    thread_instructions: float
     reads: tuple[Traffic, ...]
     writes: tuple[Traffic, ...]
-    occupancy: Occupancy
+    resources: Entry
 
     def seconds(self, gpu: GPU) -> tuple[float, str]:
         """Return the time of the launch, and what limits it."""
@@ -130,11 +110,11 @@ class Count(NamedTuple):
 
     def resident(self, gpu: GPU) -> int:
         """Return how many blocks run at a time."""
-        return min(self.blocks, gpu.processors * self.occupancy.blocks[gpu.architecture])
+        return min(self.blocks, gpu.processors * self.resources.blocks[gpu.architecture])
 
     def asked_for(self, gpu: GPU) -> float:
         """Return the bytes that all running blocks have asked for while they wait for some."""
-        a_thread = 16 * self.occupancy.vectors_in_flight or SCALAR_BYTES
+        a_thread = 16 * self.resources.in_flight or SCALAR_BYTES
         a_block = sum(requested for _, _, requested in self.reads) / self.blocks
         return self.resident(gpu) * min(a_thread * self.threads, max(a_block, 1))
 
@@ -150,9 +130,21 @@ class Count(NamedTuple):
         )
 
 
-def counted(launch: Launch, rows: int, sizes: dict[str, int]) -> Count:
+def warp_instructions(launch: Launch, shape: Sequence[int], entry: Entry) -> float:
+    """Return the instructions of all warps: those of the machine code, else those of PTX."""
+    row = RowKernel.of(launch.expression)
+    if row is None:
+        counters = launch.counters
+        return float(np.prod(launch.grid)) / counters.blocks * counters.warp_instructions
+    m, n = shape
+    tiles = -(-n // (row.threads * row.elements))
+    return m * tiles * row.threads / WARP * entry.instructions.most * row.elements
+
+
+def counted(launch: Launch, shape: Sequence[int], sizes: dict[str, int]) -> Count:
     """Scale the counts of a sample of blocks to all blocks."""
     blocks, counters = int(np.prod(launch.grid)), launch.counters
+    entry = page()[row_of(launch.expression)]
     scale = blocks / counters.blocks
     reads, writes = (
         tuple(
@@ -161,17 +153,8 @@ def counted(launch: Launch, rows: int, sizes: dict[str, int]) -> Count:
         )
         for traffics in (counters.reads, counters.writes)
     )
-    return Count(
-        launch.name,
-        rows,
-        blocks,
-        launch.block[0],
-        scale * counters.warp_instructions,
-        scale * counters.thread_instructions,
-        reads,
-        writes,
-        occupancies()[row_of(launch.expression)],
-    )
+    instructions = warp_instructions(launch, shape, entry)
+    return Count(launch.name, shape[0], blocks, launch.block[0], instructions, reads, writes, entry)
 
 
 def count(dtype: str, *shape: int) -> dict[str, list[Count]]:
@@ -194,7 +177,7 @@ def count(dtype: str, *shape: int) -> dict[str, list[Count]]:
             forward = len(device.launches)
             backend.channels_backward(dy, x, mean, rstd, gamma, need=need)
     sizes = {each.name: each.bytes.size for each in device.memory.allocations}
-    counts = [counted(each, shape[0], sizes) for each in device.launches]
+    counts = [counted(each, shape, sizes) for each in device.launches]
     return {"forward": counts[:forward], "backward": counts[forward:]}
 
 
@@ -204,7 +187,7 @@ def predictions(kinds: Iterable[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
         for direction, launches in count(dtype, *shape).items():
             arrays = 2 if direction == "forward" else 3
             least = arrays * prod(shape) * launch_config.ITEMSIZE[dtype]
-            instructions = sum(each.thread_instructions for each in launches)
+            instructions = WARP * sum(each.warp_instructions for each in launches)
             row: dict[str, Any] = {
                 "pass": direction,
                 "dtype": dtype,

@@ -22,9 +22,9 @@ from predict import (
 
 HEAD = """# Predicted speed of the CUDA kernels
 
-**These are predictions: no GPU has run the kernels yet.** They follow from the memory accesses and
-instructions that are counted when [the CPU runs the kernels' PTX](../tests/ptx/README.md), and
-from these assumptions:
+**These are predictions: no GPU has run the kernels yet.** They follow from the memory accesses that
+are counted when [the CPU runs the kernels' PTX](../tests/ptx/README.md), from the instructions of
+their machine code, and from these assumptions:
 
 - A launch takes {launch} µs, including the latency of one block's loads and sums. The cost of the
   host is not predicted.
@@ -35,8 +35,9 @@ from these assumptions:
   memory. Arrays of up to a quarter of L2 come from memory once per launch. L2 holds nothing from
   one launch to the next.
 - A multiprocessor issues {warps} instructions per clock, at {clocks}.
-  They are PTX instructions. An assembler fuses some and adds others for addresses, so this is
-  rough.
+  Kernels over rows execute as many for each element as [the page on the
+  kernels](cuda-kernels.md) lists, by the machine code. For the others PTX instructions are counted.
+  An assembler fuses some and adds others for addresses, so this is rough.
 - Memory answers after {latency} µs. Until then a block has asked for no more than the vectors that
   its threads ask for before they wait, which [the page on the kernels](cuda-kernels.md) lists with
   the blocks that fit on a multiprocessor: bytes in flight divided by the latency limit the reads.

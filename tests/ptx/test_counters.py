@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +24,15 @@ CASES = [
         (9, 512, False),
         (9, 2048, True),
         (4, 12288, True),
-        (3, 49152, True),
+        (2, 49152, True),
     )
 ]
+
+
+@cache
+def launches_of(case: Case) -> tuple[dict[str, int], list[Launch]]:
+    """Return the same as `launches`, for unchanged kernels."""
+    return launches(case)
 
 
 def launches(case: Case) -> tuple[dict[str, int], list[Launch]]:
@@ -54,9 +61,9 @@ def sweeps(launch: Launch) -> int:
     return 2 if launch.name == "rows_backward" and parameters(launch)[6] == "false" else 1
 
 
-def problems(case: Case) -> list[str]:
-    """Return where accesses of the kernels for a case exceed their design."""
-    sizes, each = launches(case)
+def problems(launched: tuple[dict[str, int], list[Launch]]) -> list[str]:
+    """Return where accesses of kernels exceed their design."""
+    sizes, each = launched
     return [problem for launch in each for problem in problems_of(launch, sizes)]
 
 
@@ -93,22 +100,27 @@ def problems_of_array(what: str, launch: Launch, traffic: Traffic) -> Iterator[s
     # The first elements of rows that share a warp are in sectors of their own, and statistics of
     # these rows in up to two.
     if launch.name.startswith("rows_") and what.endswith((" x", " mean", " rstd")):
-        rows_of_a_warp = max(1, launch_config.WARP // int(parameters(launch)[3]))
+        rows_of_a_warp = max(1, launch_config.WARP // row_threads(launch))
         most_sectors += (rows_of_a_warp - 1) * traffic.requests
     if traffic.sectors > most_sectors:
         yield f"{what} in {traffic.sectors / traffic.least_sectors:.1f} times the sectors"
 
 
+def row_threads(launch: Launch) -> int:
+    """Return how many threads a row has: the first number."""
+    return int(next(filter(str.isdigit, parameters(launch))))
+
+
 def shares_a_block(launch: Launch) -> bool:
     """Return whether a row has a warp or less."""
-    return int(parameters(launch)[3]) <= launch_config.WARP
+    return row_threads(launch) <= launch_config.WARP
 
 
 def barriers(launch: Launch) -> int:
     """Return the barriers of a block with one row or tile: for reductions and shared memory."""
     given = parameters(launch)
     if launch.name == "rows_forward":
-        return 0 if shares_a_block(launch) else 1 + (given[6] == "true")
+        return 0 if shares_a_block(launch) else 1 + (given[5] == "true")
     if launch.name == "rows_backward":
         return 4 if shares_a_block(launch) else 1  # two for each gradient, or one for each row
     return {
@@ -122,14 +134,14 @@ def barriers(launch: Launch) -> int:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_accesses_are_as_designed(case: Case) -> None:
-    assert problems(case) == []
+    assert problems(launches_of(case)) == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_in_registers_move_the_least_bytes(case: Case) -> None:
     """These are each input once, each output once, and partial sums."""
     wide = 8 if case.dtype == "float64" else 4
-    for launch in launches(case)[1]:
+    for launch in launches_of(case)[1]:
         if launch.name not in ("rows_forward", "rows_backward") or sweeps(launch) > 1:
             continue
         arrays = 2 if launch.name == "rows_forward" else 3
@@ -183,8 +195,8 @@ FAULTS = (
     ),
     Fault(
         "partial sums stored one by one",
-        "store(partials + c, aligned,",
-        "store(partials + c, false,",
+        "if (aligned && n - c >= S)",
+        "if (false)",
         BLOCK,
         "rows_backward writes allocation",
     ),
@@ -198,9 +210,8 @@ FAULTS = (
     ),
     Fault(
         "a result written twice",
-        "store(y + c, aligned, count, result);",
-        'store(y + c, aligned, count, result); asm volatile("" ::: "memory");'
-        "store(y + c, aligned, count, scales);",
+        "store(y + c, count, result);",
+        'store(y + c, count, result); asm volatile("" ::: "memory");store(y + c, count, scales);',
         BLOCK,
         "rows_forward writes",
     ),
@@ -224,7 +235,7 @@ FAULTS = (
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
 def test_a_fault_is_noticed(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert problems(fault.case) == []
+    assert problems(launches_of(fault.case)) == []
     change_source(monkeypatch, rows_dispatch, fault.old, fault.new)
-    found = problems(fault.case)
+    found = problems(launches(fault.case))
     assert any(fault.seen in problem for problem in found), found

@@ -79,6 +79,15 @@ def test_conversions() -> None:
     np.testing.assert_array_equal(bfloats, values.astype(ml_dtypes.bfloat16).astype("f4"))
 
 
+@pytest.mark.parametrize("half", ["f16", "bf16"])
+def test_conversions_of_pairs(half: str) -> None:
+    low, high = doubles(1000, 8, 3).astype("f4"), doubles(1000, 8, 4).astype("f4")
+    pairs = compute(f"cvt.rn.{half}x2.f32", high, low)
+    for shift, values in ((0, low), (16, high)):
+        one = compute(f"cvt.rn.{half}.f32", values).view("u2")
+        np.testing.assert_array_equal(pairs >> np.uint32(shift) & np.uint32(0xFFFF), one)
+
+
 def test_approximate_rsqrt_errs_within_its_tolerance() -> None:
     a = np.abs(doubles(10_000, 30, 1))
     for form, values, most in (

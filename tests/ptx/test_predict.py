@@ -7,13 +7,13 @@ from math import prod
 from pathlib import Path
 
 import pytest
+from kernel_page import Entry, Range
 from predict import (
     BANDWIDTH_FRACTION,
     GPUS,
     LAUNCH_SECONDS,
     SHAPES,
     Count,
-    Occupancy,
     count,
     predictions,
     sample,
@@ -22,6 +22,7 @@ from report import report
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "predicted-speed"
 H100 = GPUS[0]
+ENTRY = Entry(1, 512, 1, 0, 0, 0, 1, Range(0, 0), {}, {"90": 1})
 
 
 def test_the_report_is_up_to_date() -> None:
@@ -53,9 +54,9 @@ def test_limits_of_a_launch() -> None:
     def seconds(
         blocks: int, moved: float, instructions: float, vectors: int = 64
     ) -> tuple[float, str]:
-        occupancy = Occupancy(vectors, {"90": 2})
+        entry = ENTRY._replace(in_flight=vectors, blocks={"90": 2})
         traffic = ((moved, moved, moved),)
-        counts = (blocks, blocks, 256, instructions, 0, traffic, (), occupancy)
+        counts = (blocks, blocks, 256, instructions, traffic, (), entry)
         return Count("kernel", *counts).seconds(H100)
 
     assert seconds(200, 1e3, 1e3) == (pytest.approx(LAUNCH_SECONDS, rel=0.01), "launch")
@@ -73,8 +74,8 @@ def test_data_that_is_read_again() -> None:
     """It comes from L2 if the rows in flight fit."""
     sizes = [(1 << 30, 1 << 30, 3 << 30), (1 << 10, 1 << 10, 1 << 30)]
     rows = 1 << 15  # of 32 KiB: 4 MiB in flight
-    reads, occupancy = tuple(sizes), Occupancy(1, {"90": 1})
-    many = Count("kernel", rows, rows, 512, 0, 0, reads, (), occupancy)
+    reads = tuple(sizes)
+    many = Count("kernel", rows, rows, 512, 0, reads, (), ENTRY)
     few = many._replace(rows=1 << 10, blocks=1 << 10)  # of 1 MiB: more than the cache
     assert many.moved(H100, reads) == (1 << 30) + (1 << 10)
     assert many._replace(blocks=1 << 10).moved(H100, reads) == (1 << 30) + (1 << 10)

@@ -16,6 +16,7 @@ from ln_array_api.backend import (
 )
 
 from . import caffe2_stages, channels_dispatch, rows_dispatch
+from .kernel_dtypes import kernel_spec, with_casts
 from .kernel_launch import CuPyMemory
 from .strided_dispatch import prepare_strided
 
@@ -33,8 +34,8 @@ class CuPyBackend(RowsBackend, ChannelsBackend):
         self, primitive: Primitive, spec: Spec, memory: Any = CuPyMemory
     ) -> Callable[..., Any]:
         """Return a function that runs such calls on arrays of the library that `memory` is for."""
-        run: Callable[..., Any] = _dispatch(spec).PREPARE[primitive](spec, memory)
-        return run
+        kernel: Callable[..., Any] = _dispatch(spec).PREPARE[primitive](kernel_spec(spec), memory)
+        return with_casts(kernel, primitive, spec, memory)
 
     def prepare_strided(
         self, primitive: Primitive, spec: RowsSpec, layout: Layout
@@ -42,7 +43,8 @@ class CuPyBackend(RowsBackend, ChannelsBackend):
         return prepare_strided(primitive, spec, layout)
 
     def describe(self, primitive: Primitive, spec: Spec) -> str:
-        return f"CUDA C for {spec.dtype}, {_dispatch(spec).describe(primitive, spec)}"
+        kernel = kernel_spec(spec)
+        return f"CUDA C for {spec.dtype}, {_dispatch(kernel).describe(primitive, kernel)}"
 
 
 def _dispatch(spec: Spec) -> Any:

@@ -101,9 +101,8 @@ class ChannelSplit(NamedTuple):
         by_columns = s * ITEMSIZE[dtype] < MIN_PLANE_BYTES
         vec = vector_width(dtype, c * s if by_columns else s)
         vecs_per_step = min(MAX_VECS, MAX_VALUES[dtype] // vec)
-        if backward:  # a vector of 16 bits with dy of 64 bits takes five times the registers
-            wide = spec.dy == "float64" and ITEMSIZE[dtype] == 2
-            vecs_per_step = BACKWARD_VECS // (2 if wide else 1)
+        if backward:
+            vecs_per_step = BACKWARD_VECS
         if by_columns:
             columns = ColumnLayout.of((b, c, s), vec)
             rows, warps, height = columns.rows, THREADS // WARP, columns.thread_rows
@@ -239,7 +238,7 @@ def _forward(spec: ChannelsSpec, memory: Any) -> Callable[..., Any]:
     launch_parts = reduction.launch_parts
     launch_channels = reduction.bind_channels("channel_statistics", last=(count, epsilon))
     launch_normalise = _bind_elementwise(
-        memory, "channels_normalise", spec, spec.gamma, spec.beta, last=(epsilon,)
+        memory, "channels_normalise", spec, spec.gamma or spec.beta, last=(epsilon,)
     )
     y_shape, stats_shape, dtype = spec.shape, (c,), memory.dtype(acc_dtype.name)
     parts_bytes = reduction.nbytes(NUM_MOMENTS)
@@ -261,7 +260,7 @@ def _forward(spec: ChannelsSpec, memory: Any) -> Callable[..., Any]:
 def _inference(spec: ChannelsSpec, memory: Any) -> Callable[..., Any]:
     last = (_min_epsilon(spec),)
     launch_normalise = _bind_elementwise(
-        memory, "channels_normalise", spec, spec.gamma, spec.beta, last=last
+        memory, "channels_normalise", spec, spec.gamma or spec.beta, last=last
     )
     y_shape = spec.shape
 

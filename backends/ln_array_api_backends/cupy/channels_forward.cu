@@ -284,13 +284,13 @@ __global__ void __launch_bounds__(WARPS* CHANNELS* WARP, MIN_BLOCKS_PER_SM<WARPS
 
 // Write y from the results of channel_statistics, or where these are null, from a mean and variance
 // that are given.
-template <class T, class Gamma, class Beta, int VEC, bool ONE_CHANNEL>
+template <class T, class Param, int VEC, bool ONE_CHANNEL>
 __global__ void __launch_bounds__(COLUMN_THREADS, MIN_BLOCKS_PER_SM<COLUMN_THREADS>)
     channels_normalise(const T* __restrict__ x,
                        const Accumulator<T>* __restrict__ channel_constants,
                        const Accumulator<T>* __restrict__ mean,
-                       const Accumulator<T>* __restrict__ var, const Gamma* __restrict__ gamma,
-                       const Beta* __restrict__ beta, T* __restrict__ y, Index channels,
+                       const Accumulator<T>* __restrict__ var, const Param* __restrict__ gamma,
+                       const Param* __restrict__ beta, T* __restrict__ y, Index channels,
                        Index spatial, Index row_length, Index rows, Index last_row_length,
                        Index length, unsigned tiles, int thread_cols, double epsilon) {
     using A = Accumulator<T>;

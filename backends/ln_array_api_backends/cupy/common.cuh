@@ -60,9 +60,34 @@ __device__ bool is_aligned(const T* ptr) {
     return VEC == 1 || reinterpret_cast<size_t>(ptr) % VEC_ALIGNMENT<T, VEC> == 0;
 }
 
+// Convert the elements of 16 bytes.
+template <class T, class A>
+__device__ void convert_vec(T, const uint4& vec, A* values) {
+    const union {
+        uint4 raw;
+        T elements[FULL_VEC<T>];
+    } both = {vec};
+#pragma unroll
+    for (int j = 0; j < FULL_VEC<T>; ++j) values[j] = static_cast<A>(both.elements[j]);
+}
+// A bfloat16 is the upper half of a float.
+__device__ inline void convert_vec(__nv_bfloat16, const uint4& vec, float* values) {
+    const unsigned words[] = {vec.x, vec.y, vec.z, vec.w};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        values[2 * k] = __uint_as_float(words[k] << 16);
+        values[2 * k + 1] = __uint_as_float(words[k] & 0xffff0000u);
+    }
+}
+
 template <bool ALIGNED, class T, class A, int VEC>
 __device__ void load_vec(const T* ptr, A (&values)[VEC]) {
-    if constexpr (ALIGNED) {
+    constexpr int FULL = FULL_VEC<T>;
+    if constexpr (ALIGNED && VEC % FULL == 0) {
+#pragma unroll
+        for (int j = 0; j < VEC; j += FULL)
+            convert_vec(T(), *reinterpret_cast<const uint4*>(ptr + j), values + j);
+    } else if constexpr (ALIGNED) {
         const Vec<T, VEC> vec = *reinterpret_cast<const Vec<T, VEC>*>(ptr);
 #pragma unroll
         for (int j = 0; j < VEC; ++j) values[j] = static_cast<A>(vec.elements[j]);
@@ -72,17 +97,34 @@ __device__ void load_vec(const T* ptr, A (&values)[VEC]) {
     }
 }
 
+template <class T>
+struct Pair {
+    T first, second;
+};
+template <class T, class A>
+__device__ Pair<T> round_pair(T, A first, A second) {
+    return {static_cast<T>(first), static_cast<T>(second)};
+}
+// One instruction rounds both, and puts them into a word.
+__device__ inline __half2 round_pair(__half, float first, float second) {
+    return __floats2half2_rn(first, second);
+}
+__device__ inline __nv_bfloat162 round_pair(__nv_bfloat16, float first, float second) {
+    return __floats2bfloat162_rn(first, second);
+}
+
 template <bool ALIGNED, class T, class A, int VEC>
 __device__ void store_vec(T* ptr, const A (&values)[VEC]) {
-    if constexpr (ALIGNED) {
+    if constexpr (ALIGNED && VEC > 1) {
         constexpr int BYTES = VEC_ALIGNMENT<T, VEC>, STORES = VEC * int(sizeof(T)) / BYTES;
         using Raw = typename RawVec<BYTES>::type;
         union {
-            Vec<T, VEC> vec;
+            decltype(round_pair(T(), A(), A())) pairs[VEC / 2];
             Raw raw[STORES];
         } both = {};
 #pragma unroll
-        for (int j = 0; j < VEC; ++j) both.vec.elements[j] = static_cast<T>(values[j]);
+        for (int j = 0; j < VEC; j += 2)
+            both.pairs[j / 2] = round_pair(T(), values[j], values[j + 1]);
         // By this function: the compiler splits an assignment where it cannot follow the address.
 #pragma unroll
         for (int i = 0; i < STORES; ++i) __stcg(reinterpret_cast<Raw*>(ptr) + i, both.raw[i]);
@@ -92,23 +134,36 @@ __device__ void store_vec(T* ptr, const A (&values)[VEC]) {
     }
 }
 
-// Load the first `count` elements of a vector, and zeros for the others.
-template <class T, class A, int VEC>
-__device__ void load(const T* ptr, bool aligned, int count, A (&values)[VEC]) {
-    if (aligned && count == VEC) {
-        load_vec<true>(ptr, values);
-    } else {
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) values[j] = j < count ? static_cast<A>(ptr[j]) : A(0);
-    }
-}
-
 // A number that is known at compile time, in place of one that is not.
 template <int VALUE>
 struct Constant {
     static constexpr int value = VALUE;
     __device__ constexpr operator int() const { return VALUE; }
 };
+
+// Load a chunk: all of it where its length is known at compile time, from an aligned address; else
+// the first `count` elements, and zeros for the others.
+template <class T, class A, int VEC>
+__device__ void load(const T* ptr, Constant<VEC>, A (&values)[VEC]) {
+    load_vec<true>(ptr, values);
+}
+template <class T, class A, int VEC>
+__device__ void load(const T* ptr, int count, A (&values)[VEC]) {
+#pragma unroll
+    for (int j = 0; j < VEC; ++j) values[j] = j < count ? static_cast<A>(ptr[j]) : A(0);
+}
+
+// Store a chunk likewise.
+template <class T, class A, int VEC>
+__device__ void store(T* ptr, Constant<VEC>, const A (&values)[VEC]) {
+    store_vec<true>(ptr, values);
+}
+template <class T, class A, int VEC>
+__device__ void store(T* ptr, int count, const A (&values)[VEC]) {
+#pragma unroll
+    for (int j = 0; j < VEC; ++j)
+        if (j < count) ptr[j] = static_cast<T>(values[j]);
+}
 
 // Make the compiler forget the value of a variable, so that what depends on it is computed when it
 // is needed, and not kept in registers.
@@ -128,27 +183,20 @@ struct RawChunk {
     };
 
     // Load all of a chunk from an aligned address.
-    template <class Source>
-    __device__ void load(const Source* ptr) {
-        if constexpr (sizeof(Source) == sizeof(T)) {
+    __device__ void load(const T* ptr) {
 #pragma unroll
-            for (int i = 0; i < VECTORS; ++i)
-                vectors[i] = *reinterpret_cast<const uint4*>(ptr + i * (VEC / VECTORS));
-        } else {
-            load_vec<true>(ptr, elements);
-        }
+        for (int i = 0; i < VECTORS; ++i)
+            vectors[i] = *reinterpret_cast<const uint4*>(ptr + i * FULL_VEC<T>);
     }
     // Load the first `count` elements, and zeros for the others.
-    template <class Source>
-    __device__ void load(const Source* ptr, int count) {
+    __device__ void load(const T* ptr, int count) {
 #pragma unroll
         for (int i = 0; i < VECTORS; ++i) vectors[i] = {};
 #pragma unroll
         for (int j = 0; j < VEC; ++j)
-            if (j < count) elements[j] = static_cast<T>(ptr[j]);
+            if (j < count) elements[j] = ptr[j];
     }
-    template <class Source>
-    __device__ void load(const Source* ptr, bool aligned, int count) {
+    __device__ void load(const T* ptr, bool aligned, int count) {
         if (aligned && count >= VEC)
             load(ptr);
         else
@@ -157,22 +205,18 @@ struct RawChunk {
     // Give the elements in their accumulation dtype.
     template <class A>
     __device__ void convert(A (&values)[VEC]) const {
-        RawChunk chunk;
 #pragma unroll
         for (int i = 0; i < VECTORS; ++i) {
             uint4 words = vectors[i];
             forget(words.x), forget(words.y), forget(words.z), forget(words.w);
-            chunk.vectors[i] = words;
+            convert_vec(T(), words, values + i * FULL_VEC<T>);
         }
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) values[j] = static_cast<A>(chunk.elements[j]);
     }
 };
 
 // Load a thread's chunks of the n elements from `ptr` on, all before any is used.
-template <int THREADS, class Source, class T, int VEC, int CHUNKS>
-__device__ void load_chunks(const Source* ptr, int n, int thread,
-                            RawChunk<T, VEC> (&chunks)[CHUNKS]) {
+template <int THREADS, class T, int VEC, int CHUNKS>
+__device__ void load_chunks(const T* ptr, int n, int thread, RawChunk<T, VEC> (&chunks)[CHUNKS]) {
     const bool aligned = is_aligned<VEC>(ptr);
 #pragma unroll
     for (int i = 0; i < CHUNKS; ++i) {
@@ -187,18 +231,6 @@ __device__ void load_chunks(const Source* ptr, int n, int thread,
     }
 }
 
-// Store the first `count` elements of a vector.
-template <class T, class A, int VEC>
-__device__ void store(T* ptr, bool aligned, int count, const A (&values)[VEC]) {
-    if (aligned && count == VEC) {
-        store_vec<true>(ptr, values);
-    } else {
-#pragma unroll
-        for (int j = 0; j < VEC; ++j)
-            if (j < count) ptr[j] = static_cast<T>(values[j]);
-    }
-}
-
 // How many elements of a row share a parameter: one, any number, or whole chunks.
 enum ParamIndexing { PER_ELEMENT, REPEATED, PER_CHUNK };
 
@@ -208,7 +240,6 @@ enum ParamIndexing { PER_ELEMENT, REPEATED, PER_CHUNK };
 template <class P, ParamIndexing INDEXING>
 struct ParamView {
     const P* ptr;
-    bool aligned;
     unsigned repeat, repeat_offset;
 
     __device__ ParamView(const P* parameters, unsigned group_index, Index n, Index repeat,
@@ -220,18 +251,27 @@ struct ParamView {
             if (ptr) ptr += group_index * (n / repeat) + begin / repeat;
             repeat_offset = unsigned(begin % repeat);
         }
-        aligned = is_aligned<FULL_VEC<P>>(ptr);
     }
 
-    template <class A, int VEC>
-    __device__ void load(int c, int count, A (&values)[VEC]) const {
+    // Whether whole chunks can be loaded as vectors.
+    __device__ bool is_aligned() const {
+        return INDEXING != PER_ELEMENT || ::is_aligned<FULL_VEC<P>>(ptr);
+    }
+
+    template <class Count, class A, int VEC>
+    __device__ void load(int c, Count count, A (&values)[VEC]) const {
         if constexpr (INDEXING == PER_ELEMENT) {
-            ::load(ptr + c, aligned, count, values);
+            ::load(ptr + c, count, values);
         } else if constexpr (INDEXING == REPEATED) {
+            unsigned index = (repeat_offset + c) / repeat, uses = (repeat_offset + c) % repeat;
 #pragma unroll
-            for (int j = 0; j < VEC; ++j)
-                values[j] =
-                    j < count ? static_cast<A>(ptr[(repeat_offset + c + j) / repeat]) : A(0);
+            for (int j = 0; j < VEC; ++j) {
+                values[j] = j < count ? static_cast<A>(ptr[index]) : A(0);
+                if (++uses == repeat) {
+                    uses = 0;
+                    ++index;
+                }
+            }
         } else {
             const A value = static_cast<A>(ptr[(repeat_offset + c) / repeat]);
 #pragma unroll

@@ -78,6 +78,13 @@ class CuPyMemory:
         return arrays
 
     @staticmethod
+    def cast(values: Any, dtype: Any) -> Any:
+        """Return values in another dtype."""
+        result = cupy.ndarray(values.shape, dtype)
+        result[...] = values
+        return result
+
+    @staticmethod
     def workspace(nbytes: int, like: Any) -> Any:
         """Return memory that is used only by the kernels launched next on this stream."""
         return cupy.cuda.alloc(nbytes)

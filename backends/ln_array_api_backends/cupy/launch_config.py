@@ -72,18 +72,14 @@ def forward_shape(dtype: str, n: int) -> BlockShape | None:
     return _smallest(dtype, n, 2 * FORWARD_CHUNKS, (1024,))
 
 
-def backward_shape(
-    dtype: str, n: int, indexing: ParamIndexing, gamma: str | None = None
-) -> BlockShape | None:
-    """Return the same for the backward pass, with gamma of some dtype.
+def backward_shape(dtype: str, n: int, indexing: ParamIndexing) -> BlockShape | None:
+    """Return the same for the backward pass.
 
-    The largest tile keeps only two sums per element in registers and reads x and dy twice. With
-    16-bit x and float64 gamma it would run out of registers, so it is not used.
+    The largest tile keeps only two sums per element in registers and reads x and dy twice.
     """
     max_chunks = backward_chunks(dtype, indexing)
     shape = _smallest(dtype, n, max_chunks, (128, 256, 512))
-    too_wide = gamma == "float64" and ITEMSIZE[dtype] == 2
-    if shape or indexing == ParamIndexing.REPEATED or too_wide:
+    if shape or indexing == ParamIndexing.REPEATED:
         return shape
     return _smallest(dtype, n, 2 * max_chunks, (512,))
 

@@ -38,8 +38,8 @@ struct RowGradient {
     }
 };
 
-template <class Gammas, class A, int VEC>
-__device__ void multiply(const Gammas& gammas, int c, int count, A (&values)[VEC]) {
+template <class Gammas, class Count, class A, int VEC>
+__device__ void multiply(const Gammas& gammas, int c, Count count, A (&values)[VEC]) {
     if (!gammas.ptr) return;
     A parameters[VEC];
     gammas.load(c, count, parameters);
@@ -58,35 +58,22 @@ __device__ void reduce_row(Group& thread_group, A (&sums)[3]) {
     }
 }
 
-// A or B, whichever has fewer bytes.
-template <class A, class B, bool IS_FIRST = (sizeof(A) < sizeof(B))>
-struct Narrower {
-    using type = A;
-};
-template <class A, class B>
-struct Narrower<A, B, false> {
-    using type = B;
-};
-
 // A thread's chunks of a row of x and of dy, or of a tile of it. They stay in registers, or unless
 // IN_REGISTERS are loaded by each visit, AHEAD chunks before their turn.
 template <class T, class Dy, int THREADS, int CHUNKS, bool IN_REGISTERS>
 struct RowPairTile {
     using A = Accumulator<T>;
     static constexpr int VEC = FULL_VEC<T>;
-    using D = typename Narrower<Dy, A>::type;  // an element of dy is kept in
     // Chunks that are loaded before their turn, where registers suffice.
     static constexpr int AHEAD = sizeof(T) < sizeof(A) ? 0 : 1;
     const T* x;
     const Dy* dy;
     int n, thread;
     static constexpr int KEPT = IN_REGISTERS ? CHUNKS : AHEAD + 1;
-    // Warps that have a row each hide the latency of each other's loads. A thread waits for
-    // elements of dy that it narrows as soon as it loads them.
-    static constexpr bool LOADS_NEXT_ROW =
-        IN_REGISTERS && THREADS > WARP && sizeof(D) == sizeof(Dy);
+    // Warps that have a row each hide the latency of each other's loads.
+    static constexpr bool LOADS_NEXT_ROW = IN_REGISTERS && THREADS > WARP;
     RawChunk<T, VEC> x_chunks[KEPT];
-    RawChunk<D, VEC> dy_chunks[KEPT];
+    RawChunk<Dy, VEC> dy_chunks[KEPT];
 
     __device__ RowPairTile(int n, int thread) : n(n), thread(thread) {}
 
@@ -107,9 +94,10 @@ struct RowPairTile {
     }
 
     // Call `visit` with the number of each chunk, its deviations and values of dy, both 0 beyond
-    // the row, how many they are, and the index of the first.
+    // the row, their number, and the index of the first. The number is a Constant where the chunk
+    // is whole, if the arrays that it goes to are `aligned`.
     template <class Gradient, class Visit>
-    __device__ void for_each_chunk(const Gradient& row_grad, Visit visit) {
+    __device__ void for_each_chunk(const Gradient& row_grad, bool aligned, Visit visit) {
         const bool x_aligned = is_aligned<VEC>(x), dy_aligned = is_aligned<VEC>(dy);
         int begin = thread * VEC;
         forget(begin);  // as in the forward pass
@@ -124,13 +112,13 @@ struct RowPairTile {
             dy_chunks[i % KEPT].convert(d);
 #pragma unroll
             for (int j = 0; j < VEC; ++j) deviation[j] = row_grad.deviation(deviation[j]);
-            if (count >= VEC) {
+            if (aligned && count >= VEC) {
                 visit(i, deviation, d, Constant<VEC>(), c);
             } else {
 #pragma unroll
                 for (int j = 0; j < VEC; ++j)
                     if (j >= count) deviation[j] = 0;
-                visit(i, deviation, d, count, c);
+                visit(i, deviation, d, min(count, VEC), c);
             }
         }
     }
@@ -139,7 +127,8 @@ struct RowPairTile {
     template <class Gradient, class Gammas>
     __device__ void add_to(A (&sums)[3], const Gradient& row_grad, const Gammas& gammas) {
         const A scale = range_scale(row_grad.rstd);
-        for_each_chunk(row_grad, [&](int, const A(&deviation)[VEC], A(&g)[VEC], auto count, int c) {
+        for_each_chunk(row_grad, gammas.is_aligned(), [&](int, const A(&deviation)[VEC],
+                                                          A(&g)[VEC], auto count, int c) {
             multiply(gammas, c, count, g);
 #pragma unroll
             for (int j = 0; j < VEC; ++j) {
@@ -154,9 +143,9 @@ struct RowPairTile {
     template <class Gradient, class Gammas, int S>
     __device__ void write_dx(const Gradient& row_grad, const Gammas& gammas, T* dx,
                              A (&dgamma_acc)[CHUNKS][S], A (&dbeta_acc)[CHUNKS][S]) {
-        const bool dx_aligned = is_aligned<VEC>(dx);
-        for_each_chunk(row_grad, [&](int i, const A(&deviation)[VEC], A(&g)[VEC], auto count,
-                                     int c) {
+        const bool aligned = is_aligned<VEC>(dx) && gammas.is_aligned();
+        for_each_chunk(row_grad, aligned, [&](int i, const A(&deviation)[VEC], A(&g)[VEC],
+                                              auto count, int c) {
             A x_hat[VEC];
 #pragma unroll
             for (int j = 0; j < VEC; ++j) {
@@ -165,10 +154,11 @@ struct RowPairTile {
                 dbeta_acc[i][j % S] += g[j];
             }
             if (!dx) return;
+            forget(c);  // or gamma would be loaded before g is added, into further registers
             multiply(gammas, c, count, g);
 #pragma unroll
             for (int j = 0; j < VEC; ++j) g[j] = row_grad.dx(x_hat[j], g[j]);
-            store(dx + c, dx_aligned, count, g);
+            store(dx + c, count, g);
         });
     }
 };
@@ -184,7 +174,10 @@ __device__ void store_partials(const A (&values)[CHUNKS][S], A* partials, int n,
 #pragma unroll
     for (int i = 0; i < CHUNKS; ++i) {
         const int c = (i * THREADS + thread) * S;
-        if (c < n) store(partials + c, aligned, min(S, n - c), values[i]);
+        if (aligned && n - c >= S)
+            store(partials + c, Constant<S>(), values[i]);
+        else
+            store(partials + c, n - c, values[i]);
     }
 }
 

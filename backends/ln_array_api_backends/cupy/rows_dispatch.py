@@ -62,14 +62,14 @@ def describe(primitive: Primitive, spec: RowsSpec) -> str:
     if primitive == "rows_forward":
         return str(forward_shape(dtype, n) or split_row(dtype, n, FORWARD_CHUNKS))
     indexing = ParamIndexing.of(dtype, spec.repeat)
-    shape = backward_shape(dtype, n, indexing, spec.gamma)
+    shape = backward_shape(dtype, n, indexing)
     return str(shape or split_row(dtype, n, backward_chunks(dtype, indexing)))
 
 
 def _forward(spec: RowsSpec, memory: Any) -> Callable[..., Any]:
     (m, n), center = spec.shape, spec.center
     acc_dtype = accumulation_dtype(spec.dtype)
-    names = [C_NAME[each or spec.dtype] for each in (spec.dtype, spec.gamma, spec.beta)]
+    names = C_NAME[spec.dtype], C_NAME[spec.gamma or spec.beta or spec.dtype]
     flags = (center, ParamIndexing.of(spec.dtype, spec.repeat))
     group_args = (np.uint32(spec.groups), spec.repeat)
     shape = forward_shape(spec.dtype, n)
@@ -151,7 +151,7 @@ def _backward(spec: RowsSpec, memory: Any) -> Callable[..., Any]:
     names = [C_NAME[each or spec.dtype] for each in (spec.dtype, spec.dy, spec.gamma)]
     indexing = ParamIndexing.of(spec.dtype, repeat)
     flags, group_args = (spec.center, indexing), (np.uint32(groups), repeat)
-    shape = backward_shape(spec.dtype, n, indexing, spec.gamma)
+    shape = backward_shape(spec.dtype, n, indexing)
     launch_segments, segment_sums_bytes = None, 0
     if shape:
         num_partials = ceil_div(m // groups, shape.rows)

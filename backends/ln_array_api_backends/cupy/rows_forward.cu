@@ -21,9 +21,10 @@ struct RowTile {
 
     __device__ void load() { load_chunks<THREADS>(ptr, n, thread, chunks); }
 
-    // Call `visit` with the values of each chunk, their number, and the index of the first.
+    // Call `visit` with the values of each chunk, their number, and the index of the first. The
+    // number is a Constant where the chunk is whole, if the arrays that it goes to are `aligned`.
     template <class Visit>
-    __device__ void for_each_chunk(Visit visit) const {
+    __device__ void for_each_chunk(Visit visit, bool aligned = true) const {
         // Each visit computes the indices of chunks anew, since to keep them takes registers. Where
         // these are few, the assembler must not know them either: it knows no result of a shuffle.
         int begin = thread * VEC;
@@ -36,10 +37,10 @@ struct RowTile {
             if (count <= 0) continue;
             A values[VEC];
             chunks[i].convert(values);
-            if (count >= VEC)
+            if (aligned && count >= VEC)
                 visit(values, Constant<VEC>(), c);
             else
-                visit(values, count, c);
+                visit(values, min(count, VEC), c);
         }
     }
 
@@ -208,12 +209,12 @@ struct Statistics {
 };
 
 // Write y of a row, or of a tile of it, to where it begins.
-template <class Tile, class T, class Gammas, class Betas, class A = typename Tile::A>
-__device__ void normalise(const Tile& row, const Statistics<A>& row_stats, const Gammas& gammas,
-                          const Betas& betas, T* y) {
+template <class Tile, class T, class Params, class A = typename Tile::A>
+__device__ void normalise(const Tile& row, const Statistics<A>& row_stats, const Params& gammas,
+                          const Params& betas, T* y) {
     constexpr int VEC = Tile::VEC;
-    const bool aligned = is_aligned<VEC>(y);
-    row.for_each_chunk([&](const A(&values)[VEC], auto count, int c) {
+    const bool aligned = is_aligned<VEC>(y) && gammas.is_aligned() && betas.is_aligned();
+    const auto write = [&](const A(&values)[VEC], auto count, int c) {
         A result[VEC], scales[VEC];
 #pragma unroll
         for (int j = 0; j < VEC; ++j) result[j] = row_stats.x_hat(values[j]);
@@ -240,16 +241,17 @@ __device__ void normalise(const Tile& row, const Statistics<A>& row_stats, const
 #pragma unroll
             for (int j = 0; j < VEC; ++j) result[j] = fma(result[j], scales[j], shifts[j]);
         }
-        store(y + c, aligned, count, result);
-    });
+        store(y + c, count, result);
+    };
+    row.for_each_chunk(write, aligned);
 }
 
 // A block has ROWS rows, each for a group of THREADS threads. y may be x. mean is null where CENTER is
 // false, and gamma and beta are null where they are absent.
-template <class T, class Gamma, class Beta, int THREADS, int ROWS, int CHUNKS, bool CENTER,
+template <class T, class Param, int THREADS, int ROWS, int CHUNKS, bool CENTER,
           ParamIndexing INDEXING>
 __global__ void __launch_bounds__(THREADS* ROWS, MIN_BLOCKS_PER_SM<THREADS * ROWS>)
-    rows_forward(const T* x, const Gamma* gamma, const Beta* beta, T* y, Accumulator<T>* mean,
+    rows_forward(const T* x, const Param* gamma, const Param* beta, T* y, Accumulator<T>* mean,
                  Accumulator<T>* rstd, Index m, Index n, unsigned groups, Index repeat,
                  double inv_count, double epsilon) {
     using A = Accumulator<T>;
@@ -270,8 +272,8 @@ __global__ void __launch_bounds__(THREADS* ROWS, MIN_BLOCKS_PER_SM<THREADS * ROW
         if (CENTER) mean[r] = row_stats.mean();
     }
     const unsigned group_index = (blockIdx.x % groups * ROWS + unsigned(r % ROWS)) % groups;
-    const ParamView<Gamma, INDEXING> gammas(gamma, group_index, n, repeat);
-    const ParamView<Beta, INDEXING> betas(beta, group_index, n, repeat);
+    const ParamView<Param, INDEXING> gammas(gamma, group_index, n, repeat);
+    const ParamView<Param, INDEXING> betas(beta, group_index, n, repeat);
     normalise(row, row_stats, gammas, betas, y + r * n);
 }
 
@@ -344,10 +346,10 @@ __device__ Moments<A> merge_segments(const Moments<A>* segment_moments, unsigned
 }
 
 // Write y of one of the `tiles` tiles of a row. y may be x.
-template <class T, class Gamma, class Beta, int THREADS, int CHUNKS, bool CENTER,
+template <class T, class Param, int THREADS, int CHUNKS, bool CENTER,
           ParamIndexing INDEXING>
 __global__ void __launch_bounds__(THREADS, MIN_BLOCKS_PER_SM<THREADS>)
-    segments_forward(const T* x, const Gamma* gamma, const Beta* beta, T* y,
+    segments_forward(const T* x, const Param* gamma, const Param* beta, T* y,
                      Accumulator<T>* mean, Accumulator<T>* rstd,
                      const Moments<Accumulator<T>>* segment_moments, Index n, unsigned groups,
                      Index repeat, unsigned segments, Index length, unsigned tiles,
@@ -367,7 +369,7 @@ __global__ void __launch_bounds__(THREADS, MIN_BLOCKS_PER_SM<THREADS>)
         rstd[r] = row_stats.rstd();
         if (CENTER) mean[r] = row_stats.mean();
     }
-    const ParamView<Gamma, INDEXING> gammas(gamma, r % groups, n, repeat, begin);
-    const ParamView<Beta, INDEXING> betas(beta, r % groups, n, repeat, begin);
+    const ParamView<Param, INDEXING> gammas(gamma, r % groups, n, repeat, begin);
+    const ParamView<Param, INDEXING> betas(beta, r % groups, n, repeat, begin);
     normalise(row, row_stats, gammas, betas, y + offset);
 }

@@ -80,6 +80,11 @@ class TensorMemory:
         return [cls.empty(shape, dtype, like) for _ in range(count)]
 
     @staticmethod
+    def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return values in another dtype."""
+        return values.to(dtype)
+
+    @staticmethod
     def workspace(nbytes: int, like: Tensor) -> _Workspace:
         """Return memory that kernels launched on this stream before its release may use."""
         return _Workspace(torch.empty(nbytes, dtype=torch.uint8, device=like.device))
