@@ -8,6 +8,8 @@ from typing import Any
 from ln_array_api.backend import (
     ChannelsBackend,
     ChannelsSpec,
+    FamilyPrimitive,
+    FamilySpec,
     Layout,
     Primitive,
     RowsBackend,
@@ -15,16 +17,24 @@ from ln_array_api.backend import (
     Spec,
 )
 
-from . import caffe2_stages, channels_dispatch, rows_dispatch
+from . import caffe2_stages, channels_dispatch, rows_dispatch, windows_dispatch
 from .kernel_dtypes import kernel_spec, with_casts
 from .kernel_launch import CuPyMemory
 from .strided_dispatch import prepare_strided
+
+#: For each family primitive: a function that returns the kernel for a spec, or None if there is
+#: none.
+FAMILY: dict[FamilyPrimitive, Callable[[FamilySpec], Callable[..., Any] | None]] = {
+    "windows_forward": windows_dispatch.forward,
+    "windows_backward": windows_dispatch.backward,
+}
 
 
 class CuPyBackend(RowsBackend, ChannelsBackend):
     """All primitives, for every dtype and option."""
 
     caffe2_stages = caffe2_stages
+    family = frozenset(FAMILY)
 
     def can_run(self, primitive: Primitive, spec: Spec) -> bool:
         can_run: bool = _dispatch(spec).can_run(spec)
@@ -41,6 +51,12 @@ class CuPyBackend(RowsBackend, ChannelsBackend):
         self, primitive: Primitive, spec: RowsSpec, layout: Layout
     ) -> tuple[Callable[..., Any], str] | None:
         return prepare_strided(primitive, spec, layout)
+
+    def prepare_family(
+        self, primitive: FamilyPrimitive, spec: FamilySpec
+    ) -> tuple[Callable[..., Any], str] | None:
+        kernel = FAMILY[primitive](spec)
+        return None if kernel is None else (kernel, f"CUDA C for {spec.dtype}")
 
     def describe(self, primitive: Primitive, spec: Spec) -> str:
         kernel = kernel_spec(spec)
