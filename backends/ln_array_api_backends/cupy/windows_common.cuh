@@ -15,10 +15,10 @@ constexpr int SUMMED_TOGETHER = 4;
 constexpr int NEIGHBOURS = 4;
 // Blocks of 256 threads that a multiprocessor must have registers for.
 template <class T>
-constexpr int WINDOW_BLOCKS_PER_SM = Limits<Accumulator<T>>::IS_DOUBLE ? 2 : 4;
-// The same of a kernel that has a tile and computes gradients.
+constexpr int PLANE_BLOCKS_PER_SM = Limits<Accumulator<T>>::IS_DOUBLE ? 2 : 4;
+// The same of kernels that have a tile.
 template <class T>
-constexpr int GRADIENT_BLOCKS_PER_SM = Limits<Accumulator<T>>::IS_DOUBLE ? 2 : 3;
+constexpr int TILE_BLOCKS_PER_SM = Limits<Accumulator<T>>::IS_DOUBLE ? 2 : 3;
 
 // An axis, in elements counted from any place: where it begins and ends, and how far a window
 // reaches to either side.

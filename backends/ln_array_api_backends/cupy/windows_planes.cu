@@ -7,7 +7,7 @@ constexpr int PLANE_THREADS = 256;
 // Write the largest magnitudes of the parts of each plane, of `length` elements, or fewer in the last
 // part.
 template <class T>
-__global__ void __launch_bounds__(PLANE_THREADS, WINDOW_BLOCKS_PER_SM<T>)
+__global__ void __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS_PER_SM<T>)
     plane_maxima(const T* __restrict__ x, Accumulator<T>* __restrict__ maxima, Index plane_length,
                  Index length, int parts) {
     using A = Accumulator<T>;
@@ -66,7 +66,7 @@ __device__ void down_plane(const Plane<A>& plane, Index radius, Body body) {
 
 // Compute the moments of runs along rows.
 template <class T, bool NEED_VARIANCE>
-__global__ void __launch_bounds__(PLANE_THREADS, WINDOW_BLOCKS_PER_SM<T>)
+__global__ void __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS_PER_SM<T>)
     plane_runs(const T* __restrict__ x, const Accumulator<T>* __restrict__ maxima,
                Accumulator<T>* __restrict__ deviations, Accumulator<T>* __restrict__ variances,
                Index height, Index width, unsigned blocks, int parts, Index radius,
@@ -111,7 +111,7 @@ __device__ void plane_windows(const Plane<A>& plane, const T* x, const A* deviat
 
 // Write y, and mean and rstd unless these are null.
 template <class T>
-__global__ void __launch_bounds__(PLANE_THREADS, WINDOW_BLOCKS_PER_SM<T>)
+__global__ void __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS_PER_SM<T>)
     plane_forward(const T* __restrict__ x, const Accumulator<T>* __restrict__ maxima,
                   const Accumulator<T>* __restrict__ deviations,
                   const Accumulator<T>* __restrict__ variances, T* __restrict__ y,
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(PLANE_THREADS, WINDOW_BLOCKS_PER_SM<T>)
 
 // Compute the total and the moment of each window from the deviations of runs.
 template <class T, class DY>
-__global__ void __launch_bounds__(PLANE_THREADS, WINDOW_BLOCKS_PER_SM<T>)
+__global__ void __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS_PER_SM<T>)
     plane_terms(const DY* __restrict__ dy, const T* __restrict__ x,
                 const Accumulator<T>* __restrict__ rstd,
                 const Accumulator<T>* __restrict__ maxima,
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(PLANE_THREADS, WINDOW_BLOCKS_PER_SM<T>)
 
 // Compute the sums over runs along rows.
 template <class T>
-__global__ void __launch_bounds__(PLANE_THREADS, WINDOW_BLOCKS_PER_SM<T>)
+__global__ void __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS_PER_SM<T>)
     plane_sums(const T* __restrict__ x, const Accumulator<T>* __restrict__ maxima,
                const Accumulator<T>* __restrict__ totals,
                const Accumulator<T>* __restrict__ moments, Accumulator<T>* __restrict__ sums,
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(PLANE_THREADS, WINDOW_BLOCKS_PER_SM<T>)
 
 // Write dx from the sums over runs.
 template <class T, class DY>
-__global__ void __launch_bounds__(PLANE_THREADS, WINDOW_BLOCKS_PER_SM<T>)
+__global__ void __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS_PER_SM<T>)
     plane_dx(const DY* __restrict__ dy, const T* __restrict__ x,
              const Accumulator<T>* __restrict__ rstd, const Accumulator<T>* __restrict__ maxima,
              const Accumulator<T>* __restrict__ sums, T* __restrict__ dx, Index height, Index width,

@@ -170,7 +170,7 @@ __device__ void moments_down(const A* x, const Tile& tile, int radius_down, int 
 
 // Write y, and mean and rstd unless these are null.
 template <class T>
-__global__ void __launch_bounds__(TILE_THREADS, WINDOW_BLOCKS_PER_SM<T>)
+__global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS_PER_SM<T>)
     tiles_forward(const T* __restrict__ x, T* __restrict__ y, Accumulator<T>* __restrict__ mean,
                   Accumulator<T>* __restrict__ rstd, Index height, Index width, int rows,
                   int columns, int radius_down, int radius_across, double epsilon,
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(TILE_THREADS, WINDOW_BLOCKS_PER_SM<T>)
 // Write dx. Elements are in windows that reach as far as the radius around the tile, so that x is
 // needed twice as far.
 template <class T, class DY>
-__global__ void __launch_bounds__(TILE_THREADS, GRADIENT_BLOCKS_PER_SM<T>)
+__global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS_PER_SM<T>)
     tiles_backward(const DY* __restrict__ dy, const T* __restrict__ x,
                    const Accumulator<T>* __restrict__ rstd, T* __restrict__ dx, Index height,
                    Index width, int rows, int columns, int radius_down, int radius_across) {
