@@ -321,7 +321,6 @@ struct ThreadGroup {
         return LANES == WARP ? condition : __all_sync(ALL_LANES, condition);
     }
 
-
     // Gives the same bits in every thread.
     template <int K>
     __device__ void reduce_add(A (&values)[K]) {

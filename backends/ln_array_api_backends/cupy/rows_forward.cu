@@ -180,8 +180,8 @@ __device__ Moments<A> moments(Tile& row, Group& thread_group, A first, A inv_cou
     return is_in_range ? unscaled : scaled;
 }
 
-// What normalises an element of a row: (x * scale - approx_mean - mean_residual) * scaled_rstd. Here
-// the residual is multiplied first, so that the difference is rounded once.
+// What normalises an element of a row: (x * scale - approx_mean - mean_residual) * scaled_rstd. The
+// residual is multiplied first, so that the difference is rounded once.
 template <class A>
 struct Statistics {
     A scale, approx_mean, mean_residual;
@@ -246,8 +246,8 @@ __device__ void normalise(const Tile& row, const Statistics<A>& row_stats, const
     row.for_each_chunk(write, aligned);
 }
 
-// A block has ROWS rows, each for a group of THREADS threads. y may be x. mean is null where CENTER is
-// false, and gamma and beta are null where they are absent.
+// A block has ROWS rows, each for a group of THREADS threads. y may be x. mean is null where CENTER
+// is false, and gamma and beta are null where they are absent.
 template <class T, class Param, int THREADS, int ROWS, int CHUNKS, bool CENTER,
           ParamIndexing INDEXING>
 __global__ void __launch_bounds__(THREADS* ROWS, MIN_BLOCKS_PER_SM<THREADS * ROWS>)

@@ -101,8 +101,8 @@ __device__ void window_moments(const Values& x, const Runs& runs, Position first
         if constexpr (NEED_VARIANCE) squares.add(some_squares);
     }
     const A core_squares = squares.total();
-    // Of the elements before the core, window v has those from the v-th on. Of those after it, it has
-    // the first v.
+    // Of the elements before the core, window v has those from the v-th on. Of those after it, it
+    // has the first v.
     const Position before = first - axis.radius, after = first + axis.radius + 1;
     A head[MORE + 1], tail[MORE + 1];
 #pragma unroll
@@ -268,8 +268,8 @@ __device__ A rounded(A product) {
 }
 
 // How gradients are kept in range, for x multiplied by a factor. Those of very large x are very
-// small: until they are summed, they are multiplied by a power of two, `lift`, so that terms are not
-// subnormal. rstd / factor overflows in a constant window of large values. Its factors `steepness`
+// small: until they are summed, they are multiplied by a power of two, `lift`, so that terms are
+// not subnormal. rstd / factor overflows in a constant window of large values. Its factors `steepness`
 // and `rest` do not, and are multiplied by the deviation, which is 0 there, one after the other.
 template <class A>
 struct GradientScale {

@@ -4,8 +4,8 @@
 // The threads of a block have elements of one plane, and neighbouring threads neighbouring columns.
 constexpr int PLANE_THREADS = 256;
 
-// Write the largest magnitudes of the parts of each plane, of `length` elements, or fewer in the last
-// part.
+// Write the largest magnitudes of the parts of each plane, of `length` elements, or fewer in the
+// last part.
 template <class T>
 __global__ void __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS_PER_SM<T>)
     plane_maxima(const T* __restrict__ x, Accumulator<T>* __restrict__ maxima, Index plane_length,
@@ -27,7 +27,8 @@ struct Plane {
     Index first, height, width, unit;
     A factor = 1;
 
-    // A plane has `blocks` blocks. Its maximum is that of `parts` maxima; without any, x is not scaled.
+    // A plane has `blocks` blocks. Its maximum is that of `parts` maxima; without any, x is not
+    // scaled.
     __device__ Plane(Index height, Index width, unsigned blocks, const A* maxima, int parts,
                      double root_of_epsilon)
         : height(height), width(width) {
@@ -128,9 +129,9 @@ __global__ void __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS_PER_SM<T>)
 }
 
 // Compute the total and the moment of each window from the deviations of runs.
-template <class T, class DY>
+template <class T, class Dy>
 __global__ void __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS_PER_SM<T>)
-    plane_terms(const DY* __restrict__ dy, const T* __restrict__ x,
+    plane_terms(const Dy* __restrict__ dy, const T* __restrict__ x,
                 const Accumulator<T>* __restrict__ rstd,
                 const Accumulator<T>* __restrict__ maxima,
                 const Accumulator<T>* __restrict__ deviations, Accumulator<T>* __restrict__ totals,
@@ -145,7 +146,8 @@ __global__ void __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS_PER_SM<T>)
         [&](Index i, Index j, A, A deviation, A) {
             const Index at = plane.first + i * width + j;
             const A count = A(elements_in_window(i, down)) * A(elements_in_window(j, across));
-            scale.terms(static_cast<A>(dy[at]), rstd[at], deviation, count, totals[at], moments[at]);
+            scale.terms(static_cast<A>(dy[at]), rstd[at], deviation, count, totals[at],
+                        moments[at]);
         });
 }
 
@@ -179,9 +181,9 @@ __global__ void __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS_PER_SM<T>)
 }
 
 // Write dx from the sums over runs.
-template <class T, class DY>
+template <class T, class Dy>
 __global__ void __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS_PER_SM<T>)
-    plane_dx(const DY* __restrict__ dy, const T* __restrict__ x,
+    plane_dx(const Dy* __restrict__ dy, const T* __restrict__ x,
              const Accumulator<T>* __restrict__ rstd, const Accumulator<T>* __restrict__ maxima,
              const Accumulator<T>* __restrict__ sums, T* __restrict__ dx, Index height, Index width,
              unsigned blocks, int parts, Index radius, Index sum_stride) {

@@ -9,7 +9,8 @@ constexpr int TILE_THREADS = 256;
 // Elements that a thread loads before it uses any.
 constexpr int LOADED_TOGETHER = 4;
 
-// The rows and columns of a range that a thread has; neighbouring threads have neighbouring columns.
+// The rows and columns of a range that a thread has. Neighbouring threads have neighbouring
+// columns.
 struct CellIterator {
     int row, column, columns, row_step, column_step;
 
@@ -35,8 +36,8 @@ __device__ void for_cells(int rows, int columns, Body body) {
     for (CellIterator at(columns); at.row < rows; at.next()) body(at.row, at.column);
 }
 
-// A part of a plane, with `rows` rows and `columns` columns from (top, left) on, which may be outside
-// of the plane. `origin` is its first element, counted from the beginning of x.
+// A part of a plane, with `rows` rows and `columns` columns from (top, left) on, which may be
+// outside of the plane. `origin` is its first element, counted from the beginning of x.
 struct Tile {
     Index origin, height, width, top, left;
     int rows, columns;
@@ -109,12 +110,12 @@ __device__ A load_tile(const T* x, const Tile& tile, A* field, double root_of_ep
     return factor;
 }
 
-// The elements of an axis of a tile that are in the plane, and not less than the radius from its ends.
+// The elements of an axis of a tile that are in the plane, and at least the radius from its ends.
 __device__ inline Extent<int> centers(const Extent<int>& axis, int count) {
     return {max(axis.radius, axis.begin), min(count - axis.radius, axis.end), axis.radius};
 }
 
-// Compute the moments of runs along the rows of a tile. Their columns are counted from the radius on.
+// Compute the moments of runs along the rows of a tile. Columns are counted from the radius on.
 template <bool NEED_VARIANCE, class A>
 __device__ void moments_across(const A* x, const Tile& tile, int radius, A* deviations,
                                A* variances) {
@@ -177,7 +178,8 @@ __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS_PER_SM<T>)
                   double root_of_epsilon, double constant_rstd) {
     using A = Accumulator<T>;
     extern __shared__ double fields[];
-    const Tile tile = tile_of_block(height, width, rows, columns).around(radius_down, radius_across);
+    const Tile tile =
+        tile_of_block(height, width, rows, columns).around(radius_down, radius_across);
     A* const field = reinterpret_cast<A*>(fields);
     A* const deviations = field + tile.rows * odd(tile.columns);
     A* const variances = deviations + tile.rows * odd(columns);
@@ -193,9 +195,9 @@ __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS_PER_SM<T>)
 
 // Write dx. Elements are in windows that reach as far as the radius around the tile, so that x is
 // needed twice as far.
-template <class T, class DY>
+template <class T, class Dy>
 __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS_PER_SM<T>)
-    tiles_backward(const DY* __restrict__ dy, const T* __restrict__ x,
+    tiles_backward(const Dy* __restrict__ dy, const T* __restrict__ x,
                    const Accumulator<T>* __restrict__ rstd, T* __restrict__ dx, Index height,
                    Index width, int rows, int columns, int radius_down, int radius_across) {
     using A = Accumulator<T>;
@@ -215,13 +217,15 @@ __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS_PER_SM<T>)
     const GradientScale<A> scale(load_tile(x, source, field, 0.0));
     moments_across<false>(field, source, radius_across, deviations, deviations);
     __syncthreads();
-    const Extent<int> all_down = source.down(radius_down), all_across = source.across(radius_across);
+    const Extent<int> all_down = source.down(radius_down);
+    const Extent<int> all_across = source.across(radius_across);
     moments_down<false>(
         field, source, radius_down, radius_across, deviations, deviations,
         [&](int i, int j, A, A deviation, A) {
             const Index at = source.element(i, j);
             const int term = (i - radius_down) * term_pitch + j - radius_across;
-            const A count = A(elements_in_window(i, all_down)) * A(elements_in_window(j, all_across));
+            const A count =
+                A(elements_in_window(i, all_down)) * A(elements_in_window(j, all_across));
             scale.terms(static_cast<A>(dy[at]), rstd[at], deviation, count, totals[term],
                         moments[term]);
         });
