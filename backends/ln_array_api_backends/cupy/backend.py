@@ -17,7 +17,15 @@ from ln_array_api.backend import (
     Spec,
 )
 
-from . import caffe2_stages, channels_dispatch, rows_dispatch, windows_dispatch
+from . import (
+    caffe2_stages,
+    channels_dispatch,
+    instances_dispatch,
+    powers_dispatch,
+    rows_dispatch,
+    tanh_dispatch,
+    windows_dispatch,
+)
 from .kernel_dtypes import kernel_spec, with_casts
 from .kernel_launch import CuPyMemory
 from .strided_dispatch import prepare_strided
@@ -25,8 +33,16 @@ from .strided_dispatch import prepare_strided
 #: For each family primitive: a function that returns the kernel for a spec, or None if there is
 #: none.
 FAMILY: dict[FamilyPrimitive, Callable[[FamilySpec], Callable[..., Any] | None]] = {
+    "tanh_forward": tanh_dispatch.forward,
+    "tanh_backward": tanh_dispatch.backward,
+    "powers_forward": powers_dispatch.forward,
+    "powers_backward": powers_dispatch.backward,
     "windows_forward": windows_dispatch.forward,
     "windows_backward": windows_dispatch.backward,
+    "instances_statistics": instances_dispatch.statistics,
+    "instances_affine": instances_dispatch.affine,
+    "instances_sums": instances_dispatch.sums,
+    "instances_gradient": instances_dispatch.gradient,
 }
 
 

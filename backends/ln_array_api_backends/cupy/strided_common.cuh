@@ -1,4 +1,4 @@
-// Shared by the elementwise and reduction kernels of strided_kernels.py and caffe2_stages.py.
+// Shared by all elementwise and reduction kernels.
 //
 // Each output is a reduction over `length` elements, which is split into partial results. Partial p
 // of P has elements p, p + P, ..., and a thread computes it. The split depends only on the length;
@@ -169,6 +169,17 @@ __device__ void finalize_stats(const Moments<A>& row, double inv_count, double e
     rstd = A(scalbn(1 / sqrt(variance), -exponent));
     mean = row.mean + row.mean_residual;
     mean_residual = row.mean_residual - (mean - row.mean);
+}
+
+// The same, with the variance of the row. rstd is at most the largest finite number, unless epsilon is
+// 0 or the row is not finite.
+template <class A>
+__device__ void finalize_stats(const Moments<A>& row, double inv_count, double epsilon, A& mean,
+                               A& mean_residual, A& var, A& rstd) {
+    finalize_stats(row, inv_count, epsilon, mean, mean_residual, rstd);
+    if (epsilon > 0 && rstd > Limits<A>::max_finite) rstd = Limits<A>::max_finite;
+    const double m2 = CompensatedSum<double>{row.m2, row.m2_compensation}.total();
+    var = A(scalbn(m2 * inv_count, 2 * int(row.exponent)));
 }
 
 // Thread i computes one partial result of one output. Consecutive threads read consecutive memory.

@@ -61,7 +61,7 @@ def has_contiguous_rows(layout: Layout, itemsize: int) -> bool:
     )
 
 
-def _iterator_steps(shape: Sequence[int], strides: Sequence[int], step: int) -> Steps | None:
+def iterator_steps(shape: Sequence[int], strides: Sequence[int], step: int) -> Steps | None:
     """Return how a `StridedIterator` goes from each element to that which is `step` further on.
 
     These are the length of the inner axis, the step on it, the same in bytes, and the bytes to add
@@ -137,7 +137,7 @@ class Strided:
         self.acc_dtype = accumulation_dtype(spec.dtype)
         self.inv_count = 1 / self.rows.length
         steps: list[Any] = [
-            _iterator_steps(
+            iterator_steps(
                 [layout.shape[axis] for axis in along],
                 [strides[axis] for axis in along],
                 reduction.num_partials,
@@ -158,31 +158,54 @@ class Strided:
         result = cupy.empty(self.memory_shape, x.dtype)
         return result.transpose(self.to_axes) if self.to_axes else result
 
-    def finalize_stats(self, partials: Any) -> Any:
-        """Return mean, mean_residual and rstd of each row, in a shape that broadcasts with x."""
-        if self.rows.num_partials <= MAX_SERIAL_PARTIALS:
-            mean, mean_residual = cupy.empty((2, *self.stats_shape), self.acc_dtype)
-            rstd = cupy.empty(self.stats_shape, self.acc_dtype)
-            elementwise("merge_moments_few")(
-                *(partials, self.rows.num_partials, self.rows.padded_outputs),
-                *(self.inv_count, self.epsilon, mean, mean_residual, rstd),
-            )
-            return mean, mean_residual, rstd
-        results = cupy.empty((3, self.rows.padded_outputs), self.acc_dtype)
-        merge_moments_many()(*partials, self.inv_count, self.epsilon, *results, axis=0)
-        return results[:, : self.rows.outputs].reshape(3, *self.stats_shape)
-
-    def forward(self, x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
-        y = self.empty_like_strided(x) if out is None else out
+    def partial_moments(self, x: Any) -> Any:
+        """Return partial moments of each row."""
         partials = cupy.empty(self.rows.partials_shape(NUM_MOMENTS), self.acc_dtype)
         elementwise("partial_moments")(
             *(x.transpose(self.by_row), *self.x_row_steps, *self.rows, self.center, partials),
             size=self.rows.threads,
         )
-        mean, mean_residual, rstd = self.finalize_stats(partials)
+        return partials
+
+    def finalize_stats(self, partials: Any, *, with_var: bool = False) -> Any:
+        """Return mean, mean_residual, the variance if wanted, and rstd of each row.
+
+        Their shape broadcasts with x.
+        """
+        if self.rows.num_partials <= MAX_SERIAL_PARTIALS:
+            means = cupy.empty((2, *self.stats_shape), self.acc_dtype)
+            others = [cupy.empty(self.stats_shape, self.acc_dtype) for _ in range(1 + with_var)]
+            elementwise("merge_moments_with_var_few" if with_var else "merge_moments_few")(
+                *(partials, self.rows.num_partials, self.rows.padded_outputs),
+                *(self.inv_count, self.epsilon, *means, *others),
+            )
+            return *means, *others
+        results = cupy.empty((3 + with_var, self.rows.padded_outputs), self.acc_dtype)
+        merge = merge_moments_many(with_var=with_var)
+        merge(*partials, self.inv_count, self.epsilon, *results, axis=0)
+        return results[:, : self.rows.outputs].reshape(-1, *self.stats_shape)
+
+    def forward(self, x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
+        y = self.empty_like_strided(x) if out is None else out
+        mean, mean_residual, rstd = self.finalize_stats(self.partial_moments(x))
         parameters, scalars = fill_absent(gamma=(gamma, 1.0), beta=(beta, 0.0))
         elementwise("normalise", *scalars)(x, mean, mean_residual, rstd, *parameters, y)
         return y, mean if self.center else None, rstd
+
+    def partial_row_sums(
+        self, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, partials: Any
+    ) -> None:
+        """Write partial sums of each row: of deviations, and where there is room, of g * x_hat, g.
+
+        g is dy * gamma.
+        """
+        elementwise("row_sums")(
+            *(dy.transpose(self.by_row), *self.dy_row_steps),
+            *(x.transpose(self.by_row), *self.x_row_steps),
+            *(mean, rstd, rstd if gamma is None else gamma, gamma is not None, len(partials) > 1),
+            *(*self.rows, self.center, partials),
+            size=self.rows.threads,
+        )
 
     def backward(self, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
         need_dx, need_dgamma, need_dbeta = self.need
@@ -197,13 +220,7 @@ class Strided:
         # Pass any valid array for an input that the kernel does not read.
         mean = mean if self.center else rstd
         if num_row_sums:
-            elementwise("row_sums")(
-                *(dy.transpose(self.by_row), *self.dy_row_steps),
-                *(x.transpose(self.by_row), *self.x_row_steps),
-                *(mean, rstd, rstd if gamma is None else gamma, gamma is not None, need_dx),
-                *(*self.rows, self.center, row_partials),
-                size=self.rows.threads,
-            )
+            self.partial_row_sums(dy, x, mean, rstd, gamma, row_partials)
             row_sums = reduce_partials(row_partials, self.rows, row_sums)
         dx = dgamma = dbeta = None
         if need_dx:
@@ -239,6 +256,15 @@ def reduce_partials(partials: Any, reduction: ReductionLayout, results: Any) -> 
         *(partials, reduction.outputs, reduction.num_partials, reduction.padded_outputs, results)
     )
     return results
+
+
+def few_partials(partials: Any, reduction: ReductionLayout) -> Any:
+    """Return partial sums that one thread can add up, from those of any number."""
+    if reduction.num_partials <= MAX_SERIAL_PARTIALS:
+        return partials
+    sums = cupy.empty((len(partials), 1, reduction.padded_outputs), partials.dtype)
+    reduce_partials_many()(partials, sums[:, 0], axis=1)
+    return sums
 
 
 def _carve_workspace(dtype: Any, *shapes: tuple[int, ...]) -> list[Any]:

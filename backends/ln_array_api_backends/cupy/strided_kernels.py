@@ -1,4 +1,4 @@
-"""The elementwise and reduction kernels of strided_dispatch.py.
+"""The elementwise and reduction kernels of strided_dispatch.py and instances_dispatch.py.
 
 Their preamble is accumulate.cuh and strided_common.cuh. T is the dtype of x, D that of dy, G and B
 those of gamma and beta, A the accumulation dtype, R that of a result.
@@ -32,6 +32,20 @@ REDUCTION = (
     "bool coalesce_outputs",
 )
 
+#: What merges of a few partial moments take, and how they merge these.
+MERGED = (
+    *("raw A partials", "int64 num_partials", "int64 padded_outputs"),
+    *("float64 inv_count", "float64 epsilon"),
+)
+MERGE = """
+        Moments<A> row;
+        const Index plane = num_partials * padded_outputs;
+        for (Index at = i; at < plane; at += padded_outputs)
+            row = merge(row, Moments<A>(partials[at], partials[at + plane],
+                                        partials[at + 2 * plane], partials[at + 3 * plane],
+                                        partials[at + 4 * plane], partials[at + 5 * plane]));
+        """
+
 
 class Elementwise(NamedTuple):
     """An elementwise kernel: its inputs, its outputs, and what it does for each element."""
@@ -62,20 +76,14 @@ ELEMENTWISE = {
         """,
     ),
     "merge_moments_few": Elementwise(
-        (
-            *("raw A partials", "int64 num_partials", "int64 padded_outputs"),
-            *("float64 inv_count", "float64 epsilon"),
-        ),
+        MERGED,
         "A mean, A mean_residual, A rstd",
-        """
-        Moments<A> row;
-        const Index plane = num_partials * padded_outputs;
-        for (Index at = i; at < plane; at += padded_outputs)
-            row = merge(row, Moments<A>(partials[at], partials[at + plane],
-                                        partials[at + 2 * plane], partials[at + 3 * plane],
-                                        partials[at + 4 * plane], partials[at + 5 * plane]));
-        finalize_stats(row, inv_count, epsilon, mean, mean_residual, rstd);
-        """,
+        MERGE + "finalize_stats(row, inv_count, epsilon, mean, mean_residual, rstd);",
+    ),
+    "merge_moments_with_var_few": Elementwise(
+        MERGED,
+        "A mean, A mean_residual, A var, A rstd",
+        MERGE + "finalize_stats(row, inv_count, epsilon, mean, mean_residual, var, rstd);",
     ),
     "reduce_partials_few": Elementwise(
         ("raw A partials", "int64 outputs", "int64 num_partials", "int64 padded_outputs"),
@@ -195,8 +203,11 @@ def preamble() -> str:
     return read_sources("accumulate.cuh", "strided_common.cuh")
 
 
-def build(name: str, kernel: Elementwise, scalars: tuple[str, ...]) -> Any:
-    """Build an elementwise kernel; its inputs in `scalars` are numbers, not arrays."""
+def build(name: str, kernel: Elementwise, scalars: tuple[str, ...], *sources: str) -> Any:
+    """Build an elementwise kernel; its inputs in `scalars` are numbers, not arrays.
+
+    `sources` are files of CUDA C that it needs besides the preamble.
+    """
     names = [each.split()[-1] for each in kernel.inputs]
     inputs = [
         f"float64 {name}" if name in scalars else declared
@@ -204,7 +215,7 @@ def build(name: str, kernel: Elementwise, scalars: tuple[str, ...]) -> Any:
     ]
     return cupy.ElementwiseKernel(
         *(", ".join(inputs), kernel.outputs, kernel.operation, name),
-        preamble=preamble(),
+        preamble="\n".join((preamble(), read_sources(*sources))),
         options=OPTIONS,
     )
 
@@ -216,20 +227,21 @@ def elementwise(name: str, *scalars: str) -> Any:
 
 
 @cache
-def merge_moments_many() -> Any:
+def merge_moments_many(*, with_var: bool = False) -> Any:
     """Return a kernel that reduces partial moments of each row to its statistics.
 
-    These are the rounded mean, what is left of the mean, and rstd.
+    These are the rounded mean, what is left of the mean, the variance if wanted, and rstd.
     """
+    results = ("row_mean", "row_residual", *(["row_var"] if with_var else []), "row_rstd")
     return cupy.ReductionKernel(
         "A count, A mean, A mean_residual, A m2, A m2_compensation, A exponent, "
         "float64 inv_count, float64 epsilon",
-        "A row_mean, A row_residual, A row_rstd",
+        ", ".join(f"A {each}" for each in results),
         "Moments<A>(count, mean, mean_residual, m2, m2_compensation, exponent)",
         "merge(a, b)",
-        "finalize_stats(a, inv_count, epsilon, row_mean, row_residual, row_rstd)",
+        f"finalize_stats(a, inv_count, epsilon, {', '.join(results)})",
         "Moments<A>()",
-        "strided_merge_moments_many",
+        f"strided_merge_moments_{'with_var_' if with_var else ''}many",
         reduce_type="Moments<A>",
         preamble=preamble(),
         options=OPTIONS,
