@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[1] / ".cuda_on_cpu" / "elementwise.pickle"
+#: How names of kernels begin.
+KERNELS = "strided|caffe2|instances|tanh|powers"
 ARCHITECTURES = ("75", "80", "90", "100", "120")
 _USAGE = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
@@ -34,6 +36,7 @@ class Source(NamedTuple):
 
 def launch_everything(dtype: str) -> None:
     """Launch every kernel for x of a dtype."""
+    import family_cases
     import test_stages
     import test_strided
     import window_cases
@@ -47,6 +50,7 @@ def launch_everything(dtype: str) -> None:
     for dy in PARAMETER_DTYPES[dtype]:
         for size in (5, 89):  # in tiles, and through planes
             window_cases.Case((1, 45, 37), size, dtype, dy_dtype=dy).run()
+    family_cases.launch_everything(dtype)
 
 
 def collect() -> None:
@@ -63,7 +67,7 @@ def collect() -> None:
     ) -> object:
         if names:
             templates.setdefault(source, set()).update(names)
-        for name in re.findall(r"__global__ void ((?:strided|caffe2)_\w+)\(", source):
+        for name in re.findall(rf"__global__ void ((?:{KERNELS})_\w+)\(", source):
             found[Source(name, source)] = None
         return compile_for_cpu(source, options, arch, filename, names, *others)
 

@@ -6,7 +6,7 @@ __device__ A product(A g, A a, A b) {
     return (a >= 1) == (b >= 1) ? g * a * b : g * (a * b);
 }
 
-// 1 / cosh(u), whose square is the slope of tanh: the square may be subnormal where the root is not.
+// 1 / cosh(u), whose square is the slope of tanh. The square may be subnormal where this is not.
 template <class A>
 __device__ A sech(A u) {
     const A small = exp(-abs(u));
@@ -26,8 +26,8 @@ __device__ float times_exp2(float value, double exponent) {
 //
 // ratio: (magnitude / base) ** alpha. `reference` is what it needs of the base;
 // square: the square of ratio;
-// slope: what `gradient` needs of a row, from the norm, or where that is out of range, from `total`,
-//   the sum of squares of ratios;
+// slope: what `gradient` needs of a row, from the norm, or where that is out of range, from the sum
+//   of squares of ratios;
 // gradient: g * alpha * magnitude ** (alpha - 1) / norm.
 
 // alpha = 1/2. The base is an even power of two, which rounds no ratio.
@@ -43,14 +43,14 @@ struct SquareRoots {
     __device__ A square(A magnitude, double reference) const {
         return magnitude * A(reference * reference);
     }
-    __device__ double slope(A base, A norm, A total, bool in_range) const { return 0.5 / norm; }
+    __device__ double slope(A base, A norm, A squares, bool in_range) const { return 0.5 / norm; }
     __device__ A gradient(A g, A magnitude, double reference, double slope) const {
         return product(g, 1 / sqrt(magnitude), A(slope));
     }
 };
 
-// Any alpha. Powers of float are computed from logarithms in double: their error is alpha times that
-// of the logarithm.
+// Any alpha. Powers of float are computed from logarithms in double: the error of a power is alpha
+// times that of the logarithm.
 template <class A>
 struct Powers {
     double alpha;
@@ -65,10 +65,10 @@ struct Powers {
         const A power = ratio(magnitude, reference);
         return power * power;
     }
-    __device__ double slope(A base, A norm, A total, bool in_range) const {
+    __device__ double slope(A base, A norm, A squares, bool in_range) const {
         const double log_base = log2(double(base));
         const double of_norm = in_range ? alpha * log_base - log2(double(norm))
-                                        : -0.5 * log2(double(total));
+                                        : -0.5 * log2(double(squares));
         return log2(alpha) - log_base + of_norm;
     }
     __device__ A gradient(A g, A magnitude, double reference, double slope) const {
@@ -96,13 +96,14 @@ struct Powers<double> {
         const double power = ratio(magnitude, reference);
         return power * power;
     }
-    __device__ double slope(double base, double norm, double total, bool in_range) const {
+    __device__ double slope(double base, double norm, double squares, bool in_range) const {
         if (alpha < 1) return 1 / norm;
         const double half = pow(base, (alpha - 1) / 2);
-        return in_range ? half / norm * half : 1 / sqrt(total) / base;
+        return in_range ? half / norm * half : 1 / sqrt(squares) / base;
     }
     __device__ double gradient(double g, double magnitude, double reference, double slope) const {
-        if (alpha < 1) return product(g, alpha * pow(magnitude, alpha - 1), slope);
+        // Not by the power of alpha - 1, which is rounded here.
+        if (alpha < 1) return product(g, alpha * (pow(magnitude, alpha) / magnitude), slope);
         const double quotient = magnitude / reference;
         const double power = quotient < LARGE_RATIO ? pow(quotient, alpha - 1)
                                                     : ratio(magnitude, reference) / quotient;
@@ -139,8 +140,12 @@ __device__ PowerSums<A> merge(const P& powers, const PowerSums<A>& a, const Powe
     // Sums without elements have no base, and the outputs that only pad the workspace have NaN.
     if (!(b.base > 0)) return a;
     if (!(a.base > 0)) return b;
-    PowerSums<A> all = a.base < b.base ? b : a;
-    const PowerSums<A>& other = a.base < b.base ? a : b;
+    // By value: references to one or the other would need a stack.
+    PowerSums<A> all = a, other = b;
+    if (a.base < b.base) {
+        all = b;
+        other = a;
+    }
     const A factor = powers.ratio(other.base, powers.reference(all.base));
     add_scaled(all.squares, other.squares, factor * factor);
     add_scaled(all.products, other.products, factor);

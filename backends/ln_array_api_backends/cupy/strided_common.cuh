@@ -156,6 +156,12 @@ __device__ Moments<A> partial_moments(StridedIterator<T> it, Index count, bool c
     return all;
 }
 
+// The sum of squared differences from the mean, over 4 ** exponent.
+template <class A>
+__device__ double sum_of_squares(const Moments<A>& row) {
+    return CompensatedSum<double>{row.m2, row.m2_compensation}.total();
+}
+
 template <class A>
 __device__ void finalize_stats(const Moments<A>& row, double inv_count, double epsilon, A& mean,
                                A& mean_residual, A& rstd) {
@@ -163,7 +169,7 @@ __device__ void finalize_stats(const Moments<A>& row, double inv_count, double e
     // An epsilon that underflows is far below the variance, unless the row is constant. Then a
     // normal number in its place prevents 0 / 0.
     const double min_epsilon = epsilon > 0 ? double(Limits<A>::min_normal) : 0;
-    const double m2 = CompensatedSum<double>{row.m2, row.m2_compensation}.total();
+    const double m2 = sum_of_squares(row);
     const double variance = scalbn(m2, 2 * (int(row.exponent) - exponent)) * inv_count +
                             max(scalbn(epsilon, -2 * exponent), min_epsilon);
     rstd = A(scalbn(1 / sqrt(variance), -exponent));
@@ -171,15 +177,14 @@ __device__ void finalize_stats(const Moments<A>& row, double inv_count, double e
     mean_residual = row.mean_residual - (mean - row.mean);
 }
 
-// The same, with the variance of the row. rstd is at most the largest finite number, unless epsilon is
-// 0 or the row is not finite.
+// The same, with the variance of the row. rstd is at most the largest finite number unless epsilon
+// is 0.
 template <class A>
 __device__ void finalize_stats(const Moments<A>& row, double inv_count, double epsilon, A& mean,
                                A& mean_residual, A& var, A& rstd) {
     finalize_stats(row, inv_count, epsilon, mean, mean_residual, rstd);
     if (epsilon > 0 && rstd > Limits<A>::max_finite) rstd = Limits<A>::max_finite;
-    const double m2 = CompensatedSum<double>{row.m2, row.m2_compensation}.total();
-    var = A(scalbn(m2 * inv_count, 2 * int(row.exponent)));
+    var = A(scalbn(sum_of_squares(row) * inv_count, 2 * int(row.exponent)));
 }
 
 // Thread i computes one partial result of one output. Consecutive threads read consecutive memory.
