@@ -84,7 +84,7 @@ PLACES = (
         *("float32, float64", "yes"),
     ),
     Place(
-        *("CuPy", "cupy", "cupy", "cupy", "generic"),
+        *("CuPy", "cupy", "cupy", "cupy", "cupy"),
         "CUDA kernels",
         *(_OF_ML_DTYPES, "yes"),
     ),

@@ -155,7 +155,9 @@ OUT_OF_BOUNDS = faults(
         ("instances.sums", instances): {
             "a partial sum too many": ("at < plane", "at <= plane * 3")
         },
-        ("tanh.gradients", tanh): {"an element too many": ("c < length", "c <= length")},
+        ("tanh.gradients", tanh): {
+            "a parameter too many": ("gamma[at.output]", "gamma[at.output + 1]")
+        },
         ("powers.partial_sums", cubes): {
             "a chunk beyond the row": ("min(length, first + chunk_step)", "first + chunk_step")
         },
