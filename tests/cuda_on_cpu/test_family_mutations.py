@@ -90,7 +90,8 @@ FAULTS = faults(
             "gradients in one place": ("if (with_dgamma) target += plane;", ""),
             "partial sums in one place": ("at.partial * padded", "0 * padded"),
             "dbeta in place of dgamma": ("d * tanh(u)", "d"),
-            "dx in the wrong place": ("- all_x]", "- all_x ^ 1]"),
+            "dx in the wrong place": ("dx[places[j]]", "dx[places[0]]"),
+            "an element left out": ("left > 0; left", "left > 3; left"),
         },
         ("tanh.gradients", slopes): {
             "a subnormal slope": (

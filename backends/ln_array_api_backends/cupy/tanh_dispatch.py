@@ -63,24 +63,36 @@ TANH = {
         "raw T dx, raw A partials",
         ITERATORS
         + """
+        constexpr int LOADS = 4;
         const A steepness = static_cast<A>(alpha[0]);
         const A scale = with_gamma ? static_cast<A>(gamma[at.output]) : A(1);
         const T* const all_x = &x[0];
         CompensatedSum<A> dalpha_acc, dgamma_acc, dbeta_acc;
-        for (Index c = at.partial; c < length; c += num_partials) {
-            const A d = static_cast<A>(dy_it.element()), value = static_cast<A>(x_it.element());
-            const A u = value * steepness;
-            dbeta_acc.add(d);
-            if (with_dgamma) dgamma_acc.add(d * tanh(u));
-            if (with_dx || with_dalpha) {
+        for (Index left = at.count(length, num_partials); left > 0; left -= LOADS) {
+            // Loaded before dx is written, since the compiler cannot tell that dx is not x.
+            A dys[LOADS], values[LOADS];
+            Index places[LOADS];
+#pragma unroll
+            for (int j = 0; j < LOADS; ++j) {
+                if (j >= left) break;
+                dys[j] = static_cast<A>(dy_it.element());
+                values[j] = static_cast<A>(x_it.element());
+                places[j] = &x_it.element() - all_x;
+                dy_it.next();
+                x_it.next();
+            }
+#pragma unroll
+            for (int j = 0; j < LOADS; ++j) {
+                if (j >= left) break;
+                const A d = dys[j], value = values[j], u = value * steepness;
+                dbeta_acc.add(d);
+                if (with_dgamma) dgamma_acc.add(d * tanh(u));
+                if (!with_dx && !with_dalpha) continue;
                 const A g = d * scale, root_slope = sech(u);
                 dalpha_acc.add(g * (root_slope * value * root_slope));
                 if (with_dx)
-                    dx[&x_it.element() - all_x] =
-                        static_cast<T>(g * (root_slope * steepness * root_slope));
+                    dx[places[j]] = static_cast<T>(g * (root_slope * steepness * root_slope));
             }
-            dy_it.next();
-            x_it.next();
         }
         const Index plane = num_partials * padded_outputs;
         Index target = at.partial * padded_outputs + at.output;
