@@ -26,7 +26,7 @@ from . import (
     tanh_dispatch,
     windows_dispatch,
 )
-from .kernel_dtypes import kernel_spec, with_casts
+from .kernel_dtypes import kernel_spec, prepare_with_casts
 from .kernel_launch import CuPyMemory
 from .strided_dispatch import prepare_strided
 
@@ -60,8 +60,7 @@ class CuPyBackend(RowsBackend, ChannelsBackend):
         self, primitive: Primitive, spec: Spec, memory: Any = CuPyMemory
     ) -> Callable[..., Any]:
         """Return a function that runs such calls on arrays of the library that `memory` is for."""
-        kernel: Callable[..., Any] = _dispatch(spec).PREPARE[primitive](kernel_spec(spec), memory)
-        return with_casts(kernel, primitive, spec, memory)
+        return prepare_with_casts(_dispatch(spec).PREPARE, primitive, spec, memory)
 
     def prepare_strided(
         self, primitive: Primitive, spec: RowsSpec, layout: Layout

@@ -34,10 +34,11 @@ def kernel_spec(spec: Spec) -> Spec:
     return spec._replace(gamma=spec.gamma and parameter, beta=spec.beta and parameter, dy=dy)
 
 
-def with_casts(
-    kernel: Callable[..., Any], primitive: Primitive, spec: Spec, memory: Any
+def prepare_with_casts(
+    prepare: dict[str, Callable[..., Any]], primitive: Primitive, spec: Spec, memory: Any
 ) -> Callable[..., Any]:
-    """Return a kernel for the dtypes of a spec, from that for the dtypes of `kernel_spec`."""
+    """Return a kernel that casts arrays, where `prepare` has functions that prepare others."""
+    kernel: Callable[..., Any] = prepare[primitive](kernel_spec(spec), memory)
     given, taken = spec._asdict(), kernel_spec(spec)._asdict()
     casts = [
         given[name] != taken[name] and memory.dtype(taken[name]) if name else False

@@ -16,6 +16,7 @@ import cupy
 from ln_array_api.backend import FamilySpec, RowsSpec
 
 from . import rows_dispatch
+from .kernel_dtypes import prepare_with_casts
 from .kernel_launch import CuPyMemory, accumulation_dtype, read_sources
 from .strided_dispatch import MAX_SERIAL_PARTIALS, ReductionLayout
 from .strided_kernels import OPTIONS, REDUCTION, Elementwise, build, preamble
@@ -214,7 +215,7 @@ def _first_forward(spec: FamilySpec) -> Callable[..., Any] | None:
     rows, root = _rows(spec, epsilon=spec.epsilon / spec.shape[1])
     if not rows_dispatch.can_run(rows):
         return None
-    run = rows_dispatch.PREPARE["rows_forward"](rows, CuPyMemory)
+    run = prepare_with_casts(rows_dispatch.PREPARE, "rows_forward", rows, CuPyMemory)
 
     def call(x: Any) -> Any:
         y, _, rstd = run(x, cupy.full(1, 1 / root, rows.gamma), None)
@@ -227,7 +228,7 @@ def _first_backward(spec: FamilySpec) -> Callable[..., Any] | None:
     rows, root = _rows(spec, dy=spec.dy, need=(True, False, False))
     if not rows_dispatch.can_run(rows):
         return None
-    run = rows_dispatch.PREPARE["rows_backward"](rows, CuPyMemory)
+    run = prepare_with_casts(rows_dispatch.PREPARE, "rows_backward", rows, CuPyMemory)
 
     def call(dy: Any, x: Any, norm: Any) -> Any:
         return run(dy, x, None, root / norm, cupy.full(1, 1 / root, rows.gamma))[0]
