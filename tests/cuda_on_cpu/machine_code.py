@@ -34,6 +34,8 @@ _TARGET = re.compile(r"`\((\.L_\w+)\)")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([\w.]+)\s*([^;]*);")
 _REGISTER = re.compile(r"\bR(\d+)(\.64)?")
 _VECTOR = ".128"
+#: The number of what follows the last block of a kernel.
+EXIT = -1
 
 
 class Instruction(NamedTuple):
@@ -88,12 +90,18 @@ class Block(NamedTuple):
     successors: list[int]
 
     @property
+    def vectors(self) -> tuple[int, int]:
+        """How many vectors it loads and stores."""
+        loads = sum(each.loads_vector for each in self.instructions)
+        return loads, sum(each.stores_vector for each in self.instructions)
+
+    @property
     def ends_kernel(self) -> bool:
         return any(each.opcode.startswith("EXIT") for each in self.instructions)
 
     def is_of_elements(self, statistics: int) -> bool:
         """Return whether it mostly accesses single elements, besides so many statistics."""
-        vectors = sum(each.loads_vector for each in self.instructions)
+        vectors = self.vectors[0]
         elements = sum(each.accesses_element for each in self.instructions)
         return elements > vectors + statistics
 
@@ -168,33 +176,29 @@ def loads_in_flight(code: str, path: FastPath) -> int:
 def fewest_instructions(code: str, path: FastPath) -> int:
     """Return how many instructions a thread executes for a row at least, or 0 without a path."""
     parts = blocks(code)
-    pieces = [(0, last) for last, part in enumerate(parts) if part.ends_kernel]
-    if path.is_loop:
-        pieces = [
-            (first, last)
-            for last, part in enumerate(parts)
-            for first in part.successors
-            if first <= last
-        ]
-    lengths = (_shortest_path(parts, *piece, path.loads, path.stores) for piece in pieces)
-    return min(filter(None, lengths), default=0)
+    if not path.is_loop:
+        return _shortest_path(parts, 0, EXIT, path)
+    # An iteration begins with any of its blocks, and ends before it: one that stores, or loads.
+    stores = [number for number, part in enumerate(parts) if part.vectors[1]]
+    loads = [number for number, part in enumerate(parts) if part.vectors[0]]
+    found = (_shortest_path(parts, each, each, path) for each in stores or loads)
+    return min(filter(None, found), default=0)
 
 
-def _shortest_path(parts: list[Block], first: int, last: int, loads: int, stores: int) -> int:
-    """Return the fewest instructions from one block to another, by Dijkstra's algorithm, or 0."""
+def _shortest_path(parts: list[Block], first: int, last: int, path: FastPath) -> int:
+    """Return the fewest instructions from a block until another, by Dijkstra's algorithm, or 0."""
     paths, seen = [(0, first, 0, 0)], set()
     while paths:
-        length, number, loaded, stored = heapq.heappop(paths)
-        if (number, loaded, stored) in seen:
+        length, number, loads, stores = heapq.heappop(paths)
+        if length and number == last and (loads, stores) == (path.loads, path.stores):
+            return length
+        if number == EXIT or (number, loads, stores) in seen:
             continue
-        seen.add((number, loaded, stored))
+        seen.add((number, loads, stores))
         part = parts[number]
         length += len(part.instructions)
-        loaded = min(loads, loaded + sum(each.loads_vector for each in part.instructions))
-        stored = min(stores, stored + sum(each.stores_vector for each in part.instructions))
-        if number == last and (loaded, stored) == (loads, stores):
-            return length
-        for following in part.successors:
-            if number < following <= last:
-                heapq.heappush(paths, (length, following, loaded, stored))
+        loads = min(path.loads, loads + part.vectors[0])
+        stores = min(path.stores, stores + part.vectors[1])
+        for following in (*part.successors, *([EXIT] if part.ends_kernel else [])):
+            heapq.heappush(paths, (length, following, loads, stores))
     return 0

@@ -22,13 +22,15 @@ ARRAYS = {
 #: Instructions that a thread may execute for a row, or for a tile of it: so many, so many for each
 #: element, and for each of float64, whose reciprocals and square roots take many.
 INSTRUCTIONS = {
-    "rows_forward": (310, 15, 42),
+    "rows_forward": (310, 13, 42),
     "segment_moments": (130, 8, 25),
-    "segments_forward": (390, 15, 52),
+    "segments_forward": (390, 13, 52),
     "rows_backward": (180, 34, 68),
     "segment_sums": (60, 16, 31),
     "segments_backward": (170, 17, 38),
 }
+#: The same for each chunk where a parameter is that of several elements: its index is a quotient.
+INDEX_INSTRUCTIONS = 30
 
 
 class RowKernel(NamedTuple):
@@ -102,4 +104,6 @@ class RowKernel(NamedTuple):
     def most_instructions(self) -> int:
         """How many instructions a thread may execute for a row."""
         fixed, each, double = INSTRUCTIONS[self.kernel]
-        return fixed + (double if self.dtypes["x"] == "double" else each) * self.elements
+        of_elements = (double if self.dtypes["x"] == "double" else each) * self.elements
+        of_indices = INDEX_INSTRUCTIONS * self.chunks * (self.indexing != "PER_ELEMENT")
+        return fixed + of_elements + of_indices

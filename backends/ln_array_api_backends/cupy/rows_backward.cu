@@ -154,10 +154,10 @@ struct RowPairTile {
                 dbeta_acc[i][j % S] += g[j];
             }
             if (!dx) return;
-            forget(c);  // or gamma would be loaded before g is added, into further registers
             multiply(gammas, c, count, g);
 #pragma unroll
             for (int j = 0; j < VEC; ++j) g[j] = row_grad.dx(x_hat[j], g[j]);
+            if (!IN_REGISTERS) forget(c);  // so that no register holds the address before
             store(dx + c, count, g);
         });
     }
