@@ -178,10 +178,10 @@ def fewest_instructions(code: str, path: FastPath) -> int:
     parts = blocks(code)
     if not path.is_loop:
         return _shortest_path(parts, 0, EXIT, path)
-    # An iteration begins with any of its blocks, and ends before it: one that stores, or loads.
-    stores = [number for number, part in enumerate(parts) if part.vectors[1]]
-    loads = [number for number, part in enumerate(parts) if part.vectors[0]]
-    found = (_shortest_path(parts, each, each, path) for each in stores or loads)
+    # An iteration begins with any of its blocks, and ends before it.
+    accesses = [part.vectors[1 if path.stores else 0] for part in parts]
+    starts = [number for number, count in enumerate(accesses) if count]
+    found = (_shortest_path(parts, each, each, path) for each in starts)
     return min(filter(None, found), default=0)
 
 

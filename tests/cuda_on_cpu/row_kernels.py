@@ -23,9 +23,9 @@ ARRAYS = {
 #: element, and for each of float64, whose reciprocals and square roots take many.
 INSTRUCTIONS = {
     "rows_forward": (310, 13, 42),
-    "segment_moments": (130, 8, 25),
+    "segment_moments": (170, 8, 25),
     "segments_forward": (390, 13, 52),
-    "rows_backward": (180, 34, 68),
+    "rows_backward": (220, 34, 68),
     "segment_sums": (60, 16, 31),
     "segments_backward": (170, 17, 38),
 }

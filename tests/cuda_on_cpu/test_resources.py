@@ -172,11 +172,14 @@ def test_every_dtype_and_kernel_is_found() -> None:
         capture_output=True,
         check=True,
     ).stdout
-    rows = {row_of(name) for name in printed.decode().splitlines()}
+    names = printed.decode().splitlines()
+    rows = {row_of(name) for name in names}
     assert {row.dtype for row in rows} == {"float16", "bfloat16", "float32", "float64"}
     assert {row.parameters for row in rows} == {"", "wider"}
     assert {"rows_forward", "rows_backward"} <= {row.kernel for row in rows}
     assert {row.kernel for row in rows} >= resources.WITH_VECTOR_WIDTH
+    # Arrays of float64 are cast unless x has that dtype.
+    assert all(row_of(name).dtype == "float64" for name in names if "double" in name)
 
 
 def test_rows() -> None:

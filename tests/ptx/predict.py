@@ -131,14 +131,16 @@ class Count(NamedTuple):
 
 
 def warp_instructions(launch: Launch, shape: Sequence[int], entry: Entry) -> float:
-    """Return the instructions of all warps: those of the machine code, else those of PTX."""
+    """Return the instructions of all warps: those of PTX, or of the machine code if fewer."""
+    counters = launch.counters
+    of_ptx = float(np.prod(launch.grid)) / counters.blocks * counters.warp_instructions
     row = RowKernel.of(launch.expression)
     if row is None:
-        counters = launch.counters
-        return float(np.prod(launch.grid)) / counters.blocks * counters.warp_instructions
+        return of_ptx
     m, n = shape
     tiles = -(-n // (row.threads * row.elements))
-    return m * tiles * row.threads / WARP * entry.instructions.most * row.elements
+    of_row = row.threads / WARP * entry.instructions.most * row.elements
+    return min(of_ptx, m * tiles * of_row)
 
 
 def counted(launch: Launch, shape: Sequence[int], sizes: dict[str, int]) -> Count:

@@ -35,9 +35,9 @@ their machine code, and from these assumptions:
   memory. Arrays of up to a quarter of L2 come from memory once per launch. L2 holds nothing from
   one launch to the next.
 - A multiprocessor issues {warps} instructions per clock, at {clocks}.
-  Kernels over rows execute as many for each element as [the page on the
-  kernels](cuda-kernels.md) lists, by the machine code. For the others PTX instructions are counted.
-  An assembler fuses some and adds others for addresses, so this is rough.
+  Those are PTX instructions, or for kernels over rows as many for each element as [the page on the
+  kernels](cuda-kernels.md) lists, by the machine code, if these are fewer. An assembler fuses some
+  and adds others for addresses, so this is rough.
 - Memory answers after {latency} µs. Until then a block has asked for no more than the vectors that
   its threads ask for before they wait, which [the page on the kernels](cuda-kernels.md) lists with
   the blocks that fit on a multiprocessor: bytes in flight divided by the latency limit the reads.
