@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(COLUMN_THREADS, MIN_BLOCKS_PER_SM<COLUMN_THREA
 #pragma unroll
                 for (int i = 0; i < decltype(rows)::value; ++i) {
                     A d[VEC], values[VEC];
-                    load_vec<ALIGNED>(dy + offset, d);
-                    if (NEEDS_X) load_vec<ALIGNED>(x + offset, values);
+                    load_whole_vec<ALIGNED>(dy + offset, d);
+                    if (NEEDS_X) load_whole_vec<ALIGNED>(x + offset, values);
 #pragma unroll
                     for (int j = 0; j < VEC; ++j) {
                         chunk_sums[SUM_DY][j] += d[j];

@@ -18,6 +18,19 @@ struct BoolConstant {
     static constexpr bool value = VALUE;
 };
 
+// Load a vector, and convert it when all of it is there: the compiler would load the words of a
+// vector of bfloat16 one by one.
+template <bool ALIGNED, class T, class A, int VEC>
+__device__ void load_whole_vec(const T* ptr, A (&values)[VEC]) {
+    if constexpr (ALIGNED && VEC == FULL_VEC<T>) {
+        RawChunk<T, VEC> chunk;
+        chunk.load(ptr);
+        chunk.convert(values);
+    } else {
+        load_vec<ALIGNED>(ptr, values);
+    }
+}
+
 // Compile a loop twice, once for arrays that are aligned, in which no load waits for a branch.
 template <class Loop>
 __device__ void dispatch_aligned(bool aligned, Loop loop) {
