@@ -40,16 +40,18 @@ def prepare_with_casts(
     """Return a kernel that casts arrays, where `prepare` has functions that prepare others."""
     kernel: Callable[..., Any] = prepare[primitive](kernel_spec(spec), memory)
     given, taken = spec._asdict(), kernel_spec(spec)._asdict()
-    casts = [
-        given[name] != taken[name] and memory.dtype(taken[name]) if name else False
-        for name in ARRAYS[primitive]
-    ]
-    if not any(casts):
+    casts = {
+        place: memory.dtype(taken[name])
+        for place, name in enumerate(ARRAYS[primitive])
+        if name and given[name] != taken[name]
+    }
+    if not casts:
         return kernel
 
-    def run(*arrays: Any, **options: Any) -> Any:
-        pairs = zip(arrays, casts, strict=True)
-        cast = (memory.cast(each, dtype) if dtype else each for each, dtype in pairs)
-        return kernel(*cast, **options)
+    def run(*given_arrays: Any, **options: Any) -> Any:
+        arrays = list(given_arrays)
+        for place, dtype in casts.items():
+            arrays[place] = memory.cast(arrays[place], dtype)
+        return kernel(*arrays, **options)
 
     return run
