@@ -75,6 +75,9 @@ class Backend(Protocol):
         Return a kernel for a primitive of `FamilySpec`, and a line for `explain`; or None.
     ``family``
         The names of the primitives that ``prepare_family`` knows.
+    ``takes_where``
+        True if kernels over rows take a mask, by the keyword `where`. A backend without it is not
+        asked for such calls.
     ``caffe2_stages``
         Functions that replace stages of ``ln_array_api.caffe2`` of the same names, for arrays that
         are checked and not empty.
@@ -270,6 +273,8 @@ def choose(primitive: Primitive, spec: Spec, layout: Layout | None = None) -> Ch
             refusals.append(f"{entry.name}: {entry.unavailable_reason()}")
         elif kernel is None:
             refusals.append(f"{entry.name}: does not accelerate {primitive}")
+        elif getattr(spec, "where", False) and not getattr(backend, "takes_where", False):
+            refusals.append(f"{entry.name}: takes no mask")
         elif not backend.can_run(primitive, spec):
             refusals.append(f"{entry.name}: does not take such a call")
         else:

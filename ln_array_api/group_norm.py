@@ -20,6 +20,8 @@ def group_norm(
     num_groups: int,
     channel_axis: int = 1,
     epsilon: float = EPSILON,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> Array:
     """Normalise each sample over groups of consecutive channels and all spatial axes.
 
@@ -30,7 +32,8 @@ def group_norm(
         library that follows the Python array API standard, of any layout, with dtype float16,
         bfloat16, float32 or float64.
     gamma, beta : array, optional
-        Scale and shift of shape (C,), in x's dtype or a wider one. Either may be absent.
+        Scale and shift of shape (C,), or of x's rank with each length 1 or x's, in x's dtype or a
+        wider one. Either may be absent.
     num_groups : int
         Into how many groups the channels are cut. It must divide C. With 1 a sample's statistics
         are those of layer norm, with C those of `instance_norm`.
@@ -40,6 +43,8 @@ def group_norm(
     epsilon : float, default: 1e-5
         Added to the variance, inside the root. Finite and at least 0; with 0 a constant group
         gives NaN.
+    where, gamma_offset
+        As for `layer_norm`.
 
     Returns
     -------
@@ -69,8 +74,9 @@ def group_norm(
     array([[-0.872, -0.698, -0.087,  1.657]])
     """
     over = interned(ChannelGroups, num_groups, channel_axis)
-    plan = forward_plan("group_norm", LAYER, x, gamma, beta, over, epsilon)
-    return plan.y(x, gamma, beta)
+    options = over, epsilon, None, where, gamma_offset
+    plan = forward_plan("group_norm", LAYER, x, gamma, beta, *options)
+    return plan.y(x, gamma, beta, None, where)
 
 
 @keeps_channels_last
@@ -83,12 +89,14 @@ def group_norm_forward(
     num_groups: int,
     channel_axis: int = 1,
     epsilon: float = EPSILON,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> Forward:
     """Group norm, with the statistics that its gradient needs.
 
     Parameters
     ----------
-    x, gamma, beta, num_groups, channel_axis, epsilon
+    x, gamma, beta, num_groups, channel_axis, epsilon, where, gamma_offset
         As for `group_norm`, as are the errors.
 
     Returns
@@ -105,8 +113,9 @@ def group_norm_forward(
     (array([[ 2., 20.]]), array([[1. , 0.1]]))
     """
     over = interned(ChannelGroups, num_groups, channel_axis)
-    plan = forward_plan("group_norm_forward", LAYER, x, gamma, beta, over, epsilon)
-    return make_namedtuple(Forward, plan.forward(x, gamma, beta))
+    options = over, epsilon, None, where, gamma_offset
+    plan = forward_plan("group_norm_forward", LAYER, x, gamma, beta, *options)
+    return make_namedtuple(Forward, plan.forward(x, gamma, beta, None, where))
 
 
 @keeps_channels_last
@@ -122,13 +131,15 @@ def group_norm_backward(
     num_groups: int,
     channel_axis: int = 1,
     need: tuple[str, ...] = GRADIENTS,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> Gradients:
     """Gradients of group norm with respect to x, gamma and beta.
 
     Parameters
     ----------
-    dy, x, gamma, beta, need
-        As for `layer_norm_backward`, as are the errors; gamma and beta have shape (C,).
+    dy, x, gamma, beta, need, where, gamma_offset
+        As for `layer_norm_backward`, as are the errors; gamma and beta as for `group_norm`.
     mean, rstd : array
         From `group_norm_forward`.
     num_groups, channel_axis
@@ -137,7 +148,7 @@ def group_norm_backward(
     Returns
     -------
     dx, dgamma, dbeta : array or None
-        As from `layer_norm_backward`, dgamma and dbeta of shape (C,).
+        As from `layer_norm_backward`; without gamma and beta, dbeta has shape (C,).
 
     Notes
     -----
@@ -158,5 +169,6 @@ def group_norm_backward(
     array([1., 0., 0., 0., 0., 0.])
     """
     over = interned(ChannelGroups, num_groups, channel_axis)
-    plan = backward_plan("group_norm_backward", LAYER, dy, x, mean, rstd, gamma, beta, over, need)
-    return make_namedtuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))
+    arrays = dy, x, mean, rstd, gamma, beta
+    plan = backward_plan("group_norm_backward", LAYER, *arrays, over, need, where, gamma_offset)
+    return make_namedtuple(Gradients, plan.backward(*arrays, where))

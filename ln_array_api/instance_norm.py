@@ -19,6 +19,8 @@ def instance_norm(
     *,
     channel_axis: int = 1,
     epsilon: float = EPSILON,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> Array:
     """Normalise each channel of each sample over all spatial axes.
 
@@ -28,6 +30,8 @@ def instance_norm(
         As for `group_norm`, as are the errors.
     epsilon : float, default: 1e-5
         As for `group_norm`.
+    where, gamma_offset
+        As for `layer_norm`.
 
     Returns
     -------
@@ -50,8 +54,9 @@ def instance_norm(
             [-1.,  1.]]])
     """
     over = interned(ChannelGroups, None, channel_axis)
-    plan = forward_plan("instance_norm", LAYER, x, gamma, beta, over, epsilon)
-    return plan.y(x, gamma, beta)
+    options = over, epsilon, None, where, gamma_offset
+    plan = forward_plan("instance_norm", LAYER, x, gamma, beta, *options)
+    return plan.y(x, gamma, beta, None, where)
 
 
 @keeps_channels_last
@@ -63,12 +68,14 @@ def instance_norm_forward(
     *,
     channel_axis: int = 1,
     epsilon: float = EPSILON,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> Forward:
     """Instance norm, with the statistics that its gradient needs.
 
     Parameters
     ----------
-    x, gamma, beta, channel_axis, epsilon
+    x, gamma, beta, channel_axis, epsilon, where, gamma_offset
         As for `instance_norm`, as are the errors.
 
     Returns
@@ -85,8 +92,9 @@ def instance_norm_forward(
     (array([[ 2., 20.]]), array([[1. , 0.1]]))
     """
     over = interned(ChannelGroups, None, channel_axis)
-    plan = forward_plan("instance_norm_forward", LAYER, x, gamma, beta, over, epsilon)
-    return make_namedtuple(Forward, plan.forward(x, gamma, beta))
+    options = over, epsilon, None, where, gamma_offset
+    plan = forward_plan("instance_norm_forward", LAYER, x, gamma, beta, *options)
+    return make_namedtuple(Forward, plan.forward(x, gamma, beta, None, where))
 
 
 @keeps_channels_last
@@ -101,12 +109,14 @@ def instance_norm_backward(
     *,
     channel_axis: int = 1,
     need: tuple[str, ...] = GRADIENTS,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> Gradients:
     """Gradients of instance norm with respect to x, gamma and beta.
 
     Parameters
     ----------
-    dy, x, mean, rstd, gamma, beta, channel_axis, need
+    dy, x, mean, rstd, gamma, beta, channel_axis, need, where, gamma_offset
         As for `group_norm_backward`, as are the errors; mean and rstd from `instance_norm_forward`.
 
     Returns
@@ -129,7 +139,6 @@ def instance_norm_backward(
     array([1., 0.])
     """
     over = interned(ChannelGroups, None, channel_axis)
-    plan = backward_plan(
-        "instance_norm_backward", LAYER, dy, x, mean, rstd, gamma, beta, over, need
-    )
-    return make_namedtuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))
+    arrays = dy, x, mean, rstd, gamma, beta
+    plan = backward_plan("instance_norm_backward", LAYER, *arrays, over, need, where, gamma_offset)
+    return make_namedtuple(Gradients, plan.backward(*arrays, where))

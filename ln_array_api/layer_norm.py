@@ -37,6 +37,8 @@ def layer_norm(
     axis: Axis = -1,
     epsilon: float = EPSILON,
     out: Array | None = None,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> Array:
     """Normalise x to zero mean and unit variance over some of its axes.
 
@@ -49,8 +51,8 @@ def layer_norm(
         Of any array library that follows the Python array API standard, of any layout, with dtype
         float16, bfloat16, float32 or float64.
     gamma, beta : array, optional
-        Scale and shift, each of the shape of the normalised axes in ascending order, in x's dtype
-        or a wider one. Either may be absent.
+        Scale and shift, each of the shape of the normalised axes in ascending order, or of x's
+        rank with each length 1 or x's, in x's dtype or a wider one. Either may be absent.
     axis : int or tuple of ints, default: -1
         The axes to normalise over, in any place and order; an int for one.
     epsilon : float, default: 1e-5
@@ -59,6 +61,11 @@ def layer_norm(
     out : array, optional
         Where to put the result, for libraries whose arrays can be written: of x's shape and
         dtype, in any layout and byte order. It may be x itself, but not overlap an input otherwise.
+    where : array of bool, optional
+        Which elements there are; it broadcasts with x. Where it is false, whatever x holds changes
+        nothing, and y is 0. Rows without elements have a mean and an rstd of 0.
+    gamma_offset : float, default: 0.0
+        Added to gamma in the accumulation dtype: 1.0 for models that store gamma - 1.
 
     Returns
     -------
@@ -108,8 +115,10 @@ def layer_norm(
     array([[-1., -1., -1.],
            [ 2.,  2.,  2.]])
     """
-    plan = forward_plan("layer_norm", LAYER, x, gamma, beta, axis, epsilon, out)
-    return plan.y(x, gamma, beta, out)
+    plan = forward_plan(
+        "layer_norm", LAYER, x, gamma, beta, axis, epsilon, out, where, gamma_offset
+    )
+    return plan.y(x, gamma, beta, out, where)
 
 
 def layer_norm_forward(
@@ -121,12 +130,14 @@ def layer_norm_forward(
     axis: Axis = -1,
     epsilon: float = EPSILON,
     out: Array | None = None,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> Forward:
     """Layer norm, with the statistics that its gradient needs.
 
     Parameters
     ----------
-    x, gamma, beta, axis, epsilon, out
+    x, gamma, beta, axis, epsilon, out, where, gamma_offset
         As for `layer_norm`, as are the errors.
 
     Returns
@@ -150,8 +161,10 @@ def layer_norm_forward(
            [7.]]), array([[1. ],
            [0.5]]))
     """
-    plan = forward_plan("layer_norm_forward", LAYER, x, gamma, beta, axis, epsilon, out)
-    return make_namedtuple(Forward, plan.forward(x, gamma, beta, out))
+    plan = forward_plan(
+        "layer_norm_forward", LAYER, x, gamma, beta, axis, epsilon, out, where, gamma_offset
+    )
+    return make_namedtuple(Forward, plan.forward(x, gamma, beta, out, where))
 
 
 def layer_norm_backward(
@@ -165,6 +178,8 @@ def layer_norm_backward(
     *,
     axis: Axis = -1,
     need: tuple[str, ...] = ("dx", "dgamma", "dbeta"),
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> Gradients:
     """Gradients of layer norm with respect to x, gamma and beta.
 
@@ -183,6 +198,8 @@ def layer_norm_backward(
     need : tuple of str, default: all
         Which gradients to compute, out of "dx", "dgamma" and "dbeta". The others are None and
         cost nothing.
+    where, gamma_offset
+        As in the forward pass; dx is 0 where the mask is false.
 
     Returns
     -------
@@ -191,8 +208,8 @@ def layer_norm_backward(
     dgamma : array or None
         Of gamma's shape and dtype; None where gamma is absent.
     dbeta : array or None
-        Of the shape of the normalised axes, in the dtype of beta, or of gamma where beta is
-        absent, or of x where both are.
+        Of the shape and dtype of beta, or of gamma where beta is absent; where both are, of the
+        shape of the normalised axes and x's dtype.
 
     Raises
     ------
@@ -219,5 +236,6 @@ def layer_norm_backward(
     >>> dgamma.round(4), dbeta
     (array([-0.9258,  0.    ,  0.    ]), array([1., 0., 0.]))
     """
-    plan = backward_plan("layer_norm_backward", LAYER, dy, x, mean, rstd, gamma, beta, axis, need)
-    return make_namedtuple(Gradients, plan.backward(dy, x, mean, rstd, gamma, beta))
+    arrays = dy, x, mean, rstd, gamma, beta
+    plan = backward_plan("layer_norm_backward", LAYER, *arrays, axis, need, where, gamma_offset)
+    return make_namedtuple(Gradients, plan.backward(*arrays, where))

@@ -32,6 +32,8 @@ def rms_norm(
     axis: Axis = -1,
     epsilon: float = EPSILON,
     out: Array | None = None,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> Array:
     """Divide x by its root mean square over some of its axes.
 
@@ -39,7 +41,7 @@ def rms_norm(
 
     Parameters
     ----------
-    x, gamma, axis, out
+    x, gamma, axis, out, where, gamma_offset
         As for `layer_norm`, as are the errors.
     epsilon : float, default: 1e-6
         Added to the mean square, inside the root. Finite and at least 0; with 0 a row of zeros
@@ -67,7 +69,8 @@ def rms_norm(
     array([[1.    , 1.    , 1.    ],
            [0.5774, 1.1547, 1.1547]])
     """
-    return forward_plan("rms_norm", RMS, x, gamma, None, axis, epsilon, out).y(x, gamma, None, out)
+    plan = forward_plan("rms_norm", RMS, x, gamma, None, axis, epsilon, out, where, gamma_offset)
+    return plan.y(x, gamma, None, out, where)
 
 
 def rms_norm_forward(
@@ -78,12 +81,14 @@ def rms_norm_forward(
     axis: Axis = -1,
     epsilon: float = EPSILON,
     out: Array | None = None,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> RMSForward:
     """RMS norm, with the statistic that its gradient needs.
 
     Parameters
     ----------
-    x, gamma, axis, epsilon, out
+    x, gamma, axis, epsilon, out, where, gamma_offset
         As for `rms_norm`, as are the errors.
 
     Returns
@@ -103,8 +108,10 @@ def rms_norm_forward(
     array([[0.5 ],
            [0.25]])
     """
-    plan = forward_plan("rms_norm_forward", RMS, x, gamma, None, axis, epsilon, out)
-    y, _, rstd = plan.forward(x, gamma, None, out)
+    plan = forward_plan(
+        "rms_norm_forward", RMS, x, gamma, None, axis, epsilon, out, where, gamma_offset
+    )
+    y, _, rstd = plan.forward(x, gamma, None, out, where)
     return RMSForward(y, rstd)
 
 
@@ -117,12 +124,14 @@ def rms_norm_backward(
     *,
     axis: Axis = -1,
     need: tuple[str, ...] = ("dx", "dgamma"),
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> RMSGradients:
     """Gradients of RMS norm with respect to x and gamma.
 
     Parameters
     ----------
-    dy, x, gamma, axis, need
+    dy, x, gamma, axis, need, where, gamma_offset
         As for `layer_norm_backward`, as are the errors; the gradients are dx and dgamma.
     rstd : array
         From `rms_norm_forward`.
@@ -146,6 +155,7 @@ def rms_norm_backward(
     >>> ln.rms_norm_backward(np.asarray([[1.0, 0.0]]), x, rstd).dx.round(4)
     array([[ 0.181 , -0.1358]])
     """
-    plan = backward_plan("rms_norm_backward", RMS, dy, x, None, rstd, gamma, None, axis, need)
-    dx, dgamma, _ = plan.backward(dy, x, None, rstd, gamma)
+    arrays = dy, x, None, rstd, gamma, None
+    plan = backward_plan("rms_norm_backward", RMS, *arrays, axis, need, where, gamma_offset)
+    dx, dgamma, _ = plan.backward(*arrays, where)
     return RMSGradients(dx, dgamma)

@@ -199,7 +199,7 @@ def test_a_refused_call_leaves_no_plan(register: Register) -> None:
     register(entry("counting", Counting()))
     wrong: list[Callable[[], Any]] = [
         lambda: ln.layer_norm(X, epsilon=-1),
-        lambda: ln.layer_norm(X, X),
+        lambda: ln.layer_norm(X, X[:, :2]),
         lambda: ln.layer_norm(X, axis=2),
         lambda: ln.layer_norm(X.astype(np.int32)),
         lambda: ln.layer_norm_backward(X, X, X[:, :1], X[:1, :1]),

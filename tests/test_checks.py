@@ -64,14 +64,58 @@ MESSAGES: dict[str, tuple[type[Exception], str, Any]] = {
     "beta of another length": (
         ValueError,
         "layer_norm: beta has shape (4,), but must have (5,), the shape of the normalised axes "
-        "(1,)",
+        "(1,), or x's rank with each length 1 or x's",
         lambda: ln.layer_norm(X, None, np.ones(4, np.float32)),
     ),
     "gamma in the order of axis": (
         ValueError,
         "rms_norm: gamma has shape (4, 3), but must have (3, 4), the shape of the normalised axes "
-        "(0, 2)",
+        "(0, 2), or x's rank with each length 1 or x's",
         lambda: ln.rms_norm(np.ones((3, 5, 4)), np.ones((4, 3)), axis=(2, 0)),
+    ),
+    "gamma of the rank of x, of another length": (
+        ValueError,
+        "layer_norm: gamma has shape (2, 5), but must have (5,), the shape of the normalised axes "
+        "(1,), or x's rank with each length 1 or x's",
+        lambda: ln.layer_norm(X, np.ones((2, 5), np.float32)),
+    ),
+    "where is a number": (
+        TypeError,
+        "layer_norm: where: bool is not an array of a library that follows the Python array API "
+        "standard; convert it first, for example with numpy.asarray",
+        lambda: ln.layer_norm(X, where=True),
+    ),
+    "where is of numbers": (
+        TypeError,
+        "rms_norm: where has dtype float32, but must be boolean; compare it with 0, for example",
+        lambda: ln.rms_norm(X, where=X),
+    ),
+    "where of another shape": (
+        ValueError,
+        "layer_norm_forward: where has shape (2, 5), which does not broadcast to (3, 5), the shape "
+        "of x",
+        lambda: ln.layer_norm_forward(X, where=np.ones((2, 5), bool)),
+    ),
+    "where of more axes": (
+        ValueError,
+        "layer_norm_backward: where has shape (1, 3, 5), which does not broadcast to (3, 5), the "
+        "shape of x",
+        lambda: ln.layer_norm_backward(X, X, X[:, :1], X[:, :1], where=np.ones((1, 3, 5), bool)),
+    ),
+    "an offset without gamma": (
+        ValueError,
+        "layer_norm: gamma_offset=1.0 is added to gamma, which is absent",
+        lambda: ln.layer_norm(X, gamma_offset=1.0),
+    ),
+    "an infinite offset": (
+        ValueError,
+        "rms_norm: gamma_offset must be finite, not inf",
+        lambda: ln.rms_norm(X, X[0], gamma_offset=float("inf")),
+    ),
+    "an offset that is no number": (
+        TypeError,
+        "layer_norm: gamma_offset must be a real number, not '1'",
+        lambda: ln.layer_norm(X, X[0], gamma_offset="1"),
     ),
     "dy narrower than x": (
         TypeError,

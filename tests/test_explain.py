@@ -112,7 +112,7 @@ def test_explain_refuses_other_functions(function: Any) -> None:
     ("function", "args", "options"),
     [
         (ln.layer_norm, (X.astype(int),), {}),
-        (ln.layer_norm, (X, X), {}),
+        (ln.layer_norm, (X, X[..., :2]), {}),
         (ln.layer_norm, (X,), {"axis": 7}),
         (ln.layer_norm, (X,), {"axis": 1.5}),
         (ln.layer_norm_forward, (X,), {"epsilon": -1}),

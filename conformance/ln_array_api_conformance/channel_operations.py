@@ -100,7 +100,7 @@ def group_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     groups = options.get("num_groups", channels.shape[1])
     rows = channels.reshape(channels.shape[0], groups, -1)
     x_hat, mean, rstd = standardise(rows, -1, options["epsilon"])
-    y = affine(np.moveaxis(x_hat.reshape(channels.shape), 1, axis), inputs, axis)
+    y = affine(np.moveaxis(x_hat.reshape(channels.shape), 1, axis), inputs, axis, options)
     return {"y": y, "mean": mean[..., 0], "rstd": rstd[..., 0]}
 
 
@@ -162,7 +162,7 @@ def batch_norm_forward(inputs: RefValues, options: dict[str, Any]) -> RefValues:
         name: None if inputs[name] is None else (1 - momentum) * inputs[name] + momentum * values
         for name, values in batch.items()
     }
-    return {"y": affine(x_hat, inputs, axis), "mean": mean, "rstd": rstd, **running}
+    return {"y": affine(x_hat, inputs, axis, options), "mean": mean, "rstd": rstd, **running}
 
 
 @operation(
@@ -185,7 +185,7 @@ def batch_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     x, axis = inputs["x"], options.get("channel_axis", 1)
     std = square_root(inputs["var"] + options["epsilon"])
     x_hat = (x - broadcast_axes(inputs["mean"], x, axis)) / broadcast_axes(std, x, axis)
-    return {"y": affine(x_hat, inputs, axis)}
+    return {"y": affine(x_hat, inputs, axis, options)}
 
 
 #: Of operations that mix statistics of instances.
@@ -230,7 +230,7 @@ def batch_instance_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues
     by_batch, by_instance = (x - batch[0]) / stds[0], (x - instance[0]) / stds[1]
     shapes = (x.shape[axis],), (x.shape[0], x.shape[axis])
     return {
-        "y": affine(rho * by_batch + (1 - rho) * by_instance, inputs, axis),
+        "y": affine(rho * by_batch + (1 - rho) * by_instance, inputs, axis, options),
         "batch_mean": batch[0].reshape(shapes[0]),
         "batch_rstd": (1 / stds[0]).reshape(shapes[0]),
         "instance_mean": instance[0].reshape(shapes[1]),
@@ -267,7 +267,7 @@ def switchable_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     shape = x.shape[0], x.shape[axis]
     instance_mean, instance_var = (each.reshape(shape) for each in moments[0])
     return {
-        "y": affine(x_hat, inputs, axis),
+        "y": affine(x_hat, inputs, axis, options),
         "mean": instance_mean + first,
         "var": instance_var,
     }

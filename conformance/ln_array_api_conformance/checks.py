@@ -54,7 +54,7 @@ def check_results(
     """Check y and the statistics, as NumPy arrays by name, against the definition."""
     expected, scale = expected_y(spec, np_inputs, options)
     tolerances.assert_close(spec.y, results[spec.y], expected[spec.y], tolerances.Y, scale, dtype)
-    x = abs(np_inputs[spec.x].astype(np.float64))
+    x = abs(reference.inside(np_inputs[spec.x], options).astype(np.float64))
     axes = reference.axes_of(options.get("axis", -1), x.ndim) if spec.over_rows else None
     max_abs = np.max(x, axis=axes, keepdims=True) if spec.over_rows else np.max(x)
     for name in spec.statistics:
@@ -138,7 +138,7 @@ def check_gradients(
     # mpmath computes all of y for each element.
     number = 7 if dtype == "float64" and sample is None else sample
     gradients = calls.by_input(spec, actual)
-    if "scaled rows" in spec.features:
+    if "scaled rows" in spec.features and case.has_plain_rows:
         view = RowView(case.shapes["x"], case.options.get("axis"))
         columns = np.arange(view.n) if number is None else spread(view.n, number)
         check_row_gradients(
@@ -179,6 +179,11 @@ def check_gradients(
             ulps = tolerances.DX
             group_max = spec.gradient_group_max or spec.group_max
             scale = condition * group_max(exact.scale, case.options)
+            if "scaled rows" in spec.features:
+                largest = reference.largest_terms(
+                    lambda inputs: spec.define(inputs, case.options), dy, np_inputs, case.options
+                )
+                scale = np.maximum(scale, largest)
         else:
             ulps = tolerances.PARAMETER_GRADIENT
             scale = np.maximum(exact.scale, tolerances.MIN_X_HAT * np.max(exact.scale))
@@ -209,8 +214,9 @@ def check(
 ) -> None:
     """Run both passes and check the results, and unless they are left out, the gradients."""
     np_inputs = make_inputs(spec, case, values, dtype, without)
-    dy = library.array(gradient_of_y(spec, case, dtype))
-    lib_inputs = calls.arrays(library, np_inputs)
+    dy = library.array(calls.nan_outside(gradient_of_y(spec, case, dtype), case.options))
+    x = calls.nan_outside(np_inputs[spec.x], case.options)
+    lib_inputs = calls.arrays(library, {**np_inputs, spec.x: x})
     result, actual = calls.forward_backward(spec, library, dy, lib_inputs, **case.options)
     checked = actual if gradients else None
     check_passes(spec, library, case, np_inputs, result, checked, dtype, sample=sample)

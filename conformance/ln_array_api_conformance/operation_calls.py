@@ -22,6 +22,23 @@ def arrays(library: Library, np_inputs: NumpyInputs) -> dict[str, Any]:
     return {name: None if a is None else library.array(a) for name, a in np_inputs.items()}
 
 
+def nan_outside(values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    """Return values with NaN where the mask `where` of a call, if it has one, is false."""
+    if "where" not in options:
+        return values
+    return np.where(options["where"], values, np.asarray(np.nan, values.dtype))
+
+
+def _options(
+    spec: OperationSpec, library: Library, function: Callable[..., Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the options that a function has, masks as the library's arrays."""
+    return {
+        name: library.array(value) if isinstance(value, np.ndarray) else value
+        for name, value in spec.options_of(function, options).items()
+    }
+
+
 def right_call(
     spec: OperationSpec,
     library: Library,
@@ -38,7 +55,9 @@ def right_call(
 def y(spec: OperationSpec, library: Library, lib_inputs: dict[str, Any], **options: Any) -> Any:
     """Return y of the plain function, or of forward where there is no plain one."""
     with library.forbid_compute():
-        result = spec.function(*lib_inputs.values(), **spec.options_of(spec.function, options))
+        result = spec.function(
+            *lib_inputs.values(), **_options(spec, library, spec.function, options)
+        )
     return result[0] if isinstance(result, tuple) else result
 
 
@@ -47,7 +66,9 @@ def forward(
 ) -> Any:
     """Return the result of forward, in the library's own arrays."""
     with library.forbid_compute():
-        result = spec.forward(*lib_inputs.values(), **spec.options_of(spec.forward, options))
+        result = spec.forward(
+            *lib_inputs.values(), **_options(spec, library, spec.forward, options)
+        )
     return result if isinstance(result, tuple) else YOnly(result)
 
 
@@ -65,7 +86,7 @@ def backward(
     known = {**lib_inputs, **result._asdict()}
     saved = [known[name] for name in spec.saved]
     with library.forbid_compute():
-        return spec.backward(dy, *saved, **spec.options_of(spec.backward, options))
+        return spec.backward(dy, *saved, **_options(spec, library, spec.backward, options))
 
 
 def forward_backward(

@@ -42,6 +42,15 @@ class Case(NamedTuple):
     """Of all inputs, by name and in order; the first is what is normalised."""
     options: dict[str, Any]
 
+    @property
+    def has_plain_rows(self) -> bool:
+        """Whether a call over `axis` is one of rows with parameters of the shape of the axes."""
+        shape = self.shapes["x"]
+        axes = axes_of(self.options.get("axis", -1), len(shape))
+        others = {each for name, each in self.shapes.items() if name != "x"}
+        plain = others <= {tuple(shape[axis] for axis in axes)}
+        return plain and not {"where", "gamma_offset"} & set(self.options)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OperationSpec:
@@ -212,7 +221,10 @@ AXIS: BadOptions = {
 
 
 def row_operation(
-    parameters: tuple[str, ...] = (), **description: Any
+    parameters: tuple[str, ...] = (),
+    *,
+    more_cases: dict[str, Case] | None = None,
+    **description: Any,
 ) -> Callable[[Definition], OperationSpec]:
     """As `operation`, for one that normalises over `axis`; parameters have the axes' shape.
 
@@ -224,6 +236,7 @@ def row_operation(
         "two axes": row_case((3, 4, 5), parameters, axis=(2, 1)),
         "axis between": row_case((3, 4, 5), parameters, axis=1),
         "outer axes": row_case((3, 4, 5), parameters, axis=(0, 2)),
+        **(more_cases or {}),
     }
     defaults: dict[str, Any] = {"cases": cases, "group_max": over_axis, "bad_options": AXIS}
     return operation(over_rows=True, **(defaults | description))

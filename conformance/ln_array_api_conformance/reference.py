@@ -107,38 +107,63 @@ def axes_without(kept: int, ndim: int) -> tuple[int, ...]:
 
 
 def broadcast_axes(values: Any, x: Any, axis: int | tuple[int, ...]) -> Any:
-    """Reshape values of some axes of x so that they broadcast with x; None is None."""
-    if values is None:
-        return None
+    """Reshape values of some axes of x so that they broadcast with x; None is None.
+
+    Values of the rank of x broadcast with it already.
+    """
+    if values is None or values.ndim == x.ndim:
+        return values
     axes = axes_of(axis, x.ndim)
     return values.reshape([n if each in axes else 1 for each, n in enumerate(x.shape)])
 
 
-def affine(x_hat: Any, inputs: RefValues, axis: int | tuple[int, ...]) -> Any:
-    """Multiply by gamma and add beta, which have the shape of some axes, where they are given."""
+def inside(values: Any, options: dict[str, Any]) -> Any:
+    """Return values with 0 where the mask `where` of a call, if it has one, is false."""
+    where = options.get("where")
+    return values if where is None else np.where(np.broadcast_to(where, values.shape), values, 0)
+
+
+def affine(
+    x_hat: Any, inputs: RefValues, axis: int | tuple[int, ...], options: dict[str, Any]
+) -> Any:
+    """Multiply by gamma and add beta where they are given.
+
+    They have the shape of some axes, or the rank of x. Options of a call: `where`, `gamma_offset`.
+    """
     gamma, beta = (broadcast_axes(inputs.get(name), x_hat, axis) for name in ("gamma", "beta"))
-    y = x_hat if gamma is None else x_hat * gamma
-    return y if beta is None else y + beta
+    y = x_hat if gamma is None else x_hat * (gamma + options.get("gamma_offset", 0))
+    return inside(y if beta is None else y + beta, options)
 
 
-def standardise(x: Any, axis: int | tuple[int, ...], epsilon: float) -> tuple[Any, Any, Any]:
+def standardise(
+    x: Any, axis: int | tuple[int, ...], epsilon: float, where: Any = None
+) -> tuple[Any, Any, Any]:
     """Return x of mean 0 and variance 1 over some axes, and mean and rstd, which keep the axes.
 
     The first element is subtracted first. So the mean of constants is exact in 80 bits as well.
+    Elements where a mask is false do not count; statistics of no elements are 0.
     """
     axes = axes_of(axis, x.ndim)
     last = tuple(range(-len(axes), 0))
     moved = np.moveaxis(x, axes, last)
     n = int(np.prod([x.shape[each] for each in axes]))
     rows = moved.reshape(*moved.shape[: -len(axes)], n)
-    first = real(rows[..., :1])
-    deviation = rows - first
-    mean = np.sum(deviation, axis=-1, keepdims=True) / n
-    deviation = deviation - mean
-    variance = np.sum(deviation * deviation, axis=-1, keepdims=True) / n
+    mask = np.ones(rows.shape, bool)
+    if where is not None:
+        mask = np.moveaxis(np.broadcast_to(where, x.shape), axes, last).reshape(rows.shape)
+    count = np.maximum(np.sum(mask, axis=-1, keepdims=True), 1) if n else n
+    place = np.argmax(mask, axis=-1)[..., None] if n else np.zeros((*rows.shape[:-1], 0), int)
+    first = real(np.take_along_axis(rows, place, -1))
+    deviation = np.where(mask, rows - first, 0)
+    mean = np.sum(deviation, axis=-1, keepdims=True) / count
+    deviation = np.where(mask, deviation - mean, 0)
+    variance = np.sum(deviation * deviation, axis=-1, keepdims=True) / count
     rstd = 1 / square_root(variance + epsilon)
     x_hat = np.moveaxis((deviation * rstd).reshape(moved.shape), last, axes)
-    mean, rstd = (np.expand_dims(each[..., 0], axes) for each in (first + mean, rstd))
+    statistics = (
+        np.where(np.any(mask, -1, keepdims=True), each, 0) for each in (first + mean, rstd)
+    )
+    mean, rstd = (np.expand_dims(each[..., 0], axes) for each in statistics)
     return x_hat, mean, rstd
 
 
@@ -196,6 +221,29 @@ def _derivatives(
         moved = np.array(values if values.dtype == object else values + 0j)
         moved.reshape(-1)[index] += unit * h
         yield imaginary(define_y({**inputs, name: moved})) / h
+
+
+def largest_terms(
+    define: Callable[[RefValues], RefValues],
+    dy: np.ndarray,
+    np_inputs: RefValues,
+    options: dict[str, Any],
+) -> Any:
+    """Return the largest of the terms of dx for each row, of x of any axes, in float64.
+
+    As in `row_gradients`, but for parameters of the rank of x, an offset of gamma, and a mask.
+    """
+    narrow = {key: None if a is None else a.astype(np.float64) for key, a in np_inputs.items()}
+    results = define({**narrow, **dict.fromkeys(name for name in narrow if name in NEUTRAL)})
+    x_hat, rstd, axis = results["y"], results["rstd"], options.get("axis", -1)
+    axes = axes_of(axis, x_hat.ndim)
+    gamma = broadcast_axes(narrow["gamma"], x_hat, axis) + options.get("gamma_offset", 0)
+    g = inside(dy.astype(np.float64) * gamma, options)
+    count = np.sum(inside(np.ones_like(x_hat), options), axis=axes, keepdims=True)
+    projection = abs(np.sum(g * x_hat, axis=axes, keepdims=True)) / np.maximum(count, 1)
+    largest = (np.max(abs(each), axis=axes, keepdims=True) for each in (g, x_hat))
+    of_g, of_x_hat = largest
+    return np.broadcast_to(rstd * np.maximum(of_g, of_x_hat * projection), x_hat.shape)
 
 
 class RowGradient(NamedTuple):

@@ -6,25 +6,73 @@ from typing import Any
 
 import numpy as np
 
+from .inputs import generator
 from .operation_spec import AXIS, Case, NumpyInputs, operation, row_case, row_operation
-from .reference import RefValues, affine, real, square_root, standardise, tanh
+from .reference import RefValues, affine, axes_of, inside, real, square_root, standardise, tanh
 
 
-@row_operation(("gamma", "beta"), statistics=("mean", "rstd"), has_out=True)
+def _masked_and_broadcast_cases(parameters: tuple[str, ...]) -> dict[str, Case]:
+    """Return calls with parameters of the rank of x, with a mask, and with an offset of gamma."""
+
+    def ranked(shape: tuple[int, ...], *shapes: tuple[int, ...], **options: Any) -> Case:
+        given = dict(zip(parameters, (*shapes, *shapes), strict=False))
+        return Case({"x": shape, **given}, options)
+
+    some = generator("where").random((3, 4, 33)) < 0.6
+    some[0, 0], some[1, 1], some[2, 2] = False, True, np.arange(33) == 7
+    lengths = np.asarray([0, 1, 33, 5])
+    return {
+        "parameters of a sample": ranked((3, 4, 33), (3, 1, 33)),
+        "parameters of a head": ranked((2, 3, 4, 8), (1, 1, 4, 8)),
+        "parameters of a head before the sequence": ranked((2, 4, 3, 8), (1, 4, 1, 8)),
+        "parameters of samples and heads": ranked((2, 3, 4, 8), (2, 1, 4, 8)),
+        "parameters of rows": ranked((3, 4, 7), (3, 4, 1), (1, 4, 1)),
+        "parameters of elements": ranked((3, 4, 7), (3, 4, 7), (7,)),
+        "one parameter": ranked((3, 4, 7), (1, 1, 1)),
+        "unlike parameters": ranked((3, 4, 7), (7,), (3, 4, 1)),
+        "parameters along another axis": ranked((3, 4, 5), (3, 4, 1), (1, 4, 5), axis=1),
+        "parameters of inner elements": ranked((3, 4, 5), (1, 1, 5), axis=(1, 2)),
+        "many samples": ranked((5, 70, 16), (5, 1, 16)),
+        "a mask": ranked((3, 4, 33), (33,), where=some),
+        "a mask along another axis": ranked((3, 4, 33), (4,), where=some, axis=1),
+        "a mask of some columns": ranked((3, 4, 5), (5,), where=np.arange(5) % 2 == 1),
+        "a mask and parameters of a sample": ranked((3, 4, 33), (3, 1, 33), where=some),
+        "ragged rows": ranked((4, 33), (33,), where=np.arange(33) < lengths[:, None]),
+        "an offset of gamma": ranked((3, 4, 5), (5,), gamma_offset=1.0),
+        "an offset and a mask": ranked((3, 4, 33), (33,), gamma_offset=-2.0, where=some),
+    }
+
+
+@row_operation(
+    ("gamma", "beta"),
+    statistics=("mean", "rstd"),
+    saved=("x", "mean", "rstd", "gamma", "beta"),
+    has_out=True,
+    more_cases=_masked_and_broadcast_cases(("gamma", "beta")),
+)
 def layer_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     """Normalise to zero mean and unit variance."""
     axis = options.get("axis", -1)
-    x_hat, mean, rstd = standardise(inputs["x"], axis, options["epsilon"])
-    return {"y": affine(x_hat, inputs, axis), "mean": mean, "rstd": rstd}
+    x_hat, mean, rstd = standardise(inputs["x"], axis, options["epsilon"], options.get("where"))
+    return {"y": affine(x_hat, inputs, axis, options), "mean": mean, "rstd": rstd}
 
 
-@row_operation(("gamma",), statistics=("rstd",), epsilon=1e-6, has_out=True)
+@row_operation(
+    ("gamma",),
+    statistics=("rstd",),
+    epsilon=1e-6,
+    has_out=True,
+    more_cases=_masked_and_broadcast_cases(("gamma",)),
+)
 def rms_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     """Scale to a mean square of 1."""
-    x, axis = inputs["x"], options.get("axis", -1)
+    x, axis = inside(inputs["x"], options), options.get("axis", -1)
+    counted = np.broadcast_to(options.get("where", True), x.shape)
+    count = np.sum(counted, axis=axes_of(axis, x.ndim), keepdims=True)
     squares = np.sum(x * x, axis=axis, keepdims=True)
-    rstd = 1 / square_root(squares / (x.size // squares.size) + options["epsilon"])
-    return {"y": affine(x * rstd, inputs, axis), "rstd": rstd}
+    rstd = 1 / square_root(squares / np.maximum(count, 1) + options["epsilon"])
+    rstd = np.where(count == 0, 0, rstd)
+    return {"y": affine(x * rstd, inputs, axis, options), "rstd": rstd}
 
 
 @row_operation(statistics=("rstd",), epsilon=1e-12)
@@ -99,4 +147,4 @@ def _with_alpha(shape: tuple[int, ...], **options: Any) -> Case:
 def dynamic_tanh(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     """Take the hyperbolic tangent of alpha times x."""
     y = tanh(inputs["alpha"] * inputs["x"])
-    return {"y": affine(y, inputs, options.get("axis", -1))}
+    return {"y": affine(y, inputs, options.get("axis", -1), options)}

@@ -87,6 +87,31 @@ def parameter(
     operand(func_name, name, value, x, view.parameter, view.shape_text, x_name=x_name)
 
 
+def mask(func_name: str, value: Any, x: Array) -> None:
+    """Check `where`, a boolean array that broadcasts with x."""
+    try:
+        library_of(value)
+    except TypeError as error:
+        raise TypeError(f"{func_name}: where: {error}") from None
+    same_library(func_name, "where", value, x)
+    if dtype_name(value.dtype) != "bool":
+        raise TypeError(
+            f"{func_name}: where has dtype {dtype_name(value.dtype)}, but must be boolean; compare "
+            "it with 0, for example"
+        )
+    lengths, shape = tuple(value.shape), tuple(x.shape)
+    rest = shape[len(shape) - len(lengths) :]
+    if len(lengths) > len(shape) or any(
+        a not in (1, b) and not is_unknown(a) and not is_unknown(b)
+        for a, b in zip(lengths, rest, strict=True)
+    ):
+        raise ValueError(
+            f"{func_name}: where has shape {lengths}, which does not broadcast to {shape}, the "
+            "shape of x"
+        )
+    same_device(func_name, "where", value, x)
+
+
 def gradient(func_name: str, x: Array, x_name: str = "x", **values: Any) -> None:
     """Check the gradient of a result of x's shape, given by name."""
     for name, value in values.items():
@@ -233,6 +258,15 @@ def epsilon(func_name: str, value: Any, dtype: Any) -> float:
     if not 0 <= number < largest:
         raise ValueError(f"{func_name}: epsilon must be finite and at least 0, not {value!r}")
     return number
+
+
+def real(func_name: str, name: str, value: Any) -> float:
+    """Return a value as a float; raise unless it is a finite real number."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{func_name}: {name} must be a real number, not {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{func_name}: {name} must be finite, not {value!r}")
+    return float(value)
 
 
 def fraction(func_name: str, name: str, value: Any) -> None:

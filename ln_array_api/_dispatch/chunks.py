@@ -213,25 +213,29 @@ class ChunksPlan(RowsPlan):
     ) -> None:
         super().__init__(primitive, spec, view, choice, *arrays)
         self._chunks = Chunks(call, view)
+        self._is_plain = view.expanded is None and not spec.where
+
+    def _runs_by_chunks(self, x: Array) -> bool:
+        return self._is_plain and hold_rows(x, self.view)
 
     def y(self, x: Array, *others: Any) -> Array:
-        if hold_rows(x, self.view):
+        if self._runs_by_chunks(x):
             return self._chunks.y(x, *others[:2])
         return super().y(x, *others)
 
     def forward(self, x: Array, *others: Any) -> Any:
-        if hold_rows(x, self.view):
+        if self._runs_by_chunks(x):
             return self._chunks.forward(x, *others[:2])
         return super().forward(x, *others)
 
     def backward(self, *arrays: Any) -> Any:
         dy, x, mean, rstd, gamma, *others = arrays
-        if not hold_rows(x, self.view):
+        if not self._runs_by_chunks(x):
             return super().backward(*arrays)
         rstd = cast_statistic(rstd, self.spec.dtype)
         mean = None if mean is None else cast_statistic(mean, self.spec.dtype)
         dx, dgamma, dbeta = self._chunks.backward(dy, x, mean, rstd, gamma)
-        return dx, cast_gradient(dgamma, x, gamma), cast_gradient(dbeta, x, gamma, *others)
+        return dx, cast_gradient(dgamma, x, gamma), cast_gradient(dbeta, x, gamma, *others[:1])
 
 
 def _are_equal(chunks: Any, others: Any) -> bool:

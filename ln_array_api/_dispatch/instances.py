@@ -50,7 +50,7 @@ class InstancesPlan(Plan):
         self.shape, self.statistic_shape = view.broadcast_parameter, view.broadcast_statistic
         self._compute = compute
 
-    def run(self, *arrays: Array | None) -> Any:
+    def run(self, *arrays: Array | None, **masks: Array) -> Any:
         return self._compute(self, *arrays)
 
     def with_rank(self, statistic: Array) -> Array:

@@ -17,8 +17,16 @@ from .._arrays import (
     native_dtype,
     signatures,
 )
-from .._layout import ascontiguous, reshape, reshape_contiguous, reshaped, reshaper
+from .._layout import (
+    ascontiguous,
+    reshape,
+    reshape_contiguous,
+    reshaped,
+    reshaper,
+    restore_shape,
+)
 from ..backend import Choice
+from . import parameters
 from .specs import SIGNATURES, ChannelsSpec, FamilySpec, RowsSpec
 from .views import RowsView
 
@@ -50,7 +58,12 @@ class Conversion(NamedTuple):
 def as_rows(view: RowsView, choice: Choice, dtype: str, library: Library) -> dict[str, Conversion]:
     """Conversions for a kernel on rows: contiguous, x as (M, N), statistics as (M, 1)."""
     rows, permutation, column = view.rows, view.permutation, (view.rows[0], 1)
-    parameter = (math.prod(view.parameter),)
+    parameter = Conversion(flat, reshaper(library, view.parameter), (math.prod(view.parameter),))
+    if view.expanded is not None:
+        parameter = Conversion(
+            partial(parameters.to_rows, view),
+            partial(restore_shape, shape=view.expanded, permutation=permutation),
+        )
     return {
         "x": Conversion(
             lambda x: reshape_contiguous(x, rows, permutation, choice.ascontiguous),
@@ -63,7 +76,13 @@ def as_rows(view: RowsView, choice: Choice, dtype: str, library: Library) -> dic
             column,
             ACCUMULATION[dtype],
         ),
-        "parameter": Conversion(flat, reshaper(library, view.parameter), parameter),
+        "parameter": parameter,
+        "mask": Conversion(
+            lambda mask: reshape_contiguous(
+                library.xp.broadcast_to(mask, view.shape), rows, permutation
+            ),
+            _unchanged,
+        ),
         "other": Conversion(ascontiguous, _unchanged),
     }
 
@@ -84,9 +103,12 @@ def with_axes(view: RowsView, dtype: str) -> dict[str, Conversion]:
             partial(reshaped, shape=view.statistic),
         ),
         "parameter": Conversion(
-            partial(reshaped, shape=view.broadcast_parameter),
+            partial(reshaped, shape=view.broadcast_parameter)
+            if view.expanded is None
+            else partial(parameters.to_axes, view),
             partial(reshape, shape=view.parameter),
         ),
+        "mask": Conversion(partial(mask_with_axes, view), _unchanged),
     }
 
 
@@ -117,6 +139,7 @@ class Plan:
         self.widens = widens
         self.gives_dtypes = gives_dtypes or self.passthrough
         if conversions is not None:
+            self._to_mask = conversions["mask"].to_kernel if "mask" in conversions else _unchanged
             takes, gives = SIGNATURES[primitive]
             self._to_kernel = [
                 conversions[kind].to_kernel
@@ -126,11 +149,11 @@ class Plan:
             ]
             self._from_kernel = [conversions[each].from_kernel for each in gives]
 
-    def run(self, *arrays: Array | None) -> Any:
+    def run(self, *arrays: Array | None, **masks: Array) -> Any:
         """Return the results of the kernel in the caller's shapes."""
         if self.passthrough:
             return self.kernel(*arrays)
-        results = self.kernel(*self._converted(arrays))
+        results = self.kernel(*self._converted(arrays), **masks)
         if not isinstance(results, tuple):
             return self._from_kernel[0](results)
         return self._restored(results)
@@ -157,15 +180,26 @@ class Plan:
         rstd: Array,
         gamma: Array | None,
         beta: Array | None = None,
+        where: Array | None = None,
     ) -> Any:
         """Return dx, dgamma and dbeta in the dtypes of x, gamma and beta."""
         if self.passthrough:
             return self.kernel(dy, x, mean, rstd, gamma)
+        masks = self._masks(where)
         if self.gives_dtypes:
-            return self.run(dy, x, mean, rstd, gamma)
+            return self.run(dy, x, mean, rstd, gamma, **masks)
         scale = widened(gamma, beta, self.spec.dtype) if self.widens else gamma
-        dx, dgamma, dbeta = self.run(dy, x, mean, rstd, scale)
+        dx, dgamma, dbeta = self.run(dy, x, mean, rstd, scale, **masks)
+        dgamma, dbeta = self._fitted(dgamma, gamma), self._fitted(dbeta, gamma, beta)
         return dx, cast_gradient(dgamma, x, gamma), cast_gradient(dbeta, x, gamma, beta)
+
+    def _masks(self, where: Array | None) -> dict[str, Array]:
+        """Return the mask of a call as the kernel gets it, by its keyword."""
+        return {} if where is None else {"where": self._to_mask(where)}
+
+    def _fitted(self, gradient: Array | None, *like: Array | None) -> Array | None:
+        """Return a gradient in the shape of the last parameter that is given."""
+        return gradient
 
 
 class RowsPlan(Plan):
@@ -186,9 +220,9 @@ class RowsPlan(Plan):
         `acc_arrays`: arrays that the kernel takes in the accumulation dtype, or whose gradient it
         returns in that dtype.
         """
-        keeps_axes = choice.keeps_axes
+        keeps_axes, is_plain = choice.keeps_axes, view.expanded is None
         library = library_of(arrays[0])
-        gives_dtypes = not keeps_axes and have_acc_dtype(spec.dtype, acc_arrays)
+        gives_dtypes = not keeps_axes and is_plain and have_acc_dtype(spec.dtype, acc_arrays)
         super().__init__(
             primitive,
             spec,
@@ -197,7 +231,7 @@ class RowsPlan(Plan):
             if keeps_axes
             else as_rows(view, choice, spec.dtype, library),
             *arrays,
-            passthrough=gives_dtypes and view.is_rows and are_contiguous(arrays),
+            passthrough=gives_dtypes and view.is_rows and not spec.where and are_contiguous(arrays),
             gives_dtypes=gives_dtypes,
             widens=widens,
         )
@@ -241,28 +275,45 @@ class RowsPlan(Plan):
                 self._owning_outs.add(library.signature(out))
 
     def y(
-        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None = None
+        self,
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        out: Array | None = None,
+        where: Array | None = None,
     ) -> Array:
         """Return y in x's shape."""
         if self.passthrough and (out is None or library_of(out).is_contiguous(out)):
             y = self.kernel_of_y(x, gamma, beta, out=out)[0]
             return y if out is None else out
         target = self._target(out)
-        y = self.kernel_of_y(*self._converted((x, gamma, beta)), out=target)[0]
+        arrays = self._converted((x, gamma, beta))
+        y = self.kernel_of_y(*arrays, out=target, **self._masks(where))[0]
         return self._placed(y, out, target)
 
     def forward(
-        self, x: Array, gamma: Array | None, beta: Array | None, out: Array | None = None
+        self,
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        out: Array | None = None,
+        where: Array | None = None,
     ) -> Any:
         """Return y, mean and rstd; the statistics have x's rank."""
         if self.passthrough and (out is None or library_of(out).is_contiguous(out)):
             y, mean, rstd = self.kernel(x, gamma, beta, out=out)
             return y if out is None else out, mean, rstd
         target = self._target(out)
-        y, mean, rstd = self.kernel(*self._converted((x, gamma, beta)), out=target)
+        arrays = self._converted((x, gamma, beta))
+        y, mean, rstd = self.kernel(*arrays, out=target, **self._masks(where))
         _, of_mean, of_rstd = self._from_kernel
         mean = None if mean is None else of_mean(mean)
         return self._placed(y, out, target), mean, of_rstd(rstd)
+
+    def _fitted(self, gradient: Array | None, *like: Array | None) -> Array | None:
+        if self.view.expanded is None or gradient is None:
+            return gradient
+        return parameters.fit_gradient(self.view, gradient, last_given(like))
 
     def _target(self, out: Array | None) -> Array | None:
         """Return what a kernel may write y to."""
@@ -279,6 +330,13 @@ class RowsPlan(Plan):
         if target is None:
             out[...] = self._from_kernel[0](y)
         return out
+
+
+def mask_with_axes(view: RowsView, mask: Array) -> Array:
+    """Return a mask with all axes of x, groups of channels apart, to broadcast with it."""
+    lengths = tuple(mask.shape)
+    mask = reshape(mask, (1,) * (len(view.shape) - len(lengths)) + lengths)
+    return parameters.to_axes(view, mask)
 
 
 def are_contiguous(arrays: tuple[Array | None, ...]) -> bool:
@@ -309,10 +367,15 @@ def cast_gradient(values: Array | None, *arrays: Array | None) -> Array | None:
     """Cast a gradient to the dtype of the last array that is given."""
     if values is None:
         return None
-    last = [each for each in arrays if each is not None][-1]
+    last = last_given(arrays)
     if values.dtype == last.dtype:
         return values
     return library_of(values).xp.astype(values, native_dtype(last), copy=False)
+
+
+def last_given(arrays: tuple[Array | None, ...]) -> Array:
+    """Return the last of some arrays that is not None."""
+    return [each for each in arrays if each is not None][-1]
 
 
 def finish_gradient(
@@ -322,10 +385,16 @@ def finish_gradient(
     return None if values is None else cast_gradient(reshape(values, shape), *arrays)
 
 
-def must_widen(dtype: str, gamma: Array | None, beta: Array | None) -> bool:
-    """Whether dbeta would lose digits in the dtype that kernels return, for x of this dtype."""
+def must_widen(
+    dtype: str, gamma: Array | None, beta: Array | None, *, sums_further: bool = False
+) -> bool:
+    """Whether gradients would lose digits in the dtype that kernels return, for x of this dtype.
+
+    Either dbeta would, or both, if their sums over further axes are still to be taken.
+    """
     given = dtype_name_or_none(gamma) or dtype
-    return beta is not None and dtype_name_or_none(beta) != given != ACCUMULATION[dtype]
+    differs = beta is not None and dtype_name_or_none(beta) != given
+    return (sums_further or differs) and given != ACCUMULATION[dtype]
 
 
 def widened(gamma: Array | None, beta: Array | None, dtype: str) -> Array:

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
-
 from .._arrays import (
     ACCUMULATION,
     Array,
-    creation_device,
     device_of,
     dtype_name,
     dtype_name_or_none,
-    has_dtype,
     library_of,
     on_device_of,
     signatures,
     strides_of,
-    to_acc_dtype,
 )
 from ..backend import Choice, choose, plans, requested_backend
 from ..kernels import rows
-from . import checks
+from . import checks, parameters
 from .cache import cache_plan
 from .chunks import CHUNKS_REASON, ChunkCall, ChunksPlan
-from .plans import GRADIENTS, RowsPlan, cast_gradient, must_widen
+from .plans import GRADIENTS, RowsPlan, must_widen
+from .scaled import GammaOffset, NormScaling, ScaledPlan, Scaling
 from .specs import Layout, Primitive, RowsSpec
 from .views import Grouping, Over, RowsView, checked_view
 
@@ -64,6 +59,8 @@ class RowsOperation:
     gradients: tuple[str, ...] = GRADIENTS
     """The gradients that there are, by the names here."""
     needs_gamma: bool = False
+    broadcasts: bool = False
+    """Whether parameters may have the rank of x."""
     names: Names = NAMES
 
     def check_need(self, func_name: str, need: Any) -> tuple[str, ...]:
@@ -74,10 +71,10 @@ class RowsOperation:
 
 
 #: A plan of a call over rows.
-SomePlan: TypeAlias = "RowsPlan | NormPlan"
+SomePlan: TypeAlias = "RowsPlan | ScaledPlan"
 
-LAYER = RowsOperation(center=True)
-RMS = RowsOperation(gradients=("dx", "dgamma"))
+LAYER = RowsOperation(center=True, broadcasts=True)
+RMS = RowsOperation(gradients=("dx", "dgamma"), broadcasts=True)
 
 
 def forward_plan(
@@ -89,6 +86,8 @@ def forward_plan(
     over: Any,
     epsilon: float,
     out: Array | None = None,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> SomePlan:
     """Return the plan of a forward call, made if there is none; a wrong call raises here.
 
@@ -103,8 +102,10 @@ def forward_plan(
             find[type(x)](x),
             find[type(gamma)](gamma),
             find[type(beta)](beta),
+            find[type(where)](where),
             over,
             epsilon,
+            gamma_offset,
             operation,
             requested_backend(),
         )
@@ -112,37 +113,45 @@ def forward_plan(
     except (KeyError, RuntimeError, TypeError):  # a type not seen before, or what is refused below
         key = plan = None
     if plan is None:
-        plan = _new_forward_plan(func_name, operation, (x, gamma, beta), over, epsilon)
+        arrays = x, gamma, beta, where
+        plan = _new_forward_plan(func_name, operation, arrays, over, epsilon, gamma_offset)
         if out is not None:
-            _check_out(func_name, plan, out, x, gamma, beta)
+            _check_out(func_name, plan, out, x, gamma=gamma, beta=beta, where=where)
         cache_plan(key, plan, x)
     if out is not None and not plan.takes(out, x, gamma, beta):
-        _check_out(func_name, plan, out, x, gamma, beta)
+        _check_out(func_name, plan, out, x, gamma=gamma, beta=beta, where=where)
     return plan
 
 
 def _check_out(
-    func_name: str, plan: SomePlan, out: Array, x: Array, gamma: Array | None, beta: Array | None
+    func_name: str, plan: SomePlan, out: Array, x: Array, **others: Array | None
 ) -> None:
-    checks.out(func_name, out, x, {"gamma": gamma, "beta": beta})
+    checks.out(func_name, out, x, others)
     plan.remember(out)
 
 
 def _new_forward_plan(
-    func_name: str, operation: RowsOperation, arrays: tuple[Any, ...], over: Over, epsilon: float
+    func_name: str,
+    operation: RowsOperation,
+    arrays: tuple[Any, ...],
+    over: Over,
+    epsilon: float,
+    gamma_offset: float,
 ) -> SomePlan:
-    x, gamma, beta = arrays
+    x, gamma, beta, where = arrays
     view = _checked_view(func_name, operation, x, gamma, beta, over)
     epsilon = checks.epsilon(func_name, epsilon, x.dtype)
-    scaling = _NormScaling(view, operation, gamma) if operation.by_norm else None
+    if where is not None:
+        checks.mask(func_name, where, x)
+    scaling = _scaling(func_name, operation, view, x, gamma, gamma_offset)
     if scaling is not None:
         with on_device_of(x):
-            gamma, epsilon = scaling.gamma(x, gamma), epsilon / scaling.sqrt_n**2
+            gamma, epsilon = scaling.gamma(x, gamma), epsilon / scaling.epsilon_divisor
     spec = _spec(operation, x, gamma, view)
-    spec = spec._replace(beta=dtype_name_or_none(beta), epsilon=epsilon)
+    spec = spec._replace(beta=dtype_name_or_none(beta), epsilon=epsilon, where=where is not None)
     call = ChunkCall(func_name, over, operation.center, epsilon, (), requested_backend())
     plan = _plan("rows_forward", spec, view, call, x, x, gamma, beta)
-    return plan if scaling is None else NormPlan(plan, scaling)
+    return plan if scaling is None else ScaledPlan(plan, scaling)
 
 
 def backward_plan(
@@ -156,6 +165,8 @@ def backward_plan(
     beta: Array | None,
     over: Any,
     need: tuple[str, ...],
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> SomePlan:
     """Return the plan of a backward call, made if there is none; a wrong call raises here.
 
@@ -175,8 +186,10 @@ def backward_plan(
             find[type(rstd)](rstd),
             find[type(gamma)](gamma),
             find[type(beta)](beta),
+            find[type(where)](where),
             over,
             need,
+            gamma_offset,
             operation,
             requested_backend(),
         )
@@ -184,8 +197,8 @@ def backward_plan(
     except (KeyError, RuntimeError, TypeError):
         key = plan = None
     if plan is None:
-        arrays = dy, x, mean, rstd, gamma, beta
-        plan = _new_backward_plan(func_name, operation, arrays, over, need)
+        arrays = dy, x, mean, rstd, gamma, beta, where
+        plan = _new_backward_plan(func_name, operation, arrays, over, need, gamma_offset)
         cache_plan(key, plan, x)
     return plan
 
@@ -196,8 +209,9 @@ def _new_backward_plan(
     arrays: tuple[Any, ...],
     over: Over,
     need: tuple[str, ...],
+    gamma_offset: float,
 ) -> SomePlan:
-    dy, x, mean, rstd, gamma, beta = arrays
+    dy, x, mean, rstd, gamma, beta, where = arrays
     names = operation.names
     need = operation.check_need(func_name, need)
     needed = tuple(each for each in GRADIENTS if getattr(names, each) in need)
@@ -205,17 +219,23 @@ def _new_backward_plan(
     checks.gradient(func_name, x, names.x, **{names.dy: dy})
     statistics = {names.mean: mean, names.rstd: rstd} if operation.center else {names.rstd: rstd}
     checks.saved(func_name, x, view.statistic, names.x, **statistics)
-    scaling = _NormScaling(view, operation, gamma) if operation.by_norm else None
+    if where is not None:
+        checks.mask(func_name, where, x)
+    scaling = _scaling(func_name, operation, view, x, gamma, gamma_offset)
     call = ChunkCall(func_name, over, operation.center, 0.0, needed, requested_backend())
 
     def plan_for(rstd: Array, gamma: Array | None) -> RowsPlan:
         dtype = dtype_name(x.dtype)
-        widens = "dbeta" in needed and must_widen(dtype, gamma, beta)
+        sums_further = view.expanded is not None
+        widens = (sums_further or "dbeta" in needed) and must_widen(
+            dtype, gamma, beta, sums_further=sums_further
+        )
         spec = _spec(operation, x, gamma, view)
         spec = spec._replace(
             dy=dtype_name_or_none(dy),
             gamma=ACCUMULATION[dtype] if widens else spec.gamma,
             need=("dx" in needed, "dgamma" in needed and gamma is not None, "dbeta" in needed),
+            where=where is not None,
         )
         arrays = dy, x, mean, rstd, gamma
         acc_arrays = mean, rstd, x if gamma is None else gamma, beta
@@ -227,73 +247,28 @@ def _new_backward_plan(
         return plan_for(rstd, gamma)
     with on_device_of(x):
         rstd, gamma = scaling.statistic(rstd), scaling.gamma(x, gamma)
-    return NormPlan(plan_for(rstd, gamma), scaling)
+    return ScaledPlan(plan_for(rstd, gamma), scaling)
 
 
-class _NormScaling:
-    """What makes division by a norm of the division by a root mean square.
-
-    sqrt(sum(x²) + epsilon) is sqrt(n) times the root of the mean of x² plus epsilon / n.
-    """
-
-    def __init__(self, view: RowsView, operation: RowsOperation, gamma: Array | None) -> None:
-        self.sqrt_n = math.sqrt(max(view.rows[1], 1))
-        self._shape, self._saves_norm = view.parameter, operation.saves_norm
-        self._casts_gamma = gamma is not None and not has_dtype(
-            gamma, ACCUMULATION[dtype_name(gamma.dtype)]
+def _scaling(
+    func_name: str,
+    operation: RowsOperation,
+    view: RowsView,
+    x: Array,
+    gamma: Array | None,
+    gamma_offset: float,
+) -> Scaling | None:
+    """Return what a call computes from the caller's gamma and statistic, if anything."""
+    if operation.by_norm:
+        return NormScaling(view, gamma, saves_norm=operation.saves_norm)
+    offset = checks.real(func_name, "gamma_offset", gamma_offset)
+    if offset == 0:
+        return None
+    if gamma is None:
+        raise ValueError(
+            f"{func_name}: gamma_offset={gamma_offset!r} is added to gamma, which is absent"
         )
-
-    def gamma(self, x: Array, gamma: Array | None) -> Array:
-        """Return gamma / sqrt(n), where an absent gamma is 1."""
-        xp = library_of(x).xp
-        if gamma is not None:
-            return (to_acc_dtype(xp, gamma) if self._casts_gamma else gamma) / self.sqrt_n
-        dtype = getattr(xp, ACCUMULATION[dtype_name(x.dtype)])
-        return xp.full(self._shape, 1 / self.sqrt_n, dtype=dtype, device=creation_device(x))
-
-    def statistic(self, values: Array) -> Array:
-        """Return what is saved from rstd; rstd from what is saved as well."""
-        if not self._saves_norm:
-            return values
-        with np.errstate(all="ignore"):
-            return self.sqrt_n / values
-
-    def dgamma(self, dgamma: Array | None, gamma: Array | None) -> Array | None:
-        """Return the gradient of gamma from that of gamma / sqrt(n)."""
-        if dgamma is None or gamma is None:
-            return None
-        return cast_gradient(dgamma / self.sqrt_n, gamma)
-
-
-class NormPlan:
-    """A plan whose rows are divided by their norm, by a plan that divides by root mean squares."""
-
-    def __init__(self, plan: RowsPlan, scaling: _NormScaling) -> None:
-        self.primitive, self.spec, self.choice = plan.primitive, plan.spec, plan.choice
-        self.takes, self.remember = plan.takes, plan.remember
-        self._plan, self._scaling = plan, scaling
-
-    def y(
-        self, x: Array, gamma: Array | None, beta: None = None, out: Array | None = None
-    ) -> Array:
-        """Return y in x's shape."""
-        return self._plan.y(x, self._scaling.gamma(x, gamma), beta, out)
-
-    def forward(
-        self, x: Array, gamma: Array | None, beta: None = None, out: Array | None = None
-    ) -> tuple[Array, None, Array]:
-        """Return y, no mean, and the norm or rstd."""
-        y, _, rstd = self._plan.forward(x, self._scaling.gamma(x, gamma), beta, out)
-        return y, None, self._scaling.statistic(rstd)
-
-    def backward(
-        self, dy: Array, x: Array, mean: None, saved: Array, gamma: Array | None, beta: None = None
-    ) -> tuple[Array | None, Array | None, None]:
-        """Return dx, dgamma and no dbeta."""
-        scaling = self._scaling
-        rstd, scaled = scaling.statistic(saved), scaling.gamma(x, gamma)
-        dx, dgamma, _ = self._plan.backward(dy, x, mean, rstd, scaled, beta)
-        return dx, scaling.dgamma(dgamma, gamma), None
+    return GammaOffset(offset)
 
 
 def _plan(
@@ -347,8 +322,11 @@ def _checked_view(
 ) -> RowsView:
     """Check x, gamma and beta, and return the view of x as rows."""
     names = operation.names
-    parameters = {names.gamma: gamma, names.beta: beta}
-    view = checked_view(func_name, over, x, names.x, **parameters)
+    given = {names.gamma: gamma, names.beta: beta}
+    if operation.broadcasts:
+        view = checked_view(func_name, over, x, names.x)
+        return parameters.checked(func_name, view, x, **given)
+    view = checked_view(func_name, over, x, names.x, **given)
     if gamma is None and operation.needs_gamma:
         checks.parameter(func_name, names.gamma, gamma, x, view, names.x)
     return view
@@ -365,4 +343,5 @@ def _spec(operation: RowsOperation, x: Array, gamma: Array | None, view: RowsVie
         center=operation.center,
         groups=view.groups,
         repeat=view.repeat,
+        span=view.span,
     )

@@ -73,6 +73,10 @@ class RowsSpec(NamedTuple):
     """Dtype of dy in a backward call; mean and rstd have the accumulation dtype."""
     need: tuple[bool, bool, bool] = (True, True, True)
     """Of a backward call: whether dx, dgamma, dbeta are wanted."""
+    span: int = 1
+    """How many rows that follow each other have the same parameters: see `rows_forward`."""
+    where: bool = False
+    """Whether the kernel gets a mask, by the keyword `where`: see `rows_forward`."""
 
     @property
     def parameters(self) -> int:
@@ -84,7 +88,8 @@ class RowsSpec(NamedTuple):
         particular = (
             {"epsilon": self.epsilon} if primitive == "rows_forward" else {"need": self.need}
         )
-        return {"center": self.center, "groups": self.groups, "repeat": self.repeat, **particular}
+        shared = {"groups": self.groups, "repeat": self.repeat, "span": self.span}
+        return {"center": self.center, **shared, **particular}
 
 
 class ChannelsSpec(NamedTuple):

@@ -38,6 +38,43 @@ class RowsView(NamedTuple):
     """The shape of the parameters in words, for messages."""
     groups: int = 1
     repeat: int = 1
+    span: int = 1
+    """Rows that follow each other and have the same parameters."""
+    expanded: tuple[int, ...] | None = None
+    """The shape that parameters are broadcast to for kernels on rows, where they have the rank of
+    x; else None: see `parameters`."""
+
+    @property
+    def plain_axes(self) -> tuple[int, ...]:
+        """The axes of x that parameters have where they have not its rank."""
+        if self.grouped_shape == self.shape:
+            return self.axes
+        return (self.channel_axis,)
+
+    @property
+    def plain_parameter(self) -> tuple[int, ...]:
+        """The shape of parameters where they have not the rank of x."""
+        return tuple(self.shape[axis] for axis in self.plain_axes)
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of x that holds groups of channels; its rank where there are none."""
+        if self.grouped_shape == self.shape:
+            return len(self.shape)
+        return next(axis for axis in range(len(self.grouped_shape)) if axis not in (0, *self.axes))
+
+    def grouped_axes(self, axes: set[int]) -> tuple[int, ...]:
+        """Return the axes of `grouped_shape` that are these axes of x."""
+        channels = self.channel_axis
+        return tuple(
+            each
+            for axis in sorted(axes)
+            for each in ((axis, axis + 1) if axis == channels else (axis + (axis > channels),))
+        )
+
+    def axis_of_x(self, axis: int) -> int:
+        """Return the axis of x that an axis of `grouped_shape` is part of."""
+        return axis - (axis > self.channel_axis)
 
     @property
     def broadcast_parameter(self) -> tuple[int, ...]:
@@ -223,7 +260,10 @@ def view_of(func_name: str, over: Over, shape: tuple[int, ...], x_name: str = "x
 def checked_view(
     func_name: str, over: Axis | Grouping, x: Array, x_name: str = "x", **parameters: Array | None
 ) -> RowsView:
-    """Check x, the axes and the parameters that are given; return the view of x as rows."""
+    """Check x, the axes and the parameters that are given; return the view of x as rows.
+
+    All parameters have the shape of the normalised axes, or that of the channels.
+    """
     checks.array(func_name, x_name, x)
     if not isinstance(over, Grouping):
         over = checks.canonical_axis(func_name, over)

@@ -19,7 +19,7 @@ import numpy as np
 from .._arrays import Array, dtype_name, library_of, native_dtype, to_acc_dtype
 from .._layout import ascontiguous
 from .reductions import wide_sum
-from .rows import astype_like, normalise, scale_epsilon, x_hat_from_stats
+from .rows import Elements, astype_like, normalise, scale_epsilon, x_hat_from_stats
 
 
 def channels_forward(
@@ -125,7 +125,7 @@ def channels_backward(
             dbeta = wide_sum(xp, dy, axes, fused=False)
         if need_dx or need_dgamma:
             mean, rstd = (_broadcast_channels(xp, x, axis, each) for each in (mean, rstd))
-            x_hat = x_hat_from_stats(xp, x, mean, rstd, axes=axes)
+            x_hat = x_hat_from_stats(x, mean, rstd, Elements(xp, dy, axes))
             dgamma = wide_sum(xp, dy * x_hat, axes, fused=False)
         if need_dx:
             dx = (dy - dbeta / n) - x_hat * (dgamma / n)

@@ -19,7 +19,7 @@ import numpy as np
 from .._arrays import Array, detach, dtype_name, library_of
 from .moments import two_sum
 from .reductions import largest_magnitude, one_of_each, sum_over
-from .rows import astype_like, centred, mean_square, scaling, unscaled_rstd
+from .rows import Elements, astype_like, centred, mean_square, scaling, unscaled_rstd
 
 
 def statistics(
@@ -38,8 +38,9 @@ def statistics(
         scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)
         if scale is not None:
             d = d * scale
-        d, approx_mean, mean_residual = centred(xp, d, axes)
-        var = mean_square(xp, d, axes)
+        elements = Elements(xp, d, axes)
+        d, approx_mean, mean_residual = centred(d, elements)
+        var = mean_square(d, elements)
         rstd = 1 / xp.sqrt(var + scaled_epsilon)
         rstd = unscaled_rstd(xp, rstd, scale, var, epsilon, dtype_name(d.dtype))
         mean, mean_residual = two_sum(approx_mean, mean_residual)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._arrays import Array, library_of, to_acc_dtype
 from .reductions import sum_over
-from .rows import centred, scaling
+from .rows import Elements, centred, scaling
 
 
 def moments(x: Array, *, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
@@ -26,7 +26,7 @@ def moments(x: Array, *, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
         scale, _ = scaling(xp, x.dtype, d, axes, 0.0)
         if scale is not None:
             d = d * scale
-        d, approx_mean, mean_residual = centred(xp, d, axes)
+        d, approx_mean, mean_residual = centred(d, Elements(xp, d, axes))
         mean, mean_residual = two_sum(approx_mean, mean_residual)
         m2 = sum_over(xp, d * d, axes, wide=True)
         if scale is not None:

@@ -54,6 +54,47 @@ _RANGE_SCALE = {"float32": 2.0**-64, "float64": 2.0**-512}
 _SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
 
+class Elements:
+    """The elements that statistics over some axes are taken of: all, or those where a mask is true.
+
+    A mask broadcasts with x.
+    """
+
+    def __init__(
+        self, xp: Any, x: Array, axes: tuple[int, ...], where: Array | None = None
+    ) -> None:
+        """Take elements of arrays of the shape of x, which has the accumulation dtype."""
+        self.xp, self.axes, self.where = xp, axes, where
+        #: Their number, or 1 where there are none.
+        self.count: Any = max(math.prod(x.shape[axis] for axis in axes), 1)
+        if where is not None:
+            ones = xp.where(where, xp.ones_like(x), 0.0)
+            count = xp.astype(sum_over(xp, ones, axes, wide=True), x.dtype, copy=False)
+            self._is_empty = count == 0
+            self.count = xp.where(self._is_empty, 1.0, count)
+
+    def only(self, values: Array, other: Any = 0.0) -> Array:
+        """Return values with another in place of those that do not belong."""
+        return values if self.where is None else self.xp.where(self.where, values, other)
+
+    def unless_empty(self, statistic: Any, other: float = 0.0) -> Any:
+        """Return a statistic with another value where there are no elements."""
+        if self.where is None:
+            return statistic
+        return self.xp.where(self._is_empty, other, statistic)
+
+    def one(self, x: Array) -> Array:
+        """Return one of the elements of x; 0 where there are none."""
+        if self.where is None:
+            return one_of_each(self.xp, x, self.axes)
+        least = self.xp.min(self.only(x, math.inf), axis=self.axes, keepdims=True)
+        return self.unless_empty(least)
+
+    def mean(self, values: Array, **options: Any) -> Array:
+        """Return the mean of values, by the options of `sum_over`; 0 where there are none."""
+        return sum_over(self.xp, self.only(values), self.axes, **options) / self.count
+
+
 def rows_forward(
     x: Array,
     gamma: Array | None,
@@ -63,7 +104,9 @@ def rows_forward(
     center: bool,
     groups: int = 1,
     repeat: int = 1,
+    span: int = 1,
     out: Array | None = None,
+    where: Array | None = None,
 ) -> tuple[Array, Array | None, Array]:
     """Normalise each row of x.
 
@@ -73,15 +116,18 @@ def rows_forward(
         Shape (M, N), in C order where the library has an order.
     gamma, beta
         Shape (groups * N // repeat,) or None. Element (r, c) of x takes its parameters from index
-        (r mod groups) * (N // repeat) + c // repeat.
+        (r // span mod groups) * (N // repeat) + c // repeat.
     epsilon
         Added to the variance, inside the root.
     center
         Whether to subtract the mean. Without it this is RMS norm.
-    groups, repeat
-        See gamma. Layer norm and RMS norm have 1 and 1.
+    groups, repeat, span
+        See gamma. Layer norm and RMS norm have 1, 1 and 1, unless parameters have the rank of x.
     out
         An array for y, or None.
+    where
+        Boolean, of shape (M, N), or None. Elements where it is false do not count, whatever they
+        are, and y is 0 there. A row without elements has a mean and an rstd of 0.
 
     Returns
     -------
@@ -90,13 +136,14 @@ def rows_forward(
     rstd : array of shape (M, 1), likewise
     """
     xp = library_of(x).xp
-    split = _split(x.shape, groups, repeat)
+    split = _split(x.shape, groups, repeat, span)
     y, mean, _, rstd = normalise(
         _reshape(xp, x, split.shape),
         *(_reshape(xp, each, split.parameter) for each in (gamma, beta)),
         axes=split.axes,
         epsilon=epsilon,
         center=center,
+        where=_reshape(xp, where, split.shape),
     )
     y = _reshape(xp, y, x.shape)
     mean, rstd = (_reshape(xp, each, (x.shape[0], 1)) for each in (mean, rstd))
@@ -113,7 +160,9 @@ def rows_backward(
     center: bool,
     groups: int = 1,
     repeat: int = 1,
+    span: int = 1,
     need: tuple[bool, bool, bool] = (True, True, True),
+    where: Array | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Compute the gradients of `rows_forward`.
 
@@ -123,10 +172,12 @@ def rows_backward(
         Shape (M, N): the gradient of y, and the input of the forward pass.
     mean, rstd
         Shape (M, 1), from `rows_forward`; mean is None where `center` is False.
-    gamma, center, groups, repeat
+    gamma, center, groups, repeat, span
         As in `rows_forward`.
     need
         Which of dx, dgamma and dbeta to compute. The others are None and cost nothing.
+    where
+        As in `rows_forward`; dx is 0 where it is false.
 
     Returns
     -------
@@ -135,7 +186,7 @@ def rows_backward(
         A backend may return them in the dtype of gamma, or of x where gamma is absent.
     """
     xp = library_of(x).xp
-    split = _split(x.shape, groups, repeat)
+    split = _split(x.shape, groups, repeat, span)
     dx, dgamma, dbeta = normalise_backward(
         _reshape(xp, dy, split.shape),
         _reshape(xp, x, split.shape),
@@ -146,6 +197,7 @@ def rows_backward(
         parameter_axes=split.parameter_axes,
         center=center,
         need=need,
+        where=_reshape(xp, where, split.shape),
     )
     parameters = (groups * x.shape[1] // repeat,)
     dx = _reshape(xp, dx, x.shape)
@@ -162,14 +214,14 @@ class _Split(NamedTuple):
     parameter_axes: tuple[int, ...]
 
 
-def _split(shape: tuple[int, int], groups: int, repeat: int) -> _Split:
-    """Split (M, N) into (M / groups, groups, N / repeat, repeat), unless both are 1."""
+def _split(shape: tuple[int, int], groups: int, repeat: int, span: int) -> _Split:
+    """Split (M, N) into (M / groups / span, groups, span, N / repeat, repeat), unless all are 1."""
     m, n = shape
     if groups == repeat == 1:
         return _Split((m, n), (m, 1), (n,), (1,), (1,))
-    outer, inner = m // groups, n // repeat
-    rows, parameter = (outer, groups, inner, repeat), (1, groups, inner, 1)
-    return _Split(rows, (outer, groups, 1, 1), parameter, (2, 3), (1, 2))
+    outer, inner = m // (groups * span), n // repeat
+    rows, parameter = (outer, groups, span, inner, repeat), (1, groups, 1, inner, 1)
+    return _Split(rows, (outer, groups, span, 1, 1), parameter, (3, 4), (1, 3))
 
 
 def _reshape(xp: Any, x: Array | None, shape: tuple[int, ...]) -> Any:
@@ -201,36 +253,41 @@ def normalise(
     axes: tuple[int, ...],
     epsilon: float,
     center: bool,
+    where: Array | None = None,
 ) -> tuple[Array, Array | None, Array, Array]:
     """Normalise x over `axes`, ascending; gamma and beta broadcast, statistics keep the rank.
 
     Return y, mean, var and rstd. Without `center`, the mean is None and var is the mean square.
+    Elements where a mask is false do not count: y is 0 there. Statistics of no elements are 0.
     """
     xp = library_of(x).xp
-    n = math.prod(x.shape[axis] for axis in axes)
     d = to_acc_dtype(xp, ascontiguous(x))
     dtype = d.dtype
-    if n == 0:  # y is empty, but frameworks still see a function of x, gamma and beta
-        nan = xp.sum(d, axis=axes, keepdims=True) + math.nan
+    if 0 in (x.shape[axis] for axis in axes):
+        # y is empty, but frameworks still see a function of x, gamma and beta.
+        nan = xp.sum(d, axis=axes, keepdims=True) + (math.nan if where is None else 0.0)
         y = xp.astype(_affine(xp, d * nan, gamma, beta), native_dtype(x), copy=False)
         return y, nan if center else None, nan, nan
+    elements = Elements(xp, d, axes, where)
+    d = elements.only(d)
     with np.errstate(all="ignore"):  # NaN, infinity and zero variance are expected
         scale, scaled_epsilon = scaling(xp, x.dtype, d, axes, epsilon)
         if scale is not None:
             d = d * scale
         if center:
-            d, approx_mean, mean_residual = centred(xp, d, axes)
-        var = mean_square(xp, d, axes)
-        std = xp.sqrt(var + scaled_epsilon)
+            d, approx_mean, mean_residual = centred(d, elements)
+        var = mean_square(d, elements)
+        std = xp.sqrt(var + elements.unless_empty(scaled_epsilon, 1.0))
         rstd = 1 / std
         if std.dtype == dtype and computes_in_float64(x):  # a quotient has one rounding less
             y = d / std
         else:
             y = d * astype_like(xp, rstd, d)
         del d  # frees memory of the size of x
-        y = _affine(xp, y, gamma, beta)
+        y = elements.only(_affine(xp, y, gamma, beta))
         mean = approx_mean + mean_residual if center else None
         rstd = unscaled_rstd(xp, rstd, scale, var, epsilon, dtype_name(dtype))
+        rstd = elements.unless_empty(rstd)
         if scale is not None:
             var = var / scale / scale  # whose square may be out of range
             mean = None if mean is None else mean / scale
@@ -258,30 +315,31 @@ def unscaled_rstd(
     return xp.where(var == 0, constant_rstd, rstd if scale is None else rstd * scale)
 
 
-def centred(xp: Any, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """Return x minus its mean over `axes`, the approximate mean, and the residual of that mean."""
-    n = math.prod(x.shape[axis] for axis in axes)
-    one = one_of_each(xp, x, axes)
-    approx_mean = one + sum_over(xp, x - one, axes) / n
+def centred(x: Array, elements: Elements) -> tuple[Array, Array, Array]:
+    """Return x minus the mean of its elements, the approximate mean, and the residual of that mean.
+
+    What does not belong is 0.
+    """
+    one = elements.one(x)
+    approx_mean = one + elements.mean(x - one)
     d = x - approx_mean
-    mean_residual = sum_over(xp, d, axes) / n
+    mean_residual = elements.mean(d)
     d -= mean_residual
-    return d, approx_mean, mean_residual
+    return elements.only(d), approx_mean, mean_residual
 
 
-def mean_square(xp: Any, d: Array, axes: tuple[int, ...]) -> Array:
-    """Return the mean of the squares of d over `axes`, in float64 where the library has it.
+def mean_square(d: Array, elements: Elements) -> Array:
+    """Return the mean of the squares of d, in float64 where the library has it.
 
     There is no wider dtype for squares in float64, so the mean of their deviations from the
     computed mean is added: where squares are alike, as in a row with many zeros, a plain sum
     rounds in one direction.
     """
-    n = math.prod(d.shape[axis] for axis in axes)
-    squares = d * d
-    mean = sum_over(xp, squares, axes, wide=True) / n
+    xp, squares = elements.xp, d * d
+    mean = elements.mean(squares, wide=True)
     if dtype_name(d.dtype) != "float64":
         return mean
-    residual = sum_over(xp, squares - mean, axes) / n
+    residual = elements.mean(squares - mean)
     return xp.where(xp.isfinite(residual), mean + residual, mean)
 
 
@@ -296,36 +354,40 @@ def normalise_backward(
     parameter_axes: tuple[int, ...],
     center: bool,
     need: tuple[bool, bool, bool],
+    where: Array | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Compute the gradients of `normalise`; those of parameters keep the rank."""
     xp = library_of(x).xp
     need_dx, need_dgamma, need_dbeta = need
-    n = math.prod(x.shape[axis] for axis in axes)
     reduced_axes = tuple(axis for axis in range(x.ndim) if axis not in parameter_axes)
     dx = dgamma = dbeta = None
     with np.errstate(all="ignore"):
         x, dy = ascontiguous(x), astype_like(xp, ascontiguous(dy), rstd)
+        elements = Elements(xp, dy, axes, where)
+        dy = elements.only(dy)
         if need_dbeta:
             dbeta = wide_sum(xp, dy, reduced_axes)
         if not (need_dx or need_dgamma):
             return dx, dgamma, dbeta
-        x_hat = x_hat_from_stats(xp, x, mean, rstd, axes=axes)
+        x_hat = x_hat_from_stats(x, mean, rstd, elements)
         if need_dgamma:
             dgamma = wide_sum(xp, dy * x_hat, reduced_axes)
         if need_dx:
             g = dy if gamma is None else dy * astype_like(xp, gamma, dy)
-            dx = g - x_hat * (sum_over(xp, g * x_hat, axes, fused=False) / max(n, 1))
+            dx = g - x_hat * elements.mean(g * x_hat, fused=False)
             if center:
-                dx -= sum_over(xp, g, axes, fused=False) / max(n, 1)
-            dx = xp.astype(dx * rstd, native_dtype(x), copy=False)
+                dx -= elements.mean(g, fused=False)
+            dx = xp.astype(elements.only(dx * rstd), native_dtype(x), copy=False)
     return dx, dgamma, dbeta
 
 
-def x_hat_from_stats(
-    xp: Any, x: Array, mean: Array | None, rstd: Array, *, axes: tuple[int, ...]
-) -> Array:
-    """Return x̂ from the statistics of `normalise`, corrected for the rounding of the mean."""
-    d = to_acc_dtype(xp, x)
+def x_hat_from_stats(x: Array, mean: Array | None, rstd: Array, elements: Elements) -> Array:
+    """Return x̂ from the statistics of `normalise`, corrected for the rounding of the mean.
+
+    What does not belong to the elements is finite.
+    """
+    xp = elements.xp
+    d = elements.only(to_acc_dtype(xp, x))
     if mean is None:
         return d * rstd
     # Deviations are scaled by a power of two, which is exact and prevents overflow of their sum. In
@@ -333,7 +395,7 @@ def x_hat_from_stats(
     min_rstd = _RANGE_SCALE[dtype_name(rstd.dtype)]
     scale = xp.where(rstd < min_rstd, min_rstd, xp.ones_like(rstd))
     d = (d - mean) * scale
-    d -= sum_over(xp, d, axes) / max(math.prod(x.shape[axis] for axis in axes), 1)
+    d -= elements.mean(d)
     return d * (rstd / scale)
 
 

@@ -59,7 +59,7 @@ class Recorder:
         assert dtype is None or values.dtype == dtype
 
     def rows_forward(self, x: Any, gamma: Any, beta: Any, *, out: Any, **options: Any) -> Any:
-        assert options.keys() == {"epsilon", "center", "groups", "repeat"}
+        assert options.keys() == {"epsilon", "center", "groups", "repeat", "span"}
         self.check(x, *x.shape)
         m, n = x.shape
         for parameter in (gamma, beta):
@@ -72,7 +72,7 @@ class Recorder:
     def rows_backward(
         self, dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, **options: Any
     ) -> Any:
-        assert options.keys() == {"center", "groups", "repeat", "need"}
+        assert options.keys() == {"center", "groups", "repeat", "span", "need"}
         assert (mean is not None) == options["center"]
         m, n = x.shape
         self.check(x, m, n)

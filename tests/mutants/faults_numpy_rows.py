@@ -59,9 +59,16 @@ OF_FORWARD = (
         rows("test_forward_values and float32 and 1e-30"),
     ),
     Fault(
+        "rows of a span have the parameters of the next ones",
+        FORWARD,
+        "return row // affine.span % affine.groups",
+        "return (row + 1) // affine.span % affine.groups",
+        rows("test_cases and sample and float32"),
+    ),
+    Fault(
         "all groups have the parameters of the first",
         FORWARD,
-        "param_offset = (row % affine.groups) * segments + segment",
+        "param_offset = param_row(affine, row) * segments + segment",
         "param_offset = segment",
         rows("test_cases and group_norm and float32"),
     ),
@@ -75,8 +82,8 @@ OF_FORWARD = (
     Fault(
         "rows at the end of an odd block are omitted",
         FORWARD,
-        "    while k < count:\n        constants = load_row_constants(",
-        "    while k + 1 < count:\n        constants = load_row_constants(",
+        "    while k < count:\n        row = begin + k\n",
+        "    while k + 1 < count:\n        row = begin + k\n",
         rows("test_row_accuracy and test_forward_lengths and float32 and 384"),
     ),
 )
@@ -217,10 +224,24 @@ OF_MOMENTS = (
 
 OF_BACKWARD = (
     Fault(
+        "blocks of a span have the parameters of the first group",
+        BACKWARD,
+        "return Block(start, min(begin + span, start + rows_per_block), 1, param_row)",
+        "return Block(start, min(begin + span, start + rows_per_block), 1, 0)",
+        rows("test_cases and sample and float32"),
+    ),
+    Fault(
+        "a block reaches into the next span",
+        BACKWARD,
+        "return Block(start, min(begin + span, start + rows_per_block), 1, param_row)",
+        "return Block(start, start + rows_per_block, 1, param_row)",
+        rows("test_cases and sample and float32"),
+    ),
+    Fault(
         "the sums of the last block of rows are omitted",
         BACKWARD,
-        "        reduce_into(dgamma, blocks, ",
-        "        reduce_into(dgamma, max(blocks - 1, 1), ",
+        "            reduce_into(sums, partials, into)",
+        "            reduce_into(sums, max(partials - 1, 1), into)",
         rows("test_many_rows and layer_norm"),
     ),
     Fault(

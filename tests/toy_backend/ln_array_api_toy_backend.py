@@ -23,6 +23,7 @@ class ToyBackend:
         center: bool,
         groups: int,
         repeat: int,
+        span: int,
         out: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
         with np.errstate(all="ignore"):

@@ -51,8 +51,13 @@ def kernel(name: str, *parameters: str | int | bool) -> Any:
 
 
 def can_run(spec: RowsSpec) -> bool:
-    """Return whether 32 bits hold a block's number, the number of groups and `repeat`."""
+    """Return whether 32 bits hold a block's number, the number of groups and `repeat`.
+
+    Parameters that several adjacent rows share are for the generic kernels.
+    """
     m, n = spec.shape
+    if spec.span > 1:
+        return False
     return 0 < m < 1 << 31 and n > 0 and spec.groups < 1 << 29 and spec.repeat < 1 << 31
 
 

@@ -13,6 +13,8 @@ from ln_array_api.kernels import channels, rows
 from . import calls
 from .primitives import backward_p, bind, forward_p
 
+_PARAMETERS = "groups", "repeat", "span"
+
 
 class JaxBackend:
     """All primitives, compiled once for each shape."""
@@ -40,10 +42,10 @@ class JaxBackend:
         )
 
     rows_forward = staticmethod(
-        jax.jit(rows.rows_forward, static_argnames=("epsilon", "center", "groups", "repeat", "out"))
+        jax.jit(rows.rows_forward, static_argnames=("epsilon", "center", *_PARAMETERS, "out"))
     )
     rows_backward = staticmethod(
-        jax.jit(rows.rows_backward, static_argnames=("center", "groups", "repeat", "need"))
+        jax.jit(rows.rows_backward, static_argnames=("center", *_PARAMETERS, "need"))
     )
     channels_forward = staticmethod(jax.jit(channels.channels_forward, static_argnames="epsilon"))
     channels_inference = staticmethod(

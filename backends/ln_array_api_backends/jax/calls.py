@@ -182,8 +182,9 @@ def _backward(
     count = rows_dispatch.task_count("rows_backward", spec)
     arguments = rows_dispatch.backward_arguments(spec)
     task = Task(backward_task, arguments, count)
-    # The sums of a single block are the results; partial sums of several blocks are dropped.
-    in_the_end = [rows_dispatch.DGAMMA_RESULT, rows_dispatch.DBETA_RESULT] if count > 1 else []
+    # A single partial sum of each parameter is the result; several are dropped.
+    partials = rows_dispatch.partial_count(spec)
+    in_the_end = [rows_dispatch.DGAMMA_RESULT, rows_dispatch.DBETA_RESULT] if partials > 1 else []
     outputs = [rows_dispatch.DX, *in_the_end, rows_dispatch.DGAMMA, rows_dispatch.DBETA]
     run = _called(task, arguments, rows_dispatch.BACKWARD_INPUTS, outputs, x, spec)
 

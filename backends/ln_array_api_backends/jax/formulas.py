@@ -6,12 +6,10 @@ have x's rank, with length 1 where they do not vary.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ln_array_api._arrays import library_of, to_acc_dtype
 from ln_array_api.kernels import rows
-from ln_array_api.kernels.reductions import sum_over
 
 
 def present(values: Any) -> list[Any]:
@@ -47,16 +45,16 @@ def tangents(
 ) -> list[Any]:
     """Return the tangents of y, mean and rstd, linear in those of x, gamma and beta."""
     xp = library_of(x).xp
-    n = max(math.prod(x.shape[axis] for axis in axes), 1)
-    x_hat = rows.x_hat_from_stats(xp, x, mean, rstd, axes=axes)
+    elements = rows.Elements(xp, x, axes)
+    x_hat = rows.x_hat_from_stats(x, mean, rstd, elements)
     of_y = xp.zeros_like(x_hat)
     of_mean, of_rstd = None if mean is None else xp.zeros_like(mean), xp.zeros_like(rstd)
     if of_x is not None:
         moved = to_acc_dtype(xp, of_x)
-        along = sum_over(xp, moved * x_hat, axes, fused=False) / n
+        along = elements.mean(moved * x_hat, fused=False)
         of_y, of_rstd = moved - x_hat * along, -(rstd * rstd) * along
         if mean is not None:
-            of_mean = sum_over(xp, moved, axes, fused=False) / n
+            of_mean = elements.mean(moved, fused=False)
             of_y = of_y - of_mean
         of_y = of_y * rstd
         if gamma is not None:
@@ -73,11 +71,11 @@ def along_statistics(
 ) -> Any:
     """Return the cotangent of x from those of mean and rstd; one may be None."""
     xp = library_of(x).xp
-    n = max(math.prod(x.shape[axis] for axis in axes), 1)
     added = xp.zeros(x.shape, dtype=rstd.dtype)
+    elements = rows.Elements(xp, added, axes)
     if of_mean is not None:
-        added = added + of_mean / n
+        added = added + of_mean / elements.count
     if of_rstd is not None:
-        x_hat = rows.x_hat_from_stats(xp, x, mean, rstd, axes=axes)
-        added = added - of_rstd * rstd * rstd * x_hat / n
+        x_hat = rows.x_hat_from_stats(x, mean, rstd, elements)
+        added = added - of_rstd * rstd * rstd * x_hat / elements.count
     return added

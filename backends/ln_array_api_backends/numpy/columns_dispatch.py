@@ -153,7 +153,7 @@ def prepare_groups(
     primitive: Primitive, spec: RowsSpec, layout: Layout
 ) -> tuple[Callable[..., Any], str] | None:
     """Return what runs a rows primitive on groups that are columns of samples, else None."""
-    if not layout.strides:
+    if not layout.strides or not layout.parameter_axes:
         return None
     split, group = layout.shape, layout.parameter_axes[0]
     trailing = tuple(range(group + 1, len(split)))

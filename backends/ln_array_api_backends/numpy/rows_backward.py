@@ -8,6 +8,8 @@ order at the end: see `gradient_sums`.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from numba import njit
 
 from .compile import CALLED, INLINE, ONCE
@@ -103,9 +105,12 @@ def load_dx_constants(mean, rstd, row, d_means, g_means, projections, index, one
 @njit(**ONCE)
 def backward(
     dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, non_temporal, start, stop,
-    grad_offset,
+    grad_offset, gamma_offset,
 ):  # fmt: skip
-    """Process rows start to stop; store their sums for dgamma and dbeta from grad_offset on."""
+    """Process rows start to stop; store their sums for dgamma and dbeta from grad_offset on.
+
+    Their parameters start at gamma_offset.
+    """
     n, size = x.shape[1], x.itemsize
     dy_ptr, x_ptr = data_pointer(dy), data_pointer(x)
     gamma_ptr, dx_ptr = data_pointer(gamma), data_pointer(dx)
@@ -135,7 +140,8 @@ def backward(
         k = 0
         while k < count:
             row, rows_now = begin + k, 1
-            source = Source(dy_ptr, x_ptr, row * n, gamma_ptr, (row % groups) * params_per_row)
+            param_offset = (row % groups) * params_per_row
+            source = Source(dy_ptr, x_ptr, row * n, gamma_ptr, gamma_offset + param_offset)
             if whole and k + 4 <= count:
                 rows_now = 4
                 sum_d, sum_g, sum_g_x_hat = gradient_sums4(
@@ -160,7 +166,7 @@ def backward(
         while k < count:
             row = begin + k
             param_offset = (row % groups) * params_per_row
-            source = Source(dy_ptr, x_ptr, row * n, gamma_ptr, param_offset)
+            source = Source(dy_ptr, x_ptr, row * n, gamma_ptr, gamma_offset + param_offset)
             gradients = Gradients(dx_ptr, dgamma_ptr, dbeta_ptr, grad_offset + param_offset)
             row0 = load_dx_constants(
                 mean_ptr, rstd_ptr, row, d_means, g_means, projections, k * spacing, ones_vec
@@ -200,7 +206,7 @@ def backward(
                 # No non-temporal stores: they need an alignment prologue, so the order of the sums
                 # would depend on the address of the segment.
                 for segment in range(params_per_row):
-                    g = load_broadcast(gamma_ptr, param_offset + segment, ones_vec)
+                    g = load_broadcast(gamma_ptr, source.param_offset + segment, ones_vec)
                     piece = Source(dy_ptr, x_ptr, row * n + segment * repeat, g, 0)
                     a, b = write_dx(piece, repeat, row0, Gradients(dx_ptr, None, None, 0), False, 0)
                     add_to(dgamma, grad_offset + param_offset + segment, a)
@@ -208,26 +214,51 @@ def backward(
             k += 1
 
 
+class Block(NamedTuple):
+    """Rows with common partial sums, and the rows of parameters that they have in turn."""
+
+    start: Any
+    stop: Any
+    groups: Any
+    param_row: Any
+    """The first of them."""
+
+
+@njit(**INLINE)
+def block_of(index, m, groups, span, rows_per_block):
+    """Return a block. Where a row of parameters has a span of rows, a block has one of them."""
+    if span == 1:
+        start = index * rows_per_block
+        return Block(start, min(m, start + rows_per_block), groups, 0)
+    blocks_per_span = -(-span // rows_per_block)
+    param_row = index % groups
+    outer, part = divmod(index // groups, blocks_per_span)
+    begin = (outer * groups + param_row) * span
+    start = begin + part * rows_per_block
+    return Block(start, min(begin + span, start + rows_per_block), 1, param_row)
+
+
 @njit(**CALLED)
 def backward_blocks(
-    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, non_temporal, rows_per_block,
-    rows_per_run, first, last,
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, span, repeat, non_temporal,
+    rows_per_block, rows_per_run, first, last,
 ):  # fmt: skip
     """Process blocks first to last (exclusive), each in runs of rows with sums of their own."""
     m, n = x.shape
-    parameters = groups * (n if repeat is None else n // repeat)
+    params_per_row = n if repeat is None else n // repeat
+    parameters = params_per_row * (groups if span == 1 else 1)
     run_length = parameters if rows_per_block > rows_per_run else 0
     run_dgamma = empty_or_none(dgamma, run_length, rstd)
     run_dbeta = empty_or_none(dbeta, run_length, rstd)
-    for block in range(first, last):
-        begin, end = block * rows_per_block, min(m, (block + 1) * rows_per_block)
-        grad_offset = block * parameters
-        for start in range(begin, end, rows_per_run):
-            is_first = start == begin
+    for index in range(first, last):
+        block = block_of(index, m, groups, span, rows_per_block)
+        gamma_offset, grad_offset = block.param_row * params_per_row, index * parameters
+        for start in range(block.start, block.stop, rows_per_run):
+            is_first = start == block.start
             backward(
                 dy, x, mean, rstd, gamma, dx, dgamma if is_first else run_dgamma,
-                dbeta if is_first else run_dbeta, groups, repeat, non_temporal, start,
-                min(start + rows_per_run, end), grad_offset if is_first else 0,
+                dbeta if is_first else run_dbeta, block.groups, repeat, non_temporal, start,
+                min(start + rows_per_run, block.stop), grad_offset if is_first else 0, gamma_offset,
             )  # fmt: skip
             if not is_first:
                 add_run(dgamma, grad_offset, run_dgamma, rstd)
@@ -237,13 +268,19 @@ def backward_blocks(
 
 
 @njit(**INLINE)
-def reduce_several_blocks(blocks, dgamma, dbeta, into_dgamma, into_dbeta):
-    """Reduce the partial sums of all blocks, unless those of a single block are the results."""
-    if blocks > 1:
-        reduce_into(dgamma, blocks, into_dgamma)
-        reduce_into(dbeta, blocks, into_dbeta)
+def reduce_several(sums, into):
+    """Reduce partial sums into the gradient, unless there is one only, which is the gradient."""
+    if sums is not None:
+        partials = sums.size // into.size
+        if partials > 1:
+            reduce_into(sums, partials, into)
 
 
-backward_task = reducing_task_of(
-    backward_blocks, reduce_several_blocks, withheld=(8, 10), reduced=(6, 10)
-)
+@njit(**INLINE)
+def reduce_all(blocks, dgamma, dbeta, into_dgamma, into_dbeta):
+    """Reduce the partial sums of all blocks; where these have rows of parameters, of each."""
+    reduce_several(dgamma, into_dgamma)
+    reduce_several(dbeta, into_dbeta)
+
+
+backward_task = reducing_task_of(backward_blocks, reduce_all, withheld=(8, 10), reduced=(6, 10))

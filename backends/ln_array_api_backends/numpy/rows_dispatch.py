@@ -31,12 +31,23 @@ def uses_non_temporal(primitive: Primitive, spec: RowsSpec) -> bool:
 
 def task_count(primitive: Primitive, spec: RowsSpec) -> int:
     """Return how many parts a call has at most: rows, or blocks of rows with partial sums."""
-    m = spec.shape[0]
-    return m if primitive == "rows_forward" else -(-m // rows_per_partial(m, spec.groups))
+    m, groups, span = spec.shape[0], spec.groups, spec.span
+    if primitive == "rows_forward":
+        return m
+    rows = rows_per_partial(m, groups, span)
+    return -(-m // rows) if span == 1 else m // span * -(-span // rows)
+
+
+def partial_count(spec: RowsSpec) -> int:
+    """Return how many partial sums each parameter has in a backward call."""
+    blocks = task_count("rows_backward", spec)
+    return blocks if spec.span == 1 else blocks // spec.groups
 
 
 #: Indices of the arguments of `forward`: x, gamma and beta; y, mean and rstd.
 FORWARD_INPUTS, FORWARD_OUTPUTS = range(3), range(3, 6)
+#: Index of the argument that says whether `forward` uses non-temporal stores.
+FORWARD_NON_TEMPORAL = 10
 #: Indices of the arguments of `backward_task`: dy, x, mean, rstd and gamma; the gradients. Those of
 #: gamma and beta occur twice: as partial sums of each block, and as results.
 BACKWARD_INPUTS, DX = range(5), 5
@@ -59,6 +70,7 @@ def forward_arguments(spec: RowsSpec, *, in_place: bool = False) -> tuple[Argume
         array_of(acc_name, m, 1),
         real(spec.epsilon),
         integer(spec.groups),
+        integer(spec.span),
         _repeat(spec),
         boolean(not in_place and uses_non_temporal("rows_forward", spec)),
     )
@@ -67,12 +79,12 @@ def forward_arguments(spec: RowsSpec, *, in_place: bool = False) -> tuple[Argume
 def backward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
     """Return the arguments of `backward_task`.
 
-    The sums of a single block are the gradients. The sums of several blocks are separate arrays.
+    Where each parameter has a single partial sum, these are the gradients, else separate arrays.
     Both are always arguments, so that one kernel is compiled for both cases.
     """
     (m, n), acc_name = spec.shape, accumulation_dtype(spec.dtype)
-    blocks = task_count("rows_backward", spec)
-    sums = blocks * spec.parameters
+    sums = partial_count(spec) * spec.parameters
+    groups = spec.groups if spec.span == 1 else 1  # of a block
     need_dx, need_dgamma, need_dbeta = spec.need
     return (
         array_of(spec.dy, m, n),
@@ -86,10 +98,11 @@ def backward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
         array_of(acc_name if need_dgamma else None, spec.parameters),
         array_of(acc_name if need_dbeta else None, spec.parameters),
         integer(spec.groups),
+        integer(spec.span),
         _repeat(spec),
         boolean(uses_non_temporal("rows_backward", spec)),
-        integer(rows_per_partial(m, spec.groups)),
-        integer(rows_per_run(n, spec.dtype, spec.groups, spec.repeat)),
+        integer(rows_per_partial(m, spec.groups, spec.span)),
+        integer(rows_per_run(n, spec.dtype, groups, spec.repeat)),
     )
 
 
@@ -124,9 +137,13 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     return call
 
 
-def rows_per_partial(m: int, groups: int) -> int:
-    """Return how many rows have common partial sums of dgamma and dbeta (a block)."""
-    return groups * max(8, min(64, m // groups // 4))
+def rows_per_partial(m: int, groups: int, span: int = 1) -> int:
+    """Return how many rows have common partial sums of dgamma and dbeta (a block).
+
+    Blocks hold rows of all groups, or, where parameters have a span of rows, of one.
+    """
+    rows = max(8, min(64, m // groups // 4))
+    return groups * rows if span == 1 else min(span, rows)
 
 
 def rows_per_run(n: int, dtype: str, groups: int, repeat: int) -> int:
@@ -149,10 +166,11 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     blocks, parameters = task_count("rows_backward", spec), spec.parameters
     task = Task(backward_task, backward_arguments(spec), blocks)
     run = bind(task, 10, max_parts_of(blocks, size), size)
-    new, empty, shape, sums = allocator(size), np.empty, (m, n), blocks * parameters
+    partials = partial_count(spec)
+    new, empty, shape, sums = allocator(size), np.empty, (m, n), partials * parameters
     new_sums = allocator(sums * acc_dtype.itemsize)
 
-    if blocks == 1:
+    if partials == 1:
 
         def call_once(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
             dx = new(shape, x.dtype) if need_dx else None

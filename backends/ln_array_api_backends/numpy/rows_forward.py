@@ -64,7 +64,9 @@ class Affine(NamedTuple):
     gamma: Any
     beta: Any
     groups: Any
-    """Rows until the same parameters are used again."""
+    """The number of rows of parameters."""
+    span: Any
+    """Rows that follow each other and have the same parameters."""
     repeat: Any
     """Adjacent elements that share a parameter, or None for 1."""
 
@@ -89,10 +91,12 @@ class Scratch(NamedTuple):
 
 
 @njit(**CALLED)
-def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, non_temporal, start, stop):
+def forward(
+    x, gamma, beta, y, mean, rstd, epsilon, groups, span, repeat, non_temporal, start, stop
+):
     """Normalise rows start to stop. A row whose squares leave the range of the dtype is scaled."""
     n, size = x.shape[1], x.itemsize
-    affine = Affine(data_pointer(gamma), data_pointer(beta), groups, repeat)
+    affine = Affine(data_pointer(gamma), data_pointer(beta), groups, span, repeat)
     out = Output(data_pointer(y), data_pointer(mean), data_pointer(rstd), non_temporal)
     prefetch_distance = prefetch_distance_of(n, size, non_temporal)
     if (
@@ -108,6 +112,12 @@ def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, non_temporal
         normalise_blocks(
             data_pointer(x), n, affine, out, epsilon, prefetch_distance, rows_per_block, start, stop
         )
+
+
+@njit(**INLINE)
+def param_row(affine, row):
+    """Return which row of parameters a row has."""
+    return row // affine.span % affine.groups
 
 
 @njit(**INLINE)
@@ -142,7 +152,7 @@ def normalise_pipelined(x, n, affine, out, epsilon, prefetch_distance, start, st
     approx_mean = approx_mean_or_zero(out.mean, x, start * n, n, ones_vec)
     deviation, square = deviation_sums(x, start * n, n, ones_vec, broadcast(-approx_mean), 0)
     for row in range(start, stop):
-        x_offset, param_offset = row * n, (row % affine.groups) * n
+        x_offset, param_offset = row * n, param_row(affine, row) * n
         constants = finalize_row(x, row, n, out, epsilon, approx_mean, deviation, square)
         current = Row(x, x_offset, constants, affine.gamma, affine.beta, param_offset)
         pending_row = PendingRow(current, out.y, row_tail, row == start)
@@ -266,23 +276,24 @@ def load_row_constants(scratch, mean, k, ones_vec):
 def normalise_block(x, n, affine, out, scratch, begin, count):
     """Write y of `count` rows whose statistics are final."""
     ones_vec = ones(out.rstd)
+    in_pairs = affine.repeat is None and not out.non_temporal
     k = 0
-    if affine.repeat is None and affine.groups == 1 and not out.non_temporal:
-        while k + 1 < count:
-            x_offset = (begin + k) * n
-            first = load_row_constants(scratch, out.mean, k, ones_vec)
-            second = load_row_constants(scratch, out.mean, k + 1, ones_vec)
+    while k < count:
+        row = begin + k
+        constants = load_row_constants(scratch, out.mean, k, ones_vec)
+        params = param_row(affine, row)
+        if in_pairs and k + 1 < count and params == param_row(affine, row + 1):
+            next_constants = load_row_constants(scratch, out.mean, k + 1, ones_vec)
             normalise_two_rows(
-                Row(x, x_offset, first, affine.gamma, affine.beta, 0),
-                Row(x, x_offset + n, second, affine.gamma, affine.beta, 0),
+                Row(x, row * n, constants, affine.gamma, affine.beta, params * n),
+                Row(x, row * n + n, next_constants, affine.gamma, affine.beta, params * n),
                 out.y,
                 n,
             )
             k += 2
-    while k < count:
-        constants = load_row_constants(scratch, out.mean, k, ones_vec)
-        normalise_row(affine.repeat, x, n, affine, out, begin + k, constants)
-        k += 1
+        else:
+            normalise_row(affine.repeat, x, n, affine, out, row, constants)
+            k += 1
 
 
 @njit(**INLINE)
@@ -290,13 +301,13 @@ def normalise_row(repeat, x, n, affine, out, row, constants):
     """Write y of a row; each parameter belongs to `repeat` elements if that is not None."""
     scale, x_offset = constants.scale, row * n
     if repeat is None:
-        param_offset = (row % affine.groups) * n
+        param_offset = param_row(affine, row) * n
         current = Row(x, x_offset, constants, affine.gamma, affine.beta, param_offset)
         write_row(normalised, current, out.y, x_offset, n, scale, out.non_temporal)
     else:
         segments = n // repeat
         for segment in range(segments):
-            param_offset = (row % affine.groups) * segments + segment
+            param_offset = param_row(affine, row) * segments + segment
             g = load_broadcast(affine.gamma, param_offset, scale)
             b = load_broadcast(affine.beta, param_offset, scale)
             i = x_offset + segment * repeat

@@ -96,7 +96,9 @@ class Forward(_Primitive):
         from .operators import Node  # a slow import, which few programs need
 
         kind, spec = self.primitive.removesuffix("_forward"), self.spec
-        rows = (spec.center, spec.groups, spec.repeat) if isinstance(spec, RowsSpec) else ()
+        rows: tuple[Any, ...] = ()
+        if isinstance(spec, RowsSpec):
+            rows = spec.center, spec.groups, spec.repeat, spec.span
         y, mean, *others = Node.apply(kind, x, gamma, beta, spec.epsilon, *rows)
         return y, mean if rows[:1] != (False,) else None, *others
 

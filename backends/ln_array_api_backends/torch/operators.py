@@ -26,10 +26,10 @@ _NAMES: dict[Any, Any] = {
 }
 #: By the first part of an operator's name: the type of its specs, and which options it has.
 _SPECS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "rows": (RowsSpec, ("center", "groups", "repeat")),
+    "rows": (RowsSpec, ("center", "groups", "repeat", "span")),
     "channels": (ChannelsSpec, ()),
 }
-_OPTIONS = "bool center, SymInt groups, SymInt repeat"
+_OPTIONS = "bool center, SymInt groups, SymInt repeat, SymInt span"
 _NEED = "bool dx, bool dgamma, bool dbeta"
 _SCHEMAS = (
     f"rows_forward(Tensor x, Tensor? gamma, Tensor? beta, float epsilon, {_OPTIONS})",
@@ -107,7 +107,7 @@ def _like(x: Tensor) -> Tensor:
 
 
 def _rows_forward_shapes(
-    x: Tensor, gamma: Any, beta: Any, epsilon: float, center: bool, groups: Any, repeat: Any
+    x: Tensor, gamma: Any, beta: Any, epsilon: float, center: bool, *param_index: Any
 ) -> tuple[Tensor, ...]:
     m, acc_dtype = x.shape[0], _acc_dtype(x)
     mean = x.new_empty((m, 1) if center else (0,), dtype=acc_dtype)
@@ -123,7 +123,7 @@ def _backward_shapes(
     dy: Any, x: Tensor, mean: Any, rstd: Tensor, gamma: Any, *options: Any
 ) -> tuple[Tensor, ...]:
     *rows, dx, dgamma, dbeta = options
-    _, groups, repeat = rows or (None, 1, 1)
+    _, groups, repeat, _ = rows or (None, 1, 1, 1)
     length = groups * x.shape[1] // repeat
     parameters = (rstd.new_empty((length,) if each else (0,)) for each in (dgamma, dbeta))
     return _like(x) if dx else rstd.new_empty(0), *parameters

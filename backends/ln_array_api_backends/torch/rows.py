@@ -85,7 +85,7 @@ class Forward(_Rows):
         )
         places = self._task.places
         self._x, self._gamma, self._beta, self._y, self._mean, self._rstd = places[:6]
-        self._non_temporal = places[9]
+        self._non_temporal = places[rows_dispatch.FORWARD_NON_TEMPORAL]
 
     def results(
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None
@@ -144,10 +144,11 @@ class Backward(_Rows):
         blocks = rows_dispatch.task_count("rows_backward", spec)
         super().__init__(spec, blocks)
         self._need, self._parameters = spec.need, spec.parameters
-        sums = blocks * spec.parameters
+        partials = rows_dispatch.partial_count(spec)
+        sums = partials * spec.parameters
         bytes_of_sums = sums * ITEMSIZE[self.acc_dtype]
-        # The sums of a single block are the gradients; several blocks need partial sums.
-        self._sums = sum(spec.need[1:]) * sums if blocks > 1 else 0
+        # A single partial sum of a parameter is its gradient; several are reduced to it.
+        self._sums = sum(spec.need[1:]) * sums if partials > 1 else 0
         self._apart = bytes_of_sums
         self._has_room = sum(spec.need[1:]) * bytes_of_sums <= ROOM
         self._task = Task(
@@ -200,6 +201,6 @@ class Backward(_Rows):
                 words[table], words[result] = sums, total.data_ptr()
                 sums += self._apart
             else:
-                words[table] = total.data_ptr()
+                words[table] = words[result] = total.data_ptr()
         self.work(self._task, words, address)
         return tuple(found)  # type: ignore[return-value]

@@ -22,11 +22,13 @@ from ln_array_api_backends.numpy.rows_dispatch import rows_per_partial, rows_per
 
 @numba.njit(**OPTIONS)
 def backward_blocks(
-    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, first, last
-):
+    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, span, repeat, streams, rows, run, first,
+    last,
+):  # fmt: skip
     kernels.backward_blocks(
-        dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, streams, rows, run, first, last
-    )
+        dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, span, repeat, streams, rows, run,
+        first, last,
+    )  # fmt: skip
 
 
 @numba.njit(**OPTIONS)
@@ -90,6 +92,7 @@ def run(
     *,
     need: tuple[bool, bool, bool] = ALL,
     groups: int = 1,
+    span: int = 1,
     repeat: int | None = None,
     streams: bool = False,
     dx: np.ndarray | None = None,
@@ -97,24 +100,26 @@ def run(
     parallel: bool = False,
 ) -> Gradients:
     m, n = arrays.x.shape
-    rows = rows or rows_per_partial(m, groups)
-    in_a_run = rows_per_run(n, arrays.x.dtype.name, groups, repeat or 1)
+    rows = rows or rows_per_partial(m, groups, span)
+    in_a_run = rows_per_run(n, arrays.x.dtype.name, groups if span == 1 else 1, repeat or 1)
     wide = arrays.rstd.dtype
     parameters = groups * n // (repeat or 1)
-    size = -(-m // rows) * parameters
+    blocks = -(-m // rows) if span == 1 else m // span * -(-span // rows)
+    partials = blocks if span == 1 else blocks // groups
+    size = partials * parameters
     dx = at(0, (m, n), arrays.x.dtype) if dx is None else dx
     dx = dx if need[0] else None
     dgamma, dbeta = (np.full(size, 7, wide) if each else None for each in need[1:])
     dy, x, mean, rstd, gamma = arrays
     given = (
         *(viewed(dy), viewed(x), mean, rstd, viewed(gamma), viewed(dx), dgamma, dbeta),
-        *(groups, repeat, streams, rows, in_a_run),
+        *(groups, span, repeat, streams, rows, in_a_run),
     )
-    blocks, parts = -(-m // rows), 3 if parallel else 1
+    parts = 3 if parallel else 1
     for part in reversed(range(parts)):
         backward_blocks(*given, blocks * part // parts, blocks * (part + 1) // parts)
     for sums in (dgamma, dbeta):
-        reduce_partials(sums, blocks)
+        reduce_partials(sums, partials)
     return Gradients(
         dx, *(None if each is None else each[:parameters].copy() for each in (dgamma, dbeta))
     )
@@ -235,6 +240,26 @@ def test_dx_of_groups_does_not_depend_on_stores_nor_on_threads(parallel: bool) -
             np.testing.assert_allclose(streamed.dgamma, expected.dgamma, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("span", [2, 5, 40])
+def test_rows_of_a_span_have_the_gradients_of_these_rows_alone(dtype: str, span: int) -> None:
+    for groups, n, repeat in ((3, 64, None), (3, 50, None), (2, 1600, None), (3, 30, 6)):
+        per_row = n // (repeat or 1)
+        m = 2 * groups * span
+        arrays = given(dtype, m, n, parameters=groups * per_row)
+        result = run(arrays, groups=groups, span=span, repeat=repeat)
+        same(run(arrays, groups=groups, span=span, repeat=repeat, parallel=True), result)
+        for group in range(groups):
+            rows = [row for row in range(m) if row // span % groups == group]
+            gamma = arrays.gamma[group * per_row : (group + 1) * per_row].copy()
+            alone = run(arrays.rows(rows)._replace(gamma=gamma), repeat=repeat)
+            np.testing.assert_array_equal(bits(result.dx[rows]), bits(alone.dx))
+            for name in ("dgamma", "dbeta"):
+                actual = getattr(result, name)[group * per_row : (group + 1) * per_row]
+                expected = getattr(alone, name)
+                np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-2)
+
+
 def test_parameter_gradients_of_groups_do_not_depend_on_stores() -> None:
     arrays = given("float32", 24, 5 * 77, parameters=2 * 5)
     options = {"groups": 2, "repeat": 77}
@@ -335,7 +360,7 @@ def test_rows_beyond_2_to_the_31_elements() -> None:
         mean, rstd = np.zeros((2, m, 1), np.float32)
         x[-block:], dy[-block:] = arrays.x, arrays.dy
         mean[-block:], rstd[-block:] = arrays.mean, arrays.rstd
-        constants = (1, None, False, block, block, m // block - 1, m // block)
+        constants = (1, 1, None, False, block, block, m // block - 1, m // block)
         backward_blocks(dy, x, mean, rstd, arrays.gamma, dx, None, None, *constants)
         expected = run(arrays, need=(True, False, False)).dx
         np.testing.assert_array_equal(bits(dx[-block:]), bits(expected))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import sys
 from typing import Any
@@ -27,9 +28,9 @@ from ln_array_api_backends.numpy.rows_forward import forward as kernel
 
 
 @numba.njit(**OPTIONS)
-def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, start, stop):
+def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, span, repeat, streams, start, stop):
     """The kernel, which has no entry from Python."""
-    kernel(x, gamma, beta, y, mean, rstd, epsilon, groups, repeat, streams, start, stop)
+    kernel(x, gamma, beta, y, mean, rstd, epsilon, groups, span, repeat, streams, start, stop)
 
 
 def run(
@@ -40,6 +41,7 @@ def run(
     center: bool = True,
     epsilon: float = 1e-5,
     groups: int = 1,
+    span: int = 1,
     repeat: int | None = None,
     streams: bool = False,
     y: np.ndarray | None = None,
@@ -50,7 +52,8 @@ def run(
     wide = np.float64 if x.dtype == np.float64 else np.float32
     y = at(0, x.shape, x.dtype) if y is None else y
     mean, rstd = np.zeros((m, 1), wide) if center else None, np.zeros((m, 1), wide)
-    arguments = (*map(viewed, (x, gamma, beta, y)), mean, rstd, epsilon, groups, repeat, streams)
+    given = (*map(viewed, (x, gamma, beta, y)), mean, rstd)
+    arguments = (*given, epsilon, groups, span, repeat, streams)
     start, stop = rows or (0, m)
     for part in range(parts):
         begin, end = (start + (stop - start) * each // parts for each in (part, part + 1))
@@ -145,17 +148,18 @@ def test_16_bit_rows_of_whole_vectors_do_not_depend_on_stores(dtype: str) -> Non
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_groups_do_not_depend_on_stores_nor_on_parts(dtype: str) -> None:
-    for groups, per_row, repeat in ((1, 3, 50), (4, 2, 16), (2, 5, 7), (3, 1, 200)):
-        n, m = per_row * repeat, 12
+    layouts = ((1, 3, 50), (4, 2, 16), (2, 5, 7), (3, 1, 200), (3, 100, None), (2, 1500, None))
+    for (groups, per_row, repeat), span in itertools.product(layouts, (1, 2)):
+        n, m = per_row * (repeat or 1), 12
         x, given = mixed(dtype, m, n), parameters(dtype, groups * per_row)
-        options = {"groups": groups, "repeat": repeat}
+        options = {"groups": groups, "span": span, "repeat": repeat}
         expected = run(x, *given, **options)
         for offset in (0, 4, 60):
             y = at(offset, x.shape, x.dtype)
             same(run(x, *given, streams=True, y=y, **options), expected)
         same(run(x, *given, parts=5, **options), expected)
         for row in range(m):
-            alone = [spread(each, row, groups, repeat) for each in given]
+            alone = [spread(each, row // span, groups, repeat or 1) for each in given]
             same(run(x[row : row + 1].copy(), *alone), expected, [row])
 
 

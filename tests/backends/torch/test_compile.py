@@ -140,9 +140,9 @@ def test_operators_have_the_shapes_and_the_derivatives_that_they_say() -> None:
     x, g = torch.randn(6, 8), torch.randn(8)
     namespace = torch.ops.ln_array_api
     for operator, arguments in (
-        (namespace.rows_forward, (x, g, None, 1e-5, True, 1, 1)),
-        (namespace.rows_forward, (x, None, None, 1e-5, False, 1, 1)),
-        (namespace.rows_backward, (x, x, *_column(2), g, True, 1, 1, True, True, False)),
+        (namespace.rows_forward, (x, g, None, 1e-5, True, 1, 1, 1)),
+        (namespace.rows_forward, (x, None, None, 1e-5, False, 1, 1, 1)),
+        (namespace.rows_backward, (x, x, *_column(2), g, True, 1, 1, 1, True, True, False)),
         (namespace.channels_forward, (x.reshape(2, 3, 8), None, None, 1e-5)),
     ):
         torch.library.opcheck(operator.default, arguments, test_utils="test_faketensor")
