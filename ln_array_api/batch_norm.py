@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,8 +10,10 @@ from ._arrays import Array, detach, library_of, native_dtype, on_device_of_x, to
 from ._dispatch import channels
 from ._dispatch.cache import plan_of
 from ._dispatch.channels_last import keeps_channels_last
-from ._dispatch.plans import GRADIENTS
+from ._dispatch.plans import GRADIENTS, cast_gradient
+from ._dispatch.scaled import with_offset
 from ._layout import reshape_contiguous
+from .kernels.channels import counts_of_channels
 from .layer_norm import EPSILON, Gradients, make_namedtuple
 
 MOMENTUM = 0.1
@@ -38,6 +40,7 @@ def batch_norm(
     *,
     channel_axis: int = 1,
     epsilon: float = EPSILON,
+    gamma_offset: float = 0.0,
 ) -> Array:
     """Normalise each channel of x by statistics that are given: batch norm after training.
 
@@ -52,6 +55,8 @@ def batch_norm(
         statistics of `batch_norm_forward`, or those of `Moments`.
     epsilon : float, default: 1e-5
         Added to the variance, inside the root. Finite and at least 0.
+    gamma_offset : float, default: 0.0
+        As for `layer_norm`.
 
     Returns
     -------
@@ -75,6 +80,7 @@ def batch_norm(
     array([[ 0., -1.],
            [ 1.,  1.]])
     """
+    gamma = with_offset("batch_norm", x, gamma, gamma_offset)
     arrays = x, mean, var, gamma, beta
     plan = plan_of(channels.inference_plan, "batch_norm", arrays, channel_axis, epsilon)
     return plan.run(*arrays)
@@ -92,6 +98,8 @@ def batch_norm_forward(
     channel_axis: int = 1,
     epsilon: float = EPSILON,
     momentum: float = MOMENTUM,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> BatchForward:
     """Normalise each channel of x to zero mean and unit variance: batch norm in training.
 
@@ -104,6 +112,9 @@ def batch_norm_forward(
         written: the next ones are results. Either may be absent.
     momentum : float, default: 0.1
         The weight of this batch in the running statistics, from 0 to 1.
+    where, gamma_offset
+        As for `layer_norm`. The running statistics of a channel without elements, and the running
+        variance of one with a single element, are left as they are.
 
     Returns
     -------
@@ -141,27 +152,41 @@ def batch_norm_forward(
     >>> result.running_mean, result.running_var
     (array([0.2, 2. ]), array([ 1.1, 20.9]))
     """
-    arrays = x, gamma, beta, running_mean, running_var
+    gamma = with_offset("batch_norm_forward", x, gamma, gamma_offset)
+    arrays = x, gamma, beta, running_mean, running_var, where
     options = channel_axis, epsilon, momentum
     plan = plan_of(channels.forward_plan, "batch_norm_forward", arrays, *options)
-    y, mean, var, rstd = plan.run(x, gamma, beta)
+    masks = {} if where is None else {"where": where}
+    y, mean, var, rstd = plan.run(x, gamma, beta, **masks)
+    count: Any = plan.spec.shape[0] * plan.spec.shape[2]
+    if where is not None and not (running_mean is running_var is None):
+        count = counts_of_channels(x, where, channel_axis % x.ndim)
     if running_mean is not None:
-        running_mean = _running(running_mean, mean, momentum)
+        running_mean = _running(running_mean, mean, momentum, count, least=1)
     if running_var is not None:
-        n = plan.spec.shape[0] * plan.spec.shape[2]
-        running_var = _running(running_var, var, momentum, n / (n - 1))
+        running_var = _running(running_var, var, momentum, count, least=2)
     return make_namedtuple(BatchForward, (y, mean, rstd, running_mean, running_var))
 
 
 @on_device_of_x
-def _running(running: Array, batch: Array, momentum: float, correction: float = 1.0) -> Array:
-    """Running statistics after a batch, computed in their own dtype or the wider accumulation."""
+def _running(running: Array, batch: Array, momentum: float, count: Any, *, least: int) -> Array:
+    """Running statistics after a batch, computed in their own dtype or the wider accumulation.
+
+    A variance, which needs 2 elements at `least`, becomes the unbiased one. With a mask, `count` is
+    an array, and statistics of fewer elements than `least` are ignored.
+    """
     xp = library_of(running).xp
     running = detach(reshape_contiguous(running, tuple(running.shape)))
     with np.errstate(all="ignore"):
         running_acc = to_acc_dtype(xp, running)
-        batch = xp.astype(detach(batch), running_acc.dtype, copy=False) * correction
-        moved = (1 - momentum) * running_acc + momentum * batch
+        batch = xp.astype(detach(batch), running_acc.dtype, copy=False)
+        is_known = isinstance(count, int)
+        if not is_known:
+            count = xp.astype(detach(count), running_acc.dtype, copy=False)
+        correction = count / (count - least + 1)
+        moved = (1 - momentum) * running_acc + momentum * (batch * correction)
+        if not is_known:
+            moved = xp.where(count < least, running_acc, moved)
         return xp.astype(moved, native_dtype(running), copy=False)
 
 
@@ -177,12 +202,14 @@ def batch_norm_backward(
     *,
     channel_axis: int = 1,
     need: tuple[str, ...] = GRADIENTS,
+    where: Array | None = None,
+    gamma_offset: float = 0.0,
 ) -> Gradients:
     """Gradients of batch norm in training with respect to x, gamma and beta.
 
     Parameters
     ----------
-    dy, x, mean, rstd, gamma, beta, channel_axis, need
+    dy, x, mean, rstd, gamma, beta, channel_axis, need, where, gamma_offset
         As for `group_norm_backward`, as are the errors; mean and rstd from `batch_norm_forward`.
 
     Returns
@@ -209,6 +236,10 @@ def batch_norm_backward(
     >>> dbeta
     array([1.])
     """
-    arrays = dy, x, mean, rstd, gamma, beta
+    scale = with_offset("batch_norm_backward", x, gamma, gamma_offset)
+    arrays = dy, x, mean, rstd, scale, beta, where
     plan = plan_of(channels.backward_plan, "batch_norm_backward", arrays, channel_axis, need)
-    return make_namedtuple(Gradients, plan.backward(*arrays))
+    dx, dgamma, dbeta = plan.backward(*arrays)
+    if scale is not gamma:  # which is wider than gamma
+        dgamma, dbeta = cast_gradient(dgamma, gamma), cast_gradient(dbeta, gamma, beta)
+    return make_namedtuple(Gradients, (dx, dgamma, dbeta))

@@ -13,6 +13,7 @@ from .reference import (
     axes_without,
     broadcast_axes,
     exponential,
+    inside,
     real,
     square_root,
     standardise,
@@ -51,6 +52,35 @@ def _shapes(shape: tuple[int, ...], channel_axis: int, names: tuple[str, ...]) -
     }
 
 
+#: For x of shape (3, 4, 5): all of the first channel, none of the second, parts of the others.
+_MASK = np.zeros((3, 4, 5), bool)
+_MASK[:, 0], _MASK[1, 2, :4], _MASK[:2, 3] = True, True, True
+
+
+def _wide_cases(names: tuple[str, ...], **common: Any) -> dict[str, Case]:
+    """Return calls with a mask, an offset of gamma, and parameters of the rank of x."""
+
+    def wide(shape: tuple[int, ...], *parameter: int, **options: Any) -> Case:
+        axis = options.get("channel_axis", 1)
+        shapes = _shapes(shape, axis, names)
+        given = dict.fromkeys(("gamma", "beta"), parameter) if parameter else {}
+        return Case(shapes | given, common | options)
+
+    return {
+        "a mask": wide((3, 4, 5), where=_MASK),
+        "a mask of samples": wide((3, 4, 5), where=np.asarray([True, False, True])[:, None, None]),
+        "channels last and a mask": wide(
+            (3, 5, 4), channel_axis=-1, where=np.swapaxes(_MASK, 1, 2)
+        ),
+        "an offset of gamma": wide((3, 4, 5), gamma_offset=1.0),
+        "parameters of a sample": wide((3, 4, 5), 3, 4, 1),
+        "parameters of a sample, channels last": wide((3, 5, 4), 3, 1, 4, channel_axis=-1),
+        "parameters of elements": wide((3, 4, 5), 1, 4, 5),
+        "parameters of places": wide((3, 4, 5), 1, 1, 5),
+        "parameters of samples and a mask": wide((3, 4, 5), 3, 4, 1, where=_MASK),
+    }
+
+
 def _cases(names: tuple[str, ...], calls: dict[str, tuple[Any, ...]]) -> dict[str, Case]:
     """Return cases by name, from the shape of x and, where there are any, the options."""
     cases = {}
@@ -83,7 +113,9 @@ CHANNEL_AXIS: BadOptions = {
             "three spatial axes": ((2, 4, 2, 3, 2), {"num_groups": 2}),
             "one sample": ((1, 4, 2, 9), {"num_groups": 2}),
         },
-    ),
+    )
+    | _wide_cases(("gamma", "beta"), num_groups=2),
+    saved=("x", "mean", "rstd", "gamma", "beta"),
     group_max=_by_groups,
     bad_options={
         **CHANNEL_AXIS,
@@ -99,7 +131,8 @@ def group_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     channels = np.moveaxis(x, axis, 1)
     groups = options.get("num_groups", channels.shape[1])
     rows = channels.reshape(channels.shape[0], groups, -1)
-    x_hat, mean, rstd = standardise(rows, -1, options["epsilon"])
+    where = np.moveaxis(np.broadcast_to(options.get("where", True), x.shape), axis, 1)
+    x_hat, mean, rstd = standardise(rows, -1, options["epsilon"], where.reshape(rows.shape))
     y = affine(np.moveaxis(x_hat.reshape(channels.shape), 1, axis), inputs, axis, options)
     return {"y": y, "mean": mean[..., 0], "rstd": rstd[..., 0]}
 
@@ -115,7 +148,8 @@ def group_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
             "one spatial axis": ((3, 4, 7),),
             "one channel": ((3, 1, 2, 7),),
         },
-    ),
+    )
+    | _wide_cases(("gamma", "beta")),
     group_max=_by_groups,
     bad_options=CHANNEL_AXIS,
 )
@@ -138,7 +172,8 @@ def instance_norm(inputs: RefValues, options: dict[str, Any]) -> RefValues:
             "one sample": ((1, 3, 8), {"momentum": 1.0}),
             "one channel": ((5, 1, 7), {"momentum": 0}),
         },
-    ),
+    )
+    | _wide_cases(("gamma", "beta", "running_mean", "running_var")),
     group_max=_by_channels,
     bad_options={
         **CHANNEL_AXIS,
@@ -154,13 +189,18 @@ def batch_norm_forward(inputs: RefValues, options: dict[str, Any]) -> RefValues:
     """Normalise each channel, and move the running statistics by a fraction."""
     x, axis, momentum = inputs["x"], options.get("channel_axis", 1), options.get("momentum", 0.1)
     axes = axes_without(axis, x.ndim)
-    x_hat, mean, rstd = standardise(x, axes, options["epsilon"])
-    squares = np.sum((x - mean) * (x - mean), axis=axes)
+    x_hat, mean, rstd = standardise(x, axes, options["epsilon"], options.get("where"))
+    squares = np.sum(inside((x - mean) * (x - mean), options), axis=axes)
+    count = np.sum(np.broadcast_to(options.get("where", True), x.shape), axis=axes)
     mean, rstd = mean.reshape(-1), rstd.reshape(-1)
-    batch = {"running_mean": mean, "running_var": squares / (x.size // mean.size - 1)}
+    batch = {"running_mean": (mean, 1), "running_var": (squares / np.maximum(count - 1, 1), 2)}
     running = {
-        name: None if inputs[name] is None else (1 - momentum) * inputs[name] + momentum * values
-        for name, values in batch.items()
+        name: None
+        if inputs[name] is None
+        else np.where(
+            count < least, inputs[name], (1 - momentum) * inputs[name] + momentum * values
+        )
+        for name, (values, least) in batch.items()
     }
     return {"y": affine(x_hat, inputs, axis, options), "mean": mean, "rstd": rstd, **running}
 

@@ -151,6 +151,7 @@ class OperationSpec:
             "epsilon": self.epsilon is not None,
             "backward": self.has_backward,
             "out": self.has_out,
+            "masks": "a mask" in self.cases,
             "samples": self.per_sample,
             "parameters": len(self.inputs) > 1,
             "a mean": any(name.endswith("mean") for name in self.statistics),

@@ -58,6 +58,15 @@ def test_cases(operation: OperationSpec, library: Library, dtype: str, case: str
         check(operation, library, operation.cases[case], "normal", dtype, gradients=False)
 
 
+@pytest.mark.having("scaled rows", "masks")
+def test_masked_values(
+    operation: OperationSpec, library: Library, dtype: str, extreme_values: str
+) -> None:
+    """As `test_values`, for the elements that a mask has, with NaN elsewhere."""
+    gradients = extreme_values not in BEYOND_FLOAT64
+    check(operation, library, operation.cases["a mask"], extreme_values, dtype, gradients=gradients)
+
+
 @pytest.mark.parametrize("shape", [(5, 3), (4, 3, 70)])
 def test_a_small_epsilon_counts_beside_given_statistics(
     library: Library, dtype: str, shape: tuple[int, ...]

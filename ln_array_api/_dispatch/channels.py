@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 from .._arrays import (
     ACCUMULATION,
@@ -16,7 +17,8 @@ from .._arrays import (
 )
 from .._layout import reshape_contiguous, reshaper
 from ..backend import GENERIC, Choice, choose
-from . import checks
+from ..kernels.channels import backward_over
+from . import checks, parameters
 from .plans import (
     GRADIENTS,
     Conversion,
@@ -25,9 +27,11 @@ from .plans import (
     cast_statistic,
     flat,
     have_acc_dtype,
+    last_given,
     must_widen,
 )
 from .specs import ChannelsSpec, Primitive
+from .views import RowsView, over_channels
 
 
 def forward_plan(
@@ -37,24 +41,26 @@ def forward_plan(
     beta: Array | None,
     running_mean: Array | None,
     running_var: Array | None,
+    where: Array | None,
     channel_axis: int,
     epsilon: float,
     momentum: float,
 ) -> Plan:
     """Return the plan of a call in training; a wrong call raises here."""
-    axis, spec = _checked(func_name, x, channel_axis, optional={"gamma": gamma, "beta": beta})
+    view, spec = _checked(func_name, x, channel_axis, gamma=gamma, beta=beta)
     checks.known_lengths(func_name, tuple(x.shape), range(x.ndim))
-    _check_params(
-        func_name, x, axis, optional={"running_mean": running_mean, "running_var": running_var}
-    )
+    _check_statistics(func_name, x, view, running_mean=running_mean, running_var=running_var)
     if spec.shape[0] * spec.shape[2] < 2:
         raise ValueError(
-            f"{func_name}: x has shape {tuple(x.shape)}, which leaves a channel of axis {axis} "
-            "with no more than one value; training needs more, to have a variance"
+            f"{func_name}: x has shape {tuple(x.shape)}, which leaves a channel of axis "
+            f"{view.plain_axes[0]} with no more than one value; training needs more, to have a "
+            "variance"
         )
     checks.fraction(func_name, "momentum", momentum)
+    if where is not None:
+        checks.mask(func_name, where, x)
     spec = spec._replace(epsilon=checks.epsilon(func_name, epsilon, x.dtype))
-    return _plan("channels_forward", spec, axis, x, (x, gamma, beta))
+    return _plan("channels_forward", spec, view, x, (x, gamma, beta), where=where)
 
 
 def inference_plan(
@@ -68,11 +74,11 @@ def inference_plan(
     epsilon: float,
 ) -> Plan:
     """Return the plan of a call with given statistics; a wrong call raises here."""
-    axis, spec = _checked(func_name, x, channel_axis, optional={"gamma": gamma, "beta": beta})
-    _check_params(func_name, x, axis, required={"mean": mean, "var": var})
+    view, spec = _checked(func_name, x, channel_axis, gamma=gamma, beta=beta)
+    _check_statistics(func_name, x, view, mean=mean, var=var, is_required=True)
     spec = spec._replace(epsilon=checks.epsilon(func_name, epsilon, x.dtype))
     arrays = (x, mean, var, gamma, beta)
-    return _plan("channels_inference", spec, axis, x, arrays, acc_arrays=(mean, var))
+    return _plan("channels_inference", spec, view, x, arrays, acc_arrays=(mean, var))
 
 
 def backward_plan(
@@ -83,63 +89,96 @@ def backward_plan(
     rstd: Array,
     gamma: Array | None,
     beta: Array | None,
+    where: Array | None,
     channel_axis: int,
     need: tuple[str, ...],
 ) -> Plan:
     """Return the plan of a backward call; a wrong call raises here."""
     need = checks.need(func_name, need, GRADIENTS)
-    axis, spec = _checked(func_name, x, channel_axis, optional={"gamma": gamma})
+    view, spec = _checked(func_name, x, channel_axis, gamma=gamma, beta=beta)
     checks.known_lengths(func_name, tuple(x.shape), range(x.ndim))
     checks.gradient(func_name, x, dy=dy)
     checks.saved(func_name, x, spec.shape[1:2], mean=mean, rstd=rstd)
-    _check_params(func_name, x, axis, optional={"beta": beta})
+    if where is not None:
+        checks.mask(func_name, where, x)
     widens = "dbeta" in need and must_widen(spec.dtype, gamma, beta)
     spec = spec._replace(
         dy=dtype_name_or_none(dy),
         gamma=ACCUMULATION[spec.dtype] if widens else spec.gamma,
+        beta=None,
         need=("dx" in need, "dgamma" in need and gamma is not None, "dbeta" in need),
     )
     return _plan(
         "channels_backward",
         spec,
-        axis,
+        view,
         x,
         (dy, x, mean, rstd, gamma),
         acc_arrays=(mean, rstd, x if gamma is None else gamma, beta),
         widens=widens,
+        where=where,
     )
+
+
+class ChannelsPlan(Plan):
+    """A plan over channels, whose parameters may have the rank of x."""
+
+    def __init__(self, view: RowsView, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._view = view
+
+    def _fitted(self, gradient: Array | None, *like: Array | None) -> Array | None:
+        if self._view.expanded is None or gradient is None:
+            return gradient
+        return parameters.fit_gradient(self._view, gradient, last_given(like))
 
 
 def _plan(
     primitive: Primitive,
     spec: ChannelsSpec,
-    axis: int,
+    view: RowsView,
     x: Array,
     arrays: tuple[Array | None, ...],
     *,
     acc_arrays: tuple[Array | None, ...] = (),
     widens: bool = False,
+    where: Array | None = None,
 ) -> Plan:
     """Return the plan for x and such arrays, in the order in which the kernel takes them."""
     shape, library = tuple(x.shape), library_of(x)
-    choice = _choice(primitive, spec, axis, x)
+    choice = _choice(primitive, spec, view, x, where)
     gives_dtypes = not choice.keeps_axes and have_acc_dtype(spec.dtype, acc_arrays)
     passthrough = gives_dtypes and shape == spec.shape and are_contiguous(arrays)
     conversions = _conversions(spec, shape, choice, library)
     flags = {"passthrough": passthrough, "gives_dtypes": gives_dtypes, "widens": widens}
-    return Plan(primitive, spec, choice, conversions, *arrays, **flags)
+    return ChannelsPlan(view, primitive, spec, choice, conversions, *arrays, **flags)
 
 
-def _choice(primitive: Primitive, spec: ChannelsSpec, axis: int, x: Array) -> Choice:
+def _choice(
+    primitive: Primitive, spec: ChannelsSpec, view: RowsView, x: Array, where: Array | None
+) -> Choice:
     """Choose the kernel for a call; the generic one runs on arrays that keep their axes."""
     if library_of(x).lazy:
         reason = "chunked arrays compute nothing until asked"
+    elif where is not None:
+        reason = "kernels over channels take no mask"
+    elif view.expanded is not None:
+        reason = "kernels over channels take parameters of shape (C,)"
     else:
         choice = choose(primitive, spec)
         if choice.backend != "generic":
             return choice
         reason = choice.reason
-    kernel = partial(GENERIC[primitive], axis=axis, **spec.options(primitive))
+    options = spec.options(primitive)
+    kernel = partial(GENERIC[primitive], axis=view.plain_axes[0], **options)
+    if primitive == "channels_backward" and (where is not None or view.expanded is not None):
+        kernel = partial(
+            backward_over,
+            axis=view.plain_axes[0],
+            parameter=view.parameter,
+            parameter_axes=view.parameter_axes,
+            **options,
+        )
     return Choice(kernel, "generic", reason, keeps_axes=True)
 
 
@@ -174,35 +213,34 @@ def _conversions(
 
 
 def _checked(
-    func_name: str, x: Array, channel_axis: int, optional: dict[str, Array | None]
-) -> tuple[int, ChannelsSpec]:
+    func_name: str, x: Array, channel_axis: int, **given: Array | None
+) -> tuple[RowsView, ChannelsSpec]:
     library = checks.array(func_name, "x", x)
     shape = tuple(x.shape)
     channel_axis = checks.integer(func_name, "channel_axis", channel_axis)
     axis = checks.channel_axis(func_name, channel_axis, shape)
     checks.known_lengths(func_name, shape, (axis,))
-    _check_params(func_name, x, axis, optional=optional)
+    view = parameters.checked(func_name, over_channels(shape, axis), x, **given)
     spec = ChannelsSpec(
         library=library.name,
         device=str(device_of(x)),
         shape=(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])),
         dtype=dtype_name(x.dtype),
-        gamma=dtype_name_or_none(optional.get("gamma")),
-        beta=dtype_name_or_none(optional.get("beta")),
+        gamma=dtype_name_or_none(given["gamma"]),
+        beta=dtype_name_or_none(given["beta"]),
     )
-    return axis, spec
+    return view, spec
 
 
-def _check_params(
+def _check_statistics(
     func_name: str,
     x: Array,
-    axis: int,
+    view: RowsView,
     *,
-    required: dict[str, Array] | None = None,
-    optional: dict[str, Array | None] | None = None,
+    is_required: bool = False,
+    **statistics: Array | None,
 ) -> None:
-    """Check parameters and statistics of shape (C,), given by name; optional ones may be None."""
-    present = {name: value for name, value in (optional or {}).items() if value is not None}
-    for name, value in {**(required or {}), **present}.items():
-        shape_text = f"the number of channels, on axis {axis}"
-        checks.operand(func_name, name, value, x, (x.shape[axis],), shape_text)
+    """Check statistics of shape (C,), given by name; unless they are required, they may be None."""
+    for name, value in statistics.items():
+        if value is not None or is_required:
+            checks.operand(func_name, name, value, x, view.plain_parameter, view.shape_text)

@@ -18,7 +18,8 @@ def keeps_channels_last(function: F) -> F:
     """Let a function of channels read x in place, if its axis 1 is the last in memory.
 
     A tensor in such a memory format is one with its channels on the last axis whose axes have been
-    permuted, which any function with a `channel_axis` takes.
+    permuted, which any function with a `channel_axis` takes. Calls with a mask, or with parameters
+    of the rank of x, run as they are.
     """
     x_index = 1 if function.__name__.endswith("_backward") else 0  # of x, after dy
 
@@ -29,6 +30,9 @@ def keeps_channels_last(function: F) -> F:
         # What does not go together is for the function to refuse.
         if not rank or channel_axis != 1 or not all(map(is_of(rank), arrays[: x_index + 1])):
             return function(*arrays, channel_axis=channel_axis, **options)
+        others = arrays[x_index + 1 :]
+        if options.get("where") is not None or any(map(is_of(rank), others)):
+            return function(*arrays, channel_axis=channel_axis, **options)
 
         def back(x: Array | None) -> Array | None:
             if x is None or x.ndim != rank:
@@ -36,7 +40,7 @@ def keeps_channels_last(function: F) -> F:
             return x.movedim(-1, 1).contiguous(memory_format=memory_format)
 
         moved = [each.movedim(1, -1) for each in arrays[: x_index + 1]]  # type: ignore[union-attr]
-        moved += arrays[x_index + 1 :]
+        moved += others
         results = function(*moved, channel_axis=-1, **options)
         if not isinstance(results, tuple):
             return back(results)

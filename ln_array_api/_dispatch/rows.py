@@ -24,7 +24,7 @@ from . import checks, parameters
 from .cache import cache_plan
 from .chunks import CHUNKS_REASON, ChunkCall, ChunksPlan
 from .plans import GRADIENTS, RowsPlan, must_widen
-from .scaled import GammaOffset, NormScaling, ScaledPlan, Scaling
+from .scaled import NormScaling, ScaledPlan, Scaling, gamma_offset_of
 from .specs import Layout, Primitive, RowsSpec
 from .views import Grouping, Over, RowsView, checked_view
 
@@ -143,7 +143,7 @@ def _new_forward_plan(
     epsilon = checks.epsilon(func_name, epsilon, x.dtype)
     if where is not None:
         checks.mask(func_name, where, x)
-    scaling = _scaling(func_name, operation, view, x, gamma, gamma_offset)
+    scaling = _scaling(func_name, operation, view, gamma, gamma_offset)
     if scaling is not None:
         with on_device_of(x):
             gamma, epsilon = scaling.gamma(x, gamma), epsilon / scaling.epsilon_divisor
@@ -221,7 +221,7 @@ def _new_backward_plan(
     checks.saved(func_name, x, view.statistic, names.x, **statistics)
     if where is not None:
         checks.mask(func_name, where, x)
-    scaling = _scaling(func_name, operation, view, x, gamma, gamma_offset)
+    scaling = _scaling(func_name, operation, view, gamma, gamma_offset)
     call = ChunkCall(func_name, over, operation.center, 0.0, needed, requested_backend())
 
     def plan_for(rstd: Array, gamma: Array | None) -> RowsPlan:
@@ -254,21 +254,13 @@ def _scaling(
     func_name: str,
     operation: RowsOperation,
     view: RowsView,
-    x: Array,
     gamma: Array | None,
     gamma_offset: float,
 ) -> Scaling | None:
     """Return what a call computes from the caller's gamma and statistic, if anything."""
     if operation.by_norm:
         return NormScaling(view, gamma, saves_norm=operation.saves_norm)
-    offset = checks.real(func_name, "gamma_offset", gamma_offset)
-    if offset == 0:
-        return None
-    if gamma is None:
-        raise ValueError(
-            f"{func_name}: gamma_offset={gamma_offset!r} is added to gamma, which is absent"
-        )
-    return GammaOffset(offset)
+    return gamma_offset_of(func_name, gamma, gamma_offset)
 
 
 def _plan(

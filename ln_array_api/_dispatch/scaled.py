@@ -13,8 +13,10 @@ from .._arrays import (
     dtype_name,
     has_dtype,
     library_of,
+    on_device_of,
     to_acc_dtype,
 )
+from . import checks
 from .plans import RowsPlan, cast_gradient
 from .views import RowsView
 
@@ -47,6 +49,30 @@ class GammaOffset(Scaling):
     def gamma(self, x: Array, gamma: Array | None) -> Array:
         acc_dtype = getattr(library_of(x).xp, ACCUMULATION[dtype_name(x.dtype)])
         return library_of(x).xp.astype(gamma, acc_dtype, copy=False) + self._offset
+
+
+def gamma_offset_of(func_name: str, gamma: Array | None, offset: float) -> GammaOffset | None:
+    """Check the option `gamma_offset`; return what adds it to gamma, unless it is 0."""
+    number = checks.real(func_name, "gamma_offset", offset)
+    if number == 0:
+        return None
+    if gamma is None:
+        raise ValueError(f"{func_name}: gamma_offset={offset!r} is added to gamma, which is absent")
+    return GammaOffset(number)
+
+
+def with_offset(func_name: str, x: Array, gamma: Array | None, offset: float) -> Array | None:
+    """Return gamma + offset in the accumulation dtype of x; gamma itself where the offset is 0."""
+    if type(offset) is float and offset == 0:  # in the most frequent call, without a check
+        return gamma
+    scaling = gamma_offset_of(func_name, gamma, offset)
+    if scaling is None:
+        return gamma
+    for name, value in (("x", x), ("gamma", gamma)):
+        checks.array(func_name, name, value)
+    checks.same_library(func_name, "gamma", gamma, x)
+    with on_device_of(x):
+        return scaling.gamma(x, gamma)
 
 
 class NormScaling(Scaling):

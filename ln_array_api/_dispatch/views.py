@@ -36,6 +36,8 @@ class RowsView(NamedTuple):
     """The axes of `grouped_shape` that gamma and beta have."""
     shape_text: str
     """The shape of the parameters in words, for messages."""
+    plain_axes: tuple[int, ...]
+    """The axes of x that parameters have where they have not its rank."""
     groups: int = 1
     repeat: int = 1
     span: int = 1
@@ -45,13 +47,6 @@ class RowsView(NamedTuple):
     x; else None: see `parameters`."""
 
     @property
-    def plain_axes(self) -> tuple[int, ...]:
-        """The axes of x that parameters have where they have not its rank."""
-        if self.grouped_shape == self.shape:
-            return self.axes
-        return (self.channel_axis,)
-
-    @property
     def plain_parameter(self) -> tuple[int, ...]:
         """The shape of parameters where they have not the rank of x."""
         return tuple(self.shape[axis] for axis in self.plain_axes)
@@ -59,9 +54,7 @@ class RowsView(NamedTuple):
     @property
     def channel_axis(self) -> int:
         """The axis of x that holds groups of channels; its rank where there are none."""
-        if self.grouped_shape == self.shape:
-            return len(self.shape)
-        return next(axis for axis in range(len(self.grouped_shape)) if axis not in (0, *self.axes))
+        return self.plain_axes[0] if self.grouped_shape != self.shape else len(self.shape)
 
     def grouped_axes(self, axes: set[int]) -> tuple[int, ...]:
         """Return the axes of `grouped_shape` that are these axes of x."""
@@ -97,7 +90,7 @@ class RowsView(NamedTuple):
         """Return the strides of an array of x's shape, seen in `grouped_shape`."""
         if strides is None or len(strides) == len(self.grouped_shape):
             return strides
-        group = self.parameter_axes[0]
+        group = self.channel_axis
         each = self.grouped_shape[group + 1]
         return (*strides[:group], strides[group] * each, *strides[group:])
 
@@ -128,6 +121,20 @@ def over_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> RowsView:
         axes=axes,
         parameter_axes=axes,
         shape_text=f"the shape of the normalised axes {axes}",
+        plain_axes=axes,
+    )
+
+
+def over_channels(shape: tuple[int, ...], axis: int) -> RowsView:
+    """Statistics of each channel over all other axes, as in batch norm."""
+    others = tuple(each for each in range(len(shape)) if each != axis)
+    return over_axes(shape, others)._replace(
+        parameter=shape[axis : axis + 1],
+        parameter_axes=(axis,),
+        shape_text=f"the number of channels, on axis {axis}",
+        plain_axes=(axis,),
+        groups=shape[axis],
+        repeat=math.prod(shape[each] for each in others),
     )
 
 
@@ -196,6 +203,7 @@ class ChannelGroups(Grouping):
             axes=tuple(other for other in range(1, len(grouped_shape)) if other != axis),
             parameter_axes=(axis, axis + 1),
             shape_text=f"the number of channels, on axis {axis}",
+            plain_axes=(axis,),
             groups=count,
             repeat=repeat,
         )
@@ -225,6 +233,7 @@ class KeptAxis(Grouping):
             parameter=(shape[kept],),
             parameter_axes=(kept,),
             shape_text=f"the length of axis {kept}",
+            plain_axes=(kept,),
             groups=shape[kept],
             repeat=view.rows[1],
         )

@@ -19,11 +19,24 @@ import numpy as np
 from .._arrays import Array, dtype_name, library_of, native_dtype, to_acc_dtype
 from .._layout import ascontiguous
 from .reductions import wide_sum
-from .rows import Elements, astype_like, normalise, scale_epsilon, x_hat_from_stats
+from .rows import (
+    Elements,
+    astype_like,
+    normalise,
+    normalise_backward,
+    scale_epsilon,
+    x_hat_from_stats,
+)
 
 
 def channels_forward(
-    x: Array, gamma: Array | None, beta: Array | None, *, epsilon: float, axis: int = 1
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    epsilon: float,
+    axis: int = 1,
+    where: Array | None = None,
 ) -> tuple[Array, Array, Array, Array]:
     """Normalise each channel of x.
 
@@ -36,7 +49,10 @@ def channels_forward(
     epsilon
         Added to the variance, inside the root.
     axis
-        The axis of the channels; then x may have any rank. Backends always get x as above.
+        The axis of the channels; then x may have any rank, and gamma and beta that of x. Backends
+        always get arrays as above, and no mask.
+    where
+        A boolean array that broadcasts with x, or None, as in `rows.normalise`.
 
     Returns
     -------
@@ -47,7 +63,7 @@ def channels_forward(
     xp, c = library_of(x).xp, x.shape[axis]
     parameters = (_broadcast_channels(xp, x, axis, each) for each in (gamma, beta))
     axes = _other_axes(x, axis)
-    y, *statistics = normalise(x, *parameters, axes=axes, epsilon=epsilon, center=True)
+    y, *statistics = normalise(x, *parameters, axes=axes, epsilon=epsilon, center=True, where=where)
     return y, *(xp.reshape(each, (c,)) for each in statistics)
 
 
@@ -140,12 +156,54 @@ def channels_backward(
     )
 
 
+def backward_over(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    gamma: Array | None,
+    *,
+    axis: int,
+    parameter: tuple[int, ...],
+    parameter_axes: tuple[int, ...],
+    need: tuple[bool, bool, bool],
+    where: Array | None = None,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Compute the gradients of `channels_forward` for parameters of the rank of x, and masks.
+
+    The gradients of parameters have the shape `parameter`, and vary along `parameter_axes` of x.
+    """
+    xp = library_of(x).xp
+    dx, dgamma, dbeta = normalise_backward(
+        dy,
+        x,
+        *(_broadcast_channels(xp, x, axis, each) for each in (mean, rstd, gamma)),
+        axes=_other_axes(x, axis),
+        parameter_axes=parameter_axes,
+        center=True,
+        need=need,
+        where=where,
+    )
+    return (
+        dx,
+        None if dgamma is None else xp.reshape(dgamma, parameter),
+        None if dbeta is None else xp.reshape(dbeta, parameter),
+    )
+
+
 def _other_axes(x: Array, axis: int) -> tuple[int, ...]:
     return tuple(each for each in range(x.ndim) if each != axis)
 
 
 def _broadcast_channels(xp: Any, x: Array, axis: int, values: Array | None) -> Array | None:
-    """Reshape values of channels to broadcast with x."""
-    if values is None:
-        return None
+    """Reshape values of channels to broadcast with x, unless they have its rank."""
+    if values is None or values.ndim == x.ndim:
+        return values
     return xp.reshape(values, tuple(-1 if each == axis else 1 for each in range(x.ndim)))
+
+
+def counts_of_channels(x: Array, where: Array, axis: int) -> Array:
+    """Return how many elements of each channel of x a mask has, in the accumulation dtype."""
+    xp = library_of(x).xp
+    ones = xp.where(where, xp.ones_like(to_acc_dtype(xp, x)), 0.0)
+    return xp.reshape(wide_sum(xp, ones, _other_axes(x, axis)), (x.shape[axis],))

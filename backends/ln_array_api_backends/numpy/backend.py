@@ -55,6 +55,7 @@ class NumPyBackend(RowsBackend, ChannelsBackend):
 
     ascontiguous = staticmethod(contiguous_copy.ascontiguous)
     family = frozenset(FAMILY)
+    takes_where = True
 
     def can_run(self, primitive: Primitive, spec: Spec) -> bool:
         return 0 not in spec.shape
@@ -67,6 +68,8 @@ class NumPyBackend(RowsBackend, ChannelsBackend):
     def prepare_strided(
         self, primitive: Primitive, spec: RowsSpec, layout: Layout
     ) -> tuple[Callable[..., Any], str] | None:
+        if spec.where:
+            return None
         groups = columns_dispatch.prepare_groups(primitive, spec, layout)
         return groups or strided_dispatch.prepare(primitive, spec, layout)
 

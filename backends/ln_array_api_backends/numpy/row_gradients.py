@@ -14,7 +14,7 @@ from numba import njit
 from .compile import INLINE
 from .gradient_sums import accumulate_params, accumulate_params2, accumulate_params4
 from .row_passes import TERMS_PER_FLUSH, compensated_add
-from .simd import broadcast, fma, lanes, range_scale, reduce_add, zero_tail, zeros
+from .simd import broadcast, fma, if_present, lanes, range_scale, reduce_add, zero_tail, zeros
 from .vector_memory import (
     elements_to_alignment,
     load_broadcast,
@@ -160,6 +160,26 @@ def gradient_sums_of_segments(source, n, segments, mean, rstd):
         sum_g, comp_g = compensated_add(sum_g, comp_g, b)
         sum_g_x_hat, comp_g_x_hat = compensated_add(sum_g_x_hat, comp_g_x_hat, c)
     return sum_d + comp_d, sum_g + comp_g, sum_g_x_hat + comp_g_x_hat
+
+
+@njit(**INLINE)
+def load_dx_constants(mean, rstd, row, d_means, g_means, projections, index, ones_vec):
+    """Load the constants of the second pass over a row, from its means at an index."""
+    zero = zeros(ones_vec)
+    r = load_broadcast(rstd, row, ones_vec)
+    _, unscale = range_scale(r)
+    x_hat_correction = zero - load_broadcast(d_means, index, ones_vec) * (r * unscale)
+    neg_mean_g = zero - load_broadcast(g_means, index, ones_vec)
+    neg_projection = zero - load_broadcast(projections, index, ones_vec)
+    if mean is not None:
+        neg_projection = fma(x_hat_correction, neg_mean_g, neg_projection)
+    return DxConstants(
+        load_broadcast(mean, row, ones_vec),
+        r,
+        if_present(mean, x_hat_correction),
+        if_present(mean, neg_mean_g),
+        neg_projection,
+    )
 
 
 @njit(**INLINE)

@@ -238,6 +238,12 @@ def corrected(deviation, rstd, x_hat_correction):
 
 
 @njit(**INLINE)
+def param_row(affine, row):
+    """Return which row of parameters a row has."""
+    return row // affine.span % affine.groups
+
+
+@njit(**INLINE)
 def apply_affine(values, gamma, beta, param_offset, count):
     """Return values * gamma + beta for `count` values, or for a whole vector if it is None."""
     if gamma is None:

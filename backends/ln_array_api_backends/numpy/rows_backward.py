@@ -15,27 +15,24 @@ from numba import njit
 from .compile import CALLED, INLINE, ONCE
 from .gradient_sums import add_run, add_to, clear, empty_or_none, reduce_into
 from .row_gradients import (
-    DxConstants,
     Gradients,
     Source,
     gradient_lane_sums,
     gradient_sums_of_segments,
     horizontal_sums,
+    load_dx_constants,
     write_dx,
     write_dx2,
     write_dx4,
 )
 from .row_passes import PREFETCH_BYTES
 from .rows_forward import MAX_CACHED_ROW_BYTES
+from .rows_where import backward_where
 from .simd import (
     broadcast_like,
-    fma,
-    if_present,
     lanes,
     ones,
-    range_scale,
     reduce_add4,
-    zeros,
 )
 from .tasks import reducing_task_of
 from .vector_memory import (
@@ -80,26 +77,6 @@ def gradient_sums4(source, n, mean, rstd, row, prefetch_distance, ones_vec):
         ones_vec,
     )  # fmt: skip
     return reduce_add4(a, b, c, d), reduce_add4(aa, bb, cc, dd), reduce_add4(aaa, bbb, ccc, ddd)
-
-
-@njit(**INLINE)
-def load_dx_constants(mean, rstd, row, d_means, g_means, projections, index, ones_vec):
-    """Load the constants of the second pass over a row, from its means at an index."""
-    zero = zeros(ones_vec)
-    r = load_broadcast(rstd, row, ones_vec)
-    _, unscale = range_scale(r)
-    x_hat_correction = zero - load_broadcast(d_means, index, ones_vec) * (r * unscale)
-    neg_mean_g = zero - load_broadcast(g_means, index, ones_vec)
-    neg_projection = zero - load_broadcast(projections, index, ones_vec)
-    if mean is not None:
-        neg_projection = fma(x_hat_correction, neg_mean_g, neg_projection)
-    return DxConstants(
-        load_broadcast(mean, row, ones_vec),
-        r,
-        if_present(mean, x_hat_correction),
-        if_present(mean, neg_mean_g),
-        neg_projection,
-    )
 
 
 @njit(**ONCE)
@@ -214,6 +191,24 @@ def backward(
             k += 1
 
 
+@njit(**INLINE)
+def backward_of_run(
+    dy, x, mean, rstd, gamma, mask, dx, dgamma, dbeta, groups, repeat, non_temporal, start, stop,
+    grad_offset, gamma_offset,
+):  # fmt: skip
+    """Process rows start to stop, those of their elements that a mask has, unless it is None."""
+    if mask is None:
+        backward(
+            dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, repeat, non_temporal, start, stop,
+            grad_offset, gamma_offset,
+        )  # fmt: skip
+    else:
+        backward_where(
+            dy, x, mean, rstd, gamma, mask, dx, dgamma, dbeta, groups, repeat, non_temporal, start,
+            stop, grad_offset, gamma_offset,
+        )  # fmt: skip
+
+
 class Block(NamedTuple):
     """Rows with common partial sums, and the rows of parameters that they have in turn."""
 
@@ -240,7 +235,7 @@ def block_of(index, m, groups, span, rows_per_block):
 
 @njit(**CALLED)
 def backward_blocks(
-    dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, span, repeat, non_temporal,
+    dy, x, mean, rstd, gamma, mask, dx, dgamma, dbeta, groups, span, repeat, non_temporal,
     rows_per_block, rows_per_run, first, last,
 ):  # fmt: skip
     """Process blocks first to last (exclusive), each in runs of rows with sums of their own."""
@@ -255,8 +250,8 @@ def backward_blocks(
         gamma_offset, grad_offset = block.param_row * params_per_row, index * parameters
         for start in range(block.start, block.stop, rows_per_run):
             is_first = start == block.start
-            backward(
-                dy, x, mean, rstd, gamma, dx, dgamma if is_first else run_dgamma,
+            backward_of_run(
+                dy, x, mean, rstd, gamma, mask, dx, dgamma if is_first else run_dgamma,
                 dbeta if is_first else run_dbeta, block.groups, repeat, non_temporal, start,
                 min(start + rows_per_run, block.stop), grad_offset if is_first else 0, gamma_offset,
             )  # fmt: skip
@@ -283,4 +278,4 @@ def reduce_all(blocks, dgamma, dbeta, into_dgamma, into_dbeta):
     reduce_several(dbeta, into_dbeta)
 
 
-backward_task = reducing_task_of(backward_blocks, reduce_all, withheld=(8, 10), reduced=(6, 10))
+backward_task = reducing_task_of(backward_blocks, reduce_all, withheld=(9, 11), reduced=(7, 11))

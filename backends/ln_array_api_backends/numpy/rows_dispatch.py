@@ -44,18 +44,22 @@ def partial_count(spec: RowsSpec) -> int:
     return blocks if spec.span == 1 else blocks // spec.groups
 
 
-#: Indices of the arguments of `forward`: x, gamma and beta; y, mean and rstd.
-FORWARD_INPUTS, FORWARD_OUTPUTS = range(3), range(3, 6)
+#: Indices of the arguments of `forward`: x, gamma, beta and the mask; y, mean and rstd.
+FORWARD_INPUTS, FORWARD_OUTPUTS = range(4), range(4, 7)
 #: Index of the argument that says whether `forward` uses non-temporal stores.
-FORWARD_NON_TEMPORAL = 10
-#: Indices of the arguments of `backward_task`: dy, x, mean, rstd and gamma; the gradients. Those of
-#: gamma and beta occur twice: as partial sums of each block, and as results.
-BACKWARD_INPUTS, DX = range(5), 5
-DGAMMA, DBETA, DGAMMA_RESULT, DBETA_RESULT = range(6, 10)
+FORWARD_NON_TEMPORAL = 11
+#: Indices of the arguments of `backward_task`: dy, x, mean, rstd, gamma, the mask; the gradients.
+#: Those of gamma and beta occur twice: as partial sums of each block, and as results.
+BACKWARD_INPUTS, DX = range(6), 6
+DGAMMA, DBETA, DGAMMA_RESULT, DBETA_RESULT = range(7, 11)
 
 
 def _repeat(spec: RowsSpec) -> Argument:
     return ABSENT if spec.repeat == 1 else integer(spec.repeat)
+
+
+def _mask(spec: RowsSpec) -> Argument:
+    return array_of("uint8" if spec.where else None, *spec.shape)
 
 
 def forward_arguments(spec: RowsSpec, *, in_place: bool = False) -> tuple[Argument, ...]:
@@ -65,6 +69,7 @@ def forward_arguments(spec: RowsSpec, *, in_place: bool = False) -> tuple[Argume
         array_of(spec.dtype, m, n),
         array_of(spec.gamma, spec.parameters),
         array_of(spec.beta, spec.parameters),
+        _mask(spec),
         array_of(spec.dtype, m, n),
         array_of(acc_name if spec.center else None, m, 1),
         array_of(acc_name, m, 1),
@@ -92,6 +97,7 @@ def backward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
         array_of(acc_name if spec.center else None, m, 1),
         array_of(acc_name, m, 1),
         array_of(spec.gamma, spec.parameters),
+        _mask(spec),
         array_of(spec.dtype if need_dx else None, m, n),
         array_of(acc_name if need_dgamma else None, sums),
         array_of(acc_name if need_dbeta else None, sums),
@@ -102,7 +108,7 @@ def backward_arguments(spec: RowsSpec) -> tuple[Argument, ...]:
         _repeat(spec),
         boolean(uses_non_temporal("rows_backward", spec)),
         integer(rows_per_partial(m, spec.groups, spec.span)),
-        integer(rows_per_run(n, spec.dtype, groups, spec.repeat)),
+        integer(rows_per_run(n, spec.dtype, groups, spec.repeat, in_pairs=not spec.where)),
     )
 
 
@@ -119,19 +125,19 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
 
     def bound(in_place: bool) -> Callable[..., None]:
         task = Task(forward_task, forward_arguments(spec, in_place=in_place), m)
-        return bind(task, 6, max_parts_of(m, size), size)
+        return bind(task, 7, max_parts_of(m, size), size)
 
     run = bound(in_place=False)
     run_in_cache = bound(in_place=True) if non_temporal else run
     new, empty, shape, column = allocator(size), np.empty, (m, n), (m, 1)
 
-    def call(x: Any, gamma: Any, beta: Any, out: Any = None) -> Any:
+    def call(x: Any, gamma: Any, beta: Any, out: Any = None, where: Any = None) -> Any:
         y = new(shape, x.dtype) if out is None else out
         mean = empty(column, acc_dtype) if center else None
         rstd = empty(column, acc_dtype)
         # Elements that are not aligned to their size can never be aligned to a vector.
         in_cache = non_temporal and out is not None and (out is x or not out.flags.aligned)
-        (run_in_cache if in_cache else run)(x, gamma, beta, y, mean, rstd)
+        (run_in_cache if in_cache else run)(x, gamma, beta, where, y, mean, rstd)
         return y, mean, rstd
 
     return call
@@ -146,14 +152,14 @@ def rows_per_partial(m: int, groups: int, span: int = 1) -> int:
     return groups * rows if span == 1 else min(span, rows)
 
 
-def rows_per_run(n: int, dtype: str, groups: int, repeat: int) -> int:
+def rows_per_run(n: int, dtype: str, groups: int, repeat: int, *, in_pairs: bool = True) -> int:
     """Return how many rows of a block have common sums (a run).
 
     The terms of two rows of whole vectors, or of four if they are short, are first added to each
-    other, so that there are fewer terms.
+    other, so that there are fewer terms; with a mask, or if not `in_pairs`, they are not.
     """
     acc_dtype = np.dtype(accumulation_dtype(dtype))
-    if groups > 1 or repeat > 1 or n * acc_dtype.itemsize % BYTES > 0:
+    if not in_pairs or groups > 1 or repeat > 1 or n * acc_dtype.itemsize % BYTES > 0:
         return groups * TERMS_PER_FLUSH
     return TERMS_PER_FLUSH * (4 if n * ITEMSIZE[dtype] <= MAX_SHORT_ROW_BYTES else 2)
 
@@ -165,29 +171,29 @@ def _backward(spec: RowsSpec) -> Callable[..., Any]:
     need_dx, need_dgamma, need_dbeta = spec.need
     blocks, parameters = task_count("rows_backward", spec), spec.parameters
     task = Task(backward_task, backward_arguments(spec), blocks)
-    run = bind(task, 10, max_parts_of(blocks, size), size)
+    run = bind(task, 11, max_parts_of(blocks, size), size)
     partials = partial_count(spec)
     new, empty, shape, sums = allocator(size), np.empty, (m, n), partials * parameters
     new_sums = allocator(sums * acc_dtype.itemsize)
 
     if partials == 1:
 
-        def call_once(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
+        def call_once(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, where: Any = None) -> Any:
             dx = new(shape, x.dtype) if need_dx else None
             dgamma = empty(parameters, acc_dtype) if need_dgamma else None
             dbeta = empty(parameters, acc_dtype) if need_dbeta else None
-            run(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, dgamma, dbeta)
+            run(dy, x, mean, rstd, gamma, where, dx, dgamma, dbeta, dgamma, dbeta)
             return dx, dgamma, dbeta
 
         return call_once
 
-    def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any) -> Any:
+    def call(dy: Any, x: Any, mean: Any, rstd: Any, gamma: Any, where: Any = None) -> Any:
         dx = new(shape, x.dtype) if need_dx else None
         dgamma = empty(parameters, acc_dtype) if need_dgamma else None
         dbeta = empty(parameters, acc_dtype) if need_dbeta else None
         dgamma_sums = new_sums((sums,), acc_dtype) if need_dgamma else None
         dbeta_sums = new_sums((sums,), acc_dtype) if need_dbeta else None
-        run(dy, x, mean, rstd, gamma, dx, dgamma_sums, dbeta_sums, dgamma, dbeta)
+        run(dy, x, mean, rstd, gamma, where, dx, dgamma_sums, dbeta_sums, dgamma, dbeta)
         return dx, dgamma, dbeta
 
     return call

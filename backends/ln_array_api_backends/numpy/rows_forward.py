@@ -19,6 +19,7 @@ from .row_passes import (
     finish_row,
     normalise_two_rows,
     normalised,
+    param_row,
     prefetch_distance_of,
     sample_size,
     sample_sum,
@@ -26,6 +27,7 @@ from .row_passes import (
     start_row,
     write_row,
 )
+from .rows_where import normalise_where
 from .simd import (
     broadcast,
     broadcast_like,
@@ -92,17 +94,30 @@ class Scratch(NamedTuple):
 
 @njit(**CALLED)
 def forward(
-    x, gamma, beta, y, mean, rstd, epsilon, groups, span, repeat, non_temporal, start, stop
+    x, gamma, beta, mask, y, mean, rstd, epsilon, groups, span, repeat, non_temporal, start, stop
 ):
     """Normalise rows start to stop. A row whose squares leave the range of the dtype is scaled."""
-    n, size = x.shape[1], x.itemsize
     affine = Affine(data_pointer(gamma), data_pointer(beta), groups, span, repeat)
     out = Output(data_pointer(y), data_pointer(mean), data_pointer(rstd), non_temporal)
+    if mask is None:
+        normalise_rows(x, affine, out, epsilon, start, stop)
+    else:
+        normalise_where(
+            data_pointer(x), x.shape[1], data_pointer(mask), affine, out, epsilon, start, stop, rstd
+        )
+        if non_temporal:
+            fence()
+
+
+@njit(**INLINE)
+def normalise_rows(x, affine, out, epsilon, start, stop):
+    """Normalise rows of which all elements count."""
+    n, size, non_temporal = x.shape[1], x.itemsize, out.non_temporal
     prefetch_distance = prefetch_distance_of(n, size, non_temporal)
     if (
         non_temporal
-        and repeat is None
-        and 4 * lanes(ones(rstd)) < n <= MAX_CACHED_ROW_BYTES // size
+        and affine.repeat is None
+        and 4 * lanes(ones(out.rstd)) < n <= MAX_CACHED_ROW_BYTES // size
     ):
         normalise_pipelined(
             data_pointer(x), n, affine, out, epsilon, prefetch_distance, start, stop
@@ -112,12 +127,6 @@ def forward(
         normalise_blocks(
             data_pointer(x), n, affine, out, epsilon, prefetch_distance, rows_per_block, start, stop
         )
-
-
-@njit(**INLINE)
-def param_row(affine, row):
-    """Return which row of parameters a row has."""
-    return row // affine.span % affine.groups
 
 
 @njit(**INLINE)

@@ -70,7 +70,7 @@ def call(builder: Any, name: str, result: Any, *args: Any) -> Any:
 
 def suffix(vector: Any) -> str:
     """Return the suffix of LLVM's intrinsics for a type of vectors."""
-    names = {HALF: "f16", FLOAT: "f32", DOUBLE: "f64", I16: "i16"}
+    names = {HALF: "f16", FLOAT: "f32", DOUBLE: "f64", I16: "i16", I8: "i8"}
     return f"v{vector.count}{names[vector.element]}"
 
 

@@ -39,6 +39,7 @@ _STORED = {
     types.float64: DOUBLE,
     types.int16: HALF,
     types.uint16: I16,
+    types.uint8: I8,
 }
 
 
@@ -49,6 +50,8 @@ def _address(builder: Any, pointer: Any, index: Any) -> Any:
 def _widen(builder: Any, value: Any, stored: Any, number: Any, lanes: int) -> Any:
     """Convert a vector from the dtype in memory to the dtype of the computation."""
     wide = ir.VectorType(number, lanes)
+    if stored == types.uint8:
+        return builder.uitofp(value, wide)
     if stored == types.uint16:
         whole = ir.VectorType(I32, lanes)
         bits = builder.shl(builder.zext(value, whole), ir.Constant(whole, [16] * lanes))

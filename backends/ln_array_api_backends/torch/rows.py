@@ -84,7 +84,7 @@ class Forward(_Rows):
             room=2 * self.after if self._has_room else 0,
         )
         places = self._task.places
-        self._x, self._gamma, self._beta, self._y, self._mean, self._rstd = places[:6]
+        self._x, self._gamma, self._beta, _, self._y, self._mean, self._rstd = places[:7]
         self._non_temporal = places[rows_dispatch.FORWARD_NON_TEMPORAL]
 
     def results(
@@ -158,7 +158,7 @@ class Backward(_Rows):
             room=self._sums * ITEMSIZE[self.acc_dtype] if self._has_room else 0,
         )
         places = self._task.places
-        self._dy, self._x, self._mean, self._rstd, self._gamma, self._dx = places[:6]
+        self._dy, self._x, self._mean, self._rstd, self._gamma, _, self._dx = places[:7]
         self._tables = places[rows_dispatch.DGAMMA], places[rows_dispatch.DBETA]
         self._results = places[rows_dispatch.DGAMMA_RESULT], places[rows_dispatch.DBETA_RESULT]
 
