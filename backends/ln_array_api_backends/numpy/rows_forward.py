@@ -102,9 +102,11 @@ def forward(
     if mask is None:
         normalise_rows(x, affine, out, epsilon, start, stop)
     else:
+        n = x.shape[1]
         normalise_where(
-            data_pointer(x), x.shape[1], data_pointer(mask), affine, out, epsilon, start, stop, rstd
-        )
+            data_pointer(x), n, data_pointer(mask), affine, out, epsilon, start, stop, rstd,
+            prefetch_distance_of(n, x.itemsize, non_temporal),
+        )  # fmt: skip
         if non_temporal:
             fence()
 

@@ -27,6 +27,7 @@ from .row_gradients import (
 )
 from .row_passes import SQUARES_PER_FLUSH, Row, RowConstants, normalised, param_row, write_row
 from .simd import (
+    BYTES,
     broadcast,
     broadcast_like,
     dtype_limits,
@@ -37,16 +38,20 @@ from .simd import (
     ones,
     reduce_add,
     scalar_like,
-    where_not_zero,
     zeros,
 )
 from .vector_memory import (
     data_pointer,
     load_broadcast,
     load_vector,
+    lowest_bit,
+    number_of_bits,
+    prefetch,
     stack_alloc,
     store,
     store_masked,
+    true_bits,
+    where_true,
 )
 
 
@@ -59,50 +64,59 @@ class MaskedRow(NamedTuple):
 
 
 @njit(**INLINE)
-def masked(mask, offset, count, values):
-    """Return values where a mask is true from an element on, and 0 elsewhere."""
-    return where_not_zero(load_vector(mask, offset, count, values), values)
-
-
-@njit(**INLINE)
 def masked_normalised(masked_row, j, count):
     """Return y of a vector from element j on, or of `count` elements; 0 where the mask is false."""
     values = normalised(masked_row.row, j, count)
-    return masked(masked_row.mask, masked_row.offset + j, count, values)
+    return where_true(masked_row.mask, masked_row.offset + j, count, values)
+
+
+@njit(**INLINE)
+def bits_of(mask, offset, left):
+    """Return the bits of the next elements of a row, of which so many are left."""
+    return true_bits(mask, offset, None) if left >= BYTES else true_bits(mask, offset, left)
+
+
+@njit(**CALLED)
+def first_of(mask, offset, n):
+    """Return the index of the first element that a mask has of a row; -1 if it has none."""
+    for j in range(0, n, BYTES):
+        bits = bits_of(mask, offset + j, n - j)
+        if bits:
+            return offset + j + lowest_bit(bits)
+    return -1
 
 
 @njit(**CALLED)
 def count_of(mask, offset, n):
     """Return how many elements of a row its mask has."""
     count = 0
-    for j in range(offset, offset + n):
-        count += mask[j]
+    for j in range(0, n, BYTES):
+        count += number_of_bits(bits_of(mask, offset + j, n - j))
     return count
 
 
-@njit(**CALLED)
-def first_of(mask, offset):
-    """Return the index of the first element that a mask has from `offset` on; it has one."""
-    while mask[offset] == 0:
-        offset += 1
-    return offset
-
-
 @njit(**INLINE)
-def masked_mean(mean, x, mask, offset, n, count, ones_vec):
-    """Return the approximate mean of the elements of a row, or 0 if `mean` is None.
+def approx_mean_of(mean, x, mask, offset, n, first, ones_vec):
+    """Return the approximate mean of a row, from four vectors that begin with an element of it.
 
-    The first of them is subtracted before summing, so the mean of a constant row is exact.
+    For RMS norm, where `mean` is None, return 0. The first element is subtracted before summing, so
+    the mean of a constant row is exact.
     """
     if mean is None:
         return scalar_like(0.0, ones_vec)
-    first = load_broadcast(x, first_of(mask, offset), ones_vec)
-    sum_, _ = masked_sums(x, mask, offset, n, zeros(ones_vec) - first)
-    return scalar_like(first_lane(first) + sum_ / count, ones_vec)
+    start = load_broadcast(x, first, ones_vec)
+    total, number = zeros(ones_vec), zeros(ones_vec)
+    i, stop = first, min(offset + n, first + 4 * lanes(ones_vec))
+    while i < stop:
+        count = min(lanes(ones_vec), stop - i)
+        total = total + where_true(mask, i, count, load_vector(x, i, count, ones_vec) - start)
+        number = number + where_true(mask, i, count, ones_vec)
+        i += count
+    return first_lane(start) + scalar_like(reduce_add(total) / reduce_add(number), ones_vec)
 
 
 @njit(**CALLED)
-def masked_sums(x, mask, x_offset, n, offset):
+def masked_sums(x, mask, x_offset, n, offset, prefetch_distance):
     """Return the sums of d and of d² over a row, in float64, where d is x + offset."""
     zero, width = zeros(offset), lanes(offset)
     first_order, first_rest = zeros_float64(offset), zeros_float64(offset)
@@ -113,13 +127,17 @@ def masked_sums(x, mask, x_offset, n, offset):
         a, b, aa, bb = zero, zero, zero, zero
         while j + 2 * width <= end:
             i = x_offset + j
-            d = masked(mask, i, None, load_vector(x, i, None, offset) + offset)
-            e = masked(mask, i + width, None, load_vector(x, i + width, None, offset) + offset)
+            if prefetch_distance:
+                prefetch(x, i + prefetch_distance)
+                prefetch(x, i + prefetch_distance + width)
+            d = where_true(mask, i, None, load_vector(x, i, None, offset) + offset)
+            i += width
+            e = where_true(mask, i, None, load_vector(x, i, None, offset) + offset)
             a, b, aa, bb = a + d, b + e, fma(d, d, aa), fma(e, e, bb)
             j += 2 * width
         while j < end:
             i, count = x_offset + j, min(width, n - j)
-            d = masked(mask, i, count, load_vector(x, i, count, offset) + offset)
+            d = where_true(mask, i, count, load_vector(x, i, count, offset) + offset)
             a, aa = a + d, fma(d, d, aa)
             j += count
         first_order, first_rest = accumulate(first_order, first_rest, a + b)
@@ -153,10 +171,11 @@ def pack(x, mask, offset, n, packed, ones_vec):
 
 
 @njit(**INLINE)
-def masked_moments(x, mask, offset, n, count, mean, epsilon, packed, ones_vec):
-    """Return what `finalize_moments` does, for the elements that a mask has."""
-    approx_mean = masked_mean(mean, x, mask, offset, n, count, ones_vec)
-    deviation, square = masked_sums(x, mask, offset, n, broadcast(-approx_mean))
+def masked_moments(x, mask, offset, n, first, mean, epsilon, packed, ones_vec, prefetch_distance):
+    """Return what `finalize_moments` does, for the elements that a mask has, from the first on."""
+    count = count_of(mask, offset, n)
+    approx_mean = approx_mean_of(mean, x, mask, offset, n, first, ones_vec)
+    deviation, square = masked_sums(x, mask, offset, n, broadcast(-approx_mean), prefetch_distance)
     inv_count = 1.0 / count
     if not is_accurate(deviation, square, inv_count, mean, epsilon, ones_vec):
         pack(x, mask, offset, n, packed, ones_vec)
@@ -167,14 +186,14 @@ def masked_moments(x, mask, offset, n, count, mean, epsilon, packed, ones_vec):
 
 
 @njit(**INLINE)
-def masked_constants(x, mask, row, n, out, epsilon, packed):
+def masked_constants(x, mask, row, n, out, epsilon, packed, prefetch_distance):
     """Store the statistics of a row, 0 for one without elements; return its `RowConstants`."""
     ones_vec, offset = ones(out.rstd), row * n
-    count = count_of(mask, offset, n)
+    first = first_of(mask, offset, n)
     factor = approx_mean = mean_residual = scaled_rstd = scalar_like(0.0, ones_vec)
-    if count > 0:
+    if first >= 0:
         factor, approx_mean, mean_residual, _, scaled_rstd = masked_moments(
-            x, mask, offset, n, count, out.mean, epsilon, packed, ones_vec
+            x, mask, offset, n, first, out.mean, epsilon, packed, ones_vec, prefetch_distance
         )
     out.rstd[row] = scaled_rstd * factor
     store_masked_mean(out.mean, row, factor, approx_mean, mean_residual)
@@ -197,11 +216,11 @@ def store_masked_mean(mean, row, factor, approx_mean, mean_residual):
 
 
 @njit(**CALLED)
-def normalise_where(x, n, mask, affine, out, epsilon, start, stop, rstd):
+def normalise_where(x, n, mask, affine, out, epsilon, start, stop, rstd, prefetch_distance):
     """Normalise the elements of rows that a mask has; y is 0 elsewhere."""
     packed = np.empty(n, rstd.dtype)
     for row in range(start, stop):
-        constants = masked_constants(x, mask, row, n, out, epsilon, packed)
+        constants = masked_constants(x, mask, row, n, out, epsilon, packed, prefetch_distance)
         write_masked_row(affine.repeat, x, n, mask, affine, out, row, constants)
 
 
@@ -238,18 +257,25 @@ def kept(x, mean, mask, offset, count, like):
     """Return a vector of x; where the mask is false, what has a deviation of 0."""
     values = load_vector(x, offset, count, like)
     if mean is None:
-        return masked(mask, offset, count, values)
-    return mean + masked(mask, offset, count, values - mean)
+        return where_true(mask, offset, count, values)
+    return mean + where_true(mask, offset, count, values - mean)
 
 
 @njit(**CALLED)
 def fill(dy, x, offset, n, mean, memory, like):
     """Copy a row of dy and x; what does not count is 0 in dy, and has no deviation in x."""
+    width = lanes(like)
     j = 0
+    while j + width <= n:
+        i = offset + j
+        values = where_true(memory.mask, i, None, load_vector(dy, i, None, like))
+        store(memory.dy, j, values)
+        store(memory.x, j, kept(x, mean, memory.mask, i, None, like))
+        j += width
     while j < n:
         count = min(lanes(like), n - j)
         values = load_vector(dy, offset + j, count, like)
-        store_masked(memory.dy, j, masked(memory.mask, offset + j, count, values), count)
+        store_masked(memory.dy, j, where_true(memory.mask, offset + j, count, values), count)
         values = kept(x, mean, memory.mask, offset + j, count, like)
         store_masked(memory.x, j, values, count)
         j += count
@@ -259,7 +285,7 @@ def fill(dy, x, offset, n, mean, memory, like):
 def masked_copy(memory, j, count):
     """Return dx of a vector from element j of a row on; 0 where the mask is false."""
     values, (mask, offset) = load_vector(memory[0], j, count, memory[2]), memory[1]
-    return masked(mask, offset + j, count, values)
+    return where_true(mask, offset + j, count, values)
 
 
 @njit(**INLINE)
@@ -268,14 +294,6 @@ def store_masked_dx(dx, offset, n, memory, like, non_temporal):
     if dx is not None:
         row = (memory.dx, (memory.mask, offset), like)
         write_row(masked_copy, row, dx, offset, n, like, non_temporal)
-
-
-@njit(**INLINE)
-def clear_dx(dx, offset, n, like):
-    """Set dx of a row to 0, unless it is None."""
-    if dx is not None:
-        for j in range(0, n, lanes(like)):
-            store_masked(dx, offset + j, zeros(like), min(lanes(like), n - j))
 
 
 @njit(**CALLED)
@@ -301,12 +319,9 @@ def backward_where(
     means = stack_alloc(ones_vec, 16), stack_alloc(ones_vec, 16), stack_alloc(ones_vec, 16)
     for row in range(start, stop):
         offset, param_offset = row * n, (row % groups) * params_per_row
-        count = count_of(memory.mask, offset, n)
-        if count == 0:
-            clear_dx(dx_ptr, offset, n, ones_vec)
-            continue
         mu = load_broadcast(mean_ptr, row, ones_vec)
         r = load_broadcast(rstd_ptr, row, ones_vec)
+        count = max(count_of(memory.mask, offset, n), 1)
         fill(dy_ptr, x_ptr, offset, n, mu, memory, ones_vec)
         source = Source(memory.dy, memory.x, 0, data_pointer(gamma), gamma_offset + param_offset)
         store_means(repeat, source, n, mu, r, means, broadcast_like(1.0 / count, ones_vec))

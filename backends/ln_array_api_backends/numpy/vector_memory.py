@@ -39,7 +39,6 @@ _STORED = {
     types.float64: DOUBLE,
     types.int16: HALF,
     types.uint16: I16,
-    types.uint8: I8,
 }
 
 
@@ -50,8 +49,6 @@ def _address(builder: Any, pointer: Any, index: Any) -> Any:
 def _widen(builder: Any, value: Any, stored: Any, number: Any, lanes: int) -> Any:
     """Convert a vector from the dtype in memory to the dtype of the computation."""
     wide = ir.VectorType(number, lanes)
-    if stored == types.uint8:
-        return builder.uitofp(value, wide)
     if stored == types.uint16:
         whole = ir.VectorType(I32, lanes)
         bits = builder.shl(builder.zext(value, whole), ir.Constant(whole, [16] * lanes))
@@ -140,6 +137,65 @@ def load_vector(typing: Any, elements: Any, index: Any, count: Any, like: Any) -
         return _emit_load(builder, elements, like, args[:2], None if is_whole else args[2])
 
     return like(elements, types.intp, count if is_whole else types.intp, like), generate
+
+
+@intrinsic
+def where_true(typing: Any, mask: Any, index: Any, count: Any, vector: Any) -> Any:
+    """Return the lanes of a vector where bytes from `index` on are not 0, and 0 elsewhere.
+
+    Of `count` lanes, unless that is None; then the other lanes are 0.
+    """
+    is_whole = isinstance(count, types.NoneType)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = _emit_bytes(builder, args, vector.lanes, is_whole=is_whole)
+        is_true = builder.icmp_unsigned("!=", value, ir.Constant(value.type, None))
+        return builder.select(is_true, args[3], ir.Constant(args[3].type, None))
+
+    return vector(mask, types.intp, count if is_whole else types.intp, vector), generate
+
+
+@intrinsic
+def true_bits(typing: Any, mask: Any, index: Any, count: Any) -> Any:
+    """Return a bit for each of BYTES bytes from `index` on: whether it is not 0.
+
+    Of `count` bytes, unless that is None; then the other bits are 0.
+    """
+    is_whole = isinstance(count, types.NoneType)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = _emit_bytes(builder, args, BYTES, is_whole=is_whole)
+        is_true = builder.icmp_unsigned("!=", value, ir.Constant(value.type, None))
+        return builder.bitcast(is_true, I64)
+
+    return types.int64(mask, types.intp, count if is_whole else types.intp), generate
+
+
+def _emit_bytes(builder: Any, args: Any, lanes: int, *, is_whole: bool) -> Any:
+    """Emit a load of bytes from a pointer and an index, of all lanes or of a count of them."""
+    kind = ir.VectorType(I8, lanes)
+    address = builder.bitcast(_address(builder, *args[:2]), kind.as_pointer())
+    if is_whole:
+        return builder.load(address, align=1)
+    some, name = prefix_mask(builder, args[2], lanes), f"llvm.masked.load.{suffix(kind)}.p0"
+    return call(builder, name, kind, address, I32(1), some, ir.Constant(kind, None))
+
+
+def _of_bits(name: str, *options: Any) -> Any:
+    """Return an intrinsic for LLVM's function of this name of 64 bits."""
+
+    def function(typing: Any, bits: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return call(builder, f"llvm.{name}.i64", I64, args[0], *options)
+
+        return types.int64(types.int64), generate
+
+    return intrinsic(function)
+
+
+number_of_bits = _of_bits("ctpop")
+#: The number of the lowest bit that is 1; 64 if there is none.
+lowest_bit = _of_bits("cttz", ir.IntType(1)(0))
 
 
 @intrinsic
