@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fault import Fault, suite, unit
 
-ROWS, PLANS, CHANNELS, VIEWS, CACHE = (
-    f"ln_array_api/_dispatch/{name}.py" for name in ("rows", "plans", "channels", "views", "cache")
+ROWS, PLANS, CHANNELS, VIEWS, CACHE, SCALED = (
+    f"ln_array_api/_dispatch/{name}.py"
+    for name in ("rows", "plans", "channels", "views", "cache", "scaled")
 )
 #: How the key of a plan over channels begins.
 CHANNELS_KEY = """key = (
@@ -32,22 +33,24 @@ OF_ROWS = (
     Fault(
         "a forward plan is for every backend",
         ROWS,
-        "            epsilon,\n            operation,\n            requested_backend(),\n",
-        "            epsilon,\n            operation,\n",
+        "            epsilon,\n            gamma_offset,\n"
+        "            operation,\n            requested_backend(),\n",
+        "            epsilon,\n            gamma_offset,\n            operation,\n",
         unit("test_backend_choice.py"),
     ),
     Fault(
         "a backward plan is for every backend",
         ROWS,
-        "            need,\n            operation,\n            requested_backend(),\n",
-        "            need,\n            operation,\n",
+        "            need,\n            gamma_offset,\n"
+        "            operation,\n            requested_backend(),\n",
+        "            need,\n            gamma_offset,\n            operation,\n",
         unit("test_rows.py", "asked_for"),
     ),
     Fault(
         "a forward plan is for layer norm and RMS norm alike",
         ROWS,
-        "            epsilon,\n            operation,\n",
-        "            epsilon,\n",
+        "            epsilon,\n            gamma_offset,\n            operation,\n",
+        "            epsilon,\n            gamma_offset,\n",
         unit("test_rows.py", "with_a_mean_or_without"),
     ),
     Fault(
@@ -60,16 +63,17 @@ OF_ROWS = (
     Fault(
         "a backward plan is for any need",
         ROWS,
-        "            over,\n            need,\n            operation,\n",
-        "            over,\n            operation,\n",
+        "            over,\n            need,\n            gamma_offset,\n            operation,\n",
+        "            over,\n            gamma_offset,\n            operation,\n",
         suite("test_interface and test_need"),
     ),
     Fault(
         "a backward plan is for gamma of any dtype",
         ROWS,
         "            find[type(gamma)](gamma),\n            find[type(beta)](beta),\n"
+        "            find[type(where)](where),\n            over,\n            need,\n",
+        "            find[type(beta)](beta),\n            find[type(where)](where),\n"
         "            over,\n            need,\n",
-        "            find[type(beta)](beta),\n            over,\n            need,\n",
         suite("test_wider_parameters", "test_parameters_are_optional"),
     ),
     Fault(
@@ -96,22 +100,22 @@ OF_ROWS = (
     Fault(
         "dbeta in a wider dtype than gamma loses digits",
         PLANS,
-        "return beta is not None and dtype_name_or_none(beta) != given != ACCUMULATION[dtype]",
+        "return (sums_further or differs) and given != ACCUMULATION[dtype]",
         "return False",
         unit("test_rows.py", "wider_beta"),
     ),
     Fault(
         "gradients of parameters have the dtype of x",
         PLANS,
-        "last = [each for each in arrays if each is not None][-1]",
-        "last = [each for each in arrays if each is not None][0]",
+        "return [each for each in arrays if each is not None][-1]",
+        "return [each for each in arrays if each is not None][0]",
         suite("test_wider_parameters"),
     ),
     Fault(
         "out is not checked against gamma and beta",
         ROWS,
-        '{"gamma": gamma, "beta": beta}',
-        "{}",
+        "checks.out(func_name, out, x, others)",
+        "checks.out(func_name, out, x, {})",
         suite("test_errors"),
     ),
     Fault(
@@ -124,15 +128,15 @@ OF_ROWS = (
     Fault(
         "dgamma is not in the shape of the normalised axes",
         PLANS,
-        "Conversion(flat, reshaper(library, view.parameter), parameter),",
-        "Conversion(flat, lambda values: values, parameter),",
+        "Conversion(flat, reshaper(library, view.parameter), (math",
+        "Conversion(flat, lambda values: values, (math",
         suite("test_axes"),
     ),
     Fault(
         "a wrong beta is accepted",
         ROWS,
-        "parameters = {names.gamma: gamma, names.beta: beta}",
-        "parameters = {names.gamma: gamma}",
+        "given = {names.gamma: gamma, names.beta: beta}",
+        "given = {names.gamma: gamma}",
         unit("test_checks.py"),
     ),
     Fault(
@@ -289,37 +293,37 @@ OF_VIEWS = (
 OF_NORMS = (
     Fault(
         "norms are of at most 64 elements",
-        ROWS,
-        "math.sqrt(max(view.rows[1], 1))",
-        "math.sqrt(min(max(view.rows[1], 1), 64))",
+        SCALED,
+        "math.sqrt(self.epsilon_divisor)",
+        "math.sqrt(min(self.epsilon_divisor, 64))",
         suite("test_large and weight_norm", "test_large and unit_norm"),
     ),
     Fault(
         "epsilon of unit_norm is added to the mean square",
         ROWS,
-        "epsilon / scaling.sqrt_n**2",
+        "epsilon / scaling.epsilon_divisor",
         "epsilon",
         unit("test_unit_norm.py"),
     ),
     Fault(
         "dg of weight_norm is not rescaled",
-        ROWS,
-        "cast_gradient(dgamma / self.sqrt_n, gamma)",
-        "cast_gradient(dgamma, gamma)",
+        SCALED,
+        "return dgamma / self._sqrt_n",
+        "return dgamma",
         suite("test_cases and weight_norm"),
     ),
     Fault(
         "the norm is an rstd",
-        ROWS,
-        "return y, None, self._scaling.statistic(rstd)",
-        "return y, None, rstd",
+        SCALED,
+        "return y, mean, self._scaling.statistic(rstd)",
+        "return y, mean, rstd",
         suite("test_cases and weight_norm"),
     ),
     Fault(
         "gradients by the norm take it for rstd",
-        ROWS,
-        "rstd, scaled = scaling.statistic(saved), scaling.gamma(x, gamma)",
-        "rstd, scaled = saved, scaling.gamma(x, gamma)",
+        SCALED,
+        "rstd, scaled = self._scaling.statistic(saved), self._scaling.gamma(x, gamma)",
+        "rstd, scaled = saved, self._scaling.gamma(x, gamma)",
         suite("test_cases and weight_norm"),
     ),
 )

@@ -6,7 +6,7 @@ from fault import NUMPY, Fault, suite, unit
 
 FORWARD, BACKWARD = f"{NUMPY}/rows_forward.py", f"{NUMPY}/rows_backward.py"
 ROW_PASSES, MOMENTS = f"{NUMPY}/row_passes.py", f"{NUMPY}/moments.py"
-ROW_GRADIENTS = f"{NUMPY}/row_gradients.py"
+ROW_GRADIENTS, ROWS_WHERE = f"{NUMPY}/row_gradients.py", f"{NUMPY}/rows_where.py"
 SUMS = f"{NUMPY}/gradient_sums.py"
 
 
@@ -60,7 +60,7 @@ OF_FORWARD = (
     ),
     Fault(
         "rows of a span have the parameters of the next ones",
-        FORWARD,
+        ROW_PASSES,
         "return row // affine.span % affine.groups",
         "return (row + 1) // affine.span % affine.groups",
         rows("test_cases and sample and float32"),
@@ -222,6 +222,37 @@ OF_MOMENTS = (
     ),
 )
 
+OF_MASKS = (
+    Fault(
+        "what a mask leaves out is summed",
+        ROWS_WHERE,
+        "d = where_true(mask, i, None, load_vector(x, i, None, offset) + offset)",
+        "d = load_vector(x, i, None, offset) + offset",
+        unit("test_where.py", "changes_no_bit"),
+    ),
+    Fault(
+        "means are over all elements of a row",
+        ROWS_WHERE,
+        "    inv_count = 1.0 / count\n",
+        "    inv_count = 1.0 / n\n",
+        unit("test_where.py", "elements_alone"),
+    ),
+    Fault(
+        "rows whose sums are not accurate are not packed",
+        ROWS_WHERE,
+        "        pack(x, mask, offset, n, packed, ones_vec)\n",
+        "        pass\n",
+        unit("test_where.py", "elements_alone"),
+    ),
+    Fault(
+        "dx is not 0 outside of a mask",
+        ROWS_WHERE,
+        "    return where_true(mask, offset + j, count, values)\n\n\n@njit(**INLINE)\ndef store_",
+        "    return values\n\n\n@njit(**INLINE)\ndef store_",
+        unit("test_where.py", "changes_no_bit"),
+    ),
+)
+
 OF_BACKWARD = (
     Fault(
         "blocks of a span have the parameters of the first group",
@@ -246,7 +277,7 @@ OF_BACKWARD = (
     ),
     Fault(
         "the projection keeps the residual of the mean",
-        BACKWARD,
+        ROW_GRADIENTS,
         "neg_projection = fma(x_hat_correction, neg_mean_g, neg_projection)",
         "pass",
         rows("test_backward_values and float32 and layer_norm"),
@@ -268,8 +299,8 @@ OF_BACKWARD = (
     Fault(
         "blocks of rows overwrite each other",
         BACKWARD,
-        "grad_offset = block * parameters",
-        "grad_offset = block // 2 * parameters",
+        "params_per_row, index * parameters",
+        "params_per_row, index // 2 * parameters",
         rows("test_large and test_rows and short"),
     ),
     Fault(
@@ -316,4 +347,4 @@ OF_BACKWARD = (
     ),
 )
 
-FAULTS = (*OF_FORWARD, *OF_ROW_PASSES, *OF_MOMENTS, *OF_BACKWARD)
+FAULTS = (*OF_FORWARD, *OF_ROW_PASSES, *OF_MOMENTS, *OF_BACKWARD, *OF_MASKS)

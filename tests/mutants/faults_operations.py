@@ -19,9 +19,11 @@ def _infinity(name: str, old: str, x: str = "x", test: str = "") -> Fault:
 
 
 OF_INFINITIES = (
-    _infinity("group_norm", "make_namedtuple(Forward, plan.forward(x, gamma, beta))"),
-    _infinity("instance_norm", "make_namedtuple(Forward, plan.forward(x, gamma, beta))"),
-    _infinity("batch_norm", "plan.run(x, gamma, beta)", test="batch_norm_forward"),
+    _infinity("group_norm", "make_namedtuple(Forward, plan.forward(x, gamma, beta, None, where))"),
+    _infinity(
+        "instance_norm", "make_namedtuple(Forward, plan.forward(x, gamma, beta, None, where))"
+    ),
+    _infinity("batch_norm", "plan.run(x, gamma, beta, **masks)", test="batch_norm_forward"),
     _infinity("weight_standardization", "plan.forward(w, None, None)", "w"),
     _infinity("weight_norm", "plan.forward(v, g, None)", "v"),
     Fault(
@@ -45,22 +47,22 @@ OF_LAYER_AND_RMS_NORM = (
     Fault(
         "layer_norm_forward ignores out",
         "ln_array_api/layer_norm.py",
-        "plan.forward(x, gamma, beta, out)",
-        "plan.forward(x, gamma, beta, None)",
+        "plan.forward(x, gamma, beta, out, where)",
+        "plan.forward(x, gamma, beta, None, where)",
         suite("test_out"),
     ),
     Fault(
         "rms_norm ignores out",
         "ln_array_api/rms_norm.py",
-        ".y(x, gamma, None, out)",
-        ".y(x, gamma, None, None)",
+        ".y(x, gamma, None, out, where)",
+        ".y(x, gamma, None, None, where)",
         suite("test_out"),
     ),
     Fault(
         "layer_norm_backward forgets the dtype of beta",
         "ln_array_api/layer_norm.py",
-        "plan.backward(dy, x, mean, rstd, gamma, beta)",
-        "plan.backward(dy, x, mean, rstd, gamma)",
+        "plan.backward(*arrays, where)",
+        "plan.backward(*arrays[:-1], None, where)",
         suite("test_dbeta_has_the_dtype_of_beta"),
     ),
 )
@@ -69,16 +71,18 @@ OF_GROUPS = (
     Fault(
         "group_norm_backward has channels on axis 1",
         "ln_array_api/group_norm.py",
-        "over = interned(ChannelGroups, num_groups, channel_axis)\n    plan = backward_plan(",
-        "over = interned(ChannelGroups, num_groups, 1)\n    plan = backward_plan(",
+        "over = interned(ChannelGroups, num_groups, channel_axis)\n    arrays = dy, x, mean",
+        "over = interned(ChannelGroups, num_groups, 1)\n    arrays = dy, x, mean",
         suite("test_cases and group_norm"),
     ),
     Fault(
         "instance_norm is group norm of one group",
         "ln_array_api/instance_norm.py",
         "over = interned(ChannelGroups, None, channel_axis)\n"
+        "    options = over, epsilon, None, where, gamma_offset\n"
         '    plan = forward_plan("instance_norm", ',
         "over = interned(ChannelGroups, 1, channel_axis)\n"
+        "    options = over, epsilon, None, where, gamma_offset\n"
         '    plan = forward_plan("instance_norm", ',
         suite("test_cases and instance_norm"),
     ),
@@ -102,15 +106,15 @@ OF_BATCH_NORM = (
     Fault(
         "running_var gets the biased variance",
         "ln_array_api/batch_norm.py",
-        "_running(running_var, var, momentum, n / (n - 1))",
-        "_running(running_var, var, momentum)",
+        "_running(running_var, var, momentum, count, least=2)",
+        "_running(running_var, var, momentum, count, least=1)",
         suite("test_cases and batch_norm"),
     ),
     Fault(
         "momentum and 1 - momentum are exchanged",
         "ln_array_api/batch_norm.py",
-        "(1 - momentum) * running_acc + momentum * batch",
-        "momentum * running_acc + (1 - momentum) * batch",
+        "(1 - momentum) * running_acc + momentum * (batch",
+        "momentum * running_acc + (1 - momentum) * (batch",
         suite("test_cases and batch_norm"),
     ),
     Fault(

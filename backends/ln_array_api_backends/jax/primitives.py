@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from ln_array_api.kernels.reductions import wide_sum
+
 from . import formulas
 from .calls import kernel_of
 
@@ -180,6 +182,15 @@ def _jvp_of_tangents(primals: Any, moved: Any, *, given: Given, axes: Axes) -> A
     return results, tangents_p.bind(*primals[:fixed], *along, **options)
 
 
+def _summed_to(gradient: Any, parameter: Any) -> Any:
+    """Sum a gradient over the axes along which its parameter does not vary, and others do."""
+    if gradient is None:
+        return None
+    lengths = enumerate(parameter.aval.shape)
+    axes = tuple(axis for axis, n in lengths if n == 1 and gradient.shape[axis] != 1)
+    return wide_sum(jnp, gradient, axes)
+
+
 def _transpose_of_tangents(cotangents: Any, *arrays: Any, given: Given, axes: Axes) -> list[Any]:
     x, mean, rstd, gamma, *moved = filled(given, arrays)
     wanted = tuple(each is not None and ad.is_undefined_primal(each) for each in moved)
@@ -190,6 +201,7 @@ def _transpose_of_tangents(cotangents: Any, *arrays: Any, given: Given, axes: Ax
         varying = {axis for shape in shapes for axis, length in enumerate(shape) if length != 1}
         options = {"axes": axes, "parameter_axes": tuple(sorted(varying)), "need": wanted}
         gradients = filled(wanted, bind(backward_p, dy, x, mean, rstd, gamma, **options))
+        gradients[1:] = map(_summed_to, gradients[1:], moved[1:])
     if wanted[0] and not (of_mean is None and of_rstd is None):
         added = formulas.along_statistics(x, mean, rstd, of_mean, of_rstd, axes=axes)
         gradients[0] = added if gradients[0] is None else gradients[0] + added

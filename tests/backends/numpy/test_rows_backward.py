@@ -26,8 +26,8 @@ def backward_blocks(
     last,
 ):  # fmt: skip
     kernels.backward_blocks(
-        dy, x, mean, rstd, gamma, dx, dgamma, dbeta, groups, span, repeat, streams, rows, run,
-        first, last,
+        dy, x, mean, rstd, gamma, None, dx, dgamma, dbeta, groups, span, repeat, streams, rows,
+        run, first, last,
     )  # fmt: skip
 
 

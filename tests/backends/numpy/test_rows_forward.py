@@ -30,7 +30,7 @@ from ln_array_api_backends.numpy.rows_forward import forward as kernel
 @numba.njit(**OPTIONS)
 def forward(x, gamma, beta, y, mean, rstd, epsilon, groups, span, repeat, streams, start, stop):
     """The kernel, which has no entry from Python."""
-    kernel(x, gamma, beta, y, mean, rstd, epsilon, groups, span, repeat, streams, start, stop)
+    kernel(x, gamma, beta, None, y, mean, rstd, epsilon, groups, span, repeat, streams, start, stop)
 
 
 def run(
