@@ -263,11 +263,11 @@ def bound_to_device(
     """Let a call run on a device: faster than `on_device_of_x`, for calls that are kept."""
     number = device.id
 
-    def run(*arrays: Array) -> Any:
+    def run(*arrays: Array, **masks: Array) -> Any:
         if current_device() == number:
-            return call(*arrays)
+            return call(*arrays, **masks)
         with device:
-            return call(*arrays)
+            return call(*arrays, **masks)
 
     return run
 
