@@ -143,13 +143,20 @@ def _forward(spec: RowsSpec) -> Callable[..., Any]:
     return call
 
 
+#: Spans of rows from which on each is one block, if it is short.
+MANY_SPANS = 32
+
+
 def rows_per_partial(m: int, groups: int, span: int = 1) -> int:
     """Return how many rows have common partial sums of dgamma and dbeta (a block).
 
-    Blocks hold rows of all groups, or, where parameters have a span of rows, of one.
+    Blocks hold rows of all groups, or, where parameters have a span of rows, of one. Many spans are
+    work enough for several threads, so that these are not cut into more blocks than they must be.
     """
     rows = max(8, min(64, m // groups // 4))
-    return groups * rows if span == 1 else min(span, rows)
+    if span == 1:
+        return groups * rows
+    return min(span, rows if m // span < MANY_SPANS else 64)
 
 
 def rows_per_run(n: int, dtype: str, groups: int, repeat: int, *, in_pairs: bool = True) -> int:
