@@ -196,8 +196,12 @@ class OperationSpec:
             }
             lengths = list(case.shapes[self.x])
             lengths[axis] = 0
-            cases.append(Case(shapes | {self.x: tuple(lengths)}, case.options))
-        return [each for each in cases if not self.needs_values or 0 in each.shapes["gamma"]]
+            options = dict(case.options)
+            if "where" in options:
+                whole = np.broadcast_to(options["where"], case.shapes[self.x])
+                options["where"] = np.take(whole, [], axis=axis)
+            cases.append(Case(shapes | {self.x: tuple(lengths)}, options))
+        return [each for each in cases if not self.needs_values or 0 in each.shapes["running_mean"]]
 
 
 def _public(name: str) -> Callable[..., Any]:
