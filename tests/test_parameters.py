@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ln_array_api as ln
 from ln_array_api._dispatch import parameters
 from ln_array_api._dispatch.views import ChannelGroups, RowsView, interned, view_of
 
@@ -51,3 +52,20 @@ def test_kernels_on_rows_find_each_parameter(over: Any, shape: tuple[int, ...]) 
         m, n = view.rows
         index = [[row_index(found, r, c) for c in range(n)] for r in range(m)]
         np.testing.assert_array_equal(given[np.asarray(index)], rows, err_msg=str(ranked))
+
+
+def test_jax_gives_parameters_of_unlike_shapes_their_gradients() -> None:
+    jax = pytest.importorskip("jax", reason="jax is not installed")
+    rng = np.random.default_rng(0)
+    shapes = (4, 6, 8), (4, 1, 8), (1, 6, 1)
+    x, gamma, beta = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+
+    def total(*arrays: Any) -> Any:
+        return (ln.layer_norm(*arrays) ** 2).sum()
+
+    gradients = jax.jit(jax.grad(total, (0, 1, 2)))(x, gamma, beta)
+    y, *statistics = ln.layer_norm_forward(x, gamma, beta)
+    expected = ln.layer_norm_backward(2 * y, x, *statistics, gamma, beta)
+    for actual, each in zip(gradients, expected, strict=True):
+        assert actual.shape == each.shape
+        np.testing.assert_allclose(actual, each, rtol=1e-4, atol=1e-4)
